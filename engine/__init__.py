@@ -1,0 +1,53 @@
+"""The batching engine: token ids in, token ids out; no strings, no HTTP. This is all that `server` sees of it."""
+
+from pathlib import Path
+
+from engine.cache import CACHES
+from engine.config import EngineConfig, ModelSpec
+from engine.engine import Engine, EngineInfo, EngineStats, load
+from engine.errors import (
+    CapacityError,
+    ConfigError,
+    ContextLengthExceeded,
+    EngineUnavailable,
+    InvalidRequest,
+    LoadError,
+    QueueFull,
+    RequestFailed,
+    UnmaskError,
+)
+from engine.loop import EngineLoop, OutputStream
+from engine.request import DiffusionParams, FinishReason, Output, SamplingParams, Submission, Usage
+from engine.unmask import UNMASKS
+
+DEMO_MODEL = str(Path(__file__).parent / "demo")
+"""The folder of the bundled demo model."""
+
+__all__ = [
+    "CACHES",
+    "DEMO_MODEL",
+    "UNMASKS",
+    "CapacityError",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "DiffusionParams",
+    "Engine",
+    "EngineConfig",
+    "EngineInfo",
+    "EngineLoop",
+    "EngineStats",
+    "EngineUnavailable",
+    "FinishReason",
+    "InvalidRequest",
+    "LoadError",
+    "ModelSpec",
+    "Output",
+    "OutputStream",
+    "QueueFull",
+    "RequestFailed",
+    "SamplingParams",
+    "Submission",
+    "UnmaskError",
+    "Usage",
+    "load",
+]

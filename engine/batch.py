@@ -1,0 +1,73 @@
+"""Step plans of many requests -> the flat tensors of one forward.
+
+Knows rows, slots and horizons; no policy, no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.attention import Segment
+from engine.plan import StepPlan
+from engine.request import Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward: int64 tensors on one device, rows of all plans one after the other."""
+
+    ids: Tensor
+    """[rows] token ids."""
+    positions: Tensor
+    """[rows] position of each row in its own sequence."""
+    slots: Tensor
+    """[rows] KV slot of each row."""
+    logit_rows: Tensor
+    """[targets] the row whose logits score each target."""
+    segments: tuple[Segment, ...]
+
+
+def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
+    """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need."""
+    logit_rows, segments = [], []
+    first = 0
+    for plan in plans:
+        sources = np.maximum(plan.targets - plan.request.spec.shift, 0)
+        indices = np.searchsorted(plan.rows, sources)
+        assert (plan.rows[np.minimum(indices, len(plan.rows) - 1)] == sources).all(), "a target without its row"
+        logit_rows.append(first + indices)
+        segments.extend(_segments(plan, first, device))
+        first += len(plan.rows)
+    return Batch(
+        ids=_to(device, [plan.request.ids[plan.rows] for plan in plans]),
+        positions=_to(device, [plan.rows for plan in plans]),
+        slots=_to(device, [plan.request.slots[plan.rows] for plan in plans]),
+        logit_rows=_to(device, logit_rows),
+        segments=tuple(segments),
+    )
+
+
+def _to(device: torch.device, parts: list[Ids]) -> Tensor:
+    tensor = torch.from_numpy(np.concatenate(parts))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def _segments(plan: StepPlan, first: int, device: torch.device) -> list[Segment]:
+    """Runs of rows with the same horizon; a model that attends in both directions makes a single one."""
+    starts = np.flatnonzero(np.diff(plan.horizons, prepend=-1))
+    stops = np.append(starts[1:], len(plan.rows))
+    return [
+        Segment(first + int(start), first + int(stop), _visible(plan.request.slots, int(plan.horizons[start]), device))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def _visible(slots: Ids, horizon: int, device: torch.device) -> slice | Tensor:
+    begin, last = int(slots[0]), int(slots[horizon - 1])
+    # Pages are distinct and ascending, so slots are neighbours iff their ends say so.
+    if last - begin == horizon - 1:
+        return slice(begin, begin + horizon)
+    return _to(device, [slots[:horizon]])

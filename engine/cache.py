@@ -1,0 +1,46 @@
+"""Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
+
+All of Fast-dLLM's (arXiv 2505.22618, section 3.2) for models that attend in both directions, so that every row's
+horizon is the end of the canvas. A new policy is one class here and one line in `CACHES`.
+"""
+
+import numpy as np
+
+from engine.plan import CachePolicy, StepPlan
+from engine.request import Request
+
+
+def _rows(request: Request, start: int, end: int) -> StepPlan:
+    rows = np.arange(start, end)
+    return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
+
+
+def _window_start(request: Request) -> int:
+    """The first row whose logits the open block needs: families with shifted logits read them one row earlier."""
+    return max(request.block.start - request.spec.shift, 0)
+
+
+class NoCache:
+    """The whole canvas at every step: exact, as LLaDA's and Dream's own samplers do it."""
+
+    def plan(self, request: Request) -> StepPlan:
+        return _rows(request, 0, request.end)
+
+
+class PrefixCache:
+    """A block's first step refreshes the canvas; later steps compute from the block to the canvas's end."""
+
+    def plan(self, request: Request) -> StepPlan:
+        return _rows(request, _window_start(request) if request.block.step else 0, request.end)
+
+
+class DualCache:
+    """A block's first step refreshes the canvas; later steps compute the block alone (Fast-dLLM's DualCache)."""
+
+    def plan(self, request: Request) -> StepPlan:
+        if request.block.step == 0:
+            return _rows(request, 0, request.end)
+        return _rows(request, _window_start(request), request.block.end)
+
+
+CACHES: dict[str, CachePolicy] = {"none": NoCache(), "prefix": PrefixCache(), "dual": DualCache()}

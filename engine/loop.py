@@ -1,0 +1,193 @@
+"""The engine on a thread of its own, and the way in and out of it for asyncio.
+
+Submissions and aborts go in between steps; completed blocks come out as async iterators. Bounded: a full queue is an
+error, not a wait. Knows no HTTP.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+
+from engine.engine import Engine, EngineInfo, EngineStats
+from engine.errors import EngineUnavailable, QueueFull, RequestFailed
+from engine.request import FinishReason, Output, Request, Submission
+
+logger = logging.getLogger(__name__)
+
+IDLE_BEAT_SECONDS = 1.0
+"""How often an idle engine shows that it lives."""
+
+
+class OutputStream:
+    """One request's completed blocks, in order; the last has a finish reason.
+
+    Iterate it on the event loop that submitted it. Raises RequestFailed if the engine failed while serving it.
+    """
+
+    def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
+        self.request_id = request_id
+        self.event_loop = asyncio.get_running_loop()
+        self._abort = abort
+        self._outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._ended = False
+
+    def __aiter__(self) -> "OutputStream":
+        return self
+
+    async def __anext__(self) -> Output:
+        if self._ended:
+            raise StopAsyncIteration
+        output = await self._outputs.get()
+        self._ended = output.finish_reason is not None
+        if output.finish_reason is FinishReason.ERROR:
+            raise RequestFailed(f"request {self.request_id} failed in the engine")
+        return output
+
+    def put(self, output: Output) -> None:
+        """The engine's end of the stream; on the event loop's thread."""
+        self._outputs.put_nowait(output)
+
+    def abort(self) -> None:
+        """Withdraws the request; the engine frees its pages before its next step. Harmless after the end."""
+        if not self._ended:
+            self._abort(self.request_id)
+
+
+class EngineLoop:
+    """Runs an engine from `start` to `stop`. Its methods are for other threads; only its own thread steps."""
+
+    def __init__(self, engine: Engine, *, stuck_after: float = 60.0) -> None:
+        """`stuck_after`: seconds without a heartbeat after which the engine counts as unhealthy."""
+        self._engine = engine
+        self._stuck_after = stuck_after
+        self._changed = threading.Condition()
+        """Guards everything below that two threads touch."""
+        self._incoming: deque[Request] = deque()
+        self._aborted: deque[str] = deque()
+        self._streams: dict[str, OutputStream] = {}
+        self._rejected = 0
+        self._accepting = False
+        self._halted = False
+        self._beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._engine.info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._engine.stats(incoming=len(self._incoming), rejected=self._rejected)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's thread lives and has shown it lately."""
+        return self._thread.is_alive() and self.heartbeat_age < self._stuck_after
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Seconds since the engine's thread last came round."""
+        return time.monotonic() - self._beat
+
+    @property
+    def accepting(self) -> bool:
+        """Whether `submit` takes requests."""
+        return self._accepting and self._thread.is_alive()
+
+    def start(self) -> None:
+        self._beat = time.monotonic()
+        self._accepting = True
+        self._thread.start()
+
+    def submit(self, submissions: Sequence[Submission]) -> list[OutputStream]:
+        """Hands requests over, all or none; call it on an event loop.
+
+        Raises InvalidRequest for one that can never be served, QueueFull if there are not places for all,
+        EngineUnavailable before `start` and from `stop` on.
+        """
+        requests = [self._engine.new_request(submission) for submission in submissions]
+        streams = [OutputStream(request.id, self._abort) for request in requests]
+        with self._changed:
+            if not self.accepting:
+                raise EngineUnavailable("The engine is not accepting requests.")
+            if len(requests) > self._places():
+                self._rejected += len(requests)
+                raise QueueFull("The request queue is full; try again later.")
+            self._incoming.extend(requests)
+            self._streams.update((stream.request_id, stream) for stream in streams)
+            self._changed.notify()
+        return streams
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Refuses new work, gives what is here `drain_seconds` to finish, aborts the rest and ends the thread."""
+        self._accepting = False
+        deadline = time.monotonic() + drain_seconds
+        while self._streams and self._thread.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        with self._changed:
+            self._halted = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def _places(self) -> int:
+        """Requests that may still come: free places in the queue, and to run at once if nobody waits before them."""
+        scheduler, info = self._engine.scheduler, self._engine.info
+        waiting = len(scheduler.waiting)
+        free = 0 if waiting else info.max_running_requests - len(scheduler.running)
+        return info.max_queued_requests + free - waiting - len(self._incoming)
+
+    def _abort(self, request_id: str) -> None:
+        with self._changed:
+            self._aborted.append(request_id)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while not self._halted:
+            self._take_in()
+            try:
+                outputs = self._engine.step()
+            except Exception:
+                logger.exception("a step failed; its requests fail with it")
+                running = [request.id for request in self._engine.scheduler.running]
+                outputs = self._ended(running, FinishReason.ERROR)
+            self._deliver(outputs)
+        self._take_in()
+        self._deliver(self._ended(self._engine.request_ids, FinishReason.ABORT))
+
+    def _take_in(self) -> None:
+        """Waits for something to do, then applies what came in since the last step."""
+        with self._changed:
+            self._beat = time.monotonic()
+            while not (self._incoming or self._aborted or self._halted or self._engine.request_ids):
+                self._changed.wait(IDLE_BEAT_SECONDS)
+                self._beat = time.monotonic()
+            while self._incoming:
+                self._engine.submit(self._incoming.popleft())
+            aborted = list(self._aborted)
+            self._aborted.clear()
+        self._deliver(self._ended(aborted, FinishReason.ABORT))
+
+    def _ended(self, request_ids: Sequence[str], reason: FinishReason) -> list[Output]:
+        outputs = (self._engine.abort(request_id, reason) for request_id in request_ids)
+        return [output for output in outputs if output]
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        by_event_loop = defaultdict(list)
+        with self._changed:
+            for output in outputs:
+                stream = self._streams[output.request_id]
+                by_event_loop[stream.event_loop].append((stream, output))
+                if output.finish_reason:
+                    del self._streams[output.request_id]
+        for event_loop, deliveries in by_event_loop.items():
+            if not event_loop.is_closed():
+                event_loop.call_soon_threadsafe(_put_all, deliveries)
+
+
+def _put_all(deliveries: Sequence[tuple[OutputStream, Output]]) -> None:
+    for stream, output in deliveries:
+        stream.put(output)

@@ -1,0 +1,165 @@
+"""The transformer that every family so far is made of: RMSNorm, rotary attention, SwiGLU, one output head.
+
+It maps flat rows (ids, positions) to hidden rows. Batching, KV pages, cache and unmask policies stay outside:
+attention is whatever the `context` argument does with this step's queries, keys and values.
+Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGLU (2002.05202); GQA (2305.13245).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttentionContext(Protocol):
+    """Where a step's keys and values go, and what its queries may see."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim] (rotated) -> [rows, heads, head_dim]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerConfig:
+    """A geometry. Families fill it from their own `config.json` keys."""
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ff_dim: int
+    vocab_size: int
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    qkv_bias: bool = False
+    tied_head: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, embeddings and norms included."""
+        qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        attention = self.dim * qkv + self.num_heads * self.head_dim * self.dim + qkv * self.qkv_bias
+        layer = attention + 3 * self.dim * self.ff_dim + 2 * self.dim
+        tables = self.vocab_size * self.dim * (1 if self.tied_head else 2)
+        return self.num_layers * layer + tables + self.dim
+
+
+class Linear(nn.Module):
+    """`nn.Linear` without the random initialisation that a checkpoint overwrites anyway."""
+
+    def __init__(self, in_dim: int, out_dim: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
+        self.bias = nn.Parameter(torch.empty(out_dim)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """Normalises in float32 and multiplies by the weight in the input's dtype, as the published models do."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
+    """cos and sin [max_positions, 1, head_dim / 2] in float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
+    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split RoPE in float32: x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2]."""
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Rotary attention with q, k and v from one fused product: weight rows [all q heads | k heads | v heads]."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.qkv = Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, config.qkv_bias)
+        self.out = Linear(self.num_heads * self.head_dim, config.dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
+        qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
+        return self.out(context.attend(self.layer, q, k, v).flatten(1))
+
+
+class MLP(nn.Module):
+    """SwiGLU with gate and up from one fused product: weight rows [gate | up]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up = Linear(config.dim, 2 * config.ff_dim)
+        self.down = Linear(config.ff_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, context)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """Rows of token ids at positions -> hidden rows; `logits` turns chosen hidden rows into scores.
+
+    Parameters are uninitialised until `engine.models.weights` or a trainer fills them.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Parameter(torch.empty(config.vocab_size, config.dim))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tied_head else Linear(config.dim, config.vocab_size)
+        cos, sin = rotary_table(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
+        """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm."""
+        x = F.embedding(ids, self.embed)
+        cos, sin = self.cos[positions], self.sin[positions]
+        for block in self.blocks:
+            x = block(x, cos, sin, context)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [targets, dim] -> logits [targets, vocab_size]."""
+        hidden = self.norm(hidden)
+        return F.linear(hidden, self.embed) if self.head is None else self.head(hidden)

@@ -1,0 +1,57 @@
+"""One step of one request as data, and the two protocols that decide it.
+
+A step computes rows; row i then attends to positions [0, horizons[i]); the logits of the targets are scored; the
+unmask policy says which targets become tokens. Who makes a plan and who carries it out is not known here.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.request import Ids, Mask, Request
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one request asks of one forward. Positions are of its own canvas, ascending."""
+
+    request: Request
+    rows: Ids
+    """Positions to compute."""
+    horizons: Ids
+    """For each row, one past the last position that it sees."""
+    targets: Ids
+    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model says of one plan's targets, on the host."""
+
+    tokens: Ids
+    """[targets] the proposed token; never the mask token."""
+    log_odds: NDArray[np.float64]
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature.
+
+    Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
+    depends on the batch.
+    """
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        """[targets] the probability p."""
+        return 1.0 / (1.0 + np.exp(-self.log_odds))
+
+
+class CachePolicy(Protocol):
+    """Which rows to recompute; everything else is attended to as it was last computed."""
+
+    def plan(self, request: Request) -> StepPlan: ...
+
+
+class UnmaskPolicy(Protocol):
+    """Which targets become tokens now: at least one, so that every request ends."""
+
+    def select(self, request: Request, scores: Scores) -> Mask: ...

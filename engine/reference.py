@@ -1,0 +1,126 @@
+"""The papers' decoding loops written plainly on dense tensors, one sequence at a time: the slow twin of the engine.
+
+Tests hold the engine to these token for token and benchmarks compare with them. Sources: LLaDA (arXiv 2502.09992),
+Fast-dLLM (2505.22618) Algorithm 1 and section 3.2. Knows the model; nothing of pages, batches or requests.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from engine.models.layers import Transformer
+
+Rule = Callable[[Tensor, int], Tensor]
+"""(confidences of the block's masked positions [masked], float64; step in the block) -> bool [masked]: which to accept."""
+
+
+class DenseContext:
+    """Keys and values of one whole canvas; computed rows are replaced in place, and every row sees all of them."""
+
+    def __init__(self, model: Transformer, length: int) -> None:
+        config, weight = model.config, model.embed
+        shape = (config.num_layers, length, config.num_kv_heads, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
+        self.rows = slice(0, length)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.keys[layer, self.rows], self.values[layer, self.rows] = k, v
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, self.keys[layer], self.values[layer]))
+        attended = scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+        return attended.squeeze(0).transpose(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a loop wrote and what it cost."""
+
+    tokens: list[int]
+    """The whole canvas after the prompt; nothing is cut at an end-of-sequence token."""
+    forwards: int
+    rows: int
+    """Rows computed over all forwards."""
+
+
+@torch.inference_mode()
+def decode(
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    *,
+    gen_length: int,
+    block_length: int,
+    mask_id: int,
+    cache: Literal["none", "prefix", "dual"],
+    rule: Rule,
+) -> Decoded:
+    """Greedy block-wise decoding of one canvas.
+
+    Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
+    the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
+    """
+    device = model.embed.device
+    x = torch.full((len(prompt_ids) + gen_length,), mask_id, device=device)
+    x[: len(prompt_ids)] = torch.tensor(prompt_ids, device=device)
+    masked = torch.arange(len(x), device=device) >= len(prompt_ids)
+    context = DenseContext(model, len(x))
+    forwards = rows = 0
+    for start in range(len(prompt_ids), len(x), block_length):
+        end = start + block_length
+        later = {"none": slice(0, len(x)), "prefix": slice(start, len(x)), "dual": slice(start, end)}[cache]
+        step = 0
+        while masked[start:end].any():
+            context.rows = later if step else slice(0, len(x))
+            first = context.rows.start
+            positions = torch.arange(first, context.rows.stop, device=device)
+            logits = model.logits(model(x[context.rows], positions, context))  # [rows, vocab]
+            forwards, rows = forwards + 1, rows + len(positions)
+            targets = start + masked[start:end].nonzero().squeeze(-1)
+            confidence, tokens = propose(logits[targets - first], mask_id)
+            accepted = rule(confidence, step)
+            x[targets[accepted]] = tokens[accepted]
+            masked[targets[accepted]] = False
+            step += 1
+    return Decoded(x[len(prompt_ids) :].tolist(), forwards, rows)
+
+
+def propose(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """logits [targets, vocab] -> float64 probability and id of the best token that is not the mask, each [targets]."""
+    probabilities = logits.double().softmax(dim=-1)
+    probabilities[:, mask_id] = 0.0
+    return probabilities.max(dim=-1)
+
+
+def fixed(num_masked: int, steps: int) -> Rule:
+    """LLaDA's schedule: `num_masked` tokens over `steps` steps, the remainder to the first ones, best first."""
+
+    def rule(confidence: Tensor, step: int) -> Tensor:
+        share, extra = divmod(num_masked, steps)
+        return _best(confidence, max(share + (step < extra), 1))
+
+    return rule
+
+
+def threshold(least: float) -> Rule:
+    """Fast-dLLM, Algorithm 1: everything at least this sure, and always the best."""
+    return lambda confidence, _: (confidence >= least) | _best(confidence, 1)
+
+
+def factor(bound: float) -> Rule:
+    """Fast-dLLM, section 3.3: the largest n with (n + 1)(1 - c_n) < bound for the n-th best, at least one."""
+
+    def rule(confidence: Tensor, _step: int) -> Tensor:
+        ordered = confidence.sort(descending=True).values.tolist()
+        fitting = [n for n, c in enumerate(ordered, start=1) if (n + 1) * (1 - c) < bound]
+        return _best(confidence, max(fitting, default=1))
+
+    return rule
+
+
+def _best(confidence: Tensor, count: int) -> Tensor:
+    accepted = torch.zeros_like(confidence, dtype=torch.bool)
+    accepted[confidence.argsort(descending=True, stable=True)[:count]] = True
+    return accepted

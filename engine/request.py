@@ -1,0 +1,196 @@
+"""The vocabulary of the engine: what is asked (frozen params), where it stands (`Request`), what comes out (`Output`).
+
+Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import ModelSpec
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class FinishReason(StrEnum):
+    """Why a request ended, in OpenAI's words where it has one."""
+
+    STOP = "stop"
+    """An end-of-sequence or stop token."""
+    LENGTH = "length"
+    """`max_tokens` are out."""
+    ABORT = "abort"
+    """The caller withdrew it, or the engine shut down."""
+    ERROR = "error"
+    """The engine failed while serving it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn and where an answer ends."""
+
+    max_tokens: int
+    """Tokens to generate at most; the canvas is this, rounded up to blocks."""
+    temperature: float = 0.0
+    """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
+    seed: int = 0
+    """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer, beside the model's own."""
+    ignore_eos: bool = False
+    """Decode the whole canvas even if the model ends its answer earlier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionParams:
+    """How the canvas is decoded. Names as in Fast-dLLM (arXiv 2505.22618) and LLaDA (2502.09992)."""
+
+    cache: str = "dual"
+    """Which rows each step recomputes: a key of `engine.cache.CACHES`."""
+    unmask: str = "threshold"
+    """Which scored positions become tokens: a key of `engine.unmask.UNMASKS`."""
+    block_length: int = 32
+    """Positions decoded together before the next ones, in tokens."""
+    steps: int | None = None
+    """Denoising steps over the whole canvas, for scheduled policies; None is one token a step."""
+    threshold: float = 0.9
+    """`threshold`: confidence from which a token is accepted."""
+    factor: float = 1.0
+    """`factor`: accepts the n most confident while (n + 1)(1 - confidence) stays below it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One request as it is handed to the engine."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    diffusion: DiffusionParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a request has cost so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Tokens handed out; the token that ends an answer, and what follows it, are not."""
+    forwards: int
+    """Steps this request took part in."""
+    rows_computed: int
+    """Positions whose hidden states were computed, over all forwards."""
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.completion_tokens / self.forwards if self.forwards else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One completed block of one request. The last one carries a finish reason."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    """The block's tokens up to the answer's end; empty when the answer ended right before it."""
+    finish_reason: FinishReason | None
+    usage: Usage
+
+
+@dataclass(slots=True)
+class Block:
+    """The span [start, end) of the canvas that is being decoded."""
+
+    index: int
+    start: int
+    end: int
+    num_masked: int
+    """Masked positions when the block was opened."""
+    step: int = 0
+    """Denoising steps done in it."""
+
+
+def canvas_length(sampling: SamplingParams, diffusion: DiffusionParams) -> int:
+    """`max_tokens` rounded up to whole blocks, in tokens."""
+    return -(-sampling.max_tokens // diffusion.block_length) * diffusion.block_length
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A canvas on its way from all masks to an answer.
+
+    `ids[p]` is the token at position p, or the mask token where `masked[p]`: masked-ness is state, since a prompt may
+    contain the literal mask token.
+    """
+
+    id: str
+    spec: ModelSpec
+    sampling: SamplingParams
+    diffusion: DiffusionParams
+    prompt_len: int
+    ids: Ids
+    masked: Mask
+    block: Block
+    pages: tuple[int, ...] = ()
+    """The KV pages it holds, ascending; empty while it waits."""
+    slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    """The KV slot of each position, while it holds pages."""
+    forwards: int = 0
+    rows_computed: int = 0
+    completion_tokens: int = 0
+
+    @classmethod
+    def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
+        """A fresh canvas: the prompt, then `max_tokens` masks rounded up to blocks, the first block open."""
+        prompt_len, length = len(submission.prompt_ids), submission.diffusion.block_length
+        end = prompt_len + canvas_length(submission.sampling, submission.diffusion)
+        ids = np.full(end, spec.mask_id, dtype=np.int64)
+        ids[:prompt_len] = submission.prompt_ids
+        return cls(
+            id=submission.request_id,
+            spec=spec,
+            sampling=submission.sampling,
+            diffusion=submission.diffusion,
+            prompt_len=prompt_len,
+            ids=ids,
+            masked=np.arange(end) >= prompt_len,
+            block=Block(index=0, start=prompt_len, end=prompt_len + length, num_masked=length),
+        )
+
+    @property
+    def end(self) -> int:
+        """One past the canvas's last position."""
+        return len(self.ids)
+
+    @property
+    def num_blocks(self) -> int:
+        return (self.end - self.prompt_len) // self.diffusion.block_length
+
+    @property
+    def limit(self) -> int:
+        """One past the last position that may be part of the answer: `max_tokens` need not fill the canvas."""
+        return self.prompt_len + self.sampling.max_tokens
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token that ends this answer."""
+        return self.sampling.stop_ids if self.sampling.ignore_eos else self.sampling.stop_ids | self.spec.eos_ids
+
+    @property
+    def targets(self) -> Ids:
+        """Masked positions of the open block, ascending: the only ones whose logits matter now."""
+        start, end = self.block.start, self.block.end
+        return start + np.flatnonzero(self.masked[start:end])
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            completion_tokens=self.completion_tokens,
+            forwards=self.forwards,
+            rows_computed=self.rows_computed,
+        )

@@ -1,0 +1,115 @@
+"""Who runs, and which rows: admission by pages, a row budget per step, and the outcome of a step written back.
+
+The only writer of `Request`. Sees plans and host arrays, never tensors; which rows a request wants is its cache
+policy's word.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.cache import CACHES
+from engine.pages import PagePool
+from engine.plan import Scores, StepPlan
+from engine.request import Block, FinishReason, Mask, Output, Request
+
+OLDEST_FIRST_EVERY = 8
+"""Every so many steps the plan that was passed over longest goes first; in between the smallest do."""
+
+
+class Scheduler:
+    """Continuous batching: a request joins and leaves at any step.
+
+    A canvas is admitted with all its pages, in order of arrival, so it is never preempted. Each step takes as many
+    plans as the row budget holds. Smallest first lets a short request's blocks ride beside the refreshes of long
+    ones; oldest first, now and then, keeps those from starving.
+    """
+
+    def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int) -> None:
+        self.pool = pool
+        self.max_batch_rows = max_batch_rows
+        self.max_running = max_running
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        """Longest passed over first."""
+        self._step = 0
+
+    def add(self, request: Request) -> None:
+        """Queues a request. It must fit an empty pool and the row budget; `Engine` has checked that."""
+        self.waiting.append(request)
+
+    def abort(self, request_id: str, reason: FinishReason) -> Output | None:
+        """Ends a request now and frees its pages; None if it is not here (any more)."""
+        for queue in (self.waiting, self.running):
+            for request in queue:
+                if request.id == request_id:
+                    queue.remove(request)
+                    self.pool.release(request.pages)
+                    return Output(request_id=request.id, token_ids=(), finish_reason=reason, usage=request.usage)
+        return None
+
+    def schedule(self) -> list[StepPlan]:
+        """Admits what fits and returns the plans of this step: at least one if any request is here."""
+        self._admit()
+        plans = [CACHES[request.diffusion.cache].plan(request) for request in self.running]
+        self._step += 1
+        if self._step % OLDEST_FIRST_EVERY:
+            plans.sort(key=lambda plan: len(plan.rows))
+        chosen, rows = [], 0
+        for plan in plans:
+            if rows + len(plan.rows) <= self.max_batch_rows:
+                chosen.append(plan)
+                rows += len(plan.rows)
+        served = {plan.request.id for plan in chosen}
+        self.running.sort(key=lambda request: request.id in served)
+        return chosen
+
+    def commit(self, plans: Sequence[StepPlan], scores: Sequence[Scores], chosen: Sequence[Mask]) -> list[Output]:
+        """Writes the chosen tokens; returns the blocks that this completed, after releasing finished requests."""
+        outputs = []
+        for plan, score, mask in zip(plans, scores, chosen, strict=True):
+            request, positions = plan.request, plan.targets[mask]
+            assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
+            request.ids[positions] = score.tokens[mask]
+            request.masked[positions] = False
+            request.block.step += 1
+            request.forwards += 1
+            request.rows_computed += len(plan.rows)
+            if output := self._close_block(request):
+                outputs.append(output)
+        return outputs
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_running:
+            request = self.waiting[0]
+            pages = self.pool.allocate(self.pool.pages_for(request.end))
+            if pages is None:
+                return
+            request.pages, request.slots = pages, self.pool.slots(pages, request.end)
+            self.running.append(self.waiting.popleft())
+
+    def _close_block(self, request: Request) -> Output | None:
+        """The open block as an `Output` if nothing before the answer's end is masked, else None."""
+        block = request.block
+        limit = min(block.end, request.limit)
+        end = _first_stop(request, block.start, limit)
+        if request.masked[block.start : end].any():
+            return None
+        request.completion_tokens += end - block.start
+        reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
+        tokens = tuple(int(token) for token in request.ids[block.start : end])
+        if reason is None:
+            end = block.end + request.diffusion.block_length
+            num_masked = int(request.masked[block.end : end].sum())
+            request.block = Block(index=block.index + 1, start=block.end, end=end, num_masked=num_masked)
+        else:
+            self.running.remove(request)
+            self.pool.release(request.pages)
+        return Output(request_id=request.id, token_ids=tokens, finish_reason=reason, usage=request.usage)
+
+
+def _first_stop(request: Request, start: int, limit: int) -> int:
+    """The first position in [start, limit) that holds a decoded stop token, else limit."""
+    stops = np.isin(request.ids[start:limit], list(request.stop_ids)) & ~request.masked[start:limit]
+    return start + int(stops.argmax()) if stops.any() else limit

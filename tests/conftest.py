@@ -1,0 +1,62 @@
+"""Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine import DiffusionParams, Engine, EngineConfig, SamplingParams, Submission, load
+
+LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
+
+
+@pytest.fixture(scope="session")
+def llada_tiny() -> Path:
+    """A random checkpoint in LLaDA's layout, with what the published code computed from it."""
+    return LLADA_TINY
+
+
+@pytest.fixture(scope="session")
+def golden() -> list[dict]:
+    """180 generations of the published Fast-dLLM samplers."""
+    return json.loads((LLADA_TINY / "generations.json").read_text())
+
+
+@pytest.fixture
+def engine(llada_tiny) -> Engine:
+    return load(EngineConfig(model=str(llada_tiny)))
+
+
+@pytest.fixture
+def submission():
+    """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
+
+    def build(request_id="r", **row) -> Submission:
+        sampling = {key: row[key] for key in ("temperature", "seed", "stop_ids", "ignore_eos") if key in row}
+        keys = ("cache", "unmask", "block_length", "steps", "threshold", "factor")
+        return Submission(
+            request_id=str(request_id),
+            prompt_ids=row.get("prompt", [5, 6, 7]),
+            sampling=SamplingParams(max_tokens=row.get("gen_length", 32), **sampling),
+            diffusion=DiffusionParams(**{key: row[key] for key in keys if key in row}),
+        )
+
+    return build
+
+
+@pytest.fixture
+def run():
+    """Steps an engine until it is empty: request id -> (tokens, finish reason, usage)."""
+
+    def until_empty(engine, *submissions) -> dict:
+        for submission in submissions:
+            engine.submit(engine.new_request(submission))
+        tokens, ends = {}, {}
+        while engine.request_ids:
+            for output in engine.step():
+                tokens.setdefault(output.request_id, []).extend(output.token_ids)
+                if output.finish_reason:
+                    ends[output.request_id] = (output.finish_reason, output.usage)
+        return {request_id: (tokens[request_id], *end) for request_id, end in ends.items()}
+
+    return until_empty

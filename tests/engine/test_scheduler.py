@@ -1,0 +1,188 @@
+"""Scheduler and pages under random use: pages are conserved, every step makes progress, every request ends."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.cache import CACHES
+from engine.config import ModelSpec
+from engine.pages import PagePool
+from engine.plan import Scores
+from engine.request import DiffusionParams, FinishReason, Request, SamplingParams, Submission
+from engine.scheduler import Scheduler
+from engine.unmask import UNMASKS, select
+
+LONGEST = 96
+SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
+
+
+def request(number, prompt_len=4, max_tokens=16, **diffusion):
+    return Request.new(
+        Submission(
+            request_id=f"r{number}",
+            prompt_ids=[1] * prompt_len,
+            sampling=SamplingParams(max_tokens=max_tokens, seed=number),
+            diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
+        ),
+        SPEC,
+    )
+
+
+def scored(plan, rng):
+    """What a model might say: random tokens, the end of the answer among them."""
+    count = len(plan.targets)
+    return Scores(rng.integers(0, 49, count), rng.normal(size=count))
+
+
+def step(scheduler, rng):
+    plans = scheduler.schedule()
+    scores = [scored(plan, rng) for plan in plans]
+    return plans, scheduler.commit(plans, scores, select(plans, scores))
+
+
+class Traffic(RuleBasedStateMachine):
+    @initialize(
+        pages=st.integers(3, 12),
+        page_size=st.sampled_from([32, 48]),
+        spare=st.integers(0, 60),
+        running=st.integers(1, 6),
+    )
+    def start(self, pages, page_size, spare, running):
+        self.scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=LONGEST + spare, max_running=running)
+        self.rng = np.random.default_rng(pages)
+        self.live, self.number = {}, 0
+
+    @rule(
+        prompt_len=st.integers(1, 40),
+        max_tokens=st.integers(1, 50),
+        block_length=st.sampled_from([1, 3, 8, 32]),
+        cache=st.sampled_from(sorted(CACHES)),
+        unmask=st.sampled_from(sorted(UNMASKS)),
+        threshold=st.floats(0, 1),
+    )
+    def submit(self, prompt_len, max_tokens, **diffusion):
+        self.number += 1
+        new = request(self.number, prompt_len, max_tokens, **diffusion)
+        if new.end <= LONGEST:
+            self.scheduler.add(new)
+            self.live[new.id] = new
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data):
+        request_id = data.draw(st.sampled_from(sorted(self.live)))
+        assert self.scheduler.abort(request_id, FinishReason.ABORT).finish_reason is FinishReason.ABORT
+        assert self.scheduler.abort(request_id, FinishReason.ABORT) is None
+        del self.live[request_id]
+
+    @precondition(lambda self: self.live)
+    @rule()
+    def step(self):
+        masked = {request_id: int(live.masked.sum()) for request_id, live in self.live.items()}
+        plans, outputs = step(self.scheduler, self.rng)
+        assert plans, "requests are here, so somebody's turn it is"
+        assert sum(len(plan.rows) for plan in plans) <= self.scheduler.max_batch_rows
+        for plan in plans:
+            assert plan.request.masked.sum() < masked[plan.request.id], "a step without progress"
+        for output in outputs:
+            if output.finish_reason:
+                ended = self.live.pop(output.request_id)
+                assert output.usage.completion_tokens <= ended.sampling.max_tokens
+
+    @invariant()
+    def pages_are_conserved(self):
+        if not hasattr(self, "scheduler"):
+            return
+        pool, running = self.scheduler.pool, self.scheduler.running
+        held = [page for live in running for page in live.pages]
+        assert len(held) == len(set(held)), "two requests hold one page"
+        assert pool.num_free == pool.num_pages - len(held)
+        assert {r.id for r in running} | {r.id for r in self.scheduler.waiting} == set(self.live)
+
+    def teardown(self):
+        """Whatever happened before: left alone, everyone ends."""
+        if hasattr(self, "scheduler"):
+            for _ in range(sum(live.end for live in self.live.values()) + 1):
+                if not self.live:
+                    break
+                self.step()
+            assert not self.live
+            self.pages_are_conserved()
+
+
+TestTraffic = Traffic.TestCase
+TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_short_request_rides_beside_long_refreshes():
+    """Eight canvases that fill the budget keep refreshing; a short one's first block may lose two steps to them."""
+    rng = np.random.default_rng(0)
+
+    def first_block(scheduler):
+        for count in range(1, 100):
+            if any(output.request_id == "r99" for output in step(scheduler, rng)[1]):
+                return count
+        raise AssertionError("the short request starved")
+
+    def scheduler():
+        return Scheduler(PagePool(100, 8), max_batch_rows=LONGEST + 16, max_running=16)
+
+    alone = scheduler()
+    alone.add(request(99, 4, 8, cache="dual", unmask="fixed"))
+    crowded = scheduler()
+    for number in range(8):
+        crowded.add(request(number, 40, 56, cache="none", unmask="fixed"))
+    for _ in range(5):
+        step(crowded, rng)
+    crowded.add(request(99, 4, 8, cache="dual", unmask="fixed"))
+    assert first_block(crowded) <= first_block(alone) + 2
+
+
+def test_long_refreshes_do_not_starve_beside_short_blocks():
+    rng = np.random.default_rng(0)
+    scheduler = Scheduler(PagePool(100, 8), max_batch_rows=LONGEST, max_running=16)
+    scheduler.add(request(0, 40, 56, cache="none", unmask="fixed"))
+    number, steps = 0, 0
+    while any(r.id == "r0" for r in (*scheduler.running, *scheduler.waiting)):
+        while len(scheduler.running) + len(scheduler.waiting) < 8:
+            number += 1
+            scheduler.add(request(number, 4, 8, cache="dual", unmask="fixed"))
+        step(scheduler, rng)
+        steps += 1
+        assert steps < 56 * 8 + 8, "oldest first, every eighth step"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_tokens", "expected", "reason"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], 8, (1, 2, 3, 4, 5, 6, 7, 8), FinishReason.LENGTH),
+        ([1, 2, 3, 48, 5, 6, 7, 8], 8, (1, 2, 3), FinishReason.STOP),
+        ([48, 2, 3, 48, 5, 6, 7, 8], 8, (), FinishReason.STOP),
+        ([1, 2, 3, 4, 5, 6, 7, 48], 5, (1, 2, 3, 4, 5), FinishReason.LENGTH),
+        ([1, 2, 3, 4, 48, 6, 7, 8], 5, (1, 2, 3, 4), FinishReason.STOP),
+        ([1, 2, 3, 4, 5, 6, 7, 8], 9, (1, 2, 3, 4, 5, 6, 7, 8), None),
+    ],
+)
+def test_where_an_answer_ends(tokens, max_tokens, expected, reason):
+    scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
+    scheduler.add(request(0, 4, max_tokens, unmask="threshold", threshold=0.0))
+    plans = scheduler.schedule()
+    [output] = scheduler.commit(plans, [Scores(np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)])
+    assert output.token_ids == expected
+    assert output.finish_reason is reason
+    assert output.usage.completion_tokens == len(expected)
+    assert (scheduler.pool.num_free == 10) == (reason is not None)
+
+
+def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
+    scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
+    scheduler.add(request(0, 4, 8))
+    [plan] = scheduler.schedule()
+    chosen = np.arange(8) == 2
+    assert scheduler.commit([plan], [Scores(np.full(8, 48), np.zeros(8))], [chosen]) == []
+    [plan] = scheduler.schedule()
+    chosen = np.arange(7) < 2
+    [output] = scheduler.commit([plan], [Scores(np.full(7, 5), np.zeros(7))], [chosen])
+    assert (output.token_ids, output.finish_reason) == ((5, 5), FinishReason.STOP)

@@ -1,0 +1,111 @@
+"""Each rule against its formula; golden figures are those of the papers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.config import ModelSpec
+from engine.plan import Scores
+from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.unmask import UNMASKS
+
+SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=4096)
+
+
+def request(block_length, max_tokens=None, **diffusion):
+    diffusion = DiffusionParams(block_length=block_length, **diffusion)
+    sampling = SamplingParams(max_tokens=max_tokens or block_length, seed=7)
+    submission = Submission(request_id="r", prompt_ids=[1, 2], sampling=sampling, diffusion=diffusion)
+    return Request.new(submission, SPEC)
+
+
+def scores(confidence):
+    p = np.clip(np.asarray(confidence, np.float64), 1e-9, 1 - 1e-12)
+    return Scores(np.zeros(len(p), np.int64), np.log(p / (1 - p)))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "accepted"),
+    [
+        ([0.99], 1),
+        ([0.99, 0.1], 1),
+        ([0.99, 0.98, 0.1], 2),
+        ([0.99, 0.98, 0.97, 0.1], 3),
+        ([0.99, 0.98, 0.97], 3),
+        ([0.4, 0.3, 0.2, 0.1], 1),
+        ([0.99, 0.5, 0.4, 0.3], 1),
+    ],
+)
+def test_factor_is_the_papers_rule(confidence, accepted):
+    chosen = UNMASKS["factor"].select(request(len(confidence), factor=1.0), scores(confidence))
+    assert chosen.sum() == accepted
+
+
+def test_threshold_takes_all_that_reach_it():
+    chosen = UNMASKS["threshold"].select(request(4, threshold=0.5), scores([0.2, 0.9, 0.51, 0.49]))
+    assert chosen.tolist() == [False, True, True, False]
+
+
+def test_threshold_takes_the_best_when_none_reaches_it():
+    chosen = UNMASKS["threshold"].select(request(3, threshold=0.9), scores([0.2, 0.4, 0.3]))
+    assert chosen.tolist() == [False, True, False]
+
+
+def test_sure_tokens_are_still_told_apart():
+    """Both probabilities are 1.0 in float32; their log-odds differ."""
+    sure = Scores(np.zeros(2, np.int64), np.array([20.0, 25.0]))
+    assert UNMASKS["fixed"].select(request(2), sure).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(None, [1] * 8), (8, [1] * 8), (4, [2] * 4), (3, [3, 3, 2]), (5, [2, 2, 2, 1, 1]), (1, [8])],
+)
+def test_fixed_follows_lladas_schedule(steps, expected):
+    asked, counts = request(8, steps=steps), []
+    while sum(counts) < 8:
+        left = 8 - sum(counts)
+        counts.append(int(UNMASKS["fixed"].select(asked, scores(np.linspace(0.1, 0.9, left))).sum()))
+        asked.block.step += 1
+    assert counts == expected
+
+
+def test_steps_are_spread_over_the_blocks():
+    asked = request(4, max_tokens=12, steps=8)  # three blocks: 3, 3 and 2 steps
+    per_block = []
+    for index in range(3):
+        asked.block.index, asked.block.step, done = index, 0, 0
+        while done < 4:
+            done += int(UNMASKS["fixed"].select(asked, scores([0.5] * (4 - done))).sum())
+            asked.block.step += 1
+        per_block.append(asked.block.step)
+    assert per_block == [3, 3, 2]
+
+
+def test_random_depends_on_the_seed_and_not_on_confidence():
+    a, b = request(16), request(16)
+    first = UNMASKS["random"].select(a, scores(np.linspace(0.1, 0.9, 16)))
+    assert (first == UNMASKS["random"].select(b, scores(np.linspace(0.9, 0.1, 16)))).all()
+    a.sampling = SamplingParams(max_tokens=16, seed=8)
+    seeds = set()
+    for seed in range(20):
+        a.sampling = SamplingParams(max_tokens=16, seed=seed)
+        seeds.add(int(UNMASKS["random"].select(a, scores([0.5] * 16)).argmax()))
+    assert len(seeds) > 5
+
+
+@given(
+    name=st.sampled_from(sorted(UNMASKS)),
+    confidence=st.lists(st.floats(0, 1), min_size=1, max_size=32),
+    threshold=st.floats(0, 1),
+    factor=st.floats(0.01, 10),
+    steps=st.none() | st.integers(1, 64),
+    step=st.integers(0, 40),
+)
+def test_every_rule_always_takes_at_least_one(name, confidence, threshold, factor, steps, step):
+    asked = request(len(confidence), threshold=threshold, factor=factor, steps=steps)
+    asked.block.step = step
+    chosen = UNMASKS[name].select(asked, scores(confidence))
+    assert chosen.shape == (len(confidence),)
+    assert chosen.any()
