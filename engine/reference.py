@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.models.layers import Transformer
 
 Rule = Callable[[Tensor, int], Tensor]
-"""(confidences of the block's masked positions [masked], float64; step in the block) -> bool [masked]: which to accept."""
+"""(float64 confidences of the block's masked positions, step in the block) -> bool [masked]: which to accept."""
 
 
 class DenseContext:

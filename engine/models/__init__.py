@@ -41,7 +41,7 @@ class Description(NamedTuple):
 
 
 def describe(folder: Path) -> Description:
-    """Reads a checkpoint folder's `config.json`. Raises LoadError if it is missing, incomplete or of no known family."""
+    """Reads a checkpoint folder's `config.json`. Raises LoadError if it is missing, incomplete or unknown."""
     if not folder.is_dir():
         raise LoadError(f"{folder} is no folder")
     config = read_json(folder / "config.json")

@@ -1,0 +1,197 @@
+"""The engine as a whole: against the plain loops, under mixed traffic, and what it refuses."""
+
+import random
+
+import pytest
+
+from engine import (
+    CapacityError,
+    ConfigError,
+    ContextLengthExceeded,
+    DiffusionParams,
+    EngineConfig,
+    FinishReason,
+    InvalidRequest,
+    SamplingParams,
+    Submission,
+    load,
+)
+from engine.reference import decode, factor, fixed, threshold
+
+
+def random_row(rng, rule):
+    block = rng.choice([4, 8, 16])
+    return {
+        "prompt": [rng.randrange(260) for _ in range(rng.randint(1, 40))],  # the mask token among them
+        "gen_length": block * rng.randint(1, 4),
+        "block_length": block,
+        "cache": rng.choice(["none", "prefix", "dual"]),
+        "unmask": rule,
+        "threshold": rng.choice([0.05, 0.2, 0.6]),
+        "factor": rng.choice([0.5, 1.0, 3.0]),
+        "ignore_eos": True,
+    }
+
+
+def test_it_decodes_as_the_plain_loops_do(engine, submission, run):
+    """100 random requests, submitted together: prompts of length 1 and prompts that hold the mask token included."""
+    rng = random.Random(5)
+    rows = [random_row(rng, rng.choice(["fixed", "threshold", "factor"])) for _ in range(98)]
+    rows += [{**random_row(rng, "threshold"), "prompt": [7]}, {**random_row(rng, "fixed"), "prompt": [256, 3, 256]}]
+    results = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
+    for number, row in enumerate(rows):
+        rule = {
+            "fixed": fixed(row["block_length"], row["block_length"]),
+            "threshold": threshold(row["threshold"]),
+            "factor": factor(row["factor"]),
+        }[row["unmask"]]
+        keys = ("gen_length", "block_length", "cache")
+        expected = decode(engine.runner.model, row["prompt"], mask_id=256, rule=rule, **{k: row[k] for k in keys})
+        tokens, reason, usage = results[str(number)]
+        assert tokens == expected.tokens, row
+        assert (usage.forwards, usage.rows_computed) == (expected.forwards, expected.rows), row
+        assert reason is FinishReason.LENGTH
+
+
+def test_sampling_is_the_same_alone_and_among_others(engine, submission, run):
+    rng = random.Random(6)
+    rows = [
+        {**random_row(rng, rng.choice(["fixed", "threshold", "random"])), "temperature": rng.choice([0.0, 0.5, 1.3])}
+        for _ in range(16)
+    ]
+    crowd = run(engine, *(submission(n, seed=n, **row) for n, row in enumerate(rows)))
+    for number, row in enumerate(rows):
+        assert run(engine, submission(number, seed=number, **row))[str(number)] == crowd[str(number)]
+
+
+def test_seeds_matter_at_a_temperature_and_only_there(engine, submission, run):
+    def tokens(temperature, seed):
+        return tuple(run(engine, submission(seed=seed, temperature=temperature, unmask="random"))["r"][0])
+
+    assert len({tokens(1.0, seed) for seed in range(4)}) == 4
+    assert len({tokens(0.0, seed) for seed in range(4)}) == 1
+
+
+def test_a_request_that_arrives_later_shares_forwards(engine, submission, run):
+    long = submission("long", gen_length=64, unmask="fixed")
+    short = submission("short", prompt=[9, 8, 7], gen_length=32, unmask="fixed")
+    alone = run(engine, long) | run(engine, short)
+    before = engine.stats().forwards
+    engine.submit(engine.new_request(long))
+    tokens = {"long": [], "short": []}
+    for _ in range(10):
+        engine.step()
+    engine.submit(engine.new_request(short))
+    while engine.request_ids:
+        for output in engine.step():
+            tokens[output.request_id] += output.token_ids
+    assert tokens == {name: result[0] for name, result in alone.items()}
+    assert engine.stats().forwards - before == 64, "32 of the 64 were shared"
+
+
+def test_the_answer_ends_at_a_stop_token(engine, submission, run):
+    whole, _, full = run(engine, submission(gen_length=64, unmask="fixed", block_length=16))["r"]
+    stop = whole[20]
+    tokens, reason, usage = run(
+        engine, submission(gen_length=64, unmask="fixed", block_length=16, stop_ids=frozenset({stop}))
+    )["r"]
+    assert tokens == whole[: whole.index(stop)]
+    assert reason is FinishReason.STOP
+    assert usage.forwards <= full.forwards / 2, "nothing after its block is computed"
+
+
+def test_aborting_frees_the_pages(engine, submission):
+    for number in range(3):
+        engine.submit(engine.new_request(submission(number, gen_length=64)))
+    engine.step()
+    assert engine.stats().kv_pages_used == 9
+    output = engine.abort("1")
+    assert (output.finish_reason, output.token_ids) == (FinishReason.ABORT, ())
+    assert engine.stats().kv_pages_used == 6
+    assert engine.abort("1") is None
+    assert sorted(engine.request_ids) == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("row", "param"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [3, 260]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"gen_length": 0}, "max_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"cache": "lru"}, "diffusion.cache"),
+        ({"unmask": "greedy"}, "diffusion.unmask"),
+        ({"block_length": 0}, "diffusion.block_length"),
+        ({"threshold": 1.5}, "diffusion.threshold"),
+        ({"threshold": float("nan")}, "diffusion.threshold"),
+        ({"factor": 0.0}, "diffusion.factor"),
+        ({"factor": float("inf")}, "diffusion.factor"),
+        ({"steps": 1, "gen_length": 64, "block_length": 32}, "diffusion.steps"),
+    ],
+)
+def test_bad_requests_name_the_field(engine, submission, row, param):
+    with pytest.raises(InvalidRequest) as caught:
+        engine.new_request(submission(**row))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "max_tokens", "fits"), [(992, 32, True), (993, 32, False), (992, 1, True), (1024, 1, False)]
+)
+def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max_tokens, fits):
+    asked = submission(prompt=[1] * prompt_len, gen_length=max_tokens)
+    if fits:
+        assert engine.new_request(asked).end == 1024
+    else:
+        with pytest.raises(ContextLengthExceeded, match="maximum context length is 1024"):
+            engine.new_request(asked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"max_model_len": 2048}, ConfigError, "own limit is 1024"),
+        ({"max_batch_rows": 512}, ConfigError, "indivisible"),
+        ({"kv_cache_tokens": 512}, CapacityError, "lower max_model_len"),
+        ({"device": "cuda:7"}, ConfigError, "no CUDA"),
+        ({"device": "toaster"}, ConfigError, "no torch device"),
+    ],
+)
+def test_settings_that_cannot_work(llada_tiny, settings, error, message):
+    with pytest.raises(error, match=message):
+        load(EngineConfig(model=str(llada_tiny), **settings))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("page_size", 0),
+        ("max_running_requests", 0),
+        ("num_threads", 0),
+        ("memory_fraction", 0.0),
+        ("max_model_len", -1),
+    ],
+)
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ConfigError, match=name):
+        EngineConfig(model="x", **{name: value})
+
+
+def test_scattered_pages_give_the_same_tokens(llada_tiny, submission, run):
+    """A pool that has become a sieve: no two free pages are neighbours."""
+    engine = load(EngineConfig(model=str(llada_tiny), page_size=8, kv_cache_tokens=2048))
+    expected = run(engine, submission(gen_length=64))
+    pool = engine.scheduler.pool
+    held = pool.allocate(pool.num_pages)
+    pool.release(held[::2])
+    assert run(engine, submission(gen_length=64)) == expected
+    assert pool.num_free == pool.num_pages // 2
+
+
+def test_the_submission_is_plain_data():
+    params = {"sampling": SamplingParams(max_tokens=4), "diffusion": DiffusionParams()}
+    submission = Submission(request_id="a", prompt_ids=(1, 2), **params)
+    with pytest.raises(AttributeError):
+        submission.request_id = "b"

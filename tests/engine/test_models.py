@@ -1,0 +1,175 @@
+"""Checkpoints: what loads, and how what does not load says so."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import EngineConfig, LoadError, load
+from engine.models import describe, load_model
+from engine.models.layers import TransformerConfig
+from engine.models.llada import model_spec, transformer_config
+
+LLADA_8B = {  # the published config.json of GSAI-ML/LLaDA-8B-Instruct, its geometry and token ids
+    "architectures": ["LLaDAModelLM"],
+    "model_type": "llada",
+    "activation_type": "silu",
+    "block_type": "llama",
+    "d_model": 4096,
+    "embedding_size": 126464,
+    "eos_token_id": 126081,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "layer_norm_type": "rms",
+    "mask_token_id": 126336,
+    "max_sequence_length": 4096,
+    "mlp_hidden_size": 12288,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 32,
+    "rms_norm_eps": 1e-05,
+    "rope": True,
+    "rope_theta": 500000.0,
+    "vocab_size": 126464,
+    "weight_tying": False,
+}
+
+
+@pytest.fixture
+def checkpoint(llada_tiny, tmp_path):
+    """A copy that a test may break."""
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(llada_tiny / name, tmp_path / name)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        if value is None:
+            config.pop(key)
+        else:
+            config[key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refuses(folder, message):
+    with pytest.raises(LoadError, match=message) as caught:
+        load(EngineConfig(model=str(folder)))
+    assert "\n" not in str(caught.value), "one line"
+
+
+def test_the_published_geometry():
+    geometry = transformer_config(LLADA_8B)
+    assert geometry.num_parameters == 8_015_581_184
+    spec = model_spec(LLADA_8B, {"<|eot_id|>": 126348})
+    assert (spec.mask_id, spec.eos_ids) == (126336, {126081, 126348})
+    assert (spec.max_model_len, spec.shift) == (4096, 0)
+
+
+def test_shards_with_an_index_load_like_one_file(checkpoint, llada_tiny):
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for shard, members in shards.items():
+        save_file({name: tensors[name] for name in members}, checkpoint / shard)
+    weight_map = {name: shard for shard, members in shards.items() for name in members}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    seen = []
+    one, many = (
+        load_model(folder, describe(folder), torch.float32, torch.device("cpu"), lambda *done: seen.append(done))
+        for folder in (llada_tiny, checkpoint)
+    )
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, many.get_parameter(name))
+    assert seen == [(done, len(names)) for _ in range(2) for done in range(1, len(names) + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_convert_on_the_way(llada_tiny, dtype):
+    model = load_model(llada_tiny, describe(llada_tiny), dtype, torch.device("cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.cos.dtype == torch.float32, "rotation stays in float32"
+
+
+def test_a_missing_folder(tmp_path):
+    refuses(tmp_path / "nowhere", "no such folder")
+
+
+def test_a_hub_id_that_the_hub_does_not_give(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refuses("nobody/nothing", "nobody/nothing: no such folder, and the hub does not give it")
+
+
+def test_a_folder_without_config(tmp_path):
+    refuses(tmp_path, "has no config.json")
+
+
+def test_a_config_that_is_no_json(checkpoint):
+    (checkpoint / "config.json").write_text("{")
+    refuses(checkpoint, "cannot be read as JSON")
+
+
+def test_an_unknown_architecture_lists_the_known(checkpoint):
+    edit(checkpoint, architectures=["GPT2LMHeadModel"], model_type="gpt2")
+    refuses(checkpoint, r"unknown architecture GPT2LMHeadModel; known families: llada \(LLaDAModelLM\)")
+
+
+def test_a_config_with_a_gap(checkpoint):
+    edit(checkpoint, n_layers=None)
+    refuses(checkpoint, "lacks 'n_layers'")
+
+
+def test_an_option_that_llada_does_not_use(checkpoint):
+    edit(checkpoint, alibi=True)
+    refuses(checkpoint, "alibi is True")
+
+
+def test_no_weights(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    refuses(checkpoint, "has no model.safetensors")
+
+
+def test_a_broken_file(checkpoint):
+    (checkpoint / "model.safetensors").write_bytes(b"not a checkpoint")
+    refuses(checkpoint, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.transformer.blocks.1.k_proj.weight"), "lacks model.transformer.blocks.1.k_proj.weight"),
+        (lambda t: t.update({"model.transformer.ln_f.weight": torch.ones(63)}), r"is \[63\], expected \[64\]"),
+        (lambda t: t.update({"model.transformer.extra": torch.ones(1)}), "'model.transformer.extra' is not part"),
+    ],
+)
+def test_wrong_tensors(checkpoint, change, message):
+    tensors = load_file(checkpoint / "model.safetensors")
+    change(tensors)
+    save_file(tensors, checkpoint / "model.safetensors")
+    refuses(checkpoint, message)
+
+
+@pytest.mark.parametrize(("tied", "bias"), [(False, False), (True, True)])
+def test_parameters_are_counted_as_they_are(tied, bias):
+    from engine.models import new_model
+
+    geometry = TransformerConfig(
+        dim=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        ff_dim=48,
+        vocab_size=100,
+        max_positions=64,
+        norm_eps=1e-6,
+        rope_theta=1e4,
+        qkv_bias=bias,
+        tied_head=tied,
+    )
+    model = new_model(geometry, torch.float32, torch.device("cpu"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == geometry.num_parameters
