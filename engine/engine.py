@@ -12,18 +12,18 @@ import torch
 
 from engine.attention import KVPool
 from engine.batch import build
-from engine.cache import CACHES
+from engine.checks import check
 from engine.config import EngineConfig, ModelSpec
-from engine.errors import ConfigError, ContextLengthExceeded, InvalidRequest
+from engine.errors import ConfigError
 from engine.models import describe, load_model
 from engine.models.weights import Progress, locate
 from engine.pages import PagePool
 from engine.plan import StepPlan
-from engine.request import FinishReason, Output, Request, SamplingParams, Submission, canvas_length
+from engine.request import FinishReason, Output, Request, Submission
 from engine.runner import Runner, choose_device, choose_dtype, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
-from engine.unmask import UNMASKS, select
+from engine.unmask import select
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -91,10 +91,7 @@ class Engine:
 
     def new_request(self, submission: Submission) -> Request:
         """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
-        _check_prompt(submission.prompt_ids, self.info.spec)
-        _check_sampling(submission.sampling)
-        _check_diffusion(submission)
-        _check_length(submission, self.info.max_model_len)
+        check(submission, self.info.spec, self.info.max_model_len)
         return Request.new(submission, self.info.spec)
 
     def submit(self, request: Request) -> None:
@@ -195,56 +192,3 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
             max_queued_requests=config.max_queued_requests,
         ),
     )
-
-
-def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
-    if not prompt_ids:
-        raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
-    if not (min(prompt_ids) >= 0 and max(prompt_ids) < spec.vocab_size):
-        wrong = next(token for token in prompt_ids if not 0 <= token < spec.vocab_size)
-        raise InvalidRequest(f"Token id {wrong} is out of vocabulary: ids are 0 to {spec.vocab_size - 1}.", "prompt")
-
-
-def _check_sampling(sampling: SamplingParams) -> None:
-    _check_at_least("max_tokens", sampling.max_tokens, 1)
-    if not 0.0 <= sampling.temperature <= 2.0:
-        raise InvalidRequest(f"temperature is {sampling.temperature}; it must lie in [0, 2].", "temperature")
-
-
-def _check_diffusion(submission: Submission) -> None:
-    diffusion = submission.diffusion
-    _check_name("diffusion.cache", diffusion.cache, CACHES)
-    _check_name("diffusion.unmask", diffusion.unmask, UNMASKS)
-    _check_at_least("diffusion.block_length", diffusion.block_length, 1)
-    if not 0.0 <= diffusion.threshold <= 1.0:
-        raise InvalidRequest(f"threshold is {diffusion.threshold}; it must lie in [0, 1].", "diffusion.threshold")
-    if not 0.0 < diffusion.factor < float("inf"):
-        raise InvalidRequest(f"factor is {diffusion.factor}; it must be positive and finite.", "diffusion.factor")
-    if diffusion.steps is not None:
-        blocks = canvas_length(submission.sampling, diffusion) // diffusion.block_length
-        if diffusion.steps < blocks:
-            raise InvalidRequest(
-                f"steps is {diffusion.steps}, but the canvas has {blocks} blocks and each takes at least one step.",
-                "diffusion.steps",
-            )
-
-
-def _check_length(submission: Submission, max_model_len: int) -> None:
-    prompt, canvas = len(submission.prompt_ids), canvas_length(submission.sampling, submission.diffusion)
-    if prompt + canvas > max_model_len:
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {prompt + canvas} "
-            f"tokens: {prompt} in the prompt and a canvas of {canvas} (max_tokens {submission.sampling.max_tokens} in "
-            f"blocks of {submission.diffusion.block_length}).",
-            "prompt" if prompt >= max_model_len else "max_tokens",
-        )
-
-
-def _check_name(param: str, name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
-        raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
-
-
-def _check_at_least(param: str, value: int, least: int) -> None:
-    if value < least:
-        raise InvalidRequest(f"{param.rpartition('.')[2]} is {value}; it must be at least {least}.", param)

@@ -6,8 +6,11 @@ Token ids only, no text and no tensors. The scheduler is the only writer of a `R
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from engine.config import ModelSpec
@@ -31,11 +34,11 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn and where an answer ends."""
+    """How tokens are drawn and where an answer ends. `engine.checks` enforces the ranges."""
 
-    max_tokens: int
+    max_tokens: Annotated[int, Ge(1)]
     """Tokens to generate at most; the canvas is this, rounded up to blocks."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Ge(0), Le(2)] = 0.0
     """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
     seed: int = 0
     """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
@@ -47,20 +50,24 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionParams:
-    """How the canvas is decoded. Names as in Fast-dLLM (arXiv 2505.22618) and LLaDA (2502.09992)."""
+    """How the canvas is decoded: two policies, and the parameters of all policies under their papers' names.
+
+    A new policy's parameter is a field here and nothing else: settings, flags, the API and the checks follow from its
+    type, range, default and the text below it.
+    """
 
     cache: str = "dual"
-    """Which rows each step recomputes: a key of `engine.cache.CACHES`."""
+    """Which rows each step recomputes."""
     unmask: str = "threshold"
-    """Which scored positions become tokens: a key of `engine.unmask.UNMASKS`."""
-    block_length: int = 32
+    """Which scored positions become tokens."""
+    block_length: Annotated[int, Ge(1)] = 32
     """Positions decoded together before the next ones, in tokens."""
-    steps: int | None = None
-    """Denoising steps over the whole canvas, for scheduled policies; None is one token a step."""
-    threshold: float = 0.9
-    """`threshold`: confidence from which a token is accepted."""
-    factor: float = 1.0
-    """`factor`: accepts the n most confident while (n + 1)(1 - confidence) stays below it."""
+    steps: Annotated[int, Ge(1)] | None = None
+    """fixed, random: denoising steps over the whole canvas; null is one token a step."""
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.9
+    """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
+    factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
+    """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

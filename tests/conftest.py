@@ -1,8 +1,15 @@
 """Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from engine import DiffusionParams, Engine, EngineConfig, SamplingParams, Submission, load
@@ -60,3 +67,33 @@ def run():
         return {request_id: (tokens[request_id], *end) for request_id, end in ends.items()}
 
     return until_empty
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM."""
+
+    @contextmanager
+    def running(*arguments: str) -> Iterator[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "server.cli", "serve", *arguments, "--port", str(port)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(600):
+                assert process.poll() is None, process.stdout.read()
+                with suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/ready").status_code == 200:
+                        break
+                time.sleep(0.1)
+            yield url
+            process.terminate()
+            assert process.wait(timeout=40) == 0
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+
+    return running

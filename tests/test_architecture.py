@@ -11,7 +11,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.plan"},
     {"engine.pages", "engine.attention", "engine.noise"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
-    {"engine.scheduler", "engine.reference"},
+    {"engine.scheduler", "engine.checks", "engine.reference"},
     {"engine.runner"},
     {"engine.engine"},
     {"engine.loop"},
@@ -29,6 +29,7 @@ NO_TORCH = {
     "engine.cache",
     "engine.unmask",
     "engine.scheduler",
+    "engine.checks",
     "server",
 }
 

@@ -1,0 +1,98 @@
+"""What a submission must satisfy before it becomes a request: one layer of checks below every front end.
+
+Ranges stand with the parameters they belong to (`engine.request`); here are those checks that need the model, the
+policies or two parameters at once. Errors are in the API's words and name the field.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from engine.cache import CACHES
+from engine.config import ModelSpec
+from engine.errors import ContextLengthExceeded, InvalidRequest
+from engine.request import DiffusionParams, SamplingParams, Submission, canvas_length
+from engine.unmask import UNMASKS
+
+Constraint = Ge | Gt | Le | Lt
+
+
+def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
+    """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
+    _check_prompt(submission.prompt_ids, spec)
+    _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
+    _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
+    _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
+    _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
+    _check_steps(submission)
+    _check_length(submission, max_model_len)
+
+
+def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
+    """Field -> its constraints, from the annotations."""
+    hints = get_type_hints(params, include_extras=True)
+    return {field.name: tuple(_constraints(hints[field.name])) for field in fields(params)}
+
+
+def _constraints(hint: Any) -> Iterable[Constraint]:
+    for part in (hint, *get_args(hint)):  # `Annotated[int, …] | None` has its constraints one level down
+        if get_origin(part) is Annotated:
+            yield from (extra for extra in part.__metadata__ if isinstance(extra, Constraint))
+
+
+_SAMPLING_RANGES = _ranges(SamplingParams)
+_DIFFUSION_RANGES = _ranges(DiffusionParams)
+
+
+def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], prefix: str) -> None:
+    for name, constraints in ranges.items():
+        value = getattr(params, name)
+        for constraint in constraints:
+            # Asked this way round, NaN fails every one of them.
+            match constraint:
+                case Ge(bound):
+                    fits, words = value is None or value >= bound, f"at least {bound}"
+                case Gt(bound):
+                    fits, words = value is None or value > bound, f"greater than {bound}"
+                case Le(bound):
+                    fits, words = value is None or value <= bound, f"at most {bound}"
+                case Lt(bound):
+                    fits, words = value is None or value < bound, f"less than {bound}"
+            if not fits:
+                raise InvalidRequest(f"{prefix}{name} is {value}; it must be {words}.", f"{prefix}{name}")
+
+
+def _check_name(param: str, name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
+
+
+def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
+    if not prompt_ids:
+        raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
+    if not (min(prompt_ids) >= 0 and max(prompt_ids) < spec.vocab_size):
+        wrong = next(token for token in prompt_ids if not 0 <= token < spec.vocab_size)
+        raise InvalidRequest(f"Token id {wrong} is out of vocabulary: ids are 0 to {spec.vocab_size - 1}.", "prompt")
+
+
+def _check_steps(submission: Submission) -> None:
+    steps, length = submission.diffusion.steps, submission.diffusion.block_length
+    blocks = canvas_length(submission.sampling, submission.diffusion) // length
+    if steps is not None and steps < blocks:
+        raise InvalidRequest(
+            f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
+            "diffusion.steps",
+        )
+
+
+def _check_length(submission: Submission, max_model_len: int) -> None:
+    prompt, canvas = len(submission.prompt_ids), canvas_length(submission.sampling, submission.diffusion)
+    if prompt + canvas > max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested {prompt + canvas} "
+            f"tokens: {prompt} in the prompt and a canvas of {canvas} (max_tokens {submission.sampling.max_tokens} in "
+            f"blocks of {submission.diffusion.block_length}).",
+            "prompt" if prompt >= max_model_len else "max_tokens",
+        )

@@ -1,0 +1,166 @@
+"""`unmask serve` as a user meets it: a process on a port, the official SDK, clients that come and go."""
+
+import asyncio
+import json
+import random
+import time
+
+import httpx
+import openai
+import pytest
+
+
+@pytest.fixture(scope="module")
+def server(serve, llada_tiny):
+    """One running server over the golden checkpoint."""
+    with serve(str(llada_tiny)) as url:
+        yield url
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+
+
+def text(token_ids):
+    """The tiny checkpoint's tokenizer reads token i as `ti`."""
+    return " ".join(f"t{token}" for token in token_ids)
+
+
+def options(row):
+    keys = ("cache", "unmask", "block_length", "steps", "threshold", "factor")
+    return {
+        "prompt": row["prompt"],
+        "max_tokens": row["gen_length"],
+        "temperature": 0,
+        "extra_body": {"diffusion": {key: row[key] for key in keys if key in row}},
+    }
+
+
+def test_create(client, golden):
+    row = golden[6]
+    answer = client.completions.create(model="llada-tiny", **options(row))
+    assert answer.choices[0].text == text(row["output"])
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.prompt_tokens == len(row["prompt"])
+    assert answer.usage.completion_tokens == row["gen_length"]
+    diffusion = answer.usage.diffusion
+    assert (diffusion["cache"], diffusion["unmask"]) == (row["cache"], row["unmask"])
+    assert diffusion["forwards"] == row["nfe"]
+    assert diffusion["tokens_per_forward"] == pytest.approx(row["gen_length"] / row["nfe"])
+
+
+def test_stream_is_one_chunk_per_block(client, golden):
+    row = golden[8]
+    stream = client.completions.create(
+        model="llada-tiny", stream=True, stream_options={"include_usage": True}, **options(row)
+    )
+    *chunks, usage = stream
+    blocks = [row["output"][i : i + row["block_length"]] for i in range(0, row["gen_length"], row["block_length"])]
+    assert len(chunks) == len(blocks)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == text(row["output"])
+    for chunk, block in zip(chunks, blocks, strict=True):
+        assert chunk.choices[0].text.split() == text(block).split()
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == row["gen_length"]
+
+
+def test_list_of_prompts(client, golden):
+    rows = [golden[0], golden[60], golden[120]]
+    assert len({json.dumps({**options(row), "prompt": None}) for row in rows}) == 1, "one set of options"
+    answer = client.completions.create(
+        model="llada-tiny", **{**options(rows[0]), "prompt": [row["prompt"] for row in rows]}
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.text for choice in answer.choices] == [text(row["output"]) for row in rows]
+
+
+def test_text_prompts_are_tokenised(client, golden):
+    row = golden[6]
+    answer = client.completions.create(model="llada-tiny", **{**options(row), "prompt": text(row["prompt"])})
+    assert answer.choices[0].text == text(row["output"])
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["llada-tiny"]
+    assert client.models.retrieve("llada-tiny").object == "model"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param"),
+    [
+        ({"extra_body": {"diffusion": {"cache": "lru"}}}, openai.BadRequestError, "diffusion.cache"),
+        ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature"),
+        ({"model": "gpt-4"}, openai.NotFoundError, "model"),
+    ],
+)
+def test_errors_reach_the_sdk(client, golden, change, error, param):
+    with pytest.raises(error) as caught:
+        client.completions.create(**{"model": "llada-tiny", **options(golden[0]), **change})
+    assert caught.value.param == param
+    assert caught.value.request_id
+
+
+async def test_sixty_four_clients(serve, llada_tiny, golden):
+    """Mixed policies and lengths, random hang-ups, a queue that overflows: survivors' answers are the golden ones."""
+    rng = random.Random(64)
+    with serve(str(llada_tiny), "--max-running-requests", "16", "--max-queued-requests", "24") as url:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            outcomes = {"answered": 0, "refused": 0, "hung up": 0}
+
+            async def one(row):
+                body = options(row)
+                body |= {"diffusion": body.pop("extra_body")["diffusion"], "stream": True}
+                patience = rng.choice([None, None, 1, 2])
+                async with http.stream("POST", "/v1/completions", json=body) as response:
+                    if response.status_code == 429:
+                        assert int(response.headers["retry-after"]) >= 1
+                        outcomes["refused"] += 1
+                        return
+                    assert response.status_code == 200
+                    pieces = []
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            pieces.append(json.loads(line[6:])["choices"][0]["text"])
+                            if len(pieces) == patience and len(pieces) < row["gen_length"] / row["block_length"]:
+                                outcomes["hung up"] += 1
+                                return
+                    assert "".join(pieces) == text(row["output"])
+                    outcomes["answered"] += 1
+
+            async def client():
+                for row in rng.sample(golden, 4):
+                    await asyncio.sleep(rng.random() * 0.5)
+                    await one(row)
+
+            done = asyncio.Event()
+            latencies = []
+
+            async def probe():
+                async with httpx.AsyncClient(base_url=url, timeout=10) as prober:
+                    while not done.is_set():
+                        start = time.perf_counter()
+                        assert (await prober.get("/health")).status_code == 200
+                        latencies.append(time.perf_counter() - start)
+                        await asyncio.sleep(0.01)
+
+            probing = asyncio.create_task(probe())
+            await asyncio.gather(*(client() for _ in range(64)))
+            done.set()
+            await probing
+            assert min(outcomes.values()) > 0, outcomes
+            assert sum(outcomes.values()) == 256
+            async with asyncio.timeout(10):
+                while "unmask_kv_pages_used{" not in (metrics := (await http.get("/metrics")).text) or any(
+                    not line.endswith(" 0.0")
+                    for line in metrics.splitlines()
+                    if line.startswith(
+                        ("unmask_kv_pages_used{", "unmask_requests_running{", "unmask_requests_waiting{")
+                    )
+                ):
+                    await asyncio.sleep(0.05)
+            latencies.sort()
+            assert latencies[int(len(latencies) * 0.99)] < 0.05, f"{len(latencies)} probes, worst {latencies[-5:]}"
