@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
-import time
+import subprocess
+import sys
+from contextlib import contextmanager
 
 import httpx
 import openai
@@ -96,11 +98,45 @@ def test_models(client):
         ({"model": "gpt-4"}, openai.NotFoundError, "model"),
     ],
 )
-def test_errors_reach_the_sdk(client, golden, change, error, param):
+def test_errors_reach_the_sdk(client, change, error, param):
     with pytest.raises(error) as caught:
-        client.completions.create(**{"model": "llada-tiny", **options(golden[0]), **change})
+        client.completions.create(**{"model": "llada-tiny", "prompt": [1, 2], **change})
     assert caught.value.param == param
     assert caught.value.request_id
+
+
+async def gauge(http, name):
+    """One number of /metrics."""
+    lines = (await http.get("/metrics")).text.splitlines()
+    [value] = [line.split()[-1] for line in lines if line.startswith(f"unmask_{name}{{")]
+    return float(value)
+
+
+PROBE = """
+import http.client, json, sys, time
+connection = http.client.HTTPConnection(sys.argv[1])
+print("ready", flush=True)
+while True:
+    start = time.perf_counter()
+    connection.request("GET", "/health")
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
+    print(time.perf_counter() - start, flush=True)
+    time.sleep(0.01)
+"""
+
+
+@contextmanager
+def health_probe(url):
+    """Seconds that /health takes while the body runs, seen from a process of its own: it has no other work to do."""
+    latencies = []
+    command = [sys.executable, "-c", PROBE, url.removeprefix("http://")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probe:
+        assert probe.stdout.readline() == "ready\n"
+        yield latencies
+        probe.terminate()
+        latencies += map(float, probe.stdout.read().splitlines())
 
 
 async def test_sixty_four_clients(serve, llada_tiny, golden):
@@ -136,31 +172,14 @@ async def test_sixty_four_clients(serve, llada_tiny, golden):
                     await asyncio.sleep(rng.random() * 0.5)
                     await one(row)
 
-            done = asyncio.Event()
-            latencies = []
-
-            async def probe():
-                async with httpx.AsyncClient(base_url=url, timeout=10) as prober:
-                    while not done.is_set():
-                        start = time.perf_counter()
-                        assert (await prober.get("/health")).status_code == 200
-                        latencies.append(time.perf_counter() - start)
-                        await asyncio.sleep(0.01)
-
-            probing = asyncio.create_task(probe())
-            await asyncio.gather(*(client() for _ in range(64)))
-            done.set()
-            await probing
+            with health_probe(url) as latencies:
+                await asyncio.gather(*(client() for _ in range(64)))
             assert min(outcomes.values()) > 0, outcomes
             assert sum(outcomes.values()) == 256
             async with asyncio.timeout(10):
-                while "unmask_kv_pages_used{" not in (metrics := (await http.get("/metrics")).text) or any(
-                    not line.endswith(" 0.0")
-                    for line in metrics.splitlines()
-                    if line.startswith(
-                        ("unmask_kv_pages_used{", "unmask_requests_running{", "unmask_requests_waiting{")
-                    )
+                while any(
+                    [await gauge(http, name) for name in ("kv_pages_used", "requests_running", "requests_waiting")]
                 ):
                     await asyncio.sleep(0.05)
-            latencies.sort()
-            assert latencies[int(len(latencies) * 0.99)] < 0.05, f"{len(latencies)} probes, worst {latencies[-5:]}"
+            assert len(latencies) > 50
+            assert sorted(latencies)[int(len(latencies) * 0.99)] < 0.05, sorted(latencies)[-5:]

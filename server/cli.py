@@ -1,0 +1,77 @@
+"""The command `unmask`: a table of subcommands, each a module with `main(argv) -> exit code`.
+
+What the user can mend is one line on stderr and exit code 2, never a stack trace.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import NoReturn
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand; its module is imported when it is called, since it may bring torch along."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "serve": Command("server.serve", "serve a model behind the OpenAI API"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    name, rest = _parse(sys.argv[1:] if argv is None else argv)
+    # Process 1 of a container ignores SIGTERM by default, and importing and loading take a while.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command = import_module(COMMANDS[name].module)
+        from engine import ConfigError, LoadError  # `--version` need not wait for torch
+
+        try:
+            return int(command.main(rest))
+        except (ConfigError, LoadError) as error:
+            sys.stderr.write(f"unmask: {' '.join(str(error).split())}\n")
+            return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse without the usage lines before a complaint."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"unmask: {message}\n")
+
+
+def _parse(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The subcommand and what follows it; the rest is the subcommand's own to parse."""
+    width = max(map(len, COMMANDS))
+    parser = _Parser(
+        prog="unmask",
+        description="An OpenAI-compatible inference server for diffusion language models.",
+        epilog="commands:\n" + "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"unmask {version('unmask')}")
+    parser.add_argument(
+        "command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="see below; each has its own --help"
+    )
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...")
+    given = parser.parse_args(argv)
+    if given.command is None:
+        parser.error(f"give a command: {' or '.join(COMMANDS)}")
+    return given.command, given.rest
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The one map from what goes wrong to what clients are told: OpenAI's error object and an HTTP status.
+
+Messages of the engine's error tree are meant for users and pass through; anything else is an internal error, told as
+a request id and nothing more.
+"""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from engine import ContextLengthExceeded, EngineUnavailable, InvalidRequest, QueueFull
+
+INVALID = "invalid_request_error"
+INTERNAL = 500
+"""The one status whose cause is logged and not told."""
+RETRY = {"Retry-After": "1"}
+MAX_QUOTED = 200
+"""Characters of a client's own input that an answer may repeat."""
+
+
+class ModelNotFound(InvalidRequest):
+    """No served model has this id."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model:.200}' does not exist; GET /v1/models lists those that do.", param="model")
+
+
+class ClientGone(Exception):
+    """The client hung up before its answer was complete."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiError:
+    """What a client is told."""
+
+    status: int
+    message: str
+    type: str = INVALID
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] | None = None
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def api_error(error: Exception, scope: Scope) -> ApiError:
+    """How `error` is told to the client of the request that `scope` describes."""
+    match error:
+        case ModelNotFound():
+            return ApiError(status=404, message=str(error), param=error.param, code="model_not_found")
+        case ContextLengthExceeded():
+            return ApiError(status=400, message=str(error), param=error.param, code="context_length_exceeded")
+        case InvalidRequest():
+            return ApiError(status=400, message=str(error), param=error.param)
+        case QueueFull():
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+            return ApiError(status=429, message=str(error), type=kind, code=code, headers=RETRY)
+        case EngineUnavailable():
+            return ApiError(status=503, message=str(error), type="service_unavailable_error", headers=RETRY)
+        case RequestValidationError():
+            return _invalid(error.errors()[0])
+        case HTTPException():
+            return _http(error, scope)
+        case ClientGone():
+            return ApiError(status=499, message="The client closed the connection.")
+        case _:
+            message = f"The server failed while answering; its log has the cause under {request_id(scope)}."
+            return ApiError(status=INTERNAL, message=message, type="server_error", code="internal_error")
+
+
+def request_id(scope: Scope) -> str:
+    """The id that `RequestIds` gave this request."""
+    return str(HTTPConnection(scope).state.request_id)
+
+
+def _http(error: HTTPException, scope: Scope) -> ApiError:
+    """Errors of routing and of reading the body, raised by the framework or in its words."""
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"{message}: {scope['method']} {scope['path'][:MAX_QUOTED]}"
+    return ApiError(status=error.status_code, message=message, headers=error.headers)
+
+
+def _invalid(error: Mapping[str, Any]) -> ApiError:
+    """The first field at fault: its dotted path, what is wrong, and a short quote of what was sent."""
+    path = ".".join(str(part) for part in error["loc"] if part != "body")[:MAX_QUOTED]
+    match error["type"]:
+        case "json_invalid":
+            message = f"The body is not valid JSON: {error['ctx']['error']} at character {path}."
+            return ApiError(status=400, message=message)
+        case "missing" | "model_attributes_type" | "model_type" | "dict_type" if not path:
+            return ApiError(status=400, message="The body must be a JSON object.")
+        case "missing":
+            return ApiError(status=400, message=f"You must provide `{path}`.", param=path)
+        case _:
+            field = f"`{path}`: " if path else ""
+            message = f"{field}{error['msg']}; got {_quoted(error['input'])}."
+            return ApiError(status=400, message=message, param=path or None)
+
+
+def _quoted(value: object) -> str:
+    """A value as the client wrote it, cut short without walking through all of it."""
+    quote = reprlib.Repr()
+    quote.maxstring = quote.maxother = MAX_QUOTED
+    return quote.repr(value)[:MAX_QUOTED]
+
+
+HANDLED: Sequence[type[Exception]] = (
+    InvalidRequest,
+    QueueFull,
+    EngineUnavailable,
+    RequestValidationError,
+    HTTPException,
+    ClientGone,
+)
+"""What an exception handler answers; the rest reaches `RequestIds`, which logs it first."""

@@ -1,0 +1,92 @@
+"""What every request passes: an id and a line in the log, a last word on unexpected errors, a bound on its body.
+
+Plain ASGI, so that streams and `http.disconnect` pass through untouched.
+"""
+
+import logging
+import time
+import uuid
+
+from fastapi import HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import api_error
+
+MAX_ID_LENGTH = 128
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""Polled by machines: logged at debug level only."""
+
+logger = logging.getLogger(__name__)
+
+
+class RequestIds:
+    """Gives each request an id, answers it as `x-request-id`, and logs what became of it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _acceptable(Headers(scope=scope).get("x-request-id")) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, begun = 0, time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if status:
+                raise
+            await api_error(error, scope).response(scope, receive, send_with_id)
+        finally:
+            level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+            milliseconds = 1e3 * (time.perf_counter() - begun)
+            path = ascii(scope["path"][:200])
+            logger.log(level, "%s %s %s in %.0f ms, %s", scope["method"], path, status, milliseconds, request_id)
+
+
+class BodyLimit:
+    """Refuses a body that says it is too long, or proves to be."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "")
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            if announced.isdecimal() and int(announced) > self._max_bytes:
+                raise self._too_large()
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, receive_within_limit, send)
+
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"The body is longer than {self._max_bytes} bytes.")
+
+
+def _acceptable(request_id: str | None) -> str | None:
+    """A client's id that is safe to log and to send back: visible ASCII, not long."""
+    if request_id and len(request_id) <= MAX_ID_LENGTH and all("!" <= letter <= "~" for letter in request_id):
+        return request_id
+    return None

@@ -1,0 +1,160 @@
+"""What a user may set: the frozen tree `Settings`, and `options()`, the same as a flat table of documented keys.
+
+A field of a section is a setting as soon as it exists, under its own name (`port`) or its section's prefix
+(`diffusion.cache`); the string below it is its help text. Knows types and ranges, not where values come from
+(`server/sources.py`).
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from engine import CACHES, DEMO_MODEL, UNMASKS, DiffusionParams, EngineConfig
+
+DEMO = "demo"
+"""The name under which settings know the bundled model."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Everything about HTTP, and the defaults of requests that no engine needs to know."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every interface."""
+    port: Port = 8000
+    """Port to listen on; 0 takes a free one."""
+    served_model_name: tuple[str, ...] = ()
+    """Names that requests may give as `model`, the first being the one in answers; without any, the model's own."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Of requests that name none. LLaDA's published default is 0, where OpenAI's is 1."""
+    max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
+    """Longest request body; a longer one is answered with 413."""
+    shutdown_timeout: Seconds = 30.0
+    """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""
+    stuck_after: Annotated[Seconds, Field(gt=0)] = 60.0
+    """Seconds without a sign of life from the engine after which /health answers 503."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe messages that are logged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One running server's settings."""
+
+    engine: EngineConfig
+    server: ServerConfig
+    diffusion: DiffusionParams
+    """How requests that do not say otherwise are decoded."""
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The ids under which the model is served, the default one first."""
+        folder = Path(self.engine.model)
+        own_name = folder.resolve().name if folder.is_dir() else self.engine.model
+        return self.server.served_model_name or (own_name,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One key that a user may set."""
+
+    key: str
+    """As YAML spells it; a dot follows a section's prefix."""
+    section: str
+    """The attribute of `Settings` that holds it."""
+    name: str
+    """The attribute of the section that holds it."""
+    doc: str
+    type: Any
+    default: object
+    choices: tuple[str, ...]
+    """All values it can have, or empty where they are not a list."""
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.type) is tuple
+
+
+class BadSetting(Exception):
+    """The value of `key` cannot be used."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+_SECTIONS: Mapping[str, tuple[str, type]] = {
+    "engine": ("", EngineConfig),
+    "server": ("", ServerConfig),
+    "diffusion": ("diffusion.", DiffusionParams),
+}
+_CHOICES = {"diffusion.cache": tuple(CACHES), "diffusion.unmask": tuple(UNMASKS)}
+_DEFAULTS = {"model": DEMO}
+
+
+def options() -> dict[str, Option]:
+    """Every key that a user may set, in the order of the sections."""
+    table = {}
+    for section, (prefix, cls) in _SECTIONS.items():
+        docs, types = _field_docs(cls), get_type_hints(cls)
+        for field in fields(cls):
+            key, annotation = prefix + field.name, types[field.name]
+            table[key] = Option(
+                key=key,
+                section=section,
+                name=field.name,
+                doc=docs[field.name],
+                type=annotation,
+                default=_DEFAULTS.get(key) if field.default is MISSING else field.default,
+                choices=_CHOICES.get(key, get_args(annotation) if get_origin(annotation) is Literal else ()),
+            )
+    return table
+
+
+def build(values: Mapping[str, object]) -> Settings:
+    """Settings from values by key; what is absent keeps its default.
+
+    Raises BadSetting, or ConfigError where a combination or the engine objects.
+    """
+    table = options()
+    sections: dict[str, dict[str, object]] = {section: {} for section in _SECTIONS}
+    for key, value in {**_DEFAULTS, **values}.items():
+        option = table[key]
+        if option.choices and value not in option.choices:
+            raise BadSetting(key, f"must be one of {', '.join(option.choices)}")
+        sections[option.section][option.name] = value.split(",") if option.is_list and isinstance(value, str) else value
+    if sections["engine"]["model"] == DEMO:
+        sections["engine"]["model"] = DEMO_MODEL
+    return Settings(**{name: _section(name, given) for name, given in sections.items()})
+
+
+def _section(name: str, given: Mapping[str, object]) -> Any:
+    prefix, cls = _SECTIONS[name]
+    try:
+        return TypeAdapter(cls).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Input ").partition(", unable")[0]
+        raise BadSetting(f"{prefix}{first['loc'][0]}", message) from None
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """The string below each field of a dataclass, which Python itself throws away."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for statement, below in pairwise(definition.body):
+        match statement, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = " ".join(doc.split())
+    return docs

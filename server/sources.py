@@ -1,0 +1,142 @@
+"""Where settings come from: one YAML file, then `UNMASK_*` variables, then flags; the later one wins.
+
+Each source is a flat table of keys (`port`, `diffusion.cache`) that knows how its user spells a key, so that every
+complaint names the very thing to change. What no option knows is an error, never ignored.
+"""
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from engine import ConfigError
+from server.settings import BadSetting, Option, Settings, build, options
+
+ENV_PREFIX = "UNMASK_"
+
+_PRECEDENCE = """\
+Every option can also stand in the YAML file under its own name (`max_model_len: 4096`; `diffusion:` is a mapping) and
+in the environment (UNMASK_MAX_MODEL_LEN=4096, UNMASK_DIFFUSION__CACHE=dual). A flag outranks the environment, which
+outranks the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Values by key, and how the user of this source writes a key."""
+
+    values: Mapping[str, object]
+    spell: Callable[[str], str]
+
+    def refuse_unknown(self, known: Iterable[str]) -> None:
+        known = list(known)
+        for key in self.values:
+            if key not in known:
+                raise ConfigError(f"{self.spell(key)} is not a setting{_hint(key, known, self.spell)}")
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Settings from flags, environment and the file that `--config` names. Raises ConfigError; `--help` exits."""
+    flags = _parse(argv)
+    file = flags.pop("config", None)
+    sources = [from_file(Path(str(file)))] if file else []
+    sources += [from_environment(environ), Source(flags, _as_flag)]
+    known = options()
+    for source in sources:
+        source.refuse_unknown(known)
+    values = {key: value for source in sources for key, value in source.values.items()}
+    try:
+        return build(values)
+    except BadSetting as error:
+        origin = next(source for source in reversed(sources) if error.key in source.values)
+        raise ConfigError(f"{origin.spell(error.key)} {error}, not {values[error.key]!r:.200}") from None
+
+
+def from_file(path: Path) -> Source:
+    """A YAML mapping; `-` and `_` in keys are the same."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not a {type(document).__name__}")
+    values: dict[str, object] = {}
+    for name, value in document.items():
+        key = str(name).replace("-", "_")
+        values |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return Source(values, lambda key: f"{key} in {path}")
+
+
+def from_environment(environ: Mapping[str, str]) -> Source:
+    """Variables that start with UNMASK_; an empty one counts as absent, as compose files leave them."""
+    values = {
+        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): value
+        for name, value in environ.items()
+        if name.startswith(ENV_PREFIX) and value
+    }
+    return Source(values, lambda key: ENV_PREFIX + key.upper().replace(".", "__"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors: one line, and the caller decides the exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parse(argv: Sequence[str]) -> dict[str, object]:
+    """Given flags only, by key; values stay strings until `build` reads them."""
+    parser = _Parser(
+        prog="unmask serve",
+        usage="unmask serve [MODEL] [--config FILE] [OPTION ...]",
+        description="Serve a diffusion language model behind the OpenAI API.",
+        epilog=_PRECEDENCE,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    table = options()
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=_help(table["model"]))
+    parser.add_argument("--config", metavar="FILE", help="A YAML file of settings.")
+    titles = {"engine": "model and engine", "server": "server", "diffusion": "defaults of the request's `diffusion`"}
+    groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
+    for option in table.values():
+        if option.key != "model":
+            groups[option.section].add_argument(
+                _as_flag(option.key),
+                dest=option.key,
+                nargs="+" if option.is_list else None,
+                metavar="{" + ",".join(option.choices) + "}" if option.choices else option.name.split("_")[-1].upper(),
+                help=_help(option),
+            )
+    argv = [_dashed(argument) for argument in argv]
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]  # noqa: SLF001 - no public list
+    for argument in argv:
+        name = argument.partition("=")[0]
+        if name.startswith("--") and name not in flags and name != "--":
+            raise ConfigError(f"{name} is not a flag{_hint(name, flags, str)}")
+    return vars(parser.parse_args(argv))
+
+
+def _help(option: Option) -> str:
+    default = "" if option.default in (None, ()) else f" [default: {option.default}]"
+    return (option.doc + default).replace("%", "%%")
+
+
+def _as_flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _dashed(argument: str) -> str:
+    """`--max_model_len=8` as `--max-model-len=8`; values are left alone."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def _hint(word: str, known: Iterable[str], spell: Callable[[str], str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {spell(close[0])}?" if close else ""

@@ -1,0 +1,51 @@
+"""Server-sent events: framing, the closing `[DONE]`, and errors that come after the headers have gone out.
+
+Knows nothing of what the messages say.
+"""
+
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.disconnect import unless_disconnected
+from server.errors import INTERNAL, ClientGone, api_error, request_id
+
+logger = logging.getLogger(__name__)
+
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Proxies must neither store the stream nor collect it (nginx reads the second)."""
+
+
+class EventStream(StreamingResponse):
+    """Sends each message as one event. `close` is called once the stream is over, however it ended."""
+
+    def __init__(self, messages: AsyncIterator[str], scope: Scope, close: Callable[[], None]) -> None:
+        super().__init__(_frames(messages, scope), media_type="text/event-stream", headers=UNBUFFERED)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await unless_disconnected(receive, self.stream_response(send))
+        except ClientGone:
+            logger.info("client of %s hung up", request_id(scope))
+        finally:
+            self._close()
+
+
+async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str]:
+    try:
+        async for message in messages:
+            yield _frame(message)
+    except Exception as error:
+        told = api_error(error, scope)
+        if told.status == INTERNAL:
+            logger.exception("request %s failed", request_id(scope))
+        yield _frame(json.dumps(told.body))
+    yield _frame("[DONE]")
+
+
+def _frame(data: str) -> str:
+    return f"data: {data}\n\n"

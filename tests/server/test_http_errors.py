@@ -1,0 +1,209 @@
+"""Everything that can be wrong with a request, as the client sees it: OpenAI's error object, the right status."""
+
+import json
+
+import pytest
+
+from server.unsupported import MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "16"}, "max_tokens"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["x" * 257]}, "stop"),
+        ({"stop": 3}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        ({"stop_token_ids": "1"}, "stop_token_ids"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"model": 5}, "model"),
+        ({"diffusion": "dual"}, "diffusion"),
+        ({"diffusion": {"cache": 3}}, "diffusion.cache"),
+        ({"diffusion": {"cache": "nonsense"}}, "diffusion.cache"),
+        ({"diffusion": {"speed": 3}}, "diffusion.speed"),
+        ({"diffusion": {"threshold": "high"}}, "diffusion.threshold"),
+    ],
+)
+async def test_a_bad_value_names_its_field(api, engine, body, param):
+    error = await api.error(400, **body)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert not engine.streams
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+async def test_numbers_are_finite(api, number):
+    for param, field in (("temperature", '"temperature": %s'), ("diffusion.factor", '"diffusion": {"factor": %s}')):
+        body = '{"prompt": "a", ' + field % number + "}"
+        error = api.error_of(await api.client.post("/v1/completions", content=body, headers=JSON), 400)
+        assert error["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"3", b"null", b'"text"', b'{"prompt": "\xff"}', b"[" * 3000, b'{"seed": ' + b"9" * 4000 + b"}"],
+)
+async def test_a_body_that_is_no_json_object_is_a_400(api, body):
+    error = api.error_of(await api.client.post("/v1/completions", content=body, headers=JSON), 400)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "body", ['{"prompt": "\\ud800"}', '{"prompt": "", "\\ud800": 1}', '{"prompt": "", "stop": "\\ud800"}']
+)
+async def test_lone_surrogates_go_no_further(api, body):
+    api.error_of(await api.client.post("/v1/completions", content=body, headers=JSON), 400)
+
+
+async def test_the_answer_does_not_repeat_a_long_input(api):
+    for body in (
+        {"stream": "x" * 3000},
+        {"diffusion": {"x" * 3000: 1}},
+        {"model": "x" * 3000},
+        {"stop": [["x"] * 500]},
+    ):
+        assert len(json.dumps(await api.error(400, **body))) < 800
+
+
+async def test_the_prompt_is_required(api):
+    error = api.error_of(await api.client.post("/v1/completions", json={}), 400)
+    assert error["param"] == "prompt"
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
+async def test_another_content_type_is_a_415(api, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    response = await api.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)
+    assert "application/json" in api.error_of(response, 415)["message"]
+
+
+async def test_a_content_type_may_name_its_charset(api):
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert (await api.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("field", NEUTRAL_VALUES)
+async def test_a_field_that_cannot_be_honoured_is_refused(api, engine, field):
+    assert (await api.error(400, **{field: 5}))["param"] == field
+    for neutral in (None, *NEUTRAL_VALUES[field]):
+        assert (await api.complete(**{field: neutral})).status_code == 200
+    assert len(engine.streams) == 1 + len(NEUTRAL_VALUES[field])
+
+
+async def test_true_is_not_one(api):
+    assert (await api.error(400, n=True))["param"] == "n"
+
+
+def test_made_up_fields_do_not_fill_the_memory(caplog):
+    fields = UnsupportedFields()
+    fields.check({f"made_up_{i}": i for i in range(2 * MAX_REMEMBERED)})
+    assert len(caplog.records) == MAX_REMEMBERED
+
+
+async def test_too_long_a_context_has_openais_code(api):
+    error = await api.error(400, max_tokens=1000)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == "max_tokens"
+
+
+async def test_an_unknown_model_is_a_404(api):
+    error = await api.error(404, model="gpt")
+    assert error["code"] == "model_not_found"
+    assert error["param"] == "model"
+    assert "gpt" in error["message"]
+
+
+async def test_an_unknown_route_is_a_404(api):
+    error = api.error_of(await api.client.post("/v1/nothing"), 404)
+    assert error["type"] == "invalid_request_error"
+    assert "POST /v1/nothing" in error["message"]
+
+
+async def test_the_wrong_method_is_a_405(api):
+    response = await api.client.get("/v1/completions")
+    api.error_of(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+async def test_a_full_queue_is_a_429(api, engine):
+    engine.places = 1
+    response = await api.complete(prompt=["a", "b"])
+    error = api.error_of(response, 429)
+    assert error["type"] == "rate_limit_error"
+    assert error["code"] == "rate_limit_exceeded"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_an_engine_that_takes_nothing_is_a_503(api, engine):
+    engine.accepting = False
+    response = await api.complete(stream=True)
+    assert api.error_of(response, 503)["type"] == "service_unavailable_error"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_an_unexpected_error_says_nothing_of_the_inside(api, engine, caplog):
+    engine.script = lambda _: 1 / 0
+    response = await api.complete()
+    assert api.error_of(response, 500)["type"] == "server_error"
+    assert "division" not in response.text
+    assert response.headers["x-request-id"] in caplog.text
+    assert "division by zero" in caplog.text
+
+
+async def test_a_long_body_is_a_413(api, engine):
+    error = await api.error(413, prompt="x" * 5000)
+    assert "4096" in error["message"]
+    assert not engine.streams
+
+
+@pytest.mark.parametrize("announced", [{}, {"content-length": "100000"}])
+async def test_a_long_body_is_not_read_to_its_end(api, announced):
+    sent = 0
+
+    async def chunks():
+        nonlocal sent
+        for _ in range(100):
+            sent += 1
+            yield b" " * 1000
+
+    api.error_of(await api.client.post("/v1/completions", content=chunks(), headers=JSON | announced), 413)
+    assert sent == (0 if announced else 5)
+
+
+@pytest.mark.parametrize("request_id", ["me-1", "x" * 128])
+async def test_a_client_may_choose_the_request_id(api, request_id):
+    response = await api.client.get("/health", headers={"x-request-id": request_id})
+    assert response.headers["x-request-id"] == request_id
+
+
+@pytest.mark.parametrize("request_id", ["x" * 129, "a b", "", "é"])
+async def test_a_bad_request_id_is_replaced(api, request_id):
+    response = await api.client.get("/health", headers={"x-request-id": request_id.encode()})
+    assert response.headers["x-request-id"] != request_id
+    assert len(response.headers["x-request-id"]) == 32
+
+
+async def test_request_ids_differ(api):
+    ids = {(await api.client.get("/health")).headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3

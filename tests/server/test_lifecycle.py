@@ -1,0 +1,95 @@
+"""The end of a server, over real sockets: drained by a first signal, cut short by a second."""
+
+import asyncio
+import os
+import signal
+
+import httpx
+import pytest
+
+from server import lifecycle
+
+
+class DrainingEngine:
+    """A fake engine whose `stop` lasts until the test is done with it."""
+
+    def __init__(self, engine):
+        self._engine = engine
+        self.stops = []
+        self.drained = asyncio.Event()
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    async def stop(self, drain_seconds):
+        self.stops.append(drain_seconds)
+        await self._engine.stop(drain_seconds)
+        if drain_seconds:
+            await self.drained.wait()
+
+
+@pytest.fixture
+async def running(engine, tokenizer, listening):
+    """(client, draining engine, task of the server) of a server that takes requests."""
+    engine.script = None
+    draining = DrainingEngine(engine)
+    async with listening(draining, tokenizer) as (url, task), httpx.AsyncClient(base_url=url, timeout=5) as client:
+        yield client, draining, task
+        draining.drained.set()
+
+
+async def next_event(lines):
+    return await asyncio.wait_for(anext(line async for line in lines if line), 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_streams_finish_and_refuses_new_requests(running, engine, number):
+    client, draining, task = running
+    async with client.stream("POST", "/v1/completions", json={"prompt": "ab", "stream": True}) as response:
+        lines = response.aiter_lines()
+        engine.streams[0].put("one ")
+        assert "one " in await next_event(lines)
+
+        os.kill(os.getpid(), number)
+        while not draining.stops:
+            await asyncio.sleep(0.01)
+        refused = await client.post("/v1/completions", json={"prompt": "ab"})
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+
+        engine.streams[0].play(["two"])
+        draining.drained.set()
+        assert "two" in await next_event(lines)
+        assert await next_event(lines) == "data: [DONE]"
+    await asyncio.wait_for(task, 5)
+    assert draining.stops[0] == 5.0
+
+
+async def test_a_second_signal_ends_it_at_once(running, monkeypatch):
+    _, draining, _ = running
+    codes = []
+    monkeypatch.setattr(lifecycle.os, "_exit", codes.append)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not draining.stops:
+        await asyncio.sleep(0.01)
+    assert codes == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not codes:
+        await asyncio.sleep(0.01)
+    assert codes == [lifecycle.FORCED]
+
+
+async def test_a_client_that_hangs_up_is_noticed(running, engine):
+    client, _, _ = running
+    async with client.stream("POST", "/v1/completions", json={"prompt": "ab", "stream": True}):
+        await engine.submitted.wait()
+    await asyncio.wait_for(engine.streams[0].aborted.wait(), 5)
+
+
+async def test_a_client_that_gives_up_waiting_is_noticed(running, engine):
+    client, _, _ = running
+    with pytest.raises(httpx.ReadTimeout):
+        await client.post("/v1/completions", json={"prompt": "ab"}, timeout=0.2)
+    await asyncio.wait_for(engine.streams[0].aborted.wait(), 5)

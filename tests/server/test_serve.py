@@ -1,0 +1,35 @@
+"""`unmask serve` as a process of its own, with a real engine."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+
+@pytest.fixture
+def process(llada_tiny):
+    command = [sys.executable, "-m", "server.cli", "serve", str(llada_tiny), "--port", "0", "--num-threads", "1"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environ) as process:
+        yield process
+        process.kill()
+
+
+def test_from_start_to_sigterm(process):
+    report = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
+    assert "llada-tiny (llada, 0.2 M parameters)" in report
+    url = re.search(r"curl -N (\S+)", report)[1]
+    body = {"prompt": [5, 6, 7], "max_tokens": 32, "stream": True, "diffusion": {"block_length": 8}}
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        events = [line for line in response.iter_lines() if line]
+    assert len(events) == 32 / 8 + 1
+    assert events[-1] == "data: [DONE]"
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err

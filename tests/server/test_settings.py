@@ -1,0 +1,149 @@
+"""Settings: file, environment, flags; every complaint names the very thing to change."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from engine import DEMO_MODEL, ConfigError, DiffusionParams, EngineConfig
+from server.settings import build, options
+from server.sources import load_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_without_a_word_the_demo_model_is_served():
+    settings = load_settings([], {})
+    assert settings.engine == EngineConfig(model=DEMO_MODEL)
+    assert settings.diffusion == DiffusionParams()
+    assert settings.server.host == "127.0.0.1"
+    assert settings.model_names == ("demo",)
+
+
+def test_every_field_is_an_option_with_a_help_text():
+    table = options()
+    for config in (EngineConfig, DiffusionParams):
+        prefix = "diffusion." if config is DiffusionParams else ""
+        assert {prefix + field.name for field in fields(config)} <= set(table)
+    for option in table.values():
+        assert option.doc.endswith(".")
+
+
+def test_help_shows_every_option(capsys):
+    with pytest.raises(SystemExit) as end:
+        load_settings(["--help"], {})
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in options().values():
+        assert option.doc in shown
+        assert option.key == "model" or f"--{option.key.replace('_', '-')} " in shown
+
+
+def test_flags_outrank_the_environment_which_outranks_the_file(file):
+    path = file("port: 1\nhost: file\nlog_level: error\ndiffusion: {cache: none, factor: 2}\n")
+    environ = {"UNMASK_HOST": "environment", "UNMASK_LOG_LEVEL": "debug", "UNMASK_DIFFUSION__CACHE": "prefix"}
+    settings = load_settings(["--config", path, "--log-level", "info", "--diffusion.factor=3"], environ)
+    assert (settings.server.port, settings.server.host, settings.server.log_level) == (1, "environment", "info")
+    assert settings.diffusion == replace(DiffusionParams(), cache="prefix", factor=3.0)
+
+
+def test_the_model_is_a_positional_and_a_key(file):
+    path = file("model: from/file")
+    assert load_settings(["--config", path], {}).engine.model == "from/file"
+    assert load_settings(["org/model", "--config", path], {}).engine.model == "org/model"
+    assert load_settings([], {"UNMASK_MODEL": "demo"}).engine.model == DEMO_MODEL
+
+
+def test_dashes_and_underscores_are_the_same(file):
+    path = file("max-model-len: 100\npage_size: 16\n")
+    settings = load_settings(["--config", path, "--max_batch_rows=200", "--num-threads", "2"], {})
+    engine = settings.engine
+    assert (engine.max_model_len, engine.page_size, engine.max_batch_rows, engine.num_threads) == (100, 16, 200, 2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "text"),
+    [
+        (["--served-model-name", "a", "b"], {}, ""),
+        ([], {"UNMASK_SERVED_MODEL_NAME": "a,b"}, ""),
+        ([], {}, "served_model_name: [a, b]"),
+    ],
+)
+def test_a_list_in_each_source(file, argv, environ, text):
+    assert load_settings([*argv, "--config", file(text)], environ).model_names == ("a", "b")
+
+
+def test_a_folder_is_served_under_its_last_name(tmp_path):
+    assert build({"model": str(tmp_path)}).model_names == (tmp_path.name,)
+    assert build({"model": "org/model"}).model_names == ("org/model",)
+
+
+def test_an_empty_variable_counts_as_absent():
+    assert load_settings([], {"UNMASK_PORT": "", "PORT": "7"}).server.port == 8000
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "text", "complaint"),
+    [
+        (["--prot", "1"], {}, "", "--prot is not a flag; did you mean --port?"),
+        (["--kv"], {}, "", "--kv is not a flag"),
+        (["a", "b"], {}, "", "unrecognized arguments: b"),
+        (["--port"], {}, "", "argument --port: expected one argument"),
+        ([], {"UNMASK_PROT": "1"}, "", "UNMASK_PROT is not a setting; did you mean UNMASK_PORT?"),
+        ([], {"UNMASK_DIFFUSION__CASH": "1"}, "", "did you mean UNMASK_DIFFUSION__CACHE?"),
+        ([], {}, "prot: 1", "prot in {path} is not a setting; did you mean port in {path}?"),
+        ([], {}, "diffusion: {cash: 1}", "diffusion.cash in {path} is not a setting; did you mean diffusion.cache"),
+        ([], {}, "server: {port: 1}", "server.port in {path} is not a setting"),
+        ([], {}, "[1, 2]", "{path} must hold a mapping"),
+        ([], {}, "a: [", "{path} is not valid YAML"),
+        (["--port", "x"], {}, "", "--port should be a valid integer, not 'x'"),
+        (["--port", "70000"], {}, "", "--port should be less than or equal to 65535, not '70000'"),
+        ([], {"UNMASK_TEMPERATURE": "3"}, "", "UNMASK_TEMPERATURE should be less than or equal to 2, not '3'"),
+        ([], {}, "stuck_after: 0", "stuck_after in {path} should be greater than 0, not 0"),
+        ([], {}, "port: null", "port in {path} should be a valid integer, not None"),
+        (["--shutdown-timeout", "nan"], {}, "", "--shutdown-timeout should be"),
+        (["--diffusion.cache", "dul"], {}, "", "--diffusion.cache must be one of none, prefix, dual"),
+        ([], {}, "dtype: float8", "dtype in {path} must be one of auto, float32"),
+        (["--page-size", "0"], {}, "", "page_size is 0; it must be at least 1"),
+    ],
+)
+def test_mistakes_are_named(file, argv, environ, text, complaint):
+    path = file(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings([*argv, "--config", path], environ)
+    assert complaint.format(path=path) in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load_settings(["--config", str(tmp_path / "nowhere.yaml")], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "served"),
+    [
+        ("demo", DEMO_MODEL, "demo"),
+        ("llada-8b-instruct", "GSAI-ML/LLaDA-8B-Instruct", "llada-8b-instruct"),
+        ("llada-1.5", "GSAI-ML/LLaDA-1.5", "llada-1.5"),
+    ],
+)
+def test_the_configs_that_ship(name, model, served):
+    settings = load_settings(["--config", str(CONFIGS / f"{name}.yaml")], {})
+    assert settings.engine.model == model
+    assert settings.model_names[0] == served
+    assert settings.diffusion.cache == "dual"
+
+
+def test_every_config_that_ships_is_tested():
+    tested = {"demo", "llada-8b-instruct", "llada-1.5"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested

@@ -1,0 +1,103 @@
+"""Blocks become text that never has to be taken back, and stop strings are found wherever they are split."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import LoadError
+from server.text import Detokenizer, StopStrings, Tokenizer
+
+EOS = 256
+
+
+def split(items, cuts):
+    edges = [0, *sorted(min(cut, len(items)) for cut in cuts), len(items)]
+    return [items[a:b] for a, b in pairwise(edges)]
+
+
+def detokenized(tokenizer, blocks):
+    detokenizer = Detokenizer(tokenizer)
+    return [detokenizer.push(block, last=i == len(blocks) - 1) for i, block in enumerate(blocks)]
+
+
+def cut(stops, pieces):
+    """The text that comes out of pieces, and whether it was cut."""
+    strings, text = StopStrings(stops), ""
+    for i, piece in enumerate(pieces):
+        fresh, stopped = strings.push(piece, last=i == len(pieces) - 1)
+        text += fresh
+        if stopped:
+            return text, True
+    return text, False
+
+
+def test_half_a_character_waits_for_the_rest(tokenizer):
+    euro = "€".encode()
+    assert detokenized(tokenizer, [b"a" + euro[:1], euro[1:2], euro[2:] + b"b"]) == ["a", "", "€b"]
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(tokenizer):
+    assert detokenized(tokenizer, [b"a", "€".encode()[:2]]) == ["a", "\ufffd"]
+
+
+def test_special_tokens_are_left_out(tokenizer):
+    assert detokenized(tokenizer, [[97, EOS], [EOS, 98]]) == ["a", "b"]
+
+
+@given(data=st.one_of(st.binary(max_size=24), st.text(max_size=12).map(str.encode)), cuts=st.lists(st.integers(0, 24)))
+@settings(deadline=None)
+def test_blocks_read_as_the_whole_does(tokenizer, data, cuts):
+    pieces = detokenized(tokenizer, split(list(data), cuts))
+    assert "".join(pieces) == tokenizer.decode(list(data))
+
+
+def test_spacing_depends_on_what_came_before(llada_tiny):
+    words = Tokenizer.load(llada_tiny)
+    assert detokenized(words, [[1, 2], [], [3]]) == ["t1 t2", "", " t3"]
+
+
+def test_a_stop_string_across_pieces_is_cut():
+    assert cut(["END"], ["one E", "N", "D two"]) == ("one ", True)
+
+
+def test_what_only_looked_like_a_stop_string_comes_later():
+    strings = StopStrings(["END"])
+    assert strings.push("one EN", last=False) == ("one ", False)
+    assert strings.push("TRY", last=False) == ("ENTRY", False)
+
+
+def test_the_end_of_the_answer_frees_what_was_held_back():
+    assert cut(["END"], ["one EN"]) == ("one EN", False)
+
+
+def test_the_stop_string_that_is_complete_first_wins():
+    assert cut(["bcde", "c"], ["abcde"]) == ("ab", True)
+    assert cut(["c", "bc"], ["abc"]) == ("a", True)
+
+
+@given(
+    text=st.text("ab", max_size=20),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=4),
+    cuts=st.lists(st.integers(0, 20)),
+)
+def test_the_cut_does_not_depend_on_the_pieces(text, stops, cuts):
+    ends = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]
+    expected = (text[: min(ends)[1]], True) if ends else (text, False)
+    assert cut(stops, split(text, cuts)) == expected
+
+
+async def test_texts_are_encoded_in_order(tokenizer):
+    assert await tokenizer.encode(["ab", "€"]) == [[97, 98], list("€".encode())]
+
+
+def test_a_folder_without_a_tokenizer_is_a_load_error(tmp_path):
+    with pytest.raises(LoadError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_broken_tokenizer_is_a_load_error(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(LoadError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
