@@ -56,11 +56,13 @@ def decode(
     mask_id: int,
     cache: Literal["none", "prefix", "dual"],
     rule: Rule,
+    shift: int = 0,
 ) -> Decoded:
     """Greedy block-wise decoding of one canvas.
 
     Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
     the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
+    Where a token's logits stand `shift` rows before it, the block's window begins `shift` rows before the block.
     """
     device = model.embed.device
     x = torch.full((len(prompt_ids) + gen_length,), mask_id, device=device)
@@ -69,8 +71,8 @@ def decode(
     context = DenseContext(model, len(x))
     forwards = rows = 0
     for start in range(len(prompt_ids), len(x), block_length):
-        end = start + block_length
-        later = {"none": slice(0, len(x)), "prefix": slice(start, len(x)), "dual": slice(start, end)}[cache]
+        end, window = start + block_length, start - shift
+        later = {"none": slice(0, len(x)), "prefix": slice(window, len(x)), "dual": slice(window, end)}[cache]
         step = 0
         while masked[start:end].any():
             context.rows = later if step else slice(0, len(x))
@@ -79,7 +81,7 @@ def decode(
             logits = model.logits(model(x[context.rows], positions, context))  # [rows, vocab]
             forwards, rows = forwards + 1, rows + len(positions)
             targets = start + masked[start:end].nonzero().squeeze(-1)
-            confidence, tokens = propose(logits[targets - first], mask_id)
+            confidence, tokens = propose(logits[targets - shift - first], mask_id)
             accepted = rule(confidence, step)
             x[targets[accepted]] = tokens[accepted]
             masked[targets[accepted]] = False

@@ -15,12 +15,19 @@ import pytest
 from engine import DiffusionParams, Engine, EngineConfig, SamplingParams, Submission, load
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
+DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
 
 
 @pytest.fixture(scope="session")
 def llada_tiny() -> Path:
     """A random checkpoint in LLaDA's layout, with what the published code computed from it."""
     return LLADA_TINY
+
+
+@pytest.fixture(scope="session")
+def dream_tiny() -> Path:
+    """The same in Dream's layout: grouped heads, qkv bias, shifted logits."""
+    return DREAM_TINY
 
 
 @pytest.fixture(scope="session")

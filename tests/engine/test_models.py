@@ -115,7 +115,10 @@ def test_a_config_that_is_no_json(checkpoint):
 
 def test_an_unknown_architecture_lists_the_known(checkpoint):
     edit(checkpoint, architectures=["GPT2LMHeadModel"], model_type="gpt2")
-    refuses(checkpoint, r"unknown architecture GPT2LMHeadModel; known families: llada \(LLaDAModelLM\)")
+    refuses(
+        checkpoint,
+        r"unknown architecture GPT2LMHeadModel; known families: llada \(LLaDAModelLM\), Dream \(DreamModel\)",
+    )
 
 
 def test_a_config_with_a_gap(checkpoint):
