@@ -23,7 +23,7 @@ from engine.request import FinishReason, Output, Request, Submission
 from engine.runner import Runner, choose_device, choose_dtype, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
-from engine.unmask import select
+from engine.unmask import needs, select
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -113,7 +113,7 @@ class Engine:
         if not plans:
             return []
         logits = self.runner.forward(build(plans, self.runner.device))
-        scores = score(logits, plans, self.info.spec.mask_id)
+        scores = score(logits, plans, self.info.spec.mask_id, needs(plans))
         outputs = self.scheduler.commit(plans, scores, select(plans, scores))
         self._count(plans, outputs)
         return outputs

@@ -40,6 +40,10 @@ class SamplingParams:
     """Tokens to generate at most; the canvas is this, rounded up to blocks."""
     temperature: Annotated[float, Ge(0), Le(2)] = 0.0
     """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Draw among the most probable tokens whose probabilities just exceed this sum."""
+    top_k: Annotated[int, Ge(0)] = 0
+    """Draw among this many of the most probable tokens; 0 is all of them."""
     seed: int = 0
     """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
     stop_ids: frozenset[int] = frozenset()
@@ -62,8 +66,8 @@ class DiffusionParams:
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
     """Positions decoded together before the next ones, in tokens."""
-    steps: Annotated[int, Ge(1)] | None = None
-    """fixed, random: denoising steps over the whole canvas; null is one token a step."""
+    steps: Annotated[int, Ge(1), Le(65_536)] | None = None
+    """fixed, random: denoising steps over the whole canvas; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
     """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.noise import uniform
-from engine.plan import Scores, StepPlan, UnmaskPolicy
+from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
 from engine.request import Mask, Request
 
 
@@ -39,14 +39,14 @@ def scheduled_tokens(request: Request) -> int:
     return max(count + (block.step < extra), 1)
 
 
-class Fixed:
+class Fixed(UnmaskPolicy):
     """The most confident ones, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return _top(scores.log_odds, scheduled_tokens(request))
 
 
-class Random:
+class Random(UnmaskPolicy):
     """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
@@ -54,14 +54,14 @@ class Random:
         return _top(order, scheduled_tokens(request))
 
 
-class Threshold:
+class Threshold(UnmaskPolicy):
     """All whose confidence reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return _top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
 
 
-class Factor:
+class Factor(UnmaskPolicy):
     """The n most confident for the largest n with (n + 1)(1 - c_n) < factor, at least one (Fast-dLLM, section 3.3)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
@@ -77,6 +77,11 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "threshold": Threshold(),
     "factor": Factor(),
 }
+
+
+def needs(plans: Sequence[StepPlan]) -> list[Needs]:
+    """What each request's own policy must have in its scores."""
+    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request.diffusion) for plan in plans]
 
 
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:

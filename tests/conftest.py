@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -46,8 +47,9 @@ def submission():
     """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
 
     def build(request_id="r", **row) -> Submission:
-        sampling = {key: row[key] for key in ("temperature", "seed", "stop_ids", "ignore_eos") if key in row}
-        keys = ("cache", "unmask", "block_length", "steps", "threshold", "factor")
+        names = ("temperature", "seed", "top_p", "top_k", "stop_ids", "ignore_eos")
+        sampling = {key: row[key] for key in names if key in row}
+        keys = [field.name for field in fields(DiffusionParams)]
         return Submission(
             request_id=str(request_id),
             prompt_ids=row.get("prompt", [5, 6, 7]),
