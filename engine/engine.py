@@ -23,7 +23,7 @@ from engine.request import FinishReason, Output, Request, Submission
 from engine.runner import Runner, choose_device, choose_dtype, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
-from engine.unmask import needs, select
+from engine.unmask import effective, needs, select
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -91,6 +91,7 @@ class Engine:
 
     def new_request(self, submission: Submission) -> Request:
         """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
+        submission = effective(submission)
         check(submission, self.info.spec, self.info.max_model_len)
         return Request.new(submission, self.info.spec)
 

@@ -30,6 +30,8 @@ class StepPlan:
 class Needs:
     """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
 
+    whole_canvas: bool = False
+    """Every mask at once: its one block is the canvas, and `block_length` does not apply."""
     processed: bool = False
     """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
     entropy: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -65,13 +65,19 @@ class DiffusionParams:
     unmask: str = "threshold"
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
-    """Positions decoded together before the next ones, in tokens."""
+    """Positions decoded together before the next ones, in tokens; dream has one block, the canvas, whatever this is."""
     steps: Annotated[int, Ge(1), Le(65_536)] | None = None
-    """fixed, random: denoising steps over the whole canvas; null is as many as it has tokens."""
+    """fixed, random, dream: denoising steps over the whole canvas; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
     """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
+    alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
+    """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
+    alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
+    """dream: chance in that order; null or 0 is none."""
+    eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
+    """dream: the time at which its schedule ends, from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
