@@ -20,7 +20,7 @@ from engine.models.weights import Progress, locate
 from engine.pages import PagePool
 from engine.plan import StepPlan
 from engine.request import FinishReason, Output, Request, Submission
-from engine.runner import Runner, choose_device, choose_dtype, kv_pool_pages, set_threads
+from engine.runner import Runner, choose_device, choose_dtype, choose_max_model_len, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
 from engine.unmask import effective, needs, select
@@ -158,9 +158,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     folder = locate(config.model, config.revision)
     description = describe(folder)
     spec, geometry = description.spec, description.geometry
-    max_model_len = config.max_model_len or spec.max_model_len
-    if max_model_len > spec.max_model_len:
-        raise ConfigError(f"max_model_len is {max_model_len}, but the model's own limit is {spec.max_model_len}")
+    max_model_len = choose_max_model_len(config, spec)
     max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
     if max_batch_rows < max_model_len:
         raise ConfigError(

@@ -32,6 +32,12 @@ def dream_tiny() -> Path:
 
 
 @pytest.fixture(scope="session")
+def published():
+    """`published("llada-8b")`: geometry and token ids of a published checkpoint's `config.json`."""
+    return lambda name: json.loads((LLADA_TINY.parent / "published" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def golden() -> list[dict]:
     """180 generations of the published Fast-dLLM samplers."""
     return json.loads((LLADA_TINY / "generations.json").read_text())

@@ -34,7 +34,7 @@ Destinations = Mapping[str, Destination]
 """Checkpoint tensor name -> where it goes."""
 
 
-def locate(model: str, revision: str | None = None) -> Path:
+def locate(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: the path itself, or a hub id's files, downloaded unless cached.
 
     Raises LoadError if there is neither.
@@ -45,7 +45,7 @@ def locate(model: str, revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise LoadError(f"{model}: no such folder, and not a hub id of the form owner/name")
     try:
-        files = ["*.json", "merges.txt", "*.safetensors", "*.jinja"]
+        files = ["*.json", "merges.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -14,32 +14,12 @@ from engine.models import describe, load_model
 from engine.models.dream import destinations, model_spec, transformer_config
 from engine.reference import DenseContext, decode, factor, fixed, threshold
 
-DREAM_7B = {  # the published config.json of Dream-org/Dream-v0-Instruct-7B, its geometry and token ids
-    "architectures": ["DreamModel"],
-    "attention_dropout": 0.0,
-    "bos_token_id": 151643,
-    "eos_token_id": 151643,
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "mask_token_id": 151666,
-    "max_position_embeddings": 131072,
-    "max_window_layers": 28,
-    "model_type": "Dream",
-    "num_attention_heads": 28,
-    "num_hidden_layers": 28,
-    "num_key_value_heads": 4,
-    "pad_token_id": 151643,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": None,
-    "rope_theta": 1000000.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
-    "use_mrope": False,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-}
 MASK = 256
+
+
+@pytest.fixture
+def dream_7b(published):
+    return published("dream-7b")
 
 
 @pytest.fixture
@@ -59,8 +39,8 @@ def test_logits_of_a_dense_forward(dream_tiny):
             torch.testing.assert_close(model.logits(hidden), expected, atol=1e-4, rtol=0)
 
 
-def test_the_published_geometry():
-    geometry = transformer_config(DREAM_7B)
+def test_the_published_geometry(dream_7b):
+    geometry = transformer_config(dream_7b)
     assert geometry.num_parameters == 7_615_616_512
     assert geometry.qkv_bias
     names = destinations(geometry)
@@ -77,14 +57,14 @@ def test_the_published_geometry():
         ({"<|im_end|>": 151645, "<|dlm_pad|>": 151667}, {151643, 151645, 151667}),
     ],
 )
-def test_what_ends_an_answer(special_tokens, eos_ids):
-    spec = model_spec(DREAM_7B, special_tokens)
+def test_what_ends_an_answer(dream_7b, special_tokens, eos_ids):
+    spec = model_spec(dream_7b, special_tokens)
     assert spec.eos_ids == eos_ids
     assert (spec.mask_id, spec.shift, spec.vocab_size) == (151666, 1, 152064)
 
 
-def test_a_tied_head_has_no_tensor_of_its_own():
-    geometry = transformer_config({**DREAM_7B, "tie_word_embeddings": True})
+def test_a_tied_head_has_no_tensor_of_its_own(dream_7b):
+    geometry = transformer_config({**dream_7b, "tie_word_embeddings": True})
     assert "lm_head.weight" not in destinations(geometry)
 
 
@@ -98,9 +78,9 @@ def test_a_tied_head_has_no_tensor_of_its_own():
         ("use_mrope", True),
     ],
 )
-def test_options_that_would_be_computed_wrongly_are_refused(key, value):
+def test_options_that_would_be_computed_wrongly_are_refused(dream_7b, key, value):
     with pytest.raises(LoadError, match=key):
-        transformer_config({**DREAM_7B, key: value})
+        transformer_config({**dream_7b, key: value})
 
 
 def test_end_tokens_of_a_tokenizer_without_its_fast_file(dream_tiny, tmp_path):
