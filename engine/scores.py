@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from engine.plan import Needs, Scores, StepPlan
-from engine.request import Ids, SamplingParams
-from engine.sampling import draw, heat, is_narrowed, narrow, parameters
+from engine.request import Ids, Mask, SamplingParams
+from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
+
+ROWS_AT_ONCE = 256
+"""Bounds what sorting and noise take beside the logits: 256 rows of 152,064 are 150 MiB in float32."""
 
 
 def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs] = ()) -> list[Scores]:
@@ -65,19 +68,26 @@ def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Seq
     counts = [len(plan.targets) for plan in plans]
     shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
     indices = _rows(counts, shaped)
+    processed = np.repeat([need.processed for need in needs], counts)[indices]
     rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
-    part = logits[_to(logits, indices)]  # [shaped, vocab]
-    narrowed = np.flatnonzero(is_narrowed(rows))
-    if len(narrowed):
-        where = _to(logits, narrowed)
-        part[where] = narrow(part[where], rows[narrowed], tokens[_to(logits, indices[narrowed])])
-    processed = np.flatnonzero(np.repeat([need.processed for need in needs], counts)[indices])
-    if len(processed):
-        logits[_to(logits, indices[processed])] = heat(part[_to(logits, processed)], rows[processed])
+    for start in range(0, len(indices), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        _shape_some(logits, tokens, indices[some], rows[some], processed[some], mask_id)
+
+
+def _shape_some(logits: Tensor, tokens: Tensor, indices: Ids, rows: Parameters, processed: Mask, mask_id: int) -> None:
+    part = logits[_to(logits, indices)]  # [some, vocab]
+    if is_narrowed(rows).any():
+        where = np.flatnonzero(is_narrowed(rows))
+        at = _to(logits, where)
+        part[at] = narrow(part[at], rows[where], tokens[_to(logits, indices[where])])
+    if processed.any():
+        where = np.flatnonzero(processed)
+        logits[_to(logits, indices[where])] = heat(part[_to(logits, where)], rows[where])
     part[:, mask_id] = -torch.inf
-    hot = np.flatnonzero(rows["temperature"] > 0)
-    if len(hot):
-        tokens[_to(logits, indices[hot])] = draw(part[_to(logits, hot)], rows[hot])
+    if (rows["temperature"] > 0).any():
+        where = np.flatnonzero(rows["temperature"] > 0)
+        tokens[_to(logits, indices[where])] = draw(part[_to(logits, where)], rows[where])
 
 
 def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
@@ -85,16 +95,17 @@ def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
 
     Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
     """
-    part = logits[rows]
-    top, best = part.max(dim=-1, keepdim=True)
-    weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
-    others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
-    entropy = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
-    margin = (1.0 - second) / (1.0 + others)
-    margin = torch.where(best.squeeze(-1) == mask_id, -margin, margin)
-    columns = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
-    columns[0, rows], columns[1, rows] = entropy, margin
-    return [columns[0], columns[1]]
+    entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        part = logits[some]
+        top, best = part.max(dim=-1, keepdim=True)
+        weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [some, vocab]
+        others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
+        entropy[some] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
+        lead = (1.0 - second) / (1.0 + others)
+        margin[some] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
+    return [entropy, margin]
 
 
 def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
