@@ -73,7 +73,7 @@ class Factor(UnmaskPolicy):
         return _top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
     """[steps + 1] the times from 1 down to eps between which Dream's steps lie, rounded as `torch.linspace` does it."""
     start, end = np.float32(1), np.float32(eps)
@@ -83,7 +83,7 @@ def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
     return times
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def dream_schedule(num_masked: int, steps: int, eps: float) -> tuple[int, ...]:
     """Tokens per step of Dream's sampler: of the masks left, the share 1 - s/t of a step from time t to s.
 
