@@ -17,6 +17,7 @@ from engine.errors import (
     UnmaskError,
 )
 from engine.loop import EngineLoop, OutputStream
+from engine.memory import Footprint, MemoryPlan, plan_memory
 from engine.request import DiffusionParams, FinishReason, Output, SamplingParams, Submission, Usage
 from engine.unmask import UNMASKS
 
@@ -38,8 +39,10 @@ __all__ = [
     "EngineStats",
     "EngineUnavailable",
     "FinishReason",
+    "Footprint",
     "InvalidRequest",
     "LoadError",
+    "MemoryPlan",
     "ModelSpec",
     "Output",
     "OutputStream",
@@ -50,4 +53,5 @@ __all__ = [
     "UnmaskError",
     "Usage",
     "load",
+    "plan_memory",
 ]

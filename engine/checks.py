@@ -4,9 +4,9 @@ Ranges stand with the parameters they belong to (`engine.request`); here are tho
 policies or two parameters at once. Errors are in the API's words and name the field.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -24,6 +24,8 @@ def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     _check_prompt(submission.prompt_ids, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
+    for name, choices in _DIFFUSION_CHOICES.items():
+        _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
     _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_steps(submission)
@@ -42,8 +44,14 @@ def _constraints(hint: Any) -> Iterable[Constraint]:
             yield from (extra for extra in part.__metadata__ if isinstance(extra, Constraint))
 
 
+def _choices(params: type) -> dict[str, tuple[str, ...]]:
+    """Field -> the values it may have, where its type is a Literal."""
+    return {name: get_args(hint) for name, hint in get_type_hints(params).items() if get_origin(hint) is Literal}
+
+
 _SAMPLING_RANGES = _ranges(SamplingParams)
 _DIFFUSION_RANGES = _ranges(DiffusionParams)
+_DIFFUSION_CHOICES = _choices(DiffusionParams)
 
 
 def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], prefix: str) -> None:
@@ -64,7 +72,7 @@ def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], pr
                 raise InvalidRequest(f"{prefix}{name} is {value}; it must be {words}.", f"{prefix}{name}")
 
 
-def _check_name(param: str, name: str, known: Mapping[str, object]) -> None:
+def _check_name(param: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
 

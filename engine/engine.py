@@ -20,10 +20,10 @@ from engine.models.weights import Progress, locate
 from engine.pages import PagePool
 from engine.plan import StepPlan
 from engine.request import FinishReason, Output, Request, Submission
-from engine.runner import Runner, choose_device, choose_dtype, kv_pool_pages, set_threads
+from engine.runner import Runner, choose_device, choose_dtype, choose_max_model_len, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
-from engine.unmask import select
+from engine.unmask import effective, needs, select
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -91,6 +91,7 @@ class Engine:
 
     def new_request(self, submission: Submission) -> Request:
         """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
+        submission = effective(submission)
         check(submission, self.info.spec, self.info.max_model_len)
         return Request.new(submission, self.info.spec)
 
@@ -113,7 +114,7 @@ class Engine:
         if not plans:
             return []
         logits = self.runner.forward(build(plans, self.runner.device))
-        scores = score(logits, plans, self.info.spec.mask_id)
+        scores = score(logits, plans, self.info.spec.mask_id, needs(plans))
         outputs = self.scheduler.commit(plans, scores, select(plans, scores))
         self._count(plans, outputs)
         return outputs
@@ -157,9 +158,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     folder = locate(config.model, config.revision)
     description = describe(folder)
     spec, geometry = description.spec, description.geometry
-    max_model_len = config.max_model_len or spec.max_model_len
-    if max_model_len > spec.max_model_len:
-        raise ConfigError(f"max_model_len is {max_model_len}, but the model's own limit is {spec.max_model_len}")
+    max_model_len = choose_max_model_len(config, spec)
     max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
     if max_batch_rows < max_model_len:
         raise ConfigError(

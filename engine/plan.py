@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import Ids, Mask, Request
+from engine.request import DiffusionParams, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,18 @@ class StepPlan:
     """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
+
+    whole_canvas: bool = False
+    """Every mask at once: its one block is the canvas, and `block_length` does not apply."""
+    processed: bool = False
+    """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
+    entropy: bool = False
+    margin: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of one plan's targets, on the host."""
@@ -33,10 +45,17 @@ class Scores:
     tokens: Ids
     """[targets] the proposed token; never the mask token."""
     log_odds: NDArray[np.float64]
-    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature.
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature unless `processed`.
 
     Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
     depends on the batch.
+    """
+    entropy: NDArray[np.float64] | None = None
+    """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
+    margin: NDArray[np.float64] | None = None
+    """[targets] how much more probable the best token is than the next one. None unless needed.
+
+    The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
     """
 
     @property
@@ -53,5 +72,9 @@ class CachePolicy(Protocol):
 
 class UnmaskPolicy(Protocol):
     """Which targets become tokens now: at least one, so that every request ends."""
+
+    def needs(self, diffusion: DiffusionParams) -> Needs:
+        """What `scores` must hold for requests with these parameters."""
+        return Needs()
 
     def select(self, request: Request, scores: Scores) -> Mask: ...

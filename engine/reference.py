@@ -1,7 +1,8 @@
 """The papers' decoding loops written plainly on dense tensors, one sequence at a time: the slow twin of the engine.
 
 Tests hold the engine to these token for token and benchmarks compare with them. Sources: LLaDA (arXiv 2502.09992),
-Fast-dLLM (2505.22618) Algorithm 1 and section 3.2. Knows the model; nothing of pages, batches or requests.
+Fast-dLLM (2505.22618) Algorithm 1 and section 3.2, Dream (2508.15487). Knows the model; nothing of pages, batches or
+requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,11 +57,13 @@ def decode(
     mask_id: int,
     cache: Literal["none", "prefix", "dual"],
     rule: Rule,
+    shift: int = 0,
 ) -> Decoded:
     """Greedy block-wise decoding of one canvas.
 
     Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
     the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
+    Where a token's logits stand `shift` rows before it, the block's window begins `shift` rows before the block.
     """
     device = model.embed.device
     x = torch.full((len(prompt_ids) + gen_length,), mask_id, device=device)
@@ -69,8 +72,8 @@ def decode(
     context = DenseContext(model, len(x))
     forwards = rows = 0
     for start in range(len(prompt_ids), len(x), block_length):
-        end = start + block_length
-        later = {"none": slice(0, len(x)), "prefix": slice(start, len(x)), "dual": slice(start, end)}[cache]
+        end, window = start + block_length, start - shift
+        later = {"none": slice(0, len(x)), "prefix": slice(window, len(x)), "dual": slice(window, end)}[cache]
         step = 0
         while masked[start:end].any():
             context.rows = later if step else slice(0, len(x))
@@ -79,7 +82,7 @@ def decode(
             logits = model.logits(model(x[context.rows], positions, context))  # [rows, vocab]
             forwards, rows = forwards + 1, rows + len(positions)
             targets = start + masked[start:end].nonzero().squeeze(-1)
-            confidence, tokens = propose(logits[targets - first], mask_id)
+            confidence, tokens = propose(logits[targets - shift - first], mask_id)
             accepted = rule(confidence, step)
             x[targets[accepted]] = tokens[accepted]
             masked[targets[accepted]] = False
@@ -87,11 +90,72 @@ def decode(
     return Decoded(x[len(prompt_ids) :].tolist(), forwards, rows)
 
 
+@torch.inference_mode()
+def decode_as_dream(
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    *,
+    gen_length: int,
+    steps: int,
+    mask_id: int,
+    alg: Literal["entropy", "maskgit_plus", "topk_margin"],
+    eps: float = 1e-3,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> Decoded:
+    """Dream's own sampler at temperature 0: the canvas is one block, and every step a forward over all of it.
+
+    A step from time t to time s makes tokens of the share 1 - s/t of the masks, rounded down; the last step of all.
+    """
+    x = torch.tensor([*prompt_ids, *[mask_id] * gen_length], device=model.embed.device)
+    positions = torch.arange(len(x), device=x.device)
+    masked = positions >= len(prompt_ids)
+    context = DenseContext(model, len(x))
+    times = torch.linspace(1, eps, steps + 1)
+    for step in range(steps):
+        logits = model.logits(model(x, positions, context))  # [canvas, vocab]
+        targets = masked.nonzero().squeeze(-1)
+        share = 1 - times[step + 1] / times[step] if step < steps - 1 else torch.tensor(1.0)
+        probabilities = nucleus(logits[targets - 1].double().softmax(dim=-1), top_p, top_k, mask_id)
+        confidence, tokens = best_token(probabilities, mask_id)
+        match alg:
+            case "entropy":
+                certainty = torch.xlogy(probabilities, probabilities).sum(dim=-1)
+            case "maskgit_plus":
+                certainty = confidence
+            case "topk_margin":
+                certainty = confidence - probabilities.scatter(-1, tokens[:, None], 0.0).amax(dim=-1)
+        accepted = _best(certainty, int(masked.sum().cpu() * share))
+        x[targets[accepted]] = tokens[accepted]
+        masked[targets[accepted]] = False
+    return Decoded(x[len(prompt_ids) :].tolist(), steps, steps * len(x))
+
+
+def nucleus(probabilities: Tensor, top_p: float, top_k: int, mask_id: int) -> Tensor:
+    """[targets, vocab] without the tokens beyond the first whose sum passes top_p, or beyond top_k, and rescaled to 1.
+
+    The best token that is not the mask stays in any case.
+    """
+    ordered, order = probabilities.sort(dim=-1, descending=True)
+    kept = ordered.cumsum(dim=-1) - ordered <= top_p
+    kept[:, top_k or len(ordered[0]) :] = False
+    kept = torch.zeros_like(kept).scatter(-1, order, kept)
+    kept |= probabilities >= best_token(probabilities, mask_id)[0][:, None]
+    probabilities = probabilities * kept
+    return probabilities / probabilities.sum(dim=-1, keepdim=True)
+
+
 def propose(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
     """logits [targets, vocab] -> float64 probability and id of the best token that is not the mask, each [targets]."""
-    probabilities = logits.double().softmax(dim=-1)
-    probabilities[:, mask_id] = 0.0
-    return probabilities.max(dim=-1)
+    return best_token(logits.double().softmax(dim=-1), mask_id)
+
+
+def best_token(probabilities: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """probabilities [targets, vocab] -> those of the best token that is not the mask, and its id, each [targets]."""
+    allowed = probabilities.clone()
+    allowed[:, mask_id] = 0.0
+    best, tokens = allowed.max(dim=-1)
+    return best, tokens
 
 
 def fixed(num_masked: int, steps: int) -> Rule:

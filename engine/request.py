@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -40,6 +40,10 @@ class SamplingParams:
     """Tokens to generate at most; the canvas is this, rounded up to blocks."""
     temperature: Annotated[float, Ge(0), Le(2)] = 0.0
     """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Draw among the most probable tokens whose probabilities just exceed this sum."""
+    top_k: Annotated[int, Ge(0)] = 0
+    """Draw among this many of the most probable tokens; 0 is all of them."""
     seed: int = 0
     """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
     stop_ids: frozenset[int] = frozenset()
@@ -61,13 +65,19 @@ class DiffusionParams:
     unmask: str = "threshold"
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
-    """Positions decoded together before the next ones, in tokens."""
-    steps: Annotated[int, Ge(1)] | None = None
-    """fixed, random: denoising steps over the whole canvas; null is one token a step."""
+    """Positions decoded together before the next ones, in tokens; dream has one block, the canvas, whatever this is."""
+    steps: Annotated[int, Ge(1), Le(65_536)] | None = None
+    """fixed, random, dream: denoising steps over the whole canvas; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
     """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
+    alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
+    """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
+    alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
+    """dream: chance in that order; null or 0 is none."""
+    eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
+    """dream: the time at which its schedule ends, from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

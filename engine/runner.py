@@ -10,9 +10,11 @@ from torch import Tensor
 
 from engine.attention import Kernel, KVPool, PagedContext, attend_segments
 from engine.batch import Batch
-from engine.config import EngineConfig
+from engine.config import EngineConfig, ModelSpec
 from engine.errors import CapacityError, ConfigError
 from engine.models.layers import Transformer, TransformerConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
@@ -61,7 +63,15 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     """`auto` is bfloat16 on CUDA; on CPUs without its instructions bfloat16 can be 100 times slower than float32."""
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+    return DTYPES[config.dtype]
+
+
+def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    """The model's own limit, or less. Raises ConfigError if more was asked for."""
+    max_model_len = config.max_model_len or spec.max_model_len
+    if max_model_len > spec.max_model_len:
+        raise ConfigError(f"max_model_len is {max_model_len}, but the model's own limit is {spec.max_model_len}")
+    return max_model_len
 
 
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:

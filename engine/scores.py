@@ -1,57 +1,117 @@
-"""Target logits -> proposed tokens and confidences: once for the whole batch, one transfer to the host.
+"""Target logits -> proposed tokens and how sure the model is: once for the whole batch, one transfer to the host.
 
-Knows no policy: what becomes of a proposal is decided in `engine.unmask`.
+Knows what policies need, not which they are: what becomes of a proposal is decided in `engine.unmask`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.noise import hashed
-from engine.plan import Scores, StepPlan
+from engine.plan import Needs, Scores, StepPlan
+from engine.request import Ids, Mask, SamplingParams
+from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
+
+ROWS_AT_ONCE = 256
+"""Bounds what sorting and noise take beside the logits: 256 rows of 152,064 are 150 MiB in float32."""
 
 
-def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int) -> list[Scores]:
-    """logits [targets of all plans, vocab] (overwritten) -> one `Scores` per plan.
+def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs] = ()) -> list[Scores]:
+    """logits [targets of all plans, vocab] (overwritten) and what each plan needs -> one `Scores` per plan.
 
     A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
-    itself never chosen. Temperature adds Gumbel noise to the choice, not to its confidence, as LLaDA's sampler does.
+    itself never chosen. Temperature, top_p and top_k are for the choice, as in LLaDA's sampler; the log-odds are of the
+    distribution that they leave where a plan needs it `processed`, and of the model's own elsewhere.
     """
+    needs = needs or [Needs()] * len(plans)
+    counts = [len(plan.targets) for plan in plans]
     logits = logits.float()
+    tokens = _best_token(logits, mask_id)
+    samplings = [plan.request.sampling for plan in plans]
+    if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
+        _shape(logits, tokens, plans, needs, mask_id)
+    columns = [tokens.double()]
+    spread = _rows(counts, (need.entropy or need.margin for need in needs))
+    if len(spread):
+        columns += _spread(logits, _to(logits, spread), mask_id)
+    chosen = logits.gather(-1, tokens[:, None])
+    log_odds = chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
+    # The step's one device synchronisation. float64 holds every token id and every float32 exactly.
+    host = torch.stack([*columns, log_odds.double()]).cpu().numpy()
+    parts = np.split(host, np.cumsum(counts)[:-1], axis=1)
+    return [_scores(part, need) for part, need in zip(parts, needs, strict=True)]
+
+
+def _scores(part: np.ndarray, need: Needs) -> Scores:
+    tokens, *spread, log_odds = part
+    entropy, margin = spread or (None, None)
+    return Scores(tokens.astype(np.int64), log_odds, entropy if need.entropy else None, margin if need.margin else None)
+
+
+def _best_token(logits: Tensor, mask_id: int) -> Tensor:
+    """The most probable token [targets] that is not the mask."""
     mask_logits = logits[:, mask_id].clone()
     logits[:, mask_id] = -torch.inf
     tokens = logits.argmax(dim=-1)
-    counts = [len(plan.targets) for plan in plans]
-    warm = np.flatnonzero(np.repeat([plan.request.sampling.temperature > 0 for plan in plans], counts))
-    if len(warm):
-        rows = torch.from_numpy(warm).to(logits.device, non_blocking=True)
-        tokens[rows] = _sample(logits[rows], warm, plans, counts)
-    chosen = logits.gather(-1, tokens[:, None])
     logits[:, mask_id] = mask_logits
-    log_odds = chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
-    # The step's one device synchronisation. float64 holds every token id and every float32 exactly.
-    host = torch.stack((tokens.double(), log_odds.double())).cpu().numpy()
-    columns = np.split(host, np.cumsum(counts)[:-1], axis=1)
-    return [Scores(tokens.astype(np.int64), log_odds) for tokens, log_odds in columns]
+    return tokens
 
 
-def _sample(logits: Tensor, rows: np.ndarray, plans: Sequence[StepPlan], counts: list[int]) -> Tensor:
-    """Tokens [rows] drawn from softmax(logits / temperature) by Gumbel noise hashed from (seed, position, step, token).
+def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
+    """Without a temperature, top_p and top_k leave the best token what it is; only its probability may change."""
+    return sampling.temperature > 0 or (need.processed and (sampling.top_p < 1 or sampling.top_k > 0))
 
-    `rows` are the indices of these logits among the targets of all plans.
+
+def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int) -> None:
+    """Draws `tokens` where there is a temperature and writes processed distributions into `logits`, both in place."""
+    counts = [len(plan.targets) for plan in plans]
+    shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
+    indices = _rows(counts, shaped)
+    processed = np.repeat([need.processed for need in needs], counts)[indices]
+    rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
+    for start in range(0, len(indices), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        _shape_some(logits, tokens, indices[some], rows[some], processed[some], mask_id)
+
+
+def _shape_some(logits: Tensor, tokens: Tensor, indices: Ids, rows: Parameters, processed: Mask, mask_id: int) -> None:
+    part = logits[_to(logits, indices)]  # [some, vocab]
+    if is_narrowed(rows).any():
+        where = np.flatnonzero(is_narrowed(rows))
+        at = _to(logits, where)
+        part[at] = narrow(part[at], rows[where], tokens[_to(logits, indices[where])])
+    if processed.any():
+        where = np.flatnonzero(processed)
+        logits[_to(logits, indices[where])] = heat(part[_to(logits, where)], rows[where])
+    part[:, mask_id] = -torch.inf
+    if (rows["temperature"] > 0).any():
+        where = np.flatnonzero(rows["temperature"] > 0)
+        tokens[_to(logits, indices[where])] = draw(part[_to(logits, where)], rows[where])
+
+
+def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
+    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; see `Scores` for what they are.
+
+    Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
     """
+    entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        part = logits[some]
+        top, best = part.max(dim=-1, keepdim=True)
+        weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [some, vocab]
+        others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
+        entropy[some] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
+        lead = (1.0 - second) / (1.0 + others)
+        margin[some] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
+    return [entropy, margin]
 
-    def column(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[rows]).to(logits.device, non_blocking=True)[:, None]
 
-    requests = [plan.request for plan in plans]
-    seeds = column(np.repeat(np.array([request.sampling.seed for request in requests], np.int64), counts))
-    steps = column(np.repeat(np.array([request.forwards for request in requests], np.int64), counts))
-    temperatures = column(np.repeat(np.array([r.sampling.temperature for r in requests], np.float32), counts))
-    positions = column(np.concatenate([plan.targets for plan in plans]))
-    tokens = torch.arange(logits.shape[-1], device=logits.device)
-    uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
-    # -log1p(-u) is an exponential variate, precise where it is small: where the Gumbel noise -log of it is large.
-    return (logits - temperatures * torch.log(-torch.log1p(-uniform))).argmax(dim=-1)
+def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
+    """Indices among all targets of those whose plan is wanted."""
+    return np.flatnonzero(np.repeat(list(wanted), counts))
+
+
+def _to(like: Tensor, indices: Ids) -> Tensor:
+    return torch.from_numpy(indices).to(like.device, non_blocking=True)

@@ -4,13 +4,15 @@ They see one request's `Scores` on the host, never logits. A new policy is one c
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.noise import uniform
-from engine.plan import Scores, StepPlan, UnmaskPolicy
-from engine.request import Mask, Request
+from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
+from engine.request import DiffusionParams, Mask, Request, Submission
 
 
 def _best_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -39,14 +41,14 @@ def scheduled_tokens(request: Request) -> int:
     return max(count + (block.step < extra), 1)
 
 
-class Fixed:
+class Fixed(UnmaskPolicy):
     """The most confident ones, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return _top(scores.log_odds, scheduled_tokens(request))
 
 
-class Random:
+class Random(UnmaskPolicy):
     """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
@@ -54,14 +56,14 @@ class Random:
         return _top(order, scheduled_tokens(request))
 
 
-class Threshold:
+class Threshold(UnmaskPolicy):
     """All whose confidence reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return _top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
 
 
-class Factor:
+class Factor(UnmaskPolicy):
     """The n most confident for the largest n with (n + 1)(1 - c_n) < factor, at least one (Fast-dLLM, section 3.3)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
@@ -71,12 +73,94 @@ class Factor:
         return _top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
 
 
+@lru_cache(maxsize=64)
+def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
+    """[steps + 1] the times from 1 down to eps between which Dream's steps lie, rounded as `torch.linspace` does it."""
+    start, end = np.float32(1), np.float32(eps)
+    i, step = np.arange(steps + 1, dtype=np.float32), (end - start) / np.float32(steps)
+    times = np.where(i < (steps + 1) // 2, start + step * i, end - step * (np.float32(steps) - i))
+    times.flags.writeable = False
+    return times
+
+
+@lru_cache(maxsize=64)
+def dream_schedule(num_masked: int, steps: int, eps: float) -> tuple[int, ...]:
+    """Tokens per step of Dream's sampler: of the masks left, the share 1 - s/t of a step from time t to s.
+
+    Steps whose share is less than one token are left out: they would change nothing, so they need no forward.
+    """
+    times, counts, left = dream_times(steps, eps), [], num_masked
+    for share in 1 - times[1:-1] / times[:-2]:
+        counts.append(int(np.float32(left) * share))
+        left -= counts[-1]
+    return tuple(count for count in (*counts, left) if count)
+
+
+class Dream(UnmaskPolicy):
+    """Dream's own sampler (arXiv 2508.15487): over the canvas as one block, by `alg`, as many as its schedule says.
+
+    Its scores are those of the processed distribution. `alg_temp` draws without replacement in proportion to
+    exp(certainty / alg_temp), which is what the highest sums with Gumbel noise are.
+    """
+
+    def needs(self, diffusion: DiffusionParams) -> Needs:
+        entropy, margin = diffusion.alg == "entropy", diffusion.alg == "topk_margin"
+        return Needs(whole_canvas=True, processed=True, entropy=entropy, margin=margin)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        diffusion, block = request.diffusion, request.block
+        steps = diffusion.steps or block.num_masked
+        if diffusion.alg == "origin":
+            return self._next_by_chance(request, dream_times(steps, diffusion.eps))
+        schedule = dream_schedule(block.num_masked, steps, diffusion.eps)
+        certainty = self._certainty(diffusion.alg, scores)
+        if diffusion.alg_temp:
+            noise = uniform(request.sampling.seed, request.targets, request.forwards)
+            certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
+        return _top(certainty, schedule[min(block.step, len(schedule) - 1)])
+
+    def _certainty(self, alg: str, scores: Scores) -> NDArray[np.float64]:
+        match alg:
+            case "entropy":
+                assert scores.entropy is not None
+                return -scores.entropy
+            case "topk_margin":
+                assert scores.margin is not None
+                return scores.margin
+            case _:
+                return scores.confidence
+
+    def _next_by_chance(self, request: Request, times: NDArray[np.float32]) -> Mask:
+        """`origin` reveals every mask with probability 1 - s/t in the step from t to s, and the last step the rest.
+
+        So a mask is still there at time s with probability s: one uniform number per position is the time at which it
+        goes. The targets of the earliest step that has any go now; steps without any need no forward.
+        """
+        moment = uniform(request.sampling.seed, request.targets)
+        step = np.minimum(np.searchsorted(-times[1:], -moment), len(times) - 2)
+        return np.asarray(step == step.min())
+
+
 UNMASKS: dict[str, UnmaskPolicy] = {
     "fixed": Fixed(),
     "random": Random(),
     "threshold": Threshold(),
     "factor": Factor(),
+    "dream": Dream(),
 }
+
+
+def effective(submission: Submission) -> Submission:
+    """The submission with the block length that applies: that of the canvas, if its policy needs all of it at once."""
+    policy = UNMASKS.get(submission.diffusion.unmask)
+    if policy is None or not policy.needs(submission.diffusion).whole_canvas:
+        return submission
+    return replace(submission, diffusion=replace(submission.diffusion, block_length=submission.sampling.max_tokens))
+
+
+def needs(plans: Sequence[StepPlan]) -> list[Needs]:
+    """What each request's own policy must have in its scores."""
+    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request.diffusion) for plan in plans]
 
 
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:

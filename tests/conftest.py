@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 
 import httpx
@@ -15,12 +16,25 @@ import pytest
 from engine import DiffusionParams, Engine, EngineConfig, SamplingParams, Submission, load
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
+DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
 
 
 @pytest.fixture(scope="session")
 def llada_tiny() -> Path:
     """A random checkpoint in LLaDA's layout, with what the published code computed from it."""
     return LLADA_TINY
+
+
+@pytest.fixture(scope="session")
+def dream_tiny() -> Path:
+    """The same in Dream's layout: grouped heads, qkv bias, shifted logits."""
+    return DREAM_TINY
+
+
+@pytest.fixture(scope="session")
+def published():
+    """`published("llada-8b")`: geometry and token ids of a published checkpoint's `config.json`."""
+    return lambda name: json.loads((LLADA_TINY.parent / "published" / f"{name}.json").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +53,9 @@ def submission():
     """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
 
     def build(request_id="r", **row) -> Submission:
-        sampling = {key: row[key] for key in ("temperature", "seed", "stop_ids", "ignore_eos") if key in row}
-        keys = ("cache", "unmask", "block_length", "steps", "threshold", "factor")
+        names = ("temperature", "seed", "top_p", "top_k", "stop_ids", "ignore_eos")
+        sampling = {key: row[key] for key in names if key in row}
+        keys = [field.name for field in fields(DiffusionParams)]
         return Submission(
             request_id=str(request_id),
             prompt_ids=row.get("prompt", [5, 6, 7]),

@@ -8,12 +8,12 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.errors"},
     {"engine.config"},
     {"engine.request"},
-    {"engine.plan"},
-    {"engine.pages", "engine.attention", "engine.noise"},
+    {"engine.plan", "engine.noise"},
+    {"engine.pages", "engine.attention", "engine.sampling"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
     {"engine.scheduler", "engine.checks", "engine.reference"},
     {"engine.runner"},
-    {"engine.engine"},
+    {"engine.engine", "engine.memory"},
     {"engine.loop"},
     {"engine.demo"},  # data and the scripts that make it; they may use the engine, which never uses them
     {"engine"},  # the public face: engine/__init__.py

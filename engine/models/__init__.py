@@ -12,7 +12,7 @@ import torch
 
 from engine.config import ModelSpec
 from engine.errors import LoadError
-from engine.models import llada
+from engine.models import dream, llada
 from engine.models.layers import Transformer, TransformerConfig, rotary_table
 from engine.models.weights import Destinations, Progress, load_weights, read_json, special_tokens
 
@@ -28,7 +28,7 @@ class Family(Protocol):
     def destinations(self, config: TransformerConfig) -> Destinations: ...
 
 
-FAMILIES: Mapping[str, Family] = {"llada": llada}
+FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream}
 """`model_type` of `config.json` -> family."""
 
 

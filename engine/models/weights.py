@@ -34,7 +34,7 @@ Destinations = Mapping[str, Destination]
 """Checkpoint tensor name -> where it goes."""
 
 
-def locate(model: str, revision: str | None = None) -> Path:
+def locate(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: the path itself, or a hub id's files, downloaded unless cached.
 
     Raises LoadError if there is neither.
@@ -45,7 +45,7 @@ def locate(model: str, revision: str | None = None) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise LoadError(f"{model}: no such folder, and not a hub id of the form owner/name")
     try:
-        files = ["*.json", "*.safetensors", "*.jinja"]
+        files = ["*.json", "merges.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -66,11 +66,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def special_tokens(folder: Path) -> dict[str, int]:
-    """The added tokens of `tokenizer.json`, text -> id; empty without one."""
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return {}
-    return {str(token["content"]): int(token["id"]) for token in read_json(path).get("added_tokens", ())}
+    """The added tokens of `tokenizer.json`, else of `tokenizer_config.json`, text -> id; empty without either."""
+    fast, slow = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if fast.exists():
+        return {str(token["content"]): int(token["id"]) for token in read_json(fast).get("added_tokens", ())}
+    if slow.exists():  # as Dream's checkpoints have it, whose tokenizer is `vocab.json` and `merges.txt`
+        return {str(token["content"]): int(i) for i, token in read_json(slow).get("added_tokens_decoder", {}).items()}
+    return {}
 
 
 def load_weights(model: nn.Module, folder: Path, destinations: Destinations, progress: Progress | None = None) -> None:

@@ -12,30 +12,6 @@ from engine.models import describe, load_model
 from engine.models.layers import TransformerConfig
 from engine.models.llada import model_spec, transformer_config
 
-LLADA_8B = {  # the published config.json of GSAI-ML/LLaDA-8B-Instruct, its geometry and token ids
-    "architectures": ["LLaDAModelLM"],
-    "model_type": "llada",
-    "activation_type": "silu",
-    "block_type": "llama",
-    "d_model": 4096,
-    "embedding_size": 126464,
-    "eos_token_id": 126081,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "layer_norm_type": "rms",
-    "mask_token_id": 126336,
-    "max_sequence_length": 4096,
-    "mlp_hidden_size": 12288,
-    "n_heads": 32,
-    "n_kv_heads": 32,
-    "n_layers": 32,
-    "rms_norm_eps": 1e-05,
-    "rope": True,
-    "rope_theta": 500000.0,
-    "vocab_size": 126464,
-    "weight_tying": False,
-}
-
 
 @pytest.fixture
 def checkpoint(llada_tiny, tmp_path):
@@ -61,10 +37,11 @@ def refuses(folder, message):
     assert "\n" not in str(caught.value), "one line"
 
 
-def test_the_published_geometry():
-    geometry = transformer_config(LLADA_8B)
+def test_the_published_geometry(published):
+    config = published("llada-8b")
+    geometry = transformer_config(config)
     assert geometry.num_parameters == 8_015_581_184
-    spec = model_spec(LLADA_8B, {"<|eot_id|>": 126348})
+    spec = model_spec(config, {"<|eot_id|>": 126348})
     assert (spec.mask_id, spec.eos_ids) == (126336, {126081, 126348})
     assert (spec.max_model_len, spec.shift) == (4096, 0)
 
@@ -115,7 +92,10 @@ def test_a_config_that_is_no_json(checkpoint):
 
 def test_an_unknown_architecture_lists_the_known(checkpoint):
     edit(checkpoint, architectures=["GPT2LMHeadModel"], model_type="gpt2")
-    refuses(checkpoint, r"unknown architecture GPT2LMHeadModel; known families: llada \(LLaDAModelLM\)")
+    refuses(
+        checkpoint,
+        r"unknown architecture GPT2LMHeadModel; known families: llada \(LLaDAModelLM\), Dream \(DreamModel\)",
+    )
 
 
 def test_a_config_with_a_gap(checkpoint):

@@ -33,7 +33,7 @@ def request(number, prompt_len=4, max_tokens=16, **diffusion):
 def scored(plan, rng):
     """What a model might say: random tokens, the end of the answer among them."""
     count = len(plan.targets)
-    return Scores(rng.integers(0, 49, count), rng.normal(size=count))
+    return Scores(rng.integers(0, 49, count), rng.normal(size=count), rng.exponential(size=count), rng.random(count))
 
 
 def step(scheduler, rng):

@@ -22,7 +22,7 @@ def request(block_length, max_tokens=None, **diffusion):
 
 def scores(confidence):
     p = np.clip(np.asarray(confidence, np.float64), 1e-9, 1 - 1e-12)
-    return Scores(np.zeros(len(p), np.int64), np.log(p / (1 - p)))
+    return Scores(np.zeros(len(p), np.int64), np.log(p / (1 - p)), entropy=-np.log(p), margin=2 * p - 1)
 
 
 @pytest.mark.parametrize(

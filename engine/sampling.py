@@ -1,0 +1,89 @@
+"""What a request's sampling parameters make of logits: which tokens may be drawn, and the draw.
+
+Many requests at once, each row by the values of its own. Knows no policy and nothing of confidence.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.noise import hashed
+from engine.plan import StepPlan
+
+Parameters = NDArray[np.void]
+"""[rows] records of `_RECORD`: index it like an array, name a field for its column."""
+
+_RECORD = np.dtype(
+    [
+        ("position", np.int64),
+        ("step", np.int64),
+        ("seed", np.int64),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("top_k", np.int64),
+    ]
+)
+
+
+def parameters(plans: Sequence[StepPlan]) -> Parameters:
+    """One record for each target of all plans."""
+    counts = [len(plan.targets) for plan in plans]
+    records = np.empty(len(plans), _RECORD)
+    for name in ("seed", "temperature", "top_p", "top_k"):
+        records[name] = [getattr(plan.request.sampling, name) for plan in plans]
+    records["step"] = [plan.request.forwards for plan in plans]
+    records = np.repeat(records, counts)
+    records["position"] = np.concatenate([plan.targets for plan in plans])
+    return records
+
+
+def is_narrowed(rows: Parameters) -> NDArray[np.bool_]:
+    """[rows] whether `narrow` would change them."""
+    narrowed: NDArray[np.bool_] = (rows["top_p"] < 1) | (rows["top_k"] > 0)
+    return narrowed
+
+
+def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
+    """logits [rows, vocab] with -inf for the tokens beyond their row's `top_p` and `top_k`.
+
+    Of softmax(logits / temperature) the most probable tokens stay up to the one that carries their sum past top_p; of
+    these, top_k. What is as probable as the last of them stays too: in bfloat16 that is common, and the order of a sort
+    must not decide. So does the `proposed` token [rows], which is the best one unless that is the mask.
+    """
+    vocab = logits.shape[-1]
+    ordered = logits.sort(dim=-1, descending=True).values
+    total = (ordered / _heat(rows, logits)).softmax(dim=-1).cumsum(dim=-1)
+    top_p, top_k = _column(rows, "top_p", logits), _column(rows, "top_k", logits)
+    # A sum of probabilities may round to more than 1, so that without a top_p nothing is compared.
+    count = 1 + ((total <= top_p) | (top_p >= 1)).sum(dim=-1, keepdim=True)
+    count = torch.where(top_k > 0, count.minimum(top_k), count).clamp(max=vocab)
+    least = ordered.gather(-1, count - 1).minimum(logits.gather(-1, proposed[:, None]))
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def heat(logits: Tensor, rows: Parameters) -> Tensor:
+    """logits [rows, vocab] divided by their row's temperature; where that is 0, as they are."""
+    return logits / _heat(rows, logits)
+
+
+def draw(logits: Tensor, rows: Parameters) -> Tensor:
+    """Tokens [rows] of softmax(logits / temperature) by Gumbel noise hashed from (seed, position, step, token)."""
+    tokens = torch.arange(logits.shape[-1], device=logits.device)
+    seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
+    uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
+    # -log1p(-u) is an exponential variate, precise where it is small: where the Gumbel noise -log of it is large.
+    gumbel = -torch.log(-torch.log1p(-uniform))
+    return (logits + _column(rows, "temperature", logits) * gumbel).argmax(dim=-1)
+
+
+def _heat(rows: Parameters, like: Tensor) -> Tensor:
+    temperatures = _column(rows, "temperature", like)
+    return torch.where(temperatures > 0, temperatures, 1.0)
+
+
+def _column(rows: Parameters, name: str, like: Tensor) -> Tensor:
+    column = torch.from_numpy(np.ascontiguousarray(rows[name]))
+    return column.to(like.device, non_blocking=True)[:, None]
