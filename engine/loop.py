@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.errors import EngineUnavailable, QueueFull, RequestFailed
-from engine.request import FinishReason, Output, Request, Submission
+from engine.request import FinishReason, Output, Request, Submission, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,15 @@ class EngineLoop:
             self._changed.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception:
+            logger.critical("the engine's thread has died", exc_info=True)
+        finally:
+            # Nobody waits for ever, whatever happened above.
+            self._deliver([_failed(request_id) for request_id in list(self._streams)])
+
+    def _serve(self) -> None:
         while not self._halted:
             self._take_in()
             try:
@@ -186,6 +195,11 @@ class EngineLoop:
         for event_loop, deliveries in by_event_loop.items():
             if not event_loop.is_closed():
                 event_loop.call_soon_threadsafe(_put_all, deliveries)
+
+
+def _failed(request_id: str) -> Output:
+    usage = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
+    return Output(request_id=request_id, token_ids=(), finish_reason=FinishReason.ERROR, usage=usage)
 
 
 def _put_all(deliveries: Sequence[tuple[OutputStream, Output]]) -> None:

@@ -24,11 +24,19 @@ DEFAULT_MAX_TOKENS = 16
 def sampling_params(body: CompletionRequest, default_temperature: float) -> SamplingParams:
     return SamplingParams(
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        temperature=default_temperature if body.temperature is None else body.temperature,
+        temperature=_temperature(body, default_temperature),
+        top_p=body.top_p or 1.0,
+        top_k=max(body.top_k or 0, 0),
         seed=secrets.randbits(63) if body.seed is None else body.seed,
         stop_ids=frozenset(body.stop_token_ids or ()),
         ignore_eos=bool(body.ignore_eos),
     )
+
+
+def _temperature(body: CompletionRequest, default: float) -> float:
+    if body.top_p == 0:  # nothing but the most probable token is left
+        return 0.0
+    return default if body.temperature is None else body.temperature
 
 
 def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -> DiffusionParams:

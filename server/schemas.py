@@ -4,10 +4,12 @@ Types and ranges only, strictly read: "16" is no integer, NaN no number. What de
 check; known fields that this server cannot honour yet stand in `server/unsupported.py`.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, create_model, field_validator
 from pydantic_core import PydanticCustomError
+
+from engine import DiffusionParams
 
 MAX_PROMPTS = 128
 MAX_STOPS = 4
@@ -68,20 +70,18 @@ class StreamOptions(WireRequest):
     """Running usage on every chunk, where `include_usage` is set too."""
 
 
-class DiffusionRequest(WireRequest):
-    """How the canvas is decoded; what is absent or null takes the server's default.
+_DIFFUSION_FIELDS: dict[str, Any] = {
+    name: (hint | None, None) for name, hint in get_type_hints(DiffusionParams, include_extras=True).items()
+}
 
-    Unknown fields are kept in `model_extra`; `server/convert.py` refuses them, where they do not cost an error each.
+
+class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_DIFFUSION_FIELDS)):  # type: ignore[misc]
+    """How the canvas is decoded: the engine's own parameters; what is absent or null takes the server's default.
+
+    Unknown fields are kept in `model_extra`, for an error that names them.
     """
 
     model_config = ConfigDict(extra="allow")
-
-    cache: str | None = None
-    unmask: str | None = None
-    block_length: int | None = None
-    steps: int | None = None
-    threshold: float | None = None
-    factor: float | None = None
 
 
 class CompletionRequest(WireRequest):
@@ -95,6 +95,10 @@ class CompletionRequest(WireRequest):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """Absent or null is the server's default: 0, as LLaDA's authors decode, unless its settings say otherwise."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """0, which OpenAI permits, is greedy decoding."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """0 and -1 are all tokens, as in vLLM."""
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_type=str | list[str] | None)] = ()
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=128)] | None = None

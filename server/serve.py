@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
+from server import dry_run
 from server.app import create_app
 from server.lifecycle import Server
 from server.report import start_report
@@ -23,7 +24,11 @@ from server.text import Tokenizer
 
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError or LoadError for what the user can mend."""
+    memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
+    if memories:
+        dry_run.show(settings.engine, memories, Console())
+        return 0
     logging.basicConfig(
         level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )

@@ -102,6 +102,9 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     table = options()
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_help(table["model"]))
     parser.add_argument("--config", metavar="FILE", help="A YAML file of settings.")
+    # Taken out before this parser sees the rest (`server.dry_run`); here for `--help` and for hints.
+    parser.add_argument("--dry-run", action="store_true", help="Print what the model would take in memory, and exit.")
+    parser.add_argument("--memory", metavar="GIB", help="With --dry-run: of the device; else common sizes are shown.")
     titles = {"engine": "model and engine", "server": "server", "diffusion": "defaults of the request's `diffusion`"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for option in table.values():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from engine import LoadError
 
@@ -29,11 +29,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """From `tokenizer.json` and what stands beside it; never runs code of the checkpoint."""
-        if not (folder / "tokenizer.json").is_file():
+        """From `tokenizer.json`, or `vocab.json` and `merges.txt`; never runs code of the checkpoint."""
+        if (folder / "tokenizer.json").is_file():
+            kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            kind = Qwen2Tokenizer  # Dream's checkpoints have Qwen2's files and no others
+        else:
             raise LoadError(f"{folder} has no tokenizer.json, so its tokens cannot be read or written as text")
         try:
-            return cls(PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+            return cls(kind.from_pretrained(folder, local_files_only=True))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
 

@@ -21,8 +21,6 @@ NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "logprob_token_ids": ([],),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
-    "top_p": (1,),
-    "top_k": (0, -1),
     "min_p": (0,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),

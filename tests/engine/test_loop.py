@@ -103,6 +103,22 @@ async def test_a_failing_step_fails_its_requests_and_no_more(loop, submission, m
     assert loop.stats.finished[FinishReason.ERROR] == 1
 
 
+async def test_nobody_waits_for_a_dead_engine(loop, submission, monkeypatch):
+    def broken(*_):
+        raise MemoryError
+
+    [stream] = loop.submit([submission(gen_length=512, unmask="fixed")])
+    await settled(loop, lambda stats: stats.running == 1)
+    monkeypatch.setattr(loop._engine, "abort", broken)
+    stream.abort()
+    with pytest.raises(RequestFailed):
+        await collect(stream)
+    loop._thread.join(timeout=5)
+    assert not loop.healthy
+    with pytest.raises(EngineUnavailable):
+        loop.submit([submission()])
+
+
 async def test_stop_lets_running_requests_finish(loop, submission):
     [stream] = loop.submit([submission(gen_length=64)])
     await loop.stop(drain_seconds=20)

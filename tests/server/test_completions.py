@@ -1,10 +1,12 @@
 """POST /v1/completions: what reaches the engine, what comes back, whole and streamed."""
 
 import asyncio
+from dataclasses import fields
 
 import pytest
 
 from engine import DiffusionParams, FinishReason, RequestFailed
+from server.schemas import DiffusionRequest
 
 
 def text_of(events, index=0):
@@ -102,6 +104,8 @@ async def test_parameters_reach_the_engine(api, engine):
     await api.complete(
         max_tokens=5,
         temperature=0.5,
+        top_p=0.9,
+        top_k=40,
         seed=7,
         stop_token_ids=[3, 4],
         ignore_eos=True,
@@ -110,10 +114,26 @@ async def test_parameters_reach_the_engine(api, engine):
     (submission,) = engine.submissions
     assert submission.sampling.max_tokens == 5
     assert submission.sampling.temperature == 0.5
+    assert (submission.sampling.top_p, submission.sampling.top_k) == (0.9, 40)
     assert submission.sampling.seed == 7
     assert submission.sampling.stop_ids == {3, 4}
     assert submission.sampling.ignore_eos
     assert submission.diffusion == DiffusionParams(cache="prefix", block_length=8, steps=4, threshold=0.8)
+
+
+async def test_top_p_of_zero_is_greedy_and_top_k_of_minus_one_is_off(api, engine):
+    await api.complete(temperature=1, top_p=0, top_k=-1)
+    (submission,) = engine.submissions
+    sampling = submission.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 1, 0)
+
+
+async def test_every_parameter_of_the_engine_is_in_the_api(api, engine):
+    given = {"alg": "topk_margin", "alg_temp": 0.5, "eps": 0.01, "factor": 2, "unmask": "dream"}
+    await api.complete(diffusion=given)
+    (submission,) = engine.submissions
+    assert submission.diffusion == DiffusionParams(**given, threshold=0.8)
+    assert set(DiffusionRequest.model_fields) == {field.name for field in fields(DiffusionParams)}
 
 
 async def test_absent_and_null_are_the_defaults(api, engine):

@@ -114,6 +114,7 @@ def test_an_empty_variable_counts_as_absent():
         (["--shutdown-timeout", "nan"], {}, "", "--shutdown-timeout should be"),
         (["--diffusion.cache", "dul"], {}, "", "--diffusion.cache must be one of none, prefix, dual"),
         ([], {}, "dtype: float8", "dtype in {path} must be one of auto, float32"),
+        (["--diffusion.block-length", "0"], {}, "", "--diffusion.block-length should be greater than or equal to 1"),
         (["--page-size", "0"], {}, "", "page_size is 0; it must be at least 1"),
     ],
 )
@@ -135,6 +136,9 @@ def test_a_missing_file_is_named(tmp_path):
         ("demo", DEMO_MODEL, "demo"),
         ("llada-8b-instruct", "GSAI-ML/LLaDA-8B-Instruct", "llada-8b-instruct"),
         ("llada-1.5", "GSAI-ML/LLaDA-1.5", "llada-1.5"),
+        ("dream-v0-instruct-7b", "Dream-org/Dream-v0-Instruct-7B", "dream-v0-instruct-7b"),
+        ("dream-coder-7b", "Dream-org/Dream-Coder-v0-Instruct-7B", "dream-coder-7b"),
+        ("diffucoder-7b", "apple/DiffuCoder-7B-cpGRPO", "diffucoder-7b"),
     ],
 )
 def test_the_configs_that_ship(name, model, served):
@@ -145,5 +149,5 @@ def test_the_configs_that_ship(name, model, served):
 
 
 def test_every_config_that_ships_is_tested():
-    tested = {"demo", "llada-8b-instruct", "llada-1.5"}
+    tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested

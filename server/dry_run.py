@@ -1,0 +1,61 @@
+"""`unmask serve --dry-run`: whether a model would fit, from its `config.json` alone; nothing is loaded or bound."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from engine import ConfigError, EngineConfig, MemoryPlan, plan_memory
+
+GIB = 2**30
+COMMON_MEMORIES = (24 * GIB, 48 * GIB, 80 * GIB, 141 * GIB)
+"""Of graphics cards, for those who name none."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
+    """The memories to plan for, in bytes, or None without `--dry-run`; and the other arguments."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--memory")
+    given, rest = parser.parse_known_args(argv)
+    if not given.dry_run:
+        if given.memory:
+            raise ConfigError("--memory goes with --dry-run")
+        return None, rest
+    return (_bytes(given.memory),) if given.memory else COMMON_MEMORIES, rest
+
+
+def show(config: EngineConfig, memories: Sequence[int], console: Console) -> None:
+    """Prints the plan for each memory. Raises what `plan_memory` raises."""
+    plans = [plan_memory(config, memory) for memory in memories]
+    console.print(
+        f"{plans[0].model} ({plans[0].family}): {plans[0].num_parameters / 1e9:.2f} B parameters, "
+        f"canvases of {plans[0].max_model_len:,} tokens",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_table(plans, memories))
+
+
+def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:
+    table = Table("dtype", "weights", "KV a token", *(f"canvases in {memory / GIB:g} GiB" for memory in memories))
+    for dtype, footprint in plans[0].footprints.items():
+        fits = (f"{plan.footprints[dtype].canvases:,}" for plan in plans)
+        weights, per_token = footprint.weight_bytes / GIB, footprint.kv_bytes_per_token / 1024
+        table.add_row(dtype, f"{weights:.1f} GiB", f"{per_token:g} KiB", *fits)
+    return table
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:GiB|GB|G)?", text, re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise ConfigError(f"--memory {text}: give GiB, as in --memory 80")
+    return int(float(match[1]) * GIB)

@@ -1,0 +1,43 @@
+"""`unmask serve --dry-run`: figures without weights, and its own mistakes."""
+
+import json
+
+import pytest
+
+from server.cli import main
+
+
+@pytest.fixture
+def dream_7b(published, tmp_path):
+    """A folder with the published config.json of Dream-v0-Instruct-7B and nothing else."""
+    (tmp_path / "config.json").write_text(json.dumps(published("dream-7b")))
+    return str(tmp_path)
+
+
+def test_a_plan_needs_no_weights(dream_7b, capsys):
+    assert main(["serve", "--dry-run", dream_7b, "--max-model-len", "2048", "--memory", "24"]) == 0
+    printed = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+    assert "7.62 B parameters, canvases of 2,048 tokens" in printed
+    assert "bfloat16 │ 14.2 GiB │ 56 KiB" in printed
+
+
+def test_without_a_memory_common_ones_are_shown(dream_7b, capsys):
+    assert main(["serve", dream_7b, "--dry-run"]) == 0
+    words = capsys.readouterr().out.replace("│", " ").replace("┃", " ").split()
+    assert words.count("GiB") >= 4 + 3, "four memories, and weights in three dtypes"
+    assert {"24", "48", "80", "141"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (["--memory", "24"], "--memory goes with --dry-run"),
+        (["--dry-run", "--memory", "lots"], "--memory lots: give GiB"),
+        (["--dry-run", "--memory", "0"], "--memory 0: give GiB"),
+        (["--dry-run", "/nowhere"], "no such folder"),
+        (["--dry-run", "--prot", "1"], "did you mean --port?"),
+    ],
+)
+def test_mistakes_are_one_line(argv, complaint, capsys):
+    assert main(["serve", *argv]) == 2
+    assert complaint in capsys.readouterr().err
