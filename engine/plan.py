@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.request import DiffusionParams, Ids, Mask, Request
+from engine.request import DiffusionParams, Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,17 @@ class StepPlan:
     horizons: Ids
     """For each row, one past the last position that it sees."""
     targets: Ids
-    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`."""
+    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
+
+    Those behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
+    """
+    rollout: bool = False
+    """Asks for `Scores.importance`, which costs what attention weights cost."""
+
+    @property
+    def num_open(self) -> int:
+        """How many targets, the first ones, may become tokens now: those of the open block."""
+        return int(np.searchsorted(self.targets, self.request.block.end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +51,41 @@ class Needs:
 class Scores:
     """What the model says of one plan's targets, on the host."""
 
+    positions: Ids
+    """[targets] ascending, as in the plan."""
     tokens: Ids
     """[targets] the proposed token; never the mask token."""
-    log_odds: NDArray[np.float64]
+    log_odds: Floats
     """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature unless `processed`.
 
     Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
     depends on the batch.
     """
-    entropy: NDArray[np.float64] | None = None
+    entropy: Floats | None = None
     """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
-    margin: NDArray[np.float64] | None = None
+    margin: Floats | None = None
     """[targets] how much more probable the best token is than the next one. None unless needed.
 
     The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
     """
+    importance: Floats | None = None
+    """[canvas end] attention that reaches each position (`engine.rollout`), if the plan asked for it."""
 
     @property
-    def confidence(self) -> NDArray[np.float64]:
+    def confidence(self) -> Floats:
         """[targets] the probability p."""
         return 1.0 / (1.0 + np.exp(-self.log_odds))
+
+    def first(self, count: int) -> "Scores":
+        """Of the first `count` targets alone."""
+        return Scores(
+            self.positions[:count],
+            self.tokens[:count],
+            self.log_odds[:count],
+            None if self.entropy is None else self.entropy[:count],
+            None if self.margin is None else self.margin[:count],
+            self.importance,
+        )
 
 
 class CachePolicy(Protocol):
@@ -77,4 +101,6 @@ class UnmaskPolicy(Protocol):
         """What `scores` must hold for requests with these parameters."""
         return Needs()
 
-    def select(self, request: Request, scores: Scores) -> Mask: ...
+    def select(self, request: Request, scores: Scores) -> Mask:
+        """`scores` are of the open block's targets alone -> bool [targets]."""
+        ...

@@ -17,6 +17,7 @@ from engine.config import ModelSpec
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 class FinishReason(StrEnum):
@@ -78,6 +79,14 @@ class DiffusionParams:
     """dream: chance in that order; null or 0 is none."""
     eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """dream: the time at which its schedule ends, from 1."""
+    current_k: Annotated[int, Ge(1)] = 32
+    """d2: masked positions recomputed each step, the best by confidence x certainty density (d2Cache, 2509.23094)."""
+    rollout_p: Annotated[float, Ge(0), Le(1)] = 0.1
+    """d2: share of the attention rollout's mass whose positions are recomputed beside them."""
+    sigma: Annotated[float, Gt(0), Lt(inf)] = 10.0
+    """d2, certainty: width of the certainty density, in tokens."""
+    inflate_w: Annotated[int, Ge(0)] = 4
+    """d2: recomputed positions at most this far apart have those between them recomputed too; 0 is never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +140,22 @@ class Block:
     """Denoising steps done in it."""
 
 
+@dataclass(slots=True)
+class History:
+    """What the steps so far have said, for policies that look back. Arrays cover the canvas, prompt included."""
+
+    confidence: Floats
+    """[end] of each position's proposal when it was last scored; 0 where it never was."""
+    importance: Floats
+    """[end] attention that reaches each position, as last measured (`engine.rollout`); 0 before."""
+    decoded: Ids
+    """Positions that the last step decoded, ascending."""
+
+    @classmethod
+    def empty(cls, end: int) -> "History":
+        return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
+
+
 def canvas_length(sampling: SamplingParams, diffusion: DiffusionParams) -> int:
     """`max_tokens` rounded up to whole blocks, in tokens."""
     return -(-sampling.max_tokens // diffusion.block_length) * diffusion.block_length
@@ -152,6 +177,7 @@ class Request:
     ids: Ids
     masked: Mask
     block: Block
+    history: History
     pages: tuple[int, ...] = ()
     """The KV pages it holds, ascending; empty while it waits."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
@@ -176,6 +202,7 @@ class Request:
             ids=ids,
             masked=np.arange(end) >= prompt_len,
             block=Block(index=0, start=prompt_len, end=prompt_len + length, num_masked=length),
+            history=History.empty(end),
         )
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 from engine.cache import CACHES
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import Block, FinishReason, Mask, Output, Request
+from engine.request import Block, FinishReason, History, Ids, Mask, Output, Request
 
 OLDEST_FIRST_EVERY = 8
 """Every so many steps the plan that was passed over longest goes first; in between the smallest do."""
@@ -76,6 +76,7 @@ class Scheduler:
             request.block.step += 1
             request.forwards += 1
             request.rows_computed += len(plan.rows)
+            _record(request.history, score, positions)
             if output := self._close_block(request):
                 outputs.append(output)
         return outputs
@@ -107,6 +108,13 @@ class Scheduler:
             self.running.remove(request)
             self.pool.release(request.pages)
         return Output(request_id=request.id, token_ids=tokens, finish_reason=reason, usage=request.usage)
+
+
+def _record(history: History, scores: Scores, decoded: Ids) -> None:
+    history.confidence[scores.positions] = scores.confidence
+    history.decoded = decoded
+    if scores.importance is not None:
+        history.importance = scores.importance
 
 
 def _first_stop(request: Request, start: int, limit: int) -> int:

@@ -17,8 +17,16 @@ ROWS_AT_ONCE = 256
 """Bounds what sorting and noise take beside the logits: 256 rows of 152,064 are 150 MiB in float32."""
 
 
-def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs] = ()) -> list[Scores]:
+def score(
+    logits: Tensor,
+    plans: Sequence[StepPlan],
+    mask_id: int,
+    needs: Sequence[Needs] = (),
+    importance: Sequence[Tensor] = (),
+) -> list[Scores]:
     """logits [targets of all plans, vocab] (overwritten) and what each plan needs -> one `Scores` per plan.
+
+    `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
 
     A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
     itself never chosen. Temperature, top_p and top_k are for the choice, as in LLaDA's sampler; the log-odds are of the
@@ -37,16 +45,34 @@ def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequen
         columns += _spread(logits, _to(logits, spread), mask_id)
     chosen = logits.gather(-1, tokens[:, None])
     log_odds = chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
+    return _to_host(plans, needs, [*columns, log_odds.double()], importance)
+
+
+def _to_host(
+    plans: Sequence[StepPlan], needs: Sequence[Needs], columns: Sequence[Tensor], importance: Sequence[Tensor]
+) -> list[Scores]:
+    """columns float64 [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
     # The step's one device synchronisation. float64 holds every token id and every float32 exactly.
-    host = torch.stack([*columns, log_odds.double()]).cpu().numpy()
-    parts = np.split(host, np.cumsum(counts)[:-1], axis=1)
-    return [_scores(part, need) for part, need in zip(parts, needs, strict=True)]
-
-
-def _scores(part: np.ndarray, need: Needs) -> Scores:
-    tokens, *spread, log_odds = part
-    entropy, margin = spread or (None, None)
-    return Scores(tokens.astype(np.int64), log_odds, entropy if need.entropy else None, margin if need.margin else None)
+    host = torch.cat([*columns, *(part.double() for part in importance)]).cpu().numpy()
+    ends = np.cumsum([len(plan.targets) for plan in plans])
+    table, received = host[: len(columns) * ends[-1]].reshape(len(columns), -1), host[len(columns) * ends[-1] :]
+    scores = []
+    for plan, need, part in zip(plans, needs, np.split(table, ends[:-1], axis=1), strict=True):
+        tokens, *spread, log_odds = part
+        entropy, margin = spread or (None, None)
+        length = plan.request.end if plan.rollout else 0
+        scores.append(
+            Scores(
+                plan.targets,
+                tokens.astype(np.int64),
+                log_odds,
+                entropy if need.entropy else None,
+                margin if need.margin else None,
+                received[:length] if plan.rollout else None,
+            )
+        )
+        received = received[length:]
+    return scores
 
 
 def _best_token(logits: Tensor, mask_id: int) -> Tensor:

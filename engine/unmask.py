@@ -10,17 +10,18 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.density import certainty_density
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
-from engine.request import DiffusionParams, Mask, Request, Submission
+from engine.request import DiffusionParams, Floats, Ids, Mask, Request, Submission
 
 
-def _best_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def _best_first(values: Floats) -> Ids:
     """Indices from the highest to the lowest, the leftmost first among equals."""
     return np.argsort(-values, kind="stable")
 
 
-def _top(values: NDArray[np.float64], count: int) -> Mask:
+def _top(values: Floats, count: int) -> Mask:
     chosen = np.zeros(len(values), dtype=np.bool_)
     chosen[_best_first(values)[:count]] = True
     return chosen
@@ -52,7 +53,7 @@ class Random(UnmaskPolicy):
     """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        order = uniform(request.sampling.seed, request.targets, request.forwards)
+        order = uniform(request.sampling.seed, scores.positions, request.forwards)
         return _top(order, scheduled_tokens(request))
 
 
@@ -111,11 +112,11 @@ class Dream(UnmaskPolicy):
         diffusion, block = request.diffusion, request.block
         steps = diffusion.steps or block.num_masked
         if diffusion.alg == "origin":
-            return self._next_by_chance(request, dream_times(steps, diffusion.eps))
+            return self._next_by_chance(request, scores, dream_times(steps, diffusion.eps))
         schedule = dream_schedule(block.num_masked, steps, diffusion.eps)
         certainty = self._certainty(diffusion.alg, scores)
         if diffusion.alg_temp:
-            noise = uniform(request.sampling.seed, request.targets, request.forwards)
+            noise = uniform(request.sampling.seed, scores.positions, request.forwards)
             certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
         return _top(certainty, schedule[min(block.step, len(schedule) - 1)])
 
@@ -130,15 +131,35 @@ class Dream(UnmaskPolicy):
             case _:
                 return scores.confidence
 
-    def _next_by_chance(self, request: Request, times: NDArray[np.float32]) -> Mask:
+    def _next_by_chance(self, request: Request, scores: Scores, times: NDArray[np.float32]) -> Mask:
         """`origin` reveals every mask with probability 1 - s/t in the step from t to s, and the last step the rest.
 
         So a mask is still there at time s with probability s: one uniform number per position is the time at which it
         goes. The targets of the earliest step that has any go now; steps without any need no forward.
         """
-        moment = uniform(request.sampling.seed, request.targets)
+        moment = uniform(request.sampling.seed, scores.positions)
         step = np.minimum(np.searchsorted(-times[1:], -moment), len(times) - 2)
         return np.asarray(step == step.min())
+
+
+class Certainty(UnmaskPolicy):
+    """As many as LLaDA's schedule says, the best by confidence x certainty density: nearly left to right (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        return _top(_certainty(request, scores), scheduled_tokens(request))
+
+
+class CertaintyThreshold(UnmaskPolicy):
+    """All whose confidence x certainty density reaches the threshold, and always the best (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        certainty = _certainty(request, scores)
+        return _top(certainty, 1) | (certainty >= request.diffusion.threshold)
+
+
+def _certainty(request: Request, scores: Scores) -> Floats:
+    density = certainty_density(~request.masked[request.prompt_len :], request.diffusion.sigma)
+    return scores.confidence * density[scores.positions - request.prompt_len]
 
 
 UNMASKS: dict[str, UnmaskPolicy] = {
@@ -147,6 +168,8 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "threshold": Threshold(),
     "factor": Factor(),
     "dream": Dream(),
+    "certainty": Certainty(),
+    "certainty_threshold": CertaintyThreshold(),
 }
 
 
@@ -164,8 +187,14 @@ def needs(plans: Sequence[StepPlan]) -> list[Needs]:
 
 
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
-    """Asks each request's own policy; the batch may hold any mix."""
-    return [
-        UNMASKS[plan.request.diffusion.unmask].select(plan.request, score)
-        for plan, score in zip(plans, scores, strict=True)
-    ]
+    """Asks each request's own policy for bool [targets]; the batch may hold any mix."""
+    return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
+
+
+def _select(plan: StepPlan, scores: Scores) -> Mask:
+    policy, count = UNMASKS[plan.request.diffusion.unmask], plan.num_open
+    if count == len(plan.targets):
+        return policy.select(plan.request, scores)
+    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
+    chosen[:count] = policy.select(plan.request, scores.first(count))
+    return chosen

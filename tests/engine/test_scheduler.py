@@ -33,7 +33,15 @@ def request(number, prompt_len=4, max_tokens=16, **diffusion):
 def scored(plan, rng):
     """What a model might say: random tokens, the end of the answer among them."""
     count = len(plan.targets)
-    return Scores(rng.integers(0, 49, count), rng.normal(size=count), rng.exponential(size=count), rng.random(count))
+    importance = rng.random(plan.request.end) if plan.rollout else None
+    return Scores(
+        plan.targets,
+        rng.integers(0, 49, count),
+        rng.normal(size=count),
+        entropy=rng.exponential(size=count),
+        margin=rng.random(count),
+        importance=importance,
+    )
 
 
 def step(scheduler, rng):
@@ -169,7 +177,9 @@ def test_where_an_answer_ends(tokens, max_tokens, expected, reason):
     scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
     scheduler.add(request(0, 4, max_tokens, unmask="threshold", threshold=0.0))
     plans = scheduler.schedule()
-    [output] = scheduler.commit(plans, [Scores(np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)])
+    [output] = scheduler.commit(
+        plans, [Scores(plans[0].targets, np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)]
+    )
     assert output.token_ids == expected
     assert output.finish_reason is reason
     assert output.usage.completion_tokens == len(expected)
@@ -181,8 +191,8 @@ def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
     scheduler.add(request(0, 4, 8))
     [plan] = scheduler.schedule()
     chosen = np.arange(8) == 2
-    assert scheduler.commit([plan], [Scores(np.full(8, 48), np.zeros(8))], [chosen]) == []
+    assert scheduler.commit([plan], [Scores(plan.targets, np.full(8, 48), np.zeros(8))], [chosen]) == []
     [plan] = scheduler.schedule()
     chosen = np.arange(7) < 2
-    [output] = scheduler.commit([plan], [Scores(np.full(7, 5), np.zeros(7))], [chosen])
+    [output] = scheduler.commit([plan], [Scores(plan.targets, np.full(7, 5), np.zeros(7))], [chosen])
     assert (output.token_ids, output.finish_reason) == ((5, 5), FinishReason.STOP)

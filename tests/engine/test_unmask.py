@@ -22,7 +22,8 @@ def request(block_length, max_tokens=None, **diffusion):
 
 def scores(confidence):
     p = np.clip(np.asarray(confidence, np.float64), 1e-9, 1 - 1e-12)
-    return Scores(np.zeros(len(p), np.int64), np.log(p / (1 - p)), entropy=-np.log(p), margin=2 * p - 1)
+    positions = 2 + np.arange(len(p))
+    return Scores(positions, np.zeros(len(p), np.int64), np.log(p / (1 - p)), entropy=-np.log(p), margin=2 * p - 1)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_threshold_takes_the_best_when_none_reaches_it():
 
 def test_sure_tokens_are_still_told_apart():
     """Both probabilities are 1.0 in float32; their log-odds differ."""
-    sure = Scores(np.zeros(2, np.int64), np.array([20.0, 25.0]))
+    sure = Scores(np.array([2, 3]), np.zeros(2, np.int64), np.array([20.0, 25.0]))
     assert UNMASKS["fixed"].select(request(2), sure).tolist() == [False, True]
 
 
