@@ -106,8 +106,9 @@ def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[
     return out
 
 
-WATCHED_WEIGHTS = 2**22
-"""Attention weights that `attend_watched` holds at once, unless one group of heads has more."""
+WATCHED_WEIGHTS = {"cpu": 2**19, "cuda": 2**25}
+"""Attention weights that `attend_watched` makes at once, unless one group of heads has more: caches are small, and
+launches cost."""
 
 
 def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
@@ -125,11 +126,11 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     queries = (q[rows] * head_dim**-0.5).view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3).flatten(1, 2)
     out = torch.empty_like(queries)
     total = torch.zeros(count, visible, device=q.device)
-    at_once = max(WATCHED_WEIGHTS // (queries.shape[1] * visible), 1)
+    at_once = max(WATCHED_WEIGHTS[q.device.type] // (queries.shape[1] * visible), 1)
     for first in range(0, kv_heads, at_once):
         part = slice(first, first + at_once)
         weights = (queries[part] @ k[part]).softmax(dim=-1, dtype=torch.float32)
         out[part] = weights.to(v.dtype) @ v[part]
         total += weights.view(-1, count, visible).sum(dim=0)
     attended = out.view(kv_heads, -1, count, head_dim).permute(2, 0, 1, 3).flatten(1, 2)
-    return attended, total / heads
+    return attended, total.div_(heads)
