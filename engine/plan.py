@@ -5,11 +5,11 @@ unmask policy says which targets become tokens. Who makes a plan and who carries
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
-from engine.request import DiffusionParams, Floats, Ids, Mask, Request
+from engine.request import Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,14 @@ class StepPlan:
 class Needs:
     """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
 
-    whole_canvas: bool = False
-    """Every mask at once: its one block is the canvas, and `block_length` does not apply."""
     processed: bool = False
     """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
     entropy: bool = False
     margin: bool = False
+    vocabulary: int | None = None
+    """Log-odds under a softmax over so many of the most probable tokens only; None is all of them."""
+    by_entropy: bool = False
+    """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Scores:
     tokens: Ids
     """[targets] the proposed token; never the mask token."""
     log_odds: Floats
-    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature unless `processed`.
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature, unless the policy
+    `Needs` another.
 
     Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
     depends on the batch.
@@ -74,7 +77,7 @@ class Scores:
     @property
     def confidence(self) -> Floats:
         """[targets] the probability p."""
-        return 1.0 / (1.0 + np.exp(-self.log_odds))
+        return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
 
     def first(self, count: int) -> "Scores":
         """Of the first `count` targets alone."""
@@ -97,8 +100,15 @@ class CachePolicy(Protocol):
 class UnmaskPolicy(Protocol):
     """Which targets become tokens now: at least one, so that every request ends."""
 
-    def needs(self, diffusion: DiffusionParams) -> Needs:
-        """What `scores` must hold for requests with these parameters."""
+    cuts_canvas: ClassVar[bool] = False
+    """Its canvas is exactly `max_tokens` long and cut as the policy says: `block_length` does not apply."""
+
+    def block_length(self, request: Request) -> int:
+        """How long the block is that opens now, unless the canvas ends before it."""
+        return request.diffusion.block_length
+
+    def needs(self, request: Request) -> Needs:
+        """What this step's `scores` must hold."""
         return Needs()
 
     def select(self, request: Request, scores: Scores) -> Mask:

@@ -66,13 +66,15 @@ class DiffusionParams:
     unmask: str = "threshold"
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
-    """Positions decoded together before the next ones, in tokens; dream has one block, the canvas, whatever this is."""
+    """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
     steps: Annotated[int, Ge(1), Le(65_536)] | None = None
-    """fixed, random, dream: denoising steps over the whole canvas; null is as many as it has tokens."""
+    """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
+    """threshold, certainty_threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
+    gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001
+    """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857)."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
@@ -87,6 +89,18 @@ class DiffusionParams:
     """d2, certainty: width of the certainty density, in tokens."""
     inflate_w: Annotated[int, Ge(0)] = 4
     """d2: recomputed positions at most this far apart have those between them recomputed too; 0 is never."""
+    initial_block_length: Annotated[int, Ge(1)] = 24
+    """cad: length of the first block, in tokens (CadLLM, arXiv 2512.07173); in place of `block_length`."""
+    min_block_length: Annotated[int, Ge(1)] = 4
+    """cad: blocks are no shorter, unless the canvas ends."""
+    max_block_length: Annotated[int, Ge(1)] = 64
+    """cad: nor longer; the surer the model, the longer the block."""
+    initial_steps: Annotated[int, Ge(1)] = 24
+    """cad: steps over which the threshold falls in a block of `initial_block_length`, for a sure model."""
+    max_steps: Annotated[int, Ge(1)] = 90
+    """cad: the same for a model that is not sure at all."""
+    confidence_method: Literal["softmax", "entropy"] = "softmax"
+    """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +164,14 @@ class History:
     """[end] attention that reaches each position, as last measured (`engine.rollout`); 0 before."""
     decoded: Ids
     """Positions that the last step decoded, ascending."""
+    mean_confidence: list[float] = field(default_factory=list)
+    """Of each step: the mean over the open block's targets."""
+    tokens: list[int] = field(default_factory=list)
+    """Everything decoded, in the order of steps, and of positions within one."""
 
     @classmethod
     def empty(cls, end: int) -> "History":
+        """Before the first step of a canvas that ends at `end`."""
         return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
 
 

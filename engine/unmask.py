@@ -10,10 +10,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.cad import Cad
 from engine.density import certainty_density
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
-from engine.request import DiffusionParams, Floats, Ids, Mask, Request, Submission
+from engine.request import Floats, Ids, Mask, Request, Submission
 
 
 def _best_first(values: Floats) -> Ids:
@@ -104,9 +105,11 @@ class Dream(UnmaskPolicy):
     exp(certainty / alg_temp), which is what the highest sums with Gumbel noise are.
     """
 
-    def needs(self, diffusion: DiffusionParams) -> Needs:
-        entropy, margin = diffusion.alg == "entropy", diffusion.alg == "topk_margin"
-        return Needs(whole_canvas=True, processed=True, entropy=entropy, margin=margin)
+    cuts_canvas = True  # into one block
+
+    def needs(self, request: Request) -> Needs:
+        alg = request.diffusion.alg
+        return Needs(processed=True, entropy=alg == "entropy", margin=alg == "topk_margin")
 
     def select(self, request: Request, scores: Scores) -> Mask:
         diffusion, block = request.diffusion, request.block
@@ -142,6 +145,44 @@ class Dream(UnmaskPolicy):
         return np.asarray(step == step.min())
 
 
+class Entropy(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those of the lowest entropy first."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        return _top(-scores.entropy, scheduled_tokens(request))
+
+
+class Margin(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those first that lead most over the second best token."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(margin=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.margin is not None
+        return _top(scores.margin, scheduled_tokens(request))
+
+
+class EntropyBound(UnmaskPolicy):
+    """The n most confident for the largest n whose entropies, but for the largest, sum to `gamma` at most.
+
+    EB-Sampler (arXiv 2505.24857): that sum bounds what decoding them together neglects. One alone neglects nothing.
+    """
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        ordered = scores.entropy[_best_first(scores.log_odds)]
+        neglected = np.cumsum(ordered) - np.maximum.accumulate(ordered)
+        return _top(scores.log_odds, int((neglected <= request.diffusion.gamma).sum()))
+
+
 class Certainty(UnmaskPolicy):
     """As many as LLaDA's schedule says, the best by confidence x certainty density: nearly left to right (d2Cache)."""
 
@@ -167,23 +208,27 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "random": Random(),
     "threshold": Threshold(),
     "factor": Factor(),
+    "cad": Cad(),
     "dream": Dream(),
+    "entropy": Entropy(),
+    "margin": Margin(),
+    "entropy_bound": EntropyBound(),
     "certainty": Certainty(),
     "certainty_threshold": CertaintyThreshold(),
 }
 
 
 def effective(submission: Submission) -> Submission:
-    """The submission with the block length that applies: that of the canvas, if its policy needs all of it at once."""
+    """The submission with the block length that applies: that of the canvas, if its policy cuts that by itself."""
     policy = UNMASKS.get(submission.diffusion.unmask)
-    if policy is None or not policy.needs(submission.diffusion).whole_canvas:
+    if policy is None or not policy.cuts_canvas:
         return submission
     return replace(submission, diffusion=replace(submission.diffusion, block_length=submission.sampling.max_tokens))
 
 
 def needs(plans: Sequence[StepPlan]) -> list[Needs]:
     """What each request's own policy must have in its scores."""
-    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request.diffusion) for plan in plans]
+    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
 
 
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:

@@ -195,8 +195,8 @@ def test_alg_temp_draws_in_proportion_to_the_exponential():
 @pytest.mark.parametrize("alg", ["maskgit_plus", "entropy", "topk_margin"])
 def test_each_alg_ranks_by_its_own_figure(alg):
     log_odds, entropy, margin = np.array([3.0, 1.0, 2.0]), np.array([0.5, 0.1, 0.9]), np.array([0.1, 0.2, 0.8])
-    needs = UNMASKS["dream"].needs(DiffusionParams(unmask="dream", alg=alg))
     asked = request(3, alg=alg, eps=0.0)
+    needs = UNMASKS["dream"].needs(asked)
     spread = entropy if needs.entropy else None, margin if needs.margin else None
     chosen = UNMASKS["dream"].select(asked, Scores(asked.targets, np.zeros(3, np.int64), log_odds, *spread))
     assert int(chosen.argmax()) == {"maskgit_plus": 0, "entropy": 1, "topk_margin": 2}[alg]

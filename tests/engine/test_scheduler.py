@@ -12,22 +12,20 @@ from engine.pages import PagePool
 from engine.plan import Scores
 from engine.request import DiffusionParams, FinishReason, Request, SamplingParams, Submission
 from engine.scheduler import Scheduler
-from engine.unmask import UNMASKS, select
+from engine.unmask import UNMASKS, effective, select
 
 LONGEST = 96
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
 
 
 def request(number, prompt_len=4, max_tokens=16, **diffusion):
-    return Request.new(
-        Submission(
-            request_id=f"r{number}",
-            prompt_ids=[1] * prompt_len,
-            sampling=SamplingParams(max_tokens=max_tokens, seed=number),
-            diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
-        ),
-        SPEC,
+    submission = Submission(
+        request_id=f"r{number}",
+        prompt_ids=[1] * prompt_len,
+        sampling=SamplingParams(max_tokens=max_tokens, seed=number),
+        diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
     )
+    return Request.new(effective(submission), SPEC)
 
 
 def scored(plan, rng):
@@ -69,6 +67,11 @@ class Traffic(RuleBasedStateMachine):
         cache=st.sampled_from(sorted(CACHES)),
         unmask=st.sampled_from(sorted(UNMASKS)),
         threshold=st.floats(0, 1),
+        current_k=st.integers(1, 12),
+        rollout_p=st.floats(0, 1),
+        inflate_w=st.integers(0, 6),
+        min_block_length=st.integers(1, 20),
+        confidence_method=st.sampled_from(["softmax", "entropy"]),
     )
     def submit(self, prompt_len, max_tokens, **diffusion):
         self.number += 1
@@ -94,6 +97,8 @@ class Traffic(RuleBasedStateMachine):
         assert sum(len(plan.rows) for plan in plans) <= self.scheduler.max_batch_rows
         for plan in plans:
             assert plan.request.masked.sum() < masked[plan.request.id], "a step without progress"
+            assert not plan.request.masked[: plan.request.block.start].any(), "a mask is left behind"
+            assert plan.request.masked[plan.request.block.end :].all(), "a token came before its block was open"
         for output in outputs:
             if output.finish_reason:
                 ended = self.live.pop(output.request_id)
