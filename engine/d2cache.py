@@ -42,7 +42,10 @@ def _chosen(request: Request) -> Mask:
 
 
 def _certain(request: Request) -> Ids:
-    """Stage 1: the `current_k` best masked positions up to the end of the block that holds the k-th of them."""
+    """Stage 1: the `current_k` best masked positions up to the end of the block that holds the k-th of them.
+
+    Those of the open block come first, so that there is always one that may become a token.
+    """
     params, block, start = request.diffusion, request.block, request.prompt_len
     masked = np.flatnonzero(request.masked)
     last = int(masked[min(params.current_k, len(masked)) - 1])
@@ -51,13 +54,7 @@ def _certain(request: Request) -> Ids:
     candidates = masked[masked < search_end]
     density = certainty_density(~request.masked[start:], params.sigma)
     scores = request.history.confidence[candidates] * density[candidates - start]
-    # A block's first step ranks as the step before it did, when the block was not open yet.
-    is_open = candidates < block.end
-    order = np.lexsort((-scores, ~is_open)) if block.step else np.argsort(-scores, kind="stable")
-    best = candidates[order[: params.current_k]]
-    if not is_open[order[: params.current_k]].any():
-        best[-1] = candidates[is_open][scores[is_open].argmax()]
-    return best
+    return candidates[np.lexsort((-scores, candidates >= block.end))[: params.current_k]]
 
 
 def _nucleus(weights: Floats, share: float) -> Mask:

@@ -201,3 +201,26 @@ def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
     chosen = np.arange(7) < 2
     [output] = scheduler.commit([plan], [Scores(plan.targets, np.full(7, 5), np.zeros(7))], [chosen])
     assert (output.token_ids, output.finish_reason) == ((5, 5), FinishReason.STOP)
+
+
+def test_a_request_remembers_what_its_steps_said():
+    scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
+    asked = request(0, 4, 16, cache="d2", block_length=4)
+    scheduler.add(asked)
+    [plan] = scheduler.schedule()
+    assert len(plan.targets) == 16, "d2 scores what is not open yet"
+    log_odds, importance = np.linspace(-2.0, 2.0, 16), np.linspace(0.0, 1.0, 20)
+    said = Scores(plan.targets, np.arange(16), log_odds, importance=importance)
+    scheduler.commit([plan], [said], [np.isin(np.arange(16), [1, 3])])
+    history = asked.history
+    np.testing.assert_array_equal(history.confidence[4:], said.confidence)
+    assert history.mean_confidence == [pytest.approx(said.confidence[:4].mean())], "of the open block alone"
+    assert history.decoded.tolist() == [5, 7]
+    assert history.tokens == [1, 3]
+    [plan] = scheduler.schedule()
+    said = Scores(plan.targets, np.full(len(plan.targets), 9), np.full(len(plan.targets), 3.0))
+    chosen = np.arange(len(plan.targets)) == 0
+    scheduler.commit([plan], [said], [chosen])
+    assert (history.confidence[plan.targets] == said.confidence).all()
+    np.testing.assert_array_equal(history.importance, importance)
+    assert history.tokens == [1, 3, 9]

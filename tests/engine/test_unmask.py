@@ -1,5 +1,7 @@
 """Each rule against its formula; golden figures are those of the papers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,6 +96,20 @@ def test_random_depends_on_the_seed_and_not_on_confidence():
         a.sampling = SamplingParams(max_tokens=16, seed=seed)
         seeds.add(int(UNMASKS["random"].select(a, scores([0.5] * 16)).argmax()))
     assert len(seeds) > 5
+
+
+def test_random_goes_by_position_whoever_else_is_scored():
+    asked = request(16, steps=16)
+    order = []
+    while asked.masked.any():
+        given = scores([0.5] * int(asked.masked.sum()))
+        given = replace(given, positions=asked.targets)
+        order.append(int(asked.targets[UNMASKS["random"].select(asked, given)][0]))
+        asked.masked[order[-1]] = False
+    fresh = request(16, steps=16)
+    few = np.sort(order[5:9])
+    given = replace(scores([0.5] * 4), positions=few)
+    assert few[UNMASKS["random"].select(fresh, given)].tolist() == [order[5]]
 
 
 def scored(entropy=None, margin=None, confidence=None):
