@@ -12,6 +12,7 @@ from engine.plan import Needs, Scores, StepPlan
 from engine.request import Block, DiffusionParams, Request, SamplingParams, Submission
 from engine.scores import score
 from engine.unmask import UNMASKS, effective, needs
+from engine.vocabulary import top
 
 VOCAB, MASK = 4000, 3999
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset(), max_model_len=4096)
@@ -156,6 +157,24 @@ def plan(num_targets, temperature=0.0):
     request = Request.new(Submission(request_id="r", prompt_ids=[1], sampling=sampling, diffusion=diffusion), SPEC)
     rows = np.arange(request.end)
     return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
+
+
+@pytest.mark.parametrize("vocab", [260, 4000, 4007])
+@pytest.mark.parametrize("count", [2, 35, 249, 250, 260])
+def test_the_best_of_the_best_groups_are_the_best(vocab, count):
+    logits = torch.randn(8, vocab)
+    values, tokens = top(logits, count)
+    assert torch.equal(values, logits.topk(count).values)
+    assert torch.equal(logits.gather(1, tokens), values)
+    assert all(len(set(row.tolist())) == count for row in tokens)
+
+
+def test_of_equally_probable_tokens_the_first_is_proposed_whatever_the_neighbours_ask_for():
+    logits = torch.randn(8, VOCAB)
+    logits[:, [1700, 20, MASK, 3000]] = 9.0
+    for size in (4, 35, 300, 2000):
+        [scores] = score(logits.clone(), [plan(8)], MASK, [Needs(vocabulary=size)])
+        assert scores.tokens.tolist() == [20] * 8
 
 
 @pytest.mark.parametrize("by_entropy", [False, True])
