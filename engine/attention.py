@@ -125,12 +125,14 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     # The heads of one group share their keys: [kv_heads, group * rows, head_dim].
     queries = (q[rows] * head_dim**-0.5).view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3).flatten(1, 2)
     out = torch.empty_like(queries)
-    total = torch.zeros(count, visible, device=q.device)
+    mean = torch.zeros(count, visible, device=q.device)
+    share = torch.full((heads,), 1 / heads, device=q.device)
     at_once = max(WATCHED_WEIGHTS[q.device.type] // (queries.shape[1] * visible), 1)
     for first in range(0, kv_heads, at_once):
         part = slice(first, first + at_once)
         weights = (queries[part] @ k[part]).softmax(dim=-1, dtype=torch.float32)
         out[part] = weights.to(v.dtype) @ v[part]
-        total += weights.view(-1, count, visible).sum(dim=0)
+        by_head = weights.view(-1, mean.numel())
+        mean.view(-1).addmv_(by_head.T, share[: len(by_head)])
     attended = out.view(kv_heads, -1, count, head_dim).permute(2, 0, 1, 3).flatten(1, 2)
-    return attended, total.div_(heads)
+    return attended, mean
