@@ -106,7 +106,7 @@ def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[
     return out
 
 
-WATCHED_WEIGHTS = {"cpu": 2**19, "cuda": 2**25}
+WATCHED_WEIGHTS = {"cpu": 2**21, "cuda": 2**25}
 """Attention weights that `attend_watched` makes at once, unless one group of heads has more: caches are small, and
 launches cost."""
 
