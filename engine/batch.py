@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.attention import Segment
+from engine.attention import Segment, Watched
 from engine.plan import StepPlan
 from engine.request import Ids
 
@@ -28,18 +28,24 @@ class Batch:
     logit_rows: Tensor
     """[targets] the row whose logits score each target."""
     segments: tuple[Segment, ...]
+    watched: tuple[Watched, ...]
+    """Those whose plans ask for the rollout, in the plans' order, apart from all others."""
 
 
 def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
     """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need."""
-    logit_rows, segments = [], []
+    logit_rows, segments, watched = [], [], []
     first = 0
     for plan in plans:
         sources = np.maximum(plan.targets - plan.request.spec.shift, 0)
         indices = np.searchsorted(plan.rows, sources)
         assert (plan.rows[np.minimum(indices, len(plan.rows) - 1)] == sources).all(), "a target without its row"
         logit_rows.append(first + indices)
-        segments.extend(_segments(plan, first, device))
+        if plan.rollout:
+            [segment] = _segments(plan, first, device)  # every row sees the whole canvas
+            watched.append(Watched(segment, []))
+        else:
+            segments.extend(_segments(plan, first, device))
         first += len(plan.rows)
     return Batch(
         ids=_to(device, [plan.request.ids[plan.rows] for plan in plans]),
@@ -47,6 +53,7 @@ def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
         slots=_to(device, [plan.request.slots[plan.rows] for plan in plans]),
         logit_rows=_to(device, logit_rows),
         segments=tuple(segments),
+        watched=tuple(watched),
     )
 
 

@@ -1,11 +1,13 @@
 """Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
 
-All of Fast-dLLM's (arXiv 2505.22618, section 3.2) for models that attend in both directions, so that every row's
-horizon is the end of the canvas. A new policy is one class here and one line in `CACHES`.
+Those of Fast-dLLM (arXiv 2505.22618, section 3.2) are here, d2Cache is in `engine.d2cache`. All are for models that
+attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one class and one
+line in `CACHES`.
 """
 
 import numpy as np
 
+from engine.d2cache import D2Cache
 from engine.plan import CachePolicy, StepPlan
 from engine.request import Request
 
@@ -43,4 +45,4 @@ class DualCache:
         return _rows(request, _window_start(request), request.block.end)
 
 
-CACHES: dict[str, CachePolicy] = {"none": NoCache(), "prefix": PrefixCache(), "dual": DualCache()}
+CACHES: dict[str, CachePolicy] = {"none": NoCache(), "prefix": PrefixCache(), "dual": DualCache(), "d2": D2Cache()}

@@ -29,6 +29,8 @@ def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_steps(submission)
+    _check_order(submission.diffusion, "min_block_length", "max_block_length")
+    _check_order(submission.diffusion, "initial_steps", "max_steps")
     _check_length(submission, max_model_len)
 
 
@@ -92,6 +94,14 @@ def _check_steps(submission: Submission) -> None:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
             "diffusion.steps",
+        )
+
+
+def _check_order(diffusion: DiffusionParams, low: str, high: str) -> None:
+    if getattr(diffusion, low) > getattr(diffusion, high):
+        raise InvalidRequest(
+            f"diffusion.{low} is {getattr(diffusion, low)}, more than diffusion.{high}, {getattr(diffusion, high)}.",
+            f"diffusion.{low}",
         )
 
 

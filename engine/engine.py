@@ -113,8 +113,8 @@ class Engine:
         plans = self.scheduler.schedule()
         if not plans:
             return []
-        logits = self.runner.forward(build(plans, self.runner.device))
-        scores = score(logits, plans, self.info.spec.mask_id, needs(plans))
+        logits, importance = self.runner.forward(build(plans, self.runner.device))
+        scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
         outputs = self.scheduler.commit(plans, scores, select(plans, scores))
         self._count(plans, outputs)
         return outputs

@@ -5,12 +5,11 @@ unmask policy says which targets become tokens. Who makes a plan and who carries
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.request import DiffusionParams, Ids, Mask, Request
+from engine.request import Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,45 +22,73 @@ class StepPlan:
     horizons: Ids
     """For each row, one past the last position that it sees."""
     targets: Ids
-    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`."""
+    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
+
+    Those behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
+    """
+    rollout: bool = False
+    """Asks for `Scores.importance`, which costs what attention weights cost."""
+
+    @property
+    def num_open(self) -> int:
+        """How many targets, the first ones, may become tokens now: those of the open block."""
+        return int(np.searchsorted(self.targets, self.request.block.end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
 
-    whole_canvas: bool = False
-    """Every mask at once: its one block is the canvas, and `block_length` does not apply."""
     processed: bool = False
     """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
     entropy: bool = False
     margin: bool = False
+    vocabulary: int | None = None
+    """Log-odds under a softmax over so many of the most probable tokens only; None is all of them."""
+    by_entropy: bool = False
+    """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of one plan's targets, on the host."""
 
+    positions: Ids
+    """[targets] ascending, as in the plan."""
     tokens: Ids
     """[targets] the proposed token; never the mask token."""
-    log_odds: NDArray[np.float64]
-    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature unless `processed`.
+    log_odds: Floats
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature, unless the policy
+    `Needs` another.
 
     Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
     depends on the batch.
     """
-    entropy: NDArray[np.float64] | None = None
+    entropy: Floats | None = None
     """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
-    margin: NDArray[np.float64] | None = None
+    margin: Floats | None = None
     """[targets] how much more probable the best token is than the next one. None unless needed.
 
     The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
     """
+    importance: Floats | None = None
+    """[canvas end] attention that reaches each position (`engine.rollout`), if the plan asked for it."""
 
     @property
-    def confidence(self) -> NDArray[np.float64]:
+    def confidence(self) -> Floats:
         """[targets] the probability p."""
-        return 1.0 / (1.0 + np.exp(-self.log_odds))
+        return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
+
+    def first(self, count: int) -> "Scores":
+        """Of the first `count` targets alone."""
+        return Scores(
+            self.positions[:count],
+            self.tokens[:count],
+            self.log_odds[:count],
+            None if self.entropy is None else self.entropy[:count],
+            None if self.margin is None else self.margin[:count],
+            self.importance,
+        )
 
 
 class CachePolicy(Protocol):
@@ -73,8 +100,17 @@ class CachePolicy(Protocol):
 class UnmaskPolicy(Protocol):
     """Which targets become tokens now: at least one, so that every request ends."""
 
-    def needs(self, diffusion: DiffusionParams) -> Needs:
-        """What `scores` must hold for requests with these parameters."""
+    cuts_canvas: ClassVar[bool] = False
+    """Its canvas is exactly `max_tokens` long and cut as the policy says: `block_length` does not apply."""
+
+    def block_length(self, request: Request) -> int:
+        """How long the block is that opens now, unless the canvas ends before it."""
+        return request.diffusion.block_length
+
+    def needs(self, request: Request) -> Needs:
+        """What this step's `scores` must hold."""
         return Needs()
 
-    def select(self, request: Request, scores: Scores) -> Mask: ...
+    def select(self, request: Request, scores: Scores) -> Mask:
+        """`scores` are of the open block's targets alone -> bool [targets]."""
+        ...

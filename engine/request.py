@@ -17,6 +17,7 @@ from engine.config import ModelSpec
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 class FinishReason(StrEnum):
@@ -65,19 +66,41 @@ class DiffusionParams:
     unmask: str = "threshold"
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
-    """Positions decoded together before the next ones, in tokens; dream has one block, the canvas, whatever this is."""
+    """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
     steps: Annotated[int, Ge(1), Le(65_536)] | None = None
-    """fixed, random, dream: denoising steps over the whole canvas; null is as many as it has tokens."""
+    """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
+    """threshold, certainty_threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
+    gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001
+    """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857)."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
     """dream: chance in that order; null or 0 is none."""
     eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """dream: the time at which its schedule ends, from 1."""
+    current_k: Annotated[int, Ge(1)] = 32
+    """d2: masked positions recomputed each step, the best by confidence x certainty density (d2Cache, 2509.23094)."""
+    rollout_p: Annotated[float, Ge(0), Le(1)] = 0.1
+    """d2: share of the attention rollout's mass whose positions are recomputed beside them."""
+    sigma: Annotated[float, Gt(0), Lt(inf)] = 10.0
+    """d2, certainty: width of the certainty density, in tokens."""
+    inflate_w: Annotated[int, Ge(0)] = 4
+    """d2: recomputed positions at most this far apart have those between them recomputed too; 0 is never."""
+    initial_block_length: Annotated[int, Ge(1)] = 24
+    """cad: length of the first block, in tokens (CadLLM, arXiv 2512.07173); in place of `block_length`."""
+    min_block_length: Annotated[int, Ge(1)] = 4
+    """cad: blocks are no shorter, unless the canvas ends."""
+    max_block_length: Annotated[int, Ge(1)] = 64
+    """cad: nor longer; the surer the model, the longer the block."""
+    initial_steps: Annotated[int, Ge(1)] = 24
+    """cad: steps over which the threshold falls in a block of `initial_block_length`, for a sure model."""
+    max_steps: Annotated[int, Ge(1)] = 90
+    """cad: the same for a model that is not sure at all."""
+    confidence_method: Literal["softmax", "entropy"] = "softmax"
+    """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +154,27 @@ class Block:
     """Denoising steps done in it."""
 
 
+@dataclass(slots=True)
+class History:
+    """What the steps so far have said, for policies that look back. Arrays cover the canvas, prompt included."""
+
+    confidence: Floats
+    """[end] of each position's proposal when it was last scored; 0 where it never was."""
+    importance: Floats
+    """[end] attention that reaches each position, as last measured (`engine.rollout`); 0 before."""
+    decoded: Ids
+    """Positions that the last step decoded, ascending."""
+    mean_confidence: list[float] = field(default_factory=list)
+    """Of each step: the mean over the open block's targets."""
+    tokens: list[int] = field(default_factory=list)
+    """Everything decoded, in the order of steps, and of positions within one."""
+
+    @classmethod
+    def empty(cls, end: int) -> "History":
+        """Before the first step of a canvas that ends at `end`."""
+        return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
+
+
 def canvas_length(sampling: SamplingParams, diffusion: DiffusionParams) -> int:
     """`max_tokens` rounded up to whole blocks, in tokens."""
     return -(-sampling.max_tokens // diffusion.block_length) * diffusion.block_length
@@ -152,6 +196,7 @@ class Request:
     ids: Ids
     masked: Mask
     block: Block
+    history: History
     pages: tuple[int, ...] = ()
     """The KV pages it holds, ascending; empty while it waits."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
@@ -176,6 +221,7 @@ class Request:
             ids=ids,
             masked=np.arange(end) >= prompt_len,
             block=Block(index=0, start=prompt_len, end=prompt_len + length, num_masked=length),
+            history=History.empty(end),
         )
 
     @property

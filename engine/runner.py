@@ -4,6 +4,7 @@ Chooses device, dtype, attention kernel and pool size once, at start. Knows no r
 """
 
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,21 @@ from engine.batch import Batch
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import CapacityError, ConfigError
 from engine.models.layers import Transformer, TransformerConfig
+from engine.rollout import column_sums
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
+
+
+class Answer(NamedTuple):
+    """What the model says of a batch, still on the device."""
+
+    logits: Tensor
+    """[targets, vocab_size]"""
+    importance: list[Tensor]
+    """For each plan that asks for the rollout: float32 [canvas end], the attention that reaches each position."""
 
 
 class Runner:
@@ -31,11 +42,15 @@ class Runner:
         self.device = device
         self.kernel = kernel
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Writes K and V of the batch's rows, returns logits [targets, vocab_size]."""
-        context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel)
+    def forward(self, batch: Batch) -> Answer:
+        """Writes K and V of the batch's rows, scores its targets."""
+        context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
         hidden = self.model(batch.ids, batch.positions, context)
-        return self.model.logits(hidden[batch.logit_rows])
+        importance = [
+            column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
+            for segment, layers in batch.watched
+        ]
+        return Answer(self.model.logits(hidden[batch.logit_rows]), importance)
 
     @property
     def num_parameters(self) -> int:

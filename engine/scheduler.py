@@ -12,7 +12,8 @@ import numpy as np
 from engine.cache import CACHES
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import Block, FinishReason, Mask, Output, Request
+from engine.request import Block, FinishReason, History, Mask, Output, Request
+from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
 """Every so many steps the plan that was passed over longest goes first; in between the smallest do."""
@@ -36,7 +37,11 @@ class Scheduler:
         self._step = 0
 
     def add(self, request: Request) -> None:
-        """Queues a request. It must fit an empty pool and the row budget; `Engine` has checked that."""
+        """Queues a request and opens its first block.
+
+        It must fit an empty pool and the row budget; `Engine` has checked that.
+        """
+        _open_block(request, 0, request.prompt_len)
         self.waiting.append(request)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
@@ -76,6 +81,7 @@ class Scheduler:
             request.block.step += 1
             request.forwards += 1
             request.rows_computed += len(plan.rows)
+            _record(request.history, plan, score, mask)
             if output := self._close_block(request):
                 outputs.append(output)
         return outputs
@@ -100,13 +106,27 @@ class Scheduler:
         reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
         tokens = tuple(int(token) for token in request.ids[block.start : end])
         if reason is None:
-            end = block.end + request.diffusion.block_length
-            num_masked = int(request.masked[block.end : end].sum())
-            request.block = Block(index=block.index + 1, start=block.end, end=end, num_masked=num_masked)
+            _open_block(request, block.index + 1, block.end)
         else:
             self.running.remove(request)
             self.pool.release(request.pages)
         return Output(request_id=request.id, token_ids=tokens, finish_reason=reason, usage=request.usage)
+
+
+def _open_block(request: Request, index: int, start: int) -> None:
+    """Opens the block that begins at `start`; how long it is, is its unmask policy's word."""
+    end = min(start + UNMASKS[request.diffusion.unmask].block_length(request), request.end)
+    request.block = Block(index=index, start=start, end=end, num_masked=int(request.masked[start:end].sum()))
+
+
+def _record(history: History, plan: StepPlan, scores: Scores, chosen: Mask) -> None:
+    confidence = scores.confidence
+    history.confidence[plan.targets] = confidence
+    history.mean_confidence.append(float(confidence[: plan.num_open].mean()))
+    history.decoded = plan.targets[chosen]
+    history.tokens.extend(scores.tokens[chosen].tolist())
+    if scores.importance is not None:
+        history.importance = scores.importance
 
 
 def _first_stop(request: Request, start: int, limit: int) -> int:

@@ -4,6 +4,7 @@ Knows what policies need, not which they are: what becomes of a proposal is deci
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,22 +13,33 @@ from torch import Tensor
 from engine.plan import Needs, Scores, StepPlan
 from engine.request import Ids, Mask, SamplingParams
 from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
+from engine.vocabulary import Subset, most_probable
 
 ROWS_AT_ONCE = 256
 """Bounds what sorting and noise take beside the logits: 256 rows of 152,064 are 150 MiB in float32."""
 
 
-def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs] = ()) -> list[Scores]:
+def score(
+    logits: Tensor,
+    plans: Sequence[StepPlan],
+    mask_id: int,
+    needs: Sequence[Needs] = (),
+    importance: Sequence[Tensor] = (),
+) -> list[Scores]:
     """logits [targets of all plans, vocab] (overwritten) and what each plan needs -> one `Scores` per plan.
+
+    `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
 
     A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
     itself never chosen. Temperature, top_p and top_k are for the choice, as in LLaDA's sampler; the log-odds are of the
-    distribution that they leave where a plan needs it `processed`, and of the model's own elsewhere.
+    distribution that they leave where a plan needs it `processed`, over a part of the vocabulary where it needs that,
+    and of the model's own elsewhere.
     """
     needs = needs or [Needs()] * len(plans)
     counts = [len(plan.targets) for plan in plans]
     logits = logits.float()
-    tokens = _best_token(logits, mask_id)
+    cut = _cut(logits, counts, needs)
+    tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
     samplings = [plan.request.sampling for plan in plans]
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
         _shape(logits, tokens, plans, needs, mask_id)
@@ -35,18 +47,35 @@ def score(logits: Tensor, plans: Sequence[StepPlan], mask_id: int, needs: Sequen
     spread = _rows(counts, (need.entropy or need.margin for need in needs))
     if len(spread):
         columns += _spread(logits, _to(logits, spread), mask_id)
-    chosen = logits.gather(-1, tokens[:, None])
-    log_odds = chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
+    log_odds = _log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens)
+    return _to_host(plans, needs, [*columns, log_odds.double()], importance)
+
+
+def _to_host(
+    plans: Sequence[StepPlan], needs: Sequence[Needs], columns: Sequence[Tensor], importance: Sequence[Tensor]
+) -> list[Scores]:
+    """columns float64 [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
     # The step's one device synchronisation. float64 holds every token id and every float32 exactly.
-    host = torch.stack([*columns, log_odds.double()]).cpu().numpy()
-    parts = np.split(host, np.cumsum(counts)[:-1], axis=1)
-    return [_scores(part, need) for part, need in zip(parts, needs, strict=True)]
-
-
-def _scores(part: np.ndarray, need: Needs) -> Scores:
-    tokens, *spread, log_odds = part
-    entropy, margin = spread or (None, None)
-    return Scores(tokens.astype(np.int64), log_odds, entropy if need.entropy else None, margin if need.margin else None)
+    host = torch.cat([*columns, *(part.double() for part in importance)]).cpu().numpy()
+    ends = np.cumsum([len(plan.targets) for plan in plans])
+    table, received = host[: len(columns) * ends[-1]].reshape(len(columns), -1), host[len(columns) * ends[-1] :]
+    scores = []
+    for plan, need, part in zip(plans, needs, np.split(table, ends[:-1], axis=1), strict=True):
+        tokens, *spread, log_odds = part
+        entropy, margin = spread or (None, None)
+        length = plan.request.end if plan.rollout else 0
+        scores.append(
+            Scores(
+                plan.targets,
+                tokens.astype(np.int64),
+                log_odds,
+                entropy if need.entropy else None,
+                margin if need.margin else None,
+                received[:length] if plan.rollout else None,
+            )
+        )
+        received = received[length:]
+    return scores
 
 
 def _best_token(logits: Tensor, mask_id: int) -> Tensor:
@@ -56,6 +85,51 @@ def _best_token(logits: Tensor, mask_id: int) -> Tensor:
     tokens = logits.argmax(dim=-1)
     logits[:, mask_id] = mask_logits
     return tokens
+
+
+def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of these tokens [targets]; overwrites their logits."""
+    chosen = logits.gather(-1, tokens[:, None])
+    return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
+
+
+class _Cut(NamedTuple):
+    """Targets that are scored over a subset of the vocabulary, and the others: [targets] by their indices."""
+
+    within: Tensor
+    others: Tensor
+    subset: Subset
+
+    def best_token(self, logits: Tensor, mask_id: int) -> Tensor:
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        tokens[self.within] = self.subset.best_token(mask_id)
+        if len(self.others):
+            tokens[self.others] = _best_token(logits[self.others], mask_id)
+        return tokens
+
+    def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        log_odds = torch.empty(len(logits), device=logits.device)
+        log_odds[self.within] = self.subset.log_odds(tokens[self.within])
+        if len(self.others):
+            log_odds[self.others] = _log_odds(logits[self.others], tokens[self.others])
+        return log_odds
+
+
+def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut | None:
+    """None if everyone wants the whole vocabulary."""
+    sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
+    within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
+    if not len(within):
+        return None
+    by_entropy = np.repeat([need.by_entropy for need in needs], counts)[within]
+    at = _to(logits, within)
+    subset = most_probable(
+        logits[at] if len(others) else logits,
+        _to(logits, sizes[within]),
+        int(sizes.max()),
+        _to(logits, by_entropy),
+    )
+    return _Cut(at, _to(logits, others), subset)
 
 
 def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
@@ -113,5 +187,5 @@ def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
     return np.flatnonzero(np.repeat(list(wanted), counts))
 
 
-def _to(like: Tensor, indices: Ids) -> Tensor:
-    return torch.from_numpy(indices).to(like.device, non_blocking=True)
+def _to(like: Tensor, array: Ids | Mask) -> Tensor:
+    return torch.from_numpy(array).to(like.device, non_blocking=True)

@@ -10,17 +10,19 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.cad import Cad
+from engine.density import certainty_density
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
-from engine.request import DiffusionParams, Mask, Request, Submission
+from engine.request import Floats, Ids, Mask, Request, Submission
 
 
-def _best_first(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def _best_first(values: Floats) -> Ids:
     """Indices from the highest to the lowest, the leftmost first among equals."""
     return np.argsort(-values, kind="stable")
 
 
-def _top(values: NDArray[np.float64], count: int) -> Mask:
+def _top(values: Floats, count: int) -> Mask:
     chosen = np.zeros(len(values), dtype=np.bool_)
     chosen[_best_first(values)[:count]] = True
     return chosen
@@ -52,7 +54,7 @@ class Random(UnmaskPolicy):
     """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        order = uniform(request.sampling.seed, request.targets, request.forwards)
+        order = uniform(request.sampling.seed, scores.positions, request.forwards)
         return _top(order, scheduled_tokens(request))
 
 
@@ -103,19 +105,21 @@ class Dream(UnmaskPolicy):
     exp(certainty / alg_temp), which is what the highest sums with Gumbel noise are.
     """
 
-    def needs(self, diffusion: DiffusionParams) -> Needs:
-        entropy, margin = diffusion.alg == "entropy", diffusion.alg == "topk_margin"
-        return Needs(whole_canvas=True, processed=True, entropy=entropy, margin=margin)
+    cuts_canvas = True  # into one block
+
+    def needs(self, request: Request) -> Needs:
+        alg = request.diffusion.alg
+        return Needs(processed=True, entropy=alg == "entropy", margin=alg == "topk_margin")
 
     def select(self, request: Request, scores: Scores) -> Mask:
         diffusion, block = request.diffusion, request.block
         steps = diffusion.steps or block.num_masked
         if diffusion.alg == "origin":
-            return self._next_by_chance(request, dream_times(steps, diffusion.eps))
+            return self._next_by_chance(request, scores, dream_times(steps, diffusion.eps))
         schedule = dream_schedule(block.num_masked, steps, diffusion.eps)
         certainty = self._certainty(diffusion.alg, scores)
         if diffusion.alg_temp:
-            noise = uniform(request.sampling.seed, request.targets, request.forwards)
+            noise = uniform(request.sampling.seed, scores.positions, request.forwards)
             certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
         return _top(certainty, schedule[min(block.step, len(schedule) - 1)])
 
@@ -130,15 +134,73 @@ class Dream(UnmaskPolicy):
             case _:
                 return scores.confidence
 
-    def _next_by_chance(self, request: Request, times: NDArray[np.float32]) -> Mask:
+    def _next_by_chance(self, request: Request, scores: Scores, times: NDArray[np.float32]) -> Mask:
         """`origin` reveals every mask with probability 1 - s/t in the step from t to s, and the last step the rest.
 
         So a mask is still there at time s with probability s: one uniform number per position is the time at which it
         goes. The targets of the earliest step that has any go now; steps without any need no forward.
         """
-        moment = uniform(request.sampling.seed, request.targets)
+        moment = uniform(request.sampling.seed, scores.positions)
         step = np.minimum(np.searchsorted(-times[1:], -moment), len(times) - 2)
         return np.asarray(step == step.min())
+
+
+class Entropy(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those of the lowest entropy first."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        return _top(-scores.entropy, scheduled_tokens(request))
+
+
+class Margin(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those first that lead most over the second best token."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(margin=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.margin is not None
+        return _top(scores.margin, scheduled_tokens(request))
+
+
+class EntropyBound(UnmaskPolicy):
+    """The n most confident for the largest n whose entropies, but for the largest, sum to `gamma` at most.
+
+    EB-Sampler (arXiv 2505.24857): that sum bounds what decoding them together neglects. One alone neglects nothing.
+    """
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        ordered = scores.entropy[_best_first(scores.log_odds)]
+        neglected = np.cumsum(ordered) - np.maximum.accumulate(ordered)
+        return _top(scores.log_odds, int((neglected <= request.diffusion.gamma).sum()))
+
+
+class Certainty(UnmaskPolicy):
+    """As many as LLaDA's schedule says, the best by confidence x certainty density: nearly left to right (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        return _top(_certainty(request, scores), scheduled_tokens(request))
+
+
+class CertaintyThreshold(UnmaskPolicy):
+    """All whose confidence x certainty density reaches the threshold, and always the best (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        certainty = _certainty(request, scores)
+        return _top(certainty, 1) | (certainty >= request.diffusion.threshold)
+
+
+def _certainty(request: Request, scores: Scores) -> Floats:
+    density = certainty_density(~request.masked[request.prompt_len :], request.diffusion.sigma)
+    return scores.confidence * density[scores.positions - request.prompt_len]
 
 
 UNMASKS: dict[str, UnmaskPolicy] = {
@@ -146,26 +208,38 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "random": Random(),
     "threshold": Threshold(),
     "factor": Factor(),
+    "cad": Cad(),
     "dream": Dream(),
+    "entropy": Entropy(),
+    "margin": Margin(),
+    "entropy_bound": EntropyBound(),
+    "certainty": Certainty(),
+    "certainty_threshold": CertaintyThreshold(),
 }
 
 
 def effective(submission: Submission) -> Submission:
-    """The submission with the block length that applies: that of the canvas, if its policy needs all of it at once."""
+    """The submission with the block length that applies: that of the canvas, if its policy cuts that by itself."""
     policy = UNMASKS.get(submission.diffusion.unmask)
-    if policy is None or not policy.needs(submission.diffusion).whole_canvas:
+    if policy is None or not policy.cuts_canvas:
         return submission
     return replace(submission, diffusion=replace(submission.diffusion, block_length=submission.sampling.max_tokens))
 
 
 def needs(plans: Sequence[StepPlan]) -> list[Needs]:
     """What each request's own policy must have in its scores."""
-    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request.diffusion) for plan in plans]
+    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
 
 
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
-    """Asks each request's own policy; the batch may hold any mix."""
-    return [
-        UNMASKS[plan.request.diffusion.unmask].select(plan.request, score)
-        for plan, score in zip(plans, scores, strict=True)
-    ]
+    """Asks each request's own policy for bool [targets]; the batch may hold any mix."""
+    return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
+
+
+def _select(plan: StepPlan, scores: Scores) -> Mask:
+    policy, count = UNMASKS[plan.request.diffusion.unmask], plan.num_open
+    if count == len(plan.targets):
+        return policy.select(plan.request, scores)
+    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
+    chosen[:count] = policy.select(plan.request, scores.first(count))
+    return chosen

@@ -34,7 +34,7 @@ def test_a_step_by_hand(llada_tiny):
 
     # One forward writes keys and values in place and returns the logits of the targets alone.
     with torch.inference_mode():
-        logits = engine.runner.forward(build([plan], engine.runner.device))
+        logits, _ = engine.runner.forward(build([plan], engine.runner.device))
         assert logits.shape == (8, 260)
         [scores] = score(logits, [plan], mask_id=256)
 

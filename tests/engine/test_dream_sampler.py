@@ -146,15 +146,15 @@ def test_the_canvas_is_the_block():
     assert asked.num_blocks == 1
 
 
-def scores(confidence):
-    return Scores(np.zeros(len(confidence), np.int64), np.log(confidence / (1 - confidence)))
+def scores(positions, confidence):
+    return Scores(positions, np.zeros(len(confidence), np.int64), np.log(confidence / (1 - confidence)))
 
 
 def decode_by_chance(asked):
     """Reveals per forward, as index arrays; `asked` ends without a mask."""
     while asked.masked.any():
         targets = asked.targets
-        chosen = UNMASKS["dream"].select(asked, scores(np.full(len(targets), 0.5)))
+        chosen = UNMASKS["dream"].select(asked, scores(targets, np.full(len(targets), 0.5)))
         assert chosen.any()
         yield targets[chosen]
         asked.masked[targets[chosen]] = False
@@ -185,7 +185,7 @@ def test_alg_temp_draws_in_proportion_to_the_exponential():
     firsts = np.zeros(3)
     for seed in range(3000):
         asked = request(3, seed=seed, alg="maskgit_plus", alg_temp=0.5, eps=0.0)
-        firsts += UNMASKS["dream"].select(asked, scores(confidence))
+        firsts += UNMASKS["dream"].select(asked, scores(asked.targets, confidence))
     weights = np.exp(confidence / 0.5)
     expected = 3000 * weights / weights.sum()
     assert firsts.sum() == 3000
@@ -195,11 +195,10 @@ def test_alg_temp_draws_in_proportion_to_the_exponential():
 @pytest.mark.parametrize("alg", ["maskgit_plus", "entropy", "topk_margin"])
 def test_each_alg_ranks_by_its_own_figure(alg):
     log_odds, entropy, margin = np.array([3.0, 1.0, 2.0]), np.array([0.5, 0.1, 0.9]), np.array([0.1, 0.2, 0.8])
-    needs = UNMASKS["dream"].needs(DiffusionParams(unmask="dream", alg=alg))
-    given = Scores(
-        np.zeros(3, np.int64), log_odds, entropy if needs.entropy else None, margin if needs.margin else None
-    )
-    chosen = UNMASKS["dream"].select(request(3, alg=alg, eps=0.0), given)
+    asked = request(3, alg=alg, eps=0.0)
+    needs = UNMASKS["dream"].needs(asked)
+    spread = entropy if needs.entropy else None, margin if needs.margin else None
+    chosen = UNMASKS["dream"].select(asked, Scores(asked.targets, np.zeros(3, np.int64), log_odds, *spread))
     assert int(chosen.argmax()) == {"maskgit_plus": 0, "entropy": 1, "topk_margin": 2}[alg]
     assert chosen.sum() == 1
 

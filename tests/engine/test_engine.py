@@ -64,6 +64,44 @@ def test_sampling_is_the_same_alone_and_among_others(engine, submission, run):
         assert run(engine, submission(number, seed=number, **row))[str(number)] == crowd[str(number)]
 
 
+def test_every_policy_in_one_batch_decodes_as_alone(engine, submission, run):
+    """d2, cad, dual and none at four block lengths, arriving one after the other; also what comes out per block."""
+    kinds = [
+        {"cache": "d2", "unmask": "threshold", "block_length": 16, "current_k": 8},
+        {"cache": "d2", "unmask": "certainty", "block_length": 32, "rollout_p": 0.3, "inflate_w": 0},
+        {"cache": "dual", "unmask": "cad", "initial_block_length": 12, "max_block_length": 24},
+        {"cache": "d2", "unmask": "cad", "confidence_method": "entropy", "min_block_length": 7},
+        {"cache": "dual", "unmask": "threshold", "block_length": 8},
+        {"cache": "none", "unmask": "entropy_bound", "block_length": 4, "gamma": 2.0},
+        {"cache": "none", "unmask": "margin", "block_length": 16},
+        {"cache": "prefix", "unmask": "certainty_threshold", "block_length": 8, "temperature": 0.8},
+    ]
+    rng = random.Random(7)
+    rows = [
+        {"prompt": [rng.randrange(260) for _ in range(rng.randint(1, 40))], "gen_length": 48, "threshold": 0.3, **kind}
+        for kind in kinds * 2
+    ]
+    alone = {}
+    for number, row in enumerate(rows):
+        engine.submit(engine.new_request(submission(number, **row)))
+        alone[str(number)] = list(until_empty(engine))
+    pending, together = list(enumerate(rows)), {name: [] for name in alone}
+    while pending or engine.request_ids:
+        if pending:
+            number, row = pending.pop()
+            engine.submit(engine.new_request(submission(number, **row)))
+        for output in engine.step():
+            together[output.request_id].append(output)
+    assert together == alone
+    lengths = {len(output.token_ids) for outputs in alone.values() for output in outputs}
+    assert len(lengths) > 4, "cad's blocks have lengths of their own"
+
+
+def until_empty(engine):
+    while engine.request_ids:
+        yield from engine.step()
+
+
 def test_seeds_matter_at_a_temperature_and_only_there(engine, submission, run):
     def tokens(temperature, seed):
         return tuple(run(engine, submission(seed=seed, temperature=temperature, unmask="fixed"))["r"][0])
@@ -127,6 +165,14 @@ def test_aborting_frees_the_pages(engine, submission):
         ({"threshold": 1.5}, "diffusion.threshold"),
         ({"threshold": float("nan")}, "diffusion.threshold"),
         ({"factor": 0.0}, "diffusion.factor"),
+        ({"rollout_p": 1.1}, "diffusion.rollout_p"),
+        ({"sigma": 0.0}, "diffusion.sigma"),
+        ({"current_k": 0}, "diffusion.current_k"),
+        ({"inflate_w": -1}, "diffusion.inflate_w"),
+        ({"gamma": -0.1}, "diffusion.gamma"),
+        ({"min_block_length": 65}, "diffusion.min_block_length"),
+        ({"initial_steps": 91}, "diffusion.initial_steps"),
+        ({"confidence_method": "margin"}, "diffusion.confidence_method"),
         ({"factor": float("inf")}, "diffusion.factor"),
         ({"steps": 1, "gen_length": 64, "block_length": 32}, "diffusion.steps"),
     ],

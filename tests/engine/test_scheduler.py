@@ -12,28 +12,34 @@ from engine.pages import PagePool
 from engine.plan import Scores
 from engine.request import DiffusionParams, FinishReason, Request, SamplingParams, Submission
 from engine.scheduler import Scheduler
-from engine.unmask import UNMASKS, select
+from engine.unmask import UNMASKS, effective, select
 
 LONGEST = 96
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
 
 
 def request(number, prompt_len=4, max_tokens=16, **diffusion):
-    return Request.new(
-        Submission(
-            request_id=f"r{number}",
-            prompt_ids=[1] * prompt_len,
-            sampling=SamplingParams(max_tokens=max_tokens, seed=number),
-            diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
-        ),
-        SPEC,
+    submission = Submission(
+        request_id=f"r{number}",
+        prompt_ids=[1] * prompt_len,
+        sampling=SamplingParams(max_tokens=max_tokens, seed=number),
+        diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
     )
+    return Request.new(effective(submission), SPEC)
 
 
 def scored(plan, rng):
     """What a model might say: random tokens, the end of the answer among them."""
     count = len(plan.targets)
-    return Scores(rng.integers(0, 49, count), rng.normal(size=count), rng.exponential(size=count), rng.random(count))
+    importance = rng.random(plan.request.end) if plan.rollout else None
+    return Scores(
+        plan.targets,
+        rng.integers(0, 49, count),
+        rng.normal(size=count),
+        entropy=rng.exponential(size=count),
+        margin=rng.random(count),
+        importance=importance,
+    )
 
 
 def step(scheduler, rng):
@@ -61,6 +67,11 @@ class Traffic(RuleBasedStateMachine):
         cache=st.sampled_from(sorted(CACHES)),
         unmask=st.sampled_from(sorted(UNMASKS)),
         threshold=st.floats(0, 1),
+        current_k=st.integers(1, 12),
+        rollout_p=st.floats(0, 1),
+        inflate_w=st.integers(0, 6),
+        min_block_length=st.integers(1, 20),
+        confidence_method=st.sampled_from(["softmax", "entropy"]),
     )
     def submit(self, prompt_len, max_tokens, **diffusion):
         self.number += 1
@@ -86,6 +97,8 @@ class Traffic(RuleBasedStateMachine):
         assert sum(len(plan.rows) for plan in plans) <= self.scheduler.max_batch_rows
         for plan in plans:
             assert plan.request.masked.sum() < masked[plan.request.id], "a step without progress"
+            assert not plan.request.masked[: plan.request.block.start].any(), "a mask is left behind"
+            assert plan.request.masked[plan.request.block.end :].all(), "a token came before its block was open"
         for output in outputs:
             if output.finish_reason:
                 ended = self.live.pop(output.request_id)
@@ -169,7 +182,9 @@ def test_where_an_answer_ends(tokens, max_tokens, expected, reason):
     scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
     scheduler.add(request(0, 4, max_tokens, unmask="threshold", threshold=0.0))
     plans = scheduler.schedule()
-    [output] = scheduler.commit(plans, [Scores(np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)])
+    [output] = scheduler.commit(
+        plans, [Scores(plans[0].targets, np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)]
+    )
     assert output.token_ids == expected
     assert output.finish_reason is reason
     assert output.usage.completion_tokens == len(expected)
@@ -181,8 +196,31 @@ def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
     scheduler.add(request(0, 4, 8))
     [plan] = scheduler.schedule()
     chosen = np.arange(8) == 2
-    assert scheduler.commit([plan], [Scores(np.full(8, 48), np.zeros(8))], [chosen]) == []
+    assert scheduler.commit([plan], [Scores(plan.targets, np.full(8, 48), np.zeros(8))], [chosen]) == []
     [plan] = scheduler.schedule()
     chosen = np.arange(7) < 2
-    [output] = scheduler.commit([plan], [Scores(np.full(7, 5), np.zeros(7))], [chosen])
+    [output] = scheduler.commit([plan], [Scores(plan.targets, np.full(7, 5), np.zeros(7))], [chosen])
     assert (output.token_ids, output.finish_reason) == ((5, 5), FinishReason.STOP)
+
+
+def test_a_request_remembers_what_its_steps_said():
+    scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
+    asked = request(0, 4, 16, cache="d2", block_length=4)
+    scheduler.add(asked)
+    [plan] = scheduler.schedule()
+    assert len(plan.targets) == 16, "d2 scores what is not open yet"
+    log_odds, importance = np.linspace(-2.0, 2.0, 16), np.linspace(0.0, 1.0, 20)
+    said = Scores(plan.targets, np.arange(16), log_odds, importance=importance)
+    scheduler.commit([plan], [said], [np.isin(np.arange(16), [1, 3])])
+    history = asked.history
+    np.testing.assert_array_equal(history.confidence[4:], said.confidence)
+    assert history.mean_confidence == [pytest.approx(said.confidence[:4].mean())], "of the open block alone"
+    assert history.decoded.tolist() == [5, 7]
+    assert history.tokens == [1, 3]
+    [plan] = scheduler.schedule()
+    said = Scores(plan.targets, np.full(len(plan.targets), 9), np.full(len(plan.targets), 3.0))
+    chosen = np.arange(len(plan.targets)) == 0
+    scheduler.commit([plan], [said], [chosen])
+    assert (history.confidence[plan.targets] == said.confidence).all()
+    np.testing.assert_array_equal(history.importance, importance)
+    assert history.tokens == [1, 3, 9]
