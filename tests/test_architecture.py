@@ -81,4 +81,4 @@ def test_the_top_level_is_what_it_should_be():
         path.name for path in ROOT.iterdir() if not path.name.startswith(".") and not path.name.endswith("egg-info")
     }
     allowed = {"server", "engine", "configs", "docker", "tests", "docs", "Dockerfile", "pyproject.toml", "README.md"}
-    assert names <= allowed | {"Makefile", "constraints.txt", "CHANGELOG.md", "LICENSE", "build", "CONTRIBUTING.md"}
+    assert names <= allowed | {"Makefile", "constraints.txt", "build"}
