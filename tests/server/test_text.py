@@ -1,5 +1,6 @@
 """Blocks become text that never has to be taken back, and stop strings are found wherever they are split."""
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -101,3 +102,19 @@ def test_a_broken_tokenizer_is_a_load_error(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(LoadError, match="cannot be read"):
         Tokenizer.load(tmp_path)
+
+
+async def test_a_folder_with_vocabulary_and_merges_alone(tmp_path):
+    """How Dream's checkpoints come: Qwen2's two files, and special tokens in `tokenizer_config.json`."""
+    (tmp_path / "vocab.json").write_text(json.dumps({"h": 0, "i": 1, "Ġ": 2, "hi": 3, "Ġhi": 4}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nh i\nĠ hi\n")
+    added = {"5": {"content": "<|im_end|>", "special": True}}
+    config = {
+        "tokenizer_class": "DreamTokenizer",
+        "added_tokens_decoder": added,
+        "auto_map": {"AutoTokenizer": ["x.Y", None]},
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    words = Tokenizer.load(tmp_path)
+    assert await words.encode(["hi hi<|im_end|>"]) == [[3, 4, 5]]
+    assert detokenized(words, [[3, 4, 5]]) == ["hi hi"]
