@@ -63,6 +63,12 @@ class DiffusionParams:
 
     cache: str = "dual"
     """Which rows each step recomputes."""
+    refresh_before: Annotated[int, Ge(0)] = 32
+    """window: positions before a block that are recomputed when it opens."""
+    refresh_after: Annotated[int, Ge(0)] = 64
+    """window: positions behind the block that are recomputed when it opens."""
+    prompt_refresh: Annotated[int, Ge(0)] = 0
+    """window: the prompt is recomputed every so many blocks; 0 is never."""
     unmask: str = "threshold"
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
