@@ -83,7 +83,7 @@ class TimedRunner(Runner):
 
 
 def take_turn(method: str, engine: Engine, workload: Workload) -> Turn:
-    """`method` is `reference/baseline`, `reference/` or `engine/` and a cache policy; `engine` lends model and sizes."""
+    """`method` is `reference/baseline`, or `reference/` or `engine/` with a cache; `engine` lends its model."""
     device = engine.runner.device
     prompts = _prompts(workload, engine.info.spec.vocab_size)
     _reset_peak_memory(device)
