@@ -44,7 +44,7 @@ class DecodeFigures:
     """Median of each round's own ratio; so is the next."""
     ratio_to_reference_dual: float | None
     sampled: bool
-    """Only `sample_steps` steps, or one request of the batch, were timed; the figures are scaled to all of it."""
+    """Only some steps, or one request of the batch, were timed; the figures are scaled to all of it."""
     peak_memory_bytes: int | None
     """CUDA: the most that tensors took. Linux: highest resident size of the process, with interpreter, weights and
     whatever earlier turns have not given back. None elsewhere."""

@@ -39,10 +39,12 @@ class Workload:
     """Rounds in which every method has its turn; figures are medians over them."""
     sample_steps: int = 4
     """Steps that are timed where all steps compute the same rows (no cache); the rest is extrapolated."""
+    sample_blocks: int = 0
+    """Blocks that are timed of a single request where all compute the same rows (dual cache); 0 is all of them."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value < 1:
+            if value < 1 and name != "sample_blocks":
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if self.gen % self.block or self.block % self.tokens_per_step:
             raise ConfigError(
@@ -54,6 +56,12 @@ class Workload:
     def length(self) -> int:
         """Prompt and canvas of one request."""
         return self.prompt + self.gen
+
+    def sampled_steps(self, cache: str) -> int | None:
+        """How many steps of one request stand for all of them; None if they do not, or need not."""
+        if cache == "dual" and self.sample_blocks and self.batch == 1:
+            return self.sample_blocks * (self.block // self.tokens_per_step)
+        return self.sample_steps if cache == "none" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def _prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
 
 
 def _run_reference(name: str, engine: Engine, workload: Workload, prompt: list[int]) -> Turn:
-    """One request; of the baseline, whose steps are all alike, only a sample of the steps."""
+    """One request of the batch, or a sample of its steps."""
     cache, tokens_per_step = ("none", 1) if name == "baseline" else (name, workload.tokens_per_step)
     steps, spec = workload.gen // tokens_per_step, engine.info.spec
     started = _now(engine.runner.device)
@@ -113,7 +121,7 @@ def _run_reference(name: str, engine: Engine, workload: Workload, prompt: list[i
         cache=cast(Literal["none", "prefix", "dual"], cache),
         rule=fixed(workload.block, workload.block // tokens_per_step),
         shift=spec.shift,
-        max_forwards=workload.sample_steps if cache == "none" else None,
+        max_forwards=workload.sampled_steps(cache),
     )
     seconds = _now(engine.runner.device) - started
     share = decoded.forwards / (steps * workload.batch)
@@ -121,7 +129,7 @@ def _run_reference(name: str, engine: Engine, workload: Workload, prompt: list[i
 
 
 def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[list[int]]) -> Turn:
-    """All requests, submitted at once; without a cache only a sample of the steps.
+    """All requests, submitted at once, or a sample of their steps.
 
     In an engine of its own with a new pool, so that memory is this method's.
     """
@@ -140,13 +148,15 @@ def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[li
     steps = workload.gen // workload.tokens_per_step
     for number, prompt in enumerate(prompts):
         engine.submit(engine.new_request(_submission(str(number), prompt, cache, steps, workload)))
-    limit = workload.sample_steps if cache == "none" else None
+    limit = workload.sampled_steps(cache)
     started = _now(device)
     while engine.request_ids and engine.stats().forwards != limit:
         engine.step()
     seconds = _now(device) - started
     stats, share = engine.stats(), 1.0
-    if engine.request_ids:
+    if engine.request_ids and workload.batch == 1:
+        share = stats.forwards / steps
+    elif engine.request_ids:  # no cache: all rows are alike, however many requests a step serves
         share = stats.rows_computed / (workload.length * steps * workload.batch)
     host_share = 1 - runner.seconds / seconds
     return Turn(

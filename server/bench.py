@@ -23,6 +23,7 @@ _HELP = {
     "tokens_per_step": "tokens each step decodes, but for the baseline's one",
     "repeats": "rounds in which every method has its turn",
     "sample_steps": "steps timed of a method without a cache, whose steps are all alike",
+    "sample_blocks": "blocks timed of a single request with the dual cache, which are all alike; 0 is all of them",
 }
 
 
