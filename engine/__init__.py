@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from engine.benchmark import METHODS, MODEL_SIZES, DecodeFigures, bench_decode
 from engine.cache import CACHES
 from engine.config import EngineConfig, ModelSpec
 from engine.engine import Engine, EngineInfo, EngineStats, load
@@ -19,6 +20,7 @@ from engine.errors import (
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
 from engine.request import DiffusionParams, FinishReason, Output, SamplingParams, Submission, Usage
+from engine.turn import Workload
 from engine.unmask import UNMASKS
 
 DEMO_MODEL = str(Path(__file__).parent / "demo")
@@ -27,10 +29,13 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 __all__ = [
     "CACHES",
     "DEMO_MODEL",
+    "METHODS",
+    "MODEL_SIZES",
     "UNMASKS",
     "CapacityError",
     "ConfigError",
     "ContextLengthExceeded",
+    "DecodeFigures",
     "DiffusionParams",
     "Engine",
     "EngineConfig",
@@ -52,6 +57,8 @@ __all__ = [
     "Submission",
     "UnmaskError",
     "Usage",
+    "Workload",
+    "bench_decode",
     "load",
     "plan_memory",
 ]

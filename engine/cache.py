@@ -1,19 +1,22 @@
 """Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
 
-Those of Fast-dLLM (arXiv 2505.22618, section 3.2) are here, d2Cache is in `engine.d2cache`. All are for models that
-attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one class and one
-line in `CACHES`.
+Those of Fast-dLLM (arXiv 2505.22618, section 3.2) and `window` are here, d2Cache is in `engine.d2cache`. All are for
+models that attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one class
+and one line in `CACHES`.
 """
 
 import numpy as np
 
 from engine.d2cache import D2Cache
 from engine.plan import CachePolicy, StepPlan
-from engine.request import Request
+from engine.request import Ids, Request
 
 
 def _rows(request: Request, start: int, end: int) -> StepPlan:
-    rows = np.arange(start, end)
+    return _plan(request, np.arange(start, end))
+
+
+def _plan(request: Request, rows: Ids) -> StepPlan:
     return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
 
 
@@ -45,4 +48,29 @@ class DualCache:
         return _rows(request, _window_start(request), request.block.end)
 
 
-CACHES: dict[str, CachePolicy] = {"none": NoCache(), "prefix": PrefixCache(), "dual": DualCache(), "d2": D2Cache()}
+class WindowCache:
+    """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
+
+    `refresh_before` should reach over the block before: the tokens of its last step have no keys and values yet.
+    """
+
+    def plan(self, request: Request) -> StepPlan:
+        block, diffusion = request.block, request.diffusion
+        if block.step:
+            return _rows(request, _window_start(request), block.end)
+        if block.index == 0:
+            return _rows(request, 0, request.end)
+        start = max(_window_start(request) - diffusion.refresh_before, 0)
+        window = np.arange(start, min(block.end + diffusion.refresh_after, request.end))
+        if diffusion.prompt_refresh and block.index % diffusion.prompt_refresh == 0:
+            return _plan(request, np.union1d(np.arange(request.prompt_len), window))
+        return _plan(request, window)
+
+
+CACHES: dict[str, CachePolicy] = {
+    "none": NoCache(),
+    "prefix": PrefixCache(),
+    "dual": DualCache(),
+    "window": WindowCache(),
+    "d2": D2Cache(),
+}

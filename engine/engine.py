@@ -16,6 +16,7 @@ from engine.checks import check
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import ConfigError
 from engine.models import describe, load_model
+from engine.models.layers import Transformer
 from engine.models.weights import Progress, locate
 from engine.pages import PagePool
 from engine.plan import StepPlan
@@ -154,19 +155,18 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     contradict each other or the machine.
     """
     device = choose_device(config)
-    dtype = choose_dtype(config, device)
     folder = locate(config.model, config.revision)
     description = describe(folder)
-    spec, geometry = description.spec, description.geometry
-    max_model_len = choose_max_model_len(config, spec)
-    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
-    if max_batch_rows < max_model_len:
-        raise ConfigError(
-            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
-            f"max_model_len, {max_model_len}"
-        )
+    _limits(config, description.spec)  # a setting that cannot work should not cost the minutes that weights take
+    model = load_model(folder, description, choose_dtype(config, device), device, progress)
+    return assemble(config, model, description.spec, folder)
+
+
+def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: Path) -> Engine:
+    """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
+    device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
+    max_model_len, max_batch_rows = _limits(config, spec)
     set_threads(config, geometry)
-    model = load_model(folder, description, dtype, device, progress)
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len)
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
@@ -191,3 +191,15 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
             max_queued_requests=config.max_queued_requests,
         ),
     )
+
+
+def _limits(config: EngineConfig, spec: ModelSpec) -> tuple[int, int]:
+    """Longest canvas, and rows per forward."""
+    max_model_len = choose_max_model_len(config, spec)
+    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
+    if max_batch_rows < max_model_len:
+        raise ConfigError(
+            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
+            f"max_model_len, {max_model_len}"
+        )
+    return max_model_len, max_batch_rows

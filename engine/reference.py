@@ -58,8 +58,9 @@ def decode(
     cache: Literal["none", "prefix", "dual"],
     rule: Rule,
     shift: int = 0,
+    max_forwards: int | None = None,
 ) -> Decoded:
-    """Greedy block-wise decoding of one canvas.
+    """Greedy block-wise decoding of one canvas; a benchmark's sample ends after `max_forwards`.
 
     Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
     the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
@@ -75,7 +76,7 @@ def decode(
         end, window = start + block_length, start - shift
         later = {"none": slice(0, len(x)), "prefix": slice(window, len(x)), "dual": slice(window, end)}[cache]
         step = 0
-        while masked[start:end].any():
+        while forwards != max_forwards and masked[start:end].any():
             context.rows = later if step else slice(0, len(x))
             first = context.rows.start
             positions = torch.arange(first, context.rows.stop, device=device)

@@ -1,0 +1,30 @@
+"""Models with random weights in LLaDA's layout, for measuring: they decode nonsense at the speed of sense."""
+
+import torch
+
+from engine.config import ModelSpec
+from engine.models import llada, new_model
+from engine.models.layers import Transformer
+
+SIZES = {
+    "small": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
+    "tiny": {"d_model": 64, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 192, "vocab_size": 256},
+}
+"""LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests."""
+
+
+def random_model(
+    size: str, max_model_len: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Transformer, ModelSpec]:
+    """The same weights every time, scaled so that hidden states stay finite from layer to layer."""
+    sizes = SIZES[size]
+    special = {"mask_token_id": sizes["vocab_size"] - 1, "eos_token_id": sizes["vocab_size"] - 2}
+    config = {**sizes, **special, "max_sequence_length": max_model_len}
+    model = new_model(llada.transformer_config(config), dtype, device)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    return model, llada.model_spec(config, {})
