@@ -5,6 +5,9 @@ from pathlib import Path
 from engine.benchmark import METHODS, MODEL_SIZES, DecodeFigures, bench_decode
 from engine.cache import CACHES
 from engine.config import EngineConfig, ModelSpec
+from engine.demo.tasks import TASKS as DEMO_TASKS
+from engine.demo.tasks import Problem as DemoProblem
+from engine.demo.tasks import problems as demo_problems
 from engine.engine import Engine, EngineInfo, EngineStats, load
 from engine.errors import (
     CapacityError,
@@ -29,6 +32,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 __all__ = [
     "CACHES",
     "DEMO_MODEL",
+    "DEMO_TASKS",
     "METHODS",
     "MODEL_SIZES",
     "UNMASKS",
@@ -36,6 +40,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthExceeded",
     "DecodeFigures",
+    "DemoProblem",
     "DiffusionParams",
     "Engine",
     "EngineConfig",
@@ -59,6 +64,7 @@ __all__ = [
     "Usage",
     "Workload",
     "bench_decode",
+    "demo_problems",
     "load",
     "plan_memory",
 ]

@@ -27,6 +27,7 @@ class Command:
 COMMANDS = {
     "serve": Command("server.serve", "serve a model behind the OpenAI API"),
     "bench": Command("server.bench", "measure decoding: this engine and the papers' own loops, in turns"),
+    "eval": Command("server.eval.command", "measure what decoding policies cost in quality"),
 }
 
 

@@ -4,7 +4,7 @@ Text that is handed out is final: half a character and what may be the start of 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -21,6 +21,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         # Truncation and padding would be changed under the feet of other threads by transformers' own calls.
+        self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -45,6 +46,16 @@ class Tokenizer:
         """In a thread, since a long text takes a while; of the backend's calls, the batch alone lets go of the GIL."""
         encodings = await asyncio.to_thread(self._backend.encode_batch_fast, list(texts))
         return [encoding.ids for encoding in encodings]
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The template's text up to where the answer begins. It writes the special tokens itself, so none are added."""
+        conversation = [dict(message) for message in messages]
+        text = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+        return list(self._backend.encode(str(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

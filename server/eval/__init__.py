@@ -1,0 +1,1 @@
+"""`unmask eval`: what each decoding policy costs in quality, for a local model or any OpenAI-compatible server."""

@@ -1,0 +1,165 @@
+"""`unmask eval`: flags in, a table out. Only results go to standard output; progress and logs go to standard error."""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, DiffusionParams, UnmaskError
+from server.eval import local, questions, remote, show
+from server.eval.answers import Answerer, Options
+from server.eval.policy import Policy, exact, product
+from server.eval.run import evaluate, num_answers
+from server.eval.score import Row
+from server.settings import DEMO
+
+_EPILOG = """\
+Each list makes rows: every cache with every unmask policy at each value of that policy's parameter. So
+  unmask eval --cache none,dual --unmask fixed,threshold --tokens-per-step 1,2 --threshold 0.9
+has six rows for each task. With --base-url, policies that are not named are left to the server, and without --cache and
+--unmask no `diffusion` object is sent: any OpenAI-compatible server can be measured so."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises ConfigError or LoadError for what the user can mend."""
+    args = _parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if args.export:
+        number = questions.export(args.export, questions.choose_tasks(args.tasks), args.seed, args.limit)
+        sys.stderr.write(f"{number} problems written to {args.export}\n")
+        return 0
+    asked = _questions(args)
+    policies = _policies(args)
+    reference = exact(args.block_length) if policies != [Policy()] else None
+    draw = show.pyplot() if args.plot else None
+    try:
+        rows = asyncio.run(_run(args, asked, policies, reference))
+    except ConfigError:
+        raise
+    except UnmaskError as error:  # the engine's complaint about a parameter is the user's to mend too
+        raise ConfigError(str(error)) from None
+    if args.json:
+        sys.stdout.write(json.dumps({"rows": [row.as_json() for row in rows]}) + "\n")
+    elif args.markdown:
+        sys.stdout.write(show.markdown(rows))
+    else:
+        Console().print(show.table(rows))
+    if draw:
+        draw(rows, args.plot)
+    return 0
+
+
+async def _run(
+    args: argparse.Namespace, asked: Sequence[questions.Question], policies: Sequence[Policy], reference: Policy | None
+) -> list[Row]:
+    options = Options(max_tokens=args.max_tokens, plain=args.plain)
+    answerer: AbstractAsyncContextManager[Answerer]
+    if args.base_url:
+        answerer = remote.connected(args.base_url, args.model, options, args.api_key)
+    else:
+        model = DEMO_MODEL if args.model in (None, DEMO) else args.model
+        answerer = local.running(model, options, args.concurrency)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    watched = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not watched) as bar:
+        task = bar.add_task("loading", total=num_answers(asked, policies, reference))
+
+        def progress(description: str, answers: int) -> None:
+            bar.update(task, advance=answers, description=description or None)
+
+        async with answerer as model_or_server:
+            return await evaluate(model_or_server, asked, policies, reference, args.concurrency, progress)
+
+
+def _questions(args: argparse.Namespace) -> list[questions.Question]:
+    if args.data:
+        return questions.from_file(args.data, args.limit, args.few_shot)
+    return questions.from_tasks(questions.choose_tasks(args.tasks), args.seed, args.limit, args.few_shot)
+
+
+def _policies(args: argparse.Namespace) -> list[Policy]:
+    """The product of the lists; for a server of which nothing was asked, its own way alone."""
+    defaults = DiffusionParams()
+    if args.base_url and not (args.cache or args.unmask):
+        return [Policy()]
+    values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
+    return product(args.cache or [defaults.cache], args.unmask or [defaults.unmask], values, args.block_length)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    defaults = DiffusionParams()
+    parser = _Parser(
+        prog="unmask eval",
+        description="Measure what decoding policies cost in quality, with exactly checked answers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    who = parser.add_argument_group("who is asked")
+    who.add_argument("--model", help="folder or hub id; with --base-url the name to ask for [default: demo, or the "
+                     "server's first]")  # fmt: skip
+    who.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server, asked instead of a local model")
+    who.add_argument("--api-key", default="none", help="for that server [default: none]")
+    what = parser.add_argument_group("what is asked")
+    what.add_argument("--tasks", type=_names, default=["all"], help=f"all, or of {','.join(DEMO_TASKS)} [default: all]")
+    what.add_argument("--data", type=Path, metavar="FILE.jsonl", help='instead of tasks: {"prompt" or "messages", '
+                      '"answer"} on each line, compared exactly but for white space around it')  # fmt: skip
+    what.add_argument("--limit", type=_positive, default=100, help="problems per task, or of the file [default: 100]")
+    what.add_argument("--seed", type=int, default=20261122, help="of the tasks' problems [default: 20261122]")
+    what.add_argument("--few-shot", type=_count, default=0, metavar="N", help="solved examples first [default: 0]")
+    what.add_argument("--plain", action="store_true", help="`Question: … Answer:` instead of the chat template")
+    what.add_argument("--max-tokens", type=_positive, default=64, help="longest answer [default: 64]")
+    what.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the tasks' problems there and end")
+    how = parser.add_argument_group("how it is decoded (comma-separated lists)")
+    how.add_argument("--cache", type=_names, help=f"of {','.join(CACHES)} [default: {defaults.cache}]")
+    how.add_argument("--unmask", type=_names, help=f"of {','.join(UNMASKS)} [default: {defaults.unmask}]")
+    how.add_argument("--tokens-per-step", type=_numbers, default=[1.0], help="for fixed, random, dream [default: 1]")
+    how.add_argument("--threshold", type=_numbers, default=[defaults.threshold], help="for threshold [default: 0.9]")
+    how.add_argument("--factor", type=_numbers, default=[defaults.factor], help="for factor [default: 1]")
+    how.add_argument("--block-length", type=_positive, default=defaults.block_length, help="[default: 32]")
+    how.add_argument("--concurrency", type=_positive, default=32, help="questions in flight [default: 32]")
+    out = parser.add_argument_group("what comes out")
+    form = out.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help='{"rows": […]} on standard output, nothing else there')
+    form.add_argument("--markdown", action="store_true", help="one line per policy, for documents")
+    out.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against tokens per forward")
+    return parser.parse_args(argv)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
+    if not all(number > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r}: every number must be greater than 0")
+    return numbers
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not _count(text):
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)

@@ -1,0 +1,61 @@
+"""Answers from a model in this process, through the same engine loop that serves."""
+
+import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
+from server.completion import Choice, Completion
+from server.eval.answers import Answer, Options
+from server.eval.policy import Policy
+from server.eval.questions import Question
+from server.text import Detokenizer, StopStrings, Tokenizer
+
+
+class LocalModel:
+    """A running engine and its tokenizer."""
+
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, options: Options) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._options = options
+        self._ids = itertools.count()
+
+    async def ask(self, question: Question, policy: Policy) -> Answer:
+        prompt = await self._prompt(question)
+        fields: dict[str, Any] = policy.diffusion(self._options.max_tokens)
+        submission = Submission(
+            request_id=f"eval-{next(self._ids)}",
+            prompt_ids=prompt,
+            sampling=SamplingParams(max_tokens=self._options.max_tokens),
+            diffusion=DiffusionParams(**fields),
+        )
+        [stream] = self._engine.submit([submission])
+        choice = Choice(0, stream, Detokenizer(self._tokenizer), StopStrings(()))
+        [end] = await Completion([choice], [len(prompt)]).fold()
+        return Answer(
+            text=self._options.trim(end.text),
+            tokens=end.usage.completion_tokens,
+            forwards=end.usage.forwards,
+            rows=end.usage.rows_computed,
+        )
+
+    async def _prompt(self, question: Question) -> list[int]:
+        """Through the chat template, where there is one and nobody asked for plain text."""
+        if self._options.plain or not self._tokenizer.has_chat_template:
+            [ids] = await self._tokenizer.encode([question.plain])
+            return ids
+        return self._tokenizer.encode_chat(question.messages)
+
+
+@asynccontextmanager
+async def running(model: str, options: Options, concurrency: int) -> AsyncIterator[LocalModel]:
+    """The model loaded, its engine started; stopped in the end. Raises LoadError or ConfigError."""
+    engine = EngineLoop(load(EngineConfig(model=model, max_running_requests=concurrency)))
+    tokenizer = Tokenizer.load(engine.info.folder)
+    engine.start()
+    try:
+        yield LocalModel(engine, tokenizer, options)
+    finally:
+        await engine.stop(0.0)

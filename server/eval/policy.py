@@ -1,0 +1,72 @@
+"""How a question is decoded: one point of the product of caches, unmask policies and their parameters."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from engine import CACHES, UNMASKS, ConfigError
+
+PARAMETERS: Mapping[str, str] = {
+    "fixed": "tokens_per_step",
+    "random": "tokens_per_step",
+    "dream": "tokens_per_step",
+    "threshold": "threshold",
+    "factor": "factor",
+}
+"""The parameter that a policy is swept by; those that are not here have none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What goes into the request's `diffusion`; None leaves it to the server."""
+
+    cache: str | None = None
+    unmask: str | None = None
+    value: float | None = None
+    """Of the unmask policy's own parameter."""
+    block_length: int | None = None
+
+    @property
+    def parameter(self) -> str | None:
+        return PARAMETERS.get(self.unmask or "")
+
+    @property
+    def label(self) -> str:
+        """`threshold 0.9`."""
+        return " ".join([self.unmask or "default", *([f"{self.value:g}"] if self.value is not None else [])])
+
+    def diffusion(self, max_tokens: int) -> dict[str, object]:
+        """The fields that were asked for; a schedule's steps follow from its canvas."""
+        fields: dict[str, object] = {"cache": self.cache, "unmask": self.unmask, "block_length": self.block_length}
+        if self.parameter == "tokens_per_step":
+            length = self.block_length or max_tokens
+            canvas = -(-max_tokens // length) * length
+            fields["steps"] = max(round(canvas / (self.value or 1)), 1)
+        elif self.parameter and self.value is not None:
+            fields[self.parameter] = self.value
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+def exact(block_length: int) -> Policy:
+    """The decode that others are compared with: everything recomputed, one token a step."""
+    return Policy(cache="none", unmask="fixed", value=1, block_length=block_length)
+
+
+def product(
+    caches: Sequence[str], unmasks: Sequence[str], values: Mapping[str, Sequence[float]], block_length: int
+) -> list[Policy]:
+    """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names."""
+    for name in caches:
+        _check("cache", name, CACHES)
+    for name in unmasks:
+        _check("unmask", name, UNMASKS)
+    return [
+        Policy(cache=cache, unmask=unmask, value=value, block_length=block_length)
+        for cache in caches
+        for unmask in unmasks
+        for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
+    ]
+
+
+def _check(axis: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{name!r} is no {axis} policy; choose among {', '.join(known)}")

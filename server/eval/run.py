@@ -1,0 +1,66 @@
+"""The run itself: every family under every policy, many questions in flight, the exact decode once for each family."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from engine import UnmaskError
+from server.eval.answers import Answer, Answerer
+from server.eval.policy import Policy
+from server.eval.questions import Question
+from server.eval.score import Row, count
+
+Progress = Callable[[str, int], None]
+"""Told what is being asked, and how many answers have come since."""
+
+
+async def evaluate(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    policies: Sequence[Policy],
+    exact: Policy | None,
+    concurrency: int,
+    progress: Progress,
+) -> list[Row]:
+    """Rows by family, then policy. Without an `exact` policy there is no agreement."""
+    rows = []
+    for task in dict.fromkeys(question.task for question in questions):
+        asked = [question for question in questions if question.task == task]
+        runs: dict[Policy, tuple[list[Answer], float]] = {}
+        for policy in dict.fromkeys([*([exact] if exact else []), *policies]):
+            progress(f"{task}: {policy.cache or 'default'}, {policy.label}", 0)
+            start = time.perf_counter()
+            answers = await _ask_all(answerer, asked, policy, concurrency, lambda: progress("", 1))
+            runs[policy] = answers, time.perf_counter() - start
+        reference = runs[exact][0] if exact else None
+        rows += [count(task, policy, asked, runs[policy][0], reference, runs[policy][1]) for policy in policies]
+    return rows
+
+
+def num_answers(questions: Sequence[Question], policies: Iterable[Policy], exact: Policy | None) -> int:
+    """How many answers `evaluate` will wait for."""
+    return len(questions) * len({*policies, *([exact] if exact else [])})
+
+
+async def _ask_all(
+    answerer: Answerer,
+    questions: Sequence[Question],
+    policy: Policy,
+    concurrency: int,
+    answered: Callable[[], None],
+) -> list[Answer]:
+    """In the order of the questions. The first error ends all of them."""
+    places = asyncio.Semaphore(concurrency)
+
+    async def ask(question: Question) -> Answer:
+        async with places:
+            answer = await answerer.ask(question, policy)
+        answered()
+        return answer
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(ask(question)) for question in questions]
+    except* UnmaskError as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

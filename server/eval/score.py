@@ -1,0 +1,124 @@
+"""Answers counted: one row of figures for one family and one policy, and rows pooled over families."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from server.eval.answers import Answer
+from server.eval.policy import Policy
+from server.eval.questions import Question
+
+Z95 = 1.959964
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Sums over the problems of one family under one policy; None where the server does not tell."""
+
+    task: str
+    policy: Policy
+    n: int
+    correct: int
+    agreed: int | None
+    """Answers that equal those of the exact decode."""
+    tokens: int | None
+    forwards: int | None
+    rows: int | None
+    seconds: float
+    """From the first question to the last answer, many in flight."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.correct, self.n)
+
+    @property
+    def agreement(self) -> float | None:
+        return None if self.agreed is None else self.agreed / self.n
+
+    @property
+    def tokens_per_forward(self) -> float | None:
+        return self.tokens / self.forwards if self.tokens is not None and self.forwards else None
+
+    @property
+    def rows_per_token(self) -> float | None:
+        return self.rows / self.tokens if self.rows is not None and self.tokens else None
+
+    def as_json(self) -> dict[str, object]:
+        low, high = self.interval
+        return {
+            "task": self.task,
+            "cache": self.policy.cache,
+            "unmask": self.policy.unmask,
+            "parameter": self.policy.parameter,
+            "value": self.policy.value,
+            "block_length": self.policy.block_length,
+            "n": self.n,
+            "correct": self.correct,
+            "accuracy": self.accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "agreement": self.agreement,
+            "tokens_per_forward": self.tokens_per_forward,
+            "rows_per_token": self.rows_per_token,
+            "tokens": self.tokens,
+            "forwards": self.forwards,
+            "rows": self.rows,
+            "seconds": self.seconds,
+        }
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927); unlike the normal one it holds near 0 and 1."""
+    share, z2 = correct / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def count(
+    task: str,
+    policy: Policy,
+    questions: Sequence[Question],
+    answers: Sequence[Answer],
+    exact: Sequence[Answer] | None,
+    seconds: float,
+) -> Row:
+    """The row of one family's answers; `exact` are those of the exact decode, where there is one."""
+    agreed = exact and sum(a.text.strip() == b.text.strip() for a, b in zip(answers, exact, strict=True))
+    return Row(
+        task=task,
+        policy=policy,
+        n=len(questions),
+        correct=sum(question.check(answer.text) for question, answer in zip(questions, answers, strict=True)),
+        agreed=None if exact is None else int(agreed or 0),
+        tokens=_sum([answer.tokens for answer in answers]),
+        forwards=_sum([answer.forwards for answer in answers]),
+        rows=_sum([answer.rows for answer in answers]),
+        seconds=seconds,
+    )
+
+
+def pooled(rows: Sequence[Row]) -> Row:
+    """The same policy over all families."""
+    agreed, tokens = _sum([row.agreed for row in rows]), _sum([row.tokens for row in rows])
+    return Row(
+        task="all",
+        policy=rows[0].policy,
+        n=sum(row.n for row in rows),
+        correct=sum(row.correct for row in rows),
+        agreed=agreed,
+        tokens=tokens,
+        forwards=_sum([row.forwards for row in rows]),
+        rows=_sum([row.rows for row in rows]),
+        seconds=sum(row.seconds for row in rows),
+    )
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
