@@ -19,7 +19,7 @@ from server.eval.answers import Answerer, Options
 from server.eval.policy import Policy, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
-from server.settings import DEMO
+from server.settings import DEMO, BadSetting, build
 
 _EPILOG = """\
 Each list makes rows: every cache with every unmask policy at each value of that policy's parameter. So
@@ -91,12 +91,20 @@ def _questions(args: argparse.Namespace) -> list[questions.Question]:
 
 
 def _policies(args: argparse.Namespace) -> list[Policy]:
-    """The product of the lists; for a server of which nothing was asked, its own way alone."""
+    """The product of the lists; for a server of which nothing was asked, its own way alone. Wrong values raise here."""
     defaults = DiffusionParams()
     if args.base_url and not (args.cache or args.unmask):
         return [Policy()]
     values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
-    return product(args.cache or [defaults.cache], args.unmask or [defaults.unmask], values, args.block_length)
+    policies = product(args.cache or [defaults.cache], args.unmask or [defaults.unmask], values, args.block_length)
+    for policy in policies:
+        asked = policy.diffusion(args.max_tokens)
+        try:
+            build({f"diffusion.{name}": value for name, value in asked.items()})
+        except BadSetting as error:
+            value = asked[error.key.removeprefix("diffusion.")]
+            raise ConfigError(f"{error.key} {error}, not {value}") from None
+    return policies
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

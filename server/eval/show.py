@@ -14,10 +14,11 @@ from server.eval.score import Row, pooled
 
 def table(rows: Sequence[Row]) -> Table:
     """A section for each family, and one over all where there are several."""
-    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    caption = "exact: answers that are right, in per cent, with their 95 % interval; agree: same as the exact decode"
+    shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption, caption_justify="left")
     for name in ("task", "cache", "unmask"):
         shown.add_column(name, no_wrap=True)
-    for name in ("n", "exact %", "95 %", "agree %", "tokens/\nforward", "rows/\ntoken", "s"):
+    for name in ("n", "exact", "95 %", "agree", "tokens/\nforward", "rows/\ntoken", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
     for _, section in groupby([*rows, *overall(rows)], key=lambda row: row.task):
         for row in section:

@@ -1,0 +1,210 @@
+"""`unmask eval` as a user meets it, and the arithmetic behind its rows."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from engine import DEMO_MODEL, ConfigError
+from server.cli import main
+from server.eval import questions
+from server.eval.policy import Policy, product
+from server.eval.score import Row, pooled, wilson
+
+FIELDS = {
+    "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
+    "tokens_per_forward", "rows_per_token", "seconds",
+}  # fmt: skip
+VALUES = {"tokens_per_step": [1.0, 4.0], "threshold": [0.9], "factor": [1.0]}
+
+
+def rows_of(capsys, *argv):
+    assert main(["eval", *argv, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    [(name, rows)] = json.loads(out).items()
+    assert name == "rows"
+    assert all(row.keys() >= FIELDS for row in rows)
+    return rows
+
+
+def fails(capsys, *argv):
+    """The one line of a command that the user has to mend."""
+    assert main(["eval", *argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.fixture
+def problems(tmp_path):
+    """`problems({...}, ...)`: a JSONL file with these lines."""
+
+    def write(*lines):
+        path = tmp_path / "problems.jsonl"
+        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        return str(path)
+
+    return write
+
+
+def test_json_has_a_row_for_each_task_and_policy(capsys):
+    flags = ["--tasks", "sort,facts", "--limit", "3", "--cache", "none,dual", "--unmask", "fixed,threshold"]
+    rows = rows_of(capsys, *flags, "--tokens-per-step", "1,4")
+    assert [(row["task"], row["cache"], row["unmask"], row["value"]) for row in rows] == [
+        (task, cache, unmask, value)
+        for task in ("sort", "facts")
+        for cache in ("none", "dual")
+        for unmask, value in (("fixed", 1), ("fixed", 4), ("threshold", 0.9))
+    ]
+    first, faster = rows[0], rows[1]
+    assert first["agreement"] == 1
+    assert first["n"] == 3
+    assert 0 <= first["accuracy_low"] <= first["accuracy"] <= first["accuracy_high"] <= 1
+    assert faster["tokens_per_forward"] == pytest.approx(4 * first["tokens_per_forward"], rel=0.5)
+    assert rows[5]["rows_per_token"] < first["rows_per_token"]
+
+
+def test_the_table_fits_a_terminal(capsys):
+    assert main(["eval", "--tasks", "facts,reverse", "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "threshold 0.9" in out
+    assert "…" not in out
+    assert [line.split()[0] for line in out.splitlines() if "dual" in line] == ["reverse", "facts", "all"]
+
+
+def test_markdown_and_picture(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "quality.png"
+    assert main(["eval", "--tasks", "facts", "--limit", "2", "--markdown", "--plot", str(picture)]) == 0
+    head, rule, line = capsys.readouterr().out.splitlines()
+    assert head.count("|") == rule.count("|") == line.count("|")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_matplotlib_is_named_before_anything_is_asked(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "unmask[plot]" in fails(capsys, "--plot", str(tmp_path / "x.png"))
+
+
+def test_own_problems(capsys, problems):
+    path = problems(
+        {"prompt": "Sort these numbers: 9 3 5.", "answer": " Sorted: 3 5 9.\n"},
+        {"messages": [{"role": "user", "content": "Sort these numbers: 9 3 5."}], "answer": "no", "task": "mine"},
+    )
+    rows = rows_of(capsys, "--data", path)
+    assert [(row["task"], row["n"], row["accuracy"]) for row in rows] == [("problems", 1, 1.0), ("mine", 1, 0.0)]
+
+
+def test_export_and_data_ask_the_same(capsys, tmp_path):
+    path = str(tmp_path / "exported.jsonl")
+    chosen = ["--tasks", "story,word", "--limit", "3", "--seed", "5"]
+    assert main(["eval", *chosen, "--export", path]) == 0
+    assert "6 problems" in capsys.readouterr().err
+    told, read = rows_of(capsys, *chosen), rows_of(capsys, "--data", path, "--limit", "6")
+    assert [(row["task"], row["correct"], row["tokens"]) for row in told] == [
+        (row["task"], row["correct"], row["tokens"]) for row in read
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tasks", "word,chess"], "'chess' is no task"),
+        (["--cache", "magic"], "'magic' is no cache policy"),
+        (["--unmask", "magic"], "'magic' is no unmask policy"),
+        (["--threshold", "high"], "not a list of numbers"),
+        (["--threshold", "0.9,2"], "diffusion.threshold"),
+        (["--limit", "0"], "at least 1"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["--model", "nowhere/"], "nowhere"),
+        (["--base-url", "http://127.0.0.1:9"], "127.0.0.1:9"),
+        (["--json", "--markdown"], "not allowed with"),
+        (["--colour"], "--colour"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(capsys, argv, message):
+    assert message in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        {"prompt": "a"},
+        {"answer": "a"},
+        {"prompt": "a", "answer": 5},
+        {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "answer": "a"},
+        {"messages": [], "answer": "a"},
+        {"messages": [{"role": "assistant", "content": "a"}], "answer": "a"},
+        {"messages": [{"role": "user"}], "answer": "a"},
+        {"prompt": "a", "answer": "a", "task": "story", "names": "Tom", "things": []},
+    ],
+)
+def test_a_bad_line_is_named(capsys, problems, line):
+    assert "problems.jsonl, line 3" in fails(capsys, "--data", problems({"prompt": "a", "answer": "a"}, "", line))
+
+
+def test_an_empty_file_is_an_error(capsys, problems):
+    assert "holds no problems" in fails(capsys, "--data", problems())
+
+
+def test_a_server_gives_the_figures_of_the_model_itself(capsys, serve, problems):
+    asked = ["--tasks", "sort,facts", "--limit", "8", "--plain"]
+    policy = ["--cache", "dual", "--unmask", "threshold", "--threshold", "0.7"]
+    with serve(DEMO_MODEL) as url:
+        there = rows_of(capsys, *asked, *policy, "--base-url", f"{url}/v1")
+        unasked = rows_of(capsys, *asked, "--base-url", url)
+        wrong_model = fails(capsys, *asked, "--base-url", url, "--model", "gpt-9")
+    here = rows_of(capsys, *asked, *policy)
+    for row in (*here, *there):
+        del row["seconds"]
+    assert there == here
+    assert {(row["cache"], row["unmask"], row["agreement"]) for row in unasked} == {(None, None, None)}
+    assert all(row["tokens_per_forward"] > 1 for row in unasked)
+    assert "gpt-9" in wrong_model
+
+
+def test_standard_output_holds_nothing_else():
+    command = [sys.executable, "-m", "server.cli", "eval", "--tasks", "facts", "--limit", "1", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["rows"]
+    assert result.stderr == ""
+
+
+def test_solved_examples_come_first_and_are_not_asked(problems):
+    [sort] = questions.from_tasks(["sort"], seed=1, limit=1, few_shot=2)
+    assert [turn["role"] for turn in sort.messages] == ["user", "assistant"] * 2 + ["user"]
+    path = problems({"prompt": "a", "answer": "A"}, {"prompt": "b", "answer": "B"})
+    [question] = questions.from_file(questions.Path(path), limit=5, few_shot=1)
+    assert question.plain == "Question: a\nAnswer: A\n\nQuestion: b\nAnswer:"
+    assert question.check(" B\n")
+    with pytest.raises(ConfigError, match="beside the 2 examples"):
+        questions.from_file(questions.Path(path), limit=5, few_shot=2)
+
+
+def test_policies_are_a_product():
+    policies = product(["none", "dual"], ["fixed", "entropy_bound"], VALUES, 32)
+    assert [(policy.cache, policy.label) for policy in policies] == [
+        (cache, label) for cache in ("none", "dual") for label in ("fixed 1", "fixed 4", "entropy_bound")
+    ]
+    assert policies[1].diffusion(50) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 16}
+    assert Policy().diffusion(64) == {}
+
+
+def test_wilson():
+    assert wilson(90, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10)[1] == pytest.approx(1)
+
+
+def test_pooling_sums_and_keeps_what_is_unknown_unknown():
+    row = Row(task="a", policy=Policy(), n=4, correct=3, agreed=2, tokens=10, forwards=5, rows=40, seconds=1.0)
+    unknown = Row(task="b", policy=Policy(), n=6, correct=6, agreed=None, tokens=7, forwards=None, rows=None, seconds=1)
+    total = pooled([row, unknown])
+    assert (total.n, total.accuracy, total.tokens) == (10, 0.9, 17)
+    assert total.agreement is total.tokens_per_forward is total.rows_per_token is None
+    assert (row.tokens_per_forward, row.rows_per_token, row.agreement) == (2, 4, 0.5)
