@@ -18,7 +18,7 @@ def table(rows: Sequence[Row]) -> Table:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption, caption_justify="left")
     for name in ("task", "cache", "unmask"):
         shown.add_column(name, no_wrap=True)
-    for name in ("n", "exact", "95 %", "agree", "tokens/\nforward", "rows/\ntoken", "s"):
+    for name in ("n", "exact", "95 %", "agree", "tok/\nfwd", "rows/\ntok", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
     for _, section in groupby([*rows, *overall(rows)], key=lambda row: row.task):
         for row in section:
