@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
-# The server. For a GPU as it is; for the CPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The server. For a GPU as it is (torch from PyPI brings CUDA); for the CPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cu128
+ARG TORCH_INDEX=https://pypi.org/simple
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md ./
