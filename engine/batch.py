@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.attention import Segment, Watched
 from engine.plan import StepPlan
 from engine.request import Ids
+from engine.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,13 @@ def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
             segments.extend(_segments(plan, first, device))
         first += len(plan.rows)
     return Batch(
-        ids=_to(device, [plan.request.ids[plan.rows] for plan in plans]),
-        positions=_to(device, [plan.rows for plan in plans]),
-        slots=_to(device, [plan.request.slots[plan.rows] for plan in plans]),
-        logit_rows=_to(device, logit_rows),
+        ids=to_device(np.concatenate([plan.request.ids[plan.rows] for plan in plans]), device),
+        positions=to_device(np.concatenate([plan.rows for plan in plans]), device),
+        slots=to_device(np.concatenate([plan.request.slots[plan.rows] for plan in plans]), device),
+        logit_rows=to_device(np.concatenate(logit_rows), device),
         segments=tuple(segments),
         watched=tuple(watched),
     )
-
-
-def _to(device: torch.device, parts: list[Ids]) -> Tensor:
-    tensor = torch.from_numpy(np.concatenate(parts))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _segments(plan: StepPlan, first: int, device: torch.device) -> list[Segment]:
@@ -77,4 +73,4 @@ def _visible(slots: Ids, horizon: int, device: torch.device) -> slice | Tensor:
     # Pages are distinct and ascending, so slots are neighbours iff their ends say so.
     if last - begin == horizon - 1:
         return slice(begin, begin + horizon)
-    return _to(device, [slots[:horizon]])
+    return to_device(slots[:horizon], device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.noise import hashed
 from engine.plan import StepPlan
+from engine.transfer import to_device
 
 Parameters = NDArray[np.void]
 """[rows] records of `_RECORD`: index it like an array, name a field for its column."""
@@ -85,5 +86,4 @@ def _heat(rows: Parameters, like: Tensor) -> Tensor:
 
 
 def _column(rows: Parameters, name: str, like: Tensor) -> Tensor:
-    column = torch.from_numpy(np.ascontiguousarray(rows[name]))
-    return column.to(like.device, non_blocking=True)[:, None]
+    return to_device(np.ascontiguousarray(rows[name]), like.device)[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.plan import Needs, Scores, StepPlan
 from engine.request import Ids, Mask, SamplingParams
 from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
+from engine.transfer import to_device
 from engine.vocabulary import Subset, most_probable
 
 ROWS_AT_ONCE = 256
@@ -188,4 +189,4 @@ def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
 
 
 def _to(like: Tensor, array: Ids | Mask) -> Tensor:
-    return torch.from_numpy(array).to(like.device, non_blocking=True)
+    return to_device(array, like.device)

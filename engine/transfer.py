@@ -1,0 +1,16 @@
+"""Host arrays to the device, without making the host wait for it."""
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array as a tensor on the device.
+
+    Pinned first on CUDA: a copy from pageable memory would wait for the work queued before it.
+    """
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
