@@ -22,7 +22,8 @@ from engine.errors import (
 )
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
-from engine.request import DiffusionParams, FinishReason, Output, SamplingParams, Submission, Usage
+from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
+from engine.request import FinishReason, Hole, Output, Submission, TokenLogprobs, Usage
 from engine.turn import Workload
 from engine.unmask import UNMASKS
 
@@ -33,6 +34,7 @@ __all__ = [
     "CACHES",
     "DEMO_MODEL",
     "DEMO_TASKS",
+    "MAX_LOGPROBS",
     "METHODS",
     "MODEL_SIZES",
     "UNMASKS",
@@ -50,6 +52,7 @@ __all__ = [
     "EngineUnavailable",
     "FinishReason",
     "Footprint",
+    "Hole",
     "InvalidRequest",
     "LoadError",
     "MemoryPlan",
@@ -60,6 +63,7 @@ __all__ = [
     "RequestFailed",
     "SamplingParams",
     "Submission",
+    "TokenLogprobs",
     "UnmaskError",
     "Usage",
     "Workload",

@@ -13,7 +13,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.errors import ContextLengthExceeded, InvalidRequest
-from engine.request import DiffusionParams, SamplingParams, Submission, canvas_length
+from engine.params import DiffusionParams, SamplingParams
+from engine.request import Submission, canvas_length
 from engine.unmask import UNMASKS
 
 Constraint = Ge | Gt | Le | Lt

@@ -1,4 +1,4 @@
-"""The vocabulary of the engine: what is asked (frozen params), where it stands (`Request`), what comes out (`Output`).
+"""The vocabulary of the engine: what is asked (`Submission`), where it stands (`Request`), what comes out (`Output`).
 
 Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
 """
@@ -6,14 +6,12 @@ Token ids only, no text and no tensors. The scheduler is the only writer of a `R
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import inf
-from typing import Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -33,80 +31,14 @@ class FinishReason(StrEnum):
     """The engine failed while serving it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How tokens are drawn and where an answer ends. `engine.checks` enforces the ranges."""
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Masked positions within a prompt."""
 
-    max_tokens: Annotated[int, Ge(1)]
-    """Tokens to generate at most; the canvas is this, rounded up to blocks."""
-    temperature: Annotated[float, Ge(0), Le(2)] = 0.0
-    """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
-    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-    """Draw among the most probable tokens whose probabilities just exceed this sum."""
-    top_k: Annotated[int, Ge(0)] = 0
-    """Draw among this many of the most probable tokens; 0 is all of them."""
-    seed: int = 0
-    """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
-    stop_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer, beside the model's own."""
-    ignore_eos: bool = False
-    """Decode the whole canvas even if the model ends its answer earlier."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffusionParams:
-    """How the canvas is decoded: two policies, and the parameters of all policies under their papers' names.
-
-    A new policy's parameter is a field here and nothing else: settings, flags, the API and the checks follow from its
-    type, range, default and the text below it.
-    """
-
-    cache: str = "dual"
-    """Which rows each step recomputes."""
-    unmask: str = "threshold"
-    """Which scored positions become tokens."""
-    block_length: Annotated[int, Ge(1)] = 32
-    """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
-    steps: Annotated[int, Ge(1), Le(65_536)] | None = None
-    """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
-    threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold, certainty_threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
-    factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
-    """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
-    gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001
-    """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857)."""
-    alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
-    """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
-    alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
-    """dream: chance in that order; null or 0 is none."""
-    eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
-    """dream: the time at which its schedule ends, from 1."""
-    refresh_before: Annotated[int, Ge(0)] = 32
-    """window: positions before a block that are recomputed when it opens."""
-    refresh_after: Annotated[int, Ge(0)] = 64
-    """window: positions behind the block that are recomputed when it opens."""
-    prompt_refresh: Annotated[int, Ge(0)] = 0
-    """window: the prompt is recomputed every so many blocks; 0 is never."""
-    current_k: Annotated[int, Ge(1)] = 32
-    """d2: masked positions recomputed each step, the best by confidence x certainty density (d2Cache, 2509.23094)."""
-    rollout_p: Annotated[float, Ge(0), Le(1)] = 0.1
-    """d2: share of the attention rollout's mass whose positions are recomputed beside them."""
-    sigma: Annotated[float, Gt(0), Lt(inf)] = 10.0
-    """d2, certainty: width of the certainty density, in tokens."""
-    inflate_w: Annotated[int, Ge(0)] = 4
-    """d2: recomputed positions at most this far apart have those between them recomputed too; 0 is never."""
-    initial_block_length: Annotated[int, Ge(1)] = 24
-    """cad: length of the first block, in tokens (CadLLM, arXiv 2512.07173); in place of `block_length`."""
-    min_block_length: Annotated[int, Ge(1)] = 4
-    """cad: blocks are no shorter, unless the canvas ends."""
-    max_block_length: Annotated[int, Ge(1)] = 64
-    """cad: nor longer; the surer the model, the longer the block."""
-    initial_steps: Annotated[int, Ge(1)] = 24
-    """cad: steps over which the threshold falls in a block of `initial_block_length`, for a sure model."""
-    max_steps: Annotated[int, Ge(1)] = 90
-    """cad: the same for a model that is not sure at all."""
-    confidence_method: Literal["softmax", "entropy"] = "softmax"
-    """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
+    offset: int
+    """Prompt tokens before it."""
+    length: int
+    """Positions to fill."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +49,11 @@ class Submission:
     prompt_ids: Sequence[int]
     sampling: SamplingParams
     diffusion: DiffusionParams
+    holes: tuple[Hole, ...] = ()
+    """Infilling: the canvas is the prompt with these in it, ascending and apart, and nothing comes behind it.
+
+    Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is their sum.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,15 +73,29 @@ class Usage:
         return self.completion_tokens / self.forwards if self.forwards else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself said of one token, in the step that decoded it: before bias, penalties and temperature."""
+
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    top: tuple[tuple[int, float], ...]
+    """(token, its log-probability) of the most probable ones, the best first, as many as were asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """One completed block of one request. The last one carries a finish reason."""
 
     request_id: str
     token_ids: tuple[int, ...]
-    """The block's tokens up to the answer's end; empty when the answer ended right before it."""
+    """The block's tokens up to the answer's end; empty when the answer ended right before it. Of holes, all tokens."""
     finish_reason: FinishReason | None
     usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One for each of `token_ids`; None unless asked for."""
+    stop_id: int | None = None
+    """The token that ended the answer, if one did; not among `token_ids`."""
 
 
 @dataclass(slots=True)

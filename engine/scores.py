@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.params import SamplingParams
 from engine.plan import Needs, Scores, StepPlan
-from engine.request import Ids, Mask, SamplingParams
+from engine.request import Ids, Mask
 from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
 from engine.transfer import to_device
 from engine.vocabulary import Subset, most_probable

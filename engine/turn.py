@@ -16,8 +16,9 @@ from engine.attention import KVPool
 from engine.batch import Batch
 from engine.engine import Engine
 from engine.errors import ConfigError
+from engine.params import DiffusionParams, SamplingParams
 from engine.reference import decode, fixed
-from engine.request import DiffusionParams, SamplingParams, Submission
+from engine.request import Submission
 from engine.runner import Answer, Runner
 
 

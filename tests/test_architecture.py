@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
     {"engine.errors", "engine.transfer"},
-    {"engine.config"},
+    {"engine.config", "engine.params"},
     {"engine.request"},
     {"engine.plan", "engine.noise"},
     {"engine.pages", "engine.attention", "engine.rollout", "engine.sampling", "engine.density", "engine.vocabulary"},
@@ -24,6 +24,7 @@ FLOORS = [  # a module may import only from floors above it in this list
 NO_TORCH = {
     "engine.errors",
     "engine.config",
+    "engine.params",
     "engine.request",
     "engine.plan",
     "engine.pages",

@@ -7,7 +7,8 @@ import pytest
 from engine import DiffusionParams, EngineConfig, load
 from engine.cache import CACHES
 from engine.config import ModelSpec
-from engine.request import Block, Request, SamplingParams, Submission
+from engine.params import SamplingParams
+from engine.request import Block, Request, Submission
 
 
 def opened(shift=0, index=0, step=0, **diffusion):

@@ -8,8 +8,9 @@ import torch
 
 from engine.cad import _repetition
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Needs, Scores, StepPlan
-from engine.request import Block, DiffusionParams, Request, SamplingParams, Submission
+from engine.request import Block, Request, Submission
 from engine.scores import score
 from engine.unmask import UNMASKS, effective, needs
 from engine.vocabulary import top

@@ -13,7 +13,8 @@ from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.d2cache import _inflate, _nucleus
 from engine.density import certainty_density
-from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.params import DiffusionParams, SamplingParams
+from engine.request import Request, Submission
 
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset(), max_model_len=4096)
 

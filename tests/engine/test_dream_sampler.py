@@ -9,9 +9,10 @@ import torch
 
 from engine import EngineConfig, FinishReason, InvalidRequest, load
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
 from engine.reference import decode, decode_as_dream, factor, fixed, threshold
-from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.request import Request, Submission
 from engine.unmask import UNMASKS, dream_schedule, dream_times, effective
 
 MASK = 256

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import StepPlan
-from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.request import Request, Submission
 from engine.sampling import draw, is_narrowed, narrow, parameters
 
 VOCAB = 40

@@ -9,8 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.pages import PagePool
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
-from engine.request import DiffusionParams, FinishReason, Request, SamplingParams, Submission
+from engine.request import FinishReason, Request, Submission
 from engine.scheduler import Scheduler
 from engine.unmask import UNMASKS, effective, select
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Needs, StepPlan
-from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.request import Request, Submission
 from engine.scores import score
 
 VOCAB, MASK = 50, 49

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ModelSpec
+from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
-from engine.request import DiffusionParams, Request, SamplingParams, Submission
+from engine.request import Request, Submission
 from engine.unmask import UNMASKS
 
 SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=4096)
