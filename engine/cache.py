@@ -51,7 +51,7 @@ class DualCache:
 class WindowCache:
     """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
 
-    `refresh_before` should reach over the block before: the tokens of its last step have no keys and values yet.
+    With what the last step decoded, wherever that is: these tokens have no keys and values yet.
     """
 
     def plan(self, request: Request) -> StepPlan:
@@ -62,8 +62,9 @@ class WindowCache:
             return _rows(request, 0, request.end)
         start = max(_window_start(request) - diffusion.refresh_before, 0)
         window = np.arange(start, min(block.end + diffusion.refresh_after, request.end))
+        window = np.union1d(request.history.decoded, window)
         if diffusion.prompt_refresh and block.index % diffusion.prompt_refresh == 0:
-            return _plan(request, np.union1d(np.arange(request.prompt_len), window))
+            window = np.union1d(request.prompt, window)
         return _plan(request, window)
 
 

@@ -59,9 +59,9 @@ def _steps(request: Request) -> int:
 
 def _vocabulary(request: Request) -> int:
     """How many of the most probable tokens this step looks at."""
-    block, canvas = request.block, request.end - request.prompt_len
+    block, canvas = request.block, request.answer_end - request.answer_start
     confidence, repetition = request.history.mean_confidence, _repetition(request.history.tokens[-WINDOW:])
-    progress = (block.start - request.prompt_len) / canvas
+    progress = (block.start - request.answer_start) / canvas
     progress += block.step / _steps(request) * ((block.end - block.start) / canvas)
     size = MAX_VOCABULARY * 0.8 if progress < 0.2 else INITIAL_VOCABULARY * (0.7 if progress < 0.7 else 0.9)
     if confidence:

@@ -14,7 +14,7 @@ from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.params import DiffusionParams, SamplingParams
-from engine.request import Submission, canvas_length
+from engine.request import Submission, answer_positions, canvas_length, count_blocks
 from engine.unmask import UNMASKS
 
 Constraint = Ge | Gt | Le | Lt
@@ -23,16 +23,17 @@ Constraint = Ge | Gt | Le | Lt
 def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
     _check_prompt(submission.prompt_ids, spec)
+    _check_holes(submission, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
     _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
-    _check_steps(submission)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
     _check_length(submission, max_model_len)
+    _check_steps(submission)
 
 
 def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
@@ -88,10 +89,37 @@ def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
         raise InvalidRequest(f"Token id {wrong} is out of vocabulary: ids are 0 to {spec.vocab_size - 1}.", "prompt")
 
 
+def _check_holes(submission: Submission, spec: ModelSpec) -> None:
+    if not submission.holes:
+        return
+    if not spec.bidirectional:
+        raise InvalidRequest(
+            f"The model is block-causal ({spec.family}): it cannot see what stands behind a gap while it fills it. "
+            "Infilling needs a model that attends in both directions.",
+            "prompt",
+        )
+    least, length = 0, len(submission.prompt_ids)
+    for hole in submission.holes:
+        if hole.length < 1:
+            raise InvalidRequest(f"A hole is {hole.length} tokens long; it must be at least 1.", "prompt")
+        if not least <= hole.offset <= length:
+            raise InvalidRequest(
+                f"A hole comes after {hole.offset} tokens of the prompt, which has {length}; holes must be in order, "
+                "with at least one token between them.",
+                "prompt",
+            )
+        least = hole.offset + 1
+    total, max_tokens = sum(hole.length for hole in submission.holes), submission.sampling.max_tokens
+    if total != max_tokens:
+        raise InvalidRequest(f"The holes are {total} tokens long together, but max_tokens is {max_tokens}.", "prompt")
+
+
 def _check_steps(submission: Submission) -> None:
-    steps, length = submission.diffusion.steps, submission.diffusion.block_length
-    blocks = canvas_length(submission.sampling, submission.diffusion) // length
-    if steps is not None and steps < blocks:
+    steps = submission.diffusion.steps
+    if steps is None:
+        return
+    blocks = count_blocks(answer_positions(submission), submission.diffusion.block_length)
+    if steps < blocks:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
             "diffusion.steps",
@@ -107,11 +135,15 @@ def _check_order(diffusion: DiffusionParams, low: str, high: str) -> None:
 
 
 def _check_length(submission: Submission, max_model_len: int) -> None:
-    prompt, canvas = len(submission.prompt_ids), canvas_length(submission.sampling, submission.diffusion)
+    prompt, max_tokens = len(submission.prompt_ids), submission.sampling.max_tokens
+    if submission.holes:
+        canvas, words = max_tokens, f"{max_tokens} to fill"
+    else:
+        canvas = canvas_length(submission.sampling, submission.diffusion)
+        words = f"a canvas of {canvas} (max_tokens {max_tokens} in blocks of {submission.diffusion.block_length})"
     if prompt + canvas > max_model_len:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested {prompt + canvas} "
-            f"tokens: {prompt} in the prompt and a canvas of {canvas} (max_tokens {submission.sampling.max_tokens} in "
-            f"blocks of {submission.diffusion.block_length}).",
-            "prompt" if prompt >= max_model_len else "max_tokens",
+            f"tokens: {prompt} in the prompt and {words}.",
+            "prompt" if submission.holes or prompt >= max_model_len else "max_tokens",
         )

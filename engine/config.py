@@ -67,4 +67,6 @@ class ModelSpec:
     max_model_len: int
     """Longest prompt plus canvas, in tokens."""
     shift: int = 0
-    """The logits of the token at position t come from row t - shift."""
+    """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
+    bidirectional: bool = True
+    """Every row sees the whole canvas; if not, only what stands up to the end of its block (block-causal)."""

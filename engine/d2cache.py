@@ -46,7 +46,7 @@ def _certain(request: Request) -> Ids:
 
     Those of the open block come first, so that there is always one that may become a token.
     """
-    params, block, start = request.diffusion, request.block, request.prompt_len
+    params, block, start = request.diffusion, request.block, request.answer_start
     masked = np.flatnonzero(request.masked)
     last = int(masked[min(params.current_k, len(masked)) - 1])
     length = block.end - block.start

@@ -101,7 +101,7 @@ class UnmaskPolicy(Protocol):
     """Which targets become tokens now: at least one, so that every request ends."""
 
     cuts_canvas: ClassVar[bool] = False
-    """Its canvas is exactly `max_tokens` long and cut as the policy says: `block_length` does not apply."""
+    """Its canvas has exactly `max_tokens` to fill and is cut as the policy says: `block_length` does not apply."""
 
     def block_length(self, request: Request) -> int:
         """How long the block is that opens now, unless the canvas ends before it."""

@@ -89,7 +89,10 @@ class Output:
 
     request_id: str
     token_ids: tuple[int, ...]
-    """The block's tokens up to the answer's end; empty when the answer ended right before it. Of holes, all tokens."""
+    """The block's tokens up to the answer's end; empty when the answer ended right before it.
+
+    Of holes, those that the block filled, in order; not what stood between them.
+    """
     finish_reason: FinishReason | None
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
@@ -100,9 +103,10 @@ class Output:
 
 @dataclass(slots=True)
 class Block:
-    """The span [start, end) of the canvas that is being decoded."""
+    """The span [start, end) of the canvas that is being decoded; tokens of the prompt may stand in it."""
 
     index: int
+    """How many were opened before; what has nothing to fill is not opened."""
     start: int
     end: int
     num_masked: int
@@ -137,6 +141,28 @@ def canvas_length(sampling: SamplingParams, diffusion: DiffusionParams) -> int:
     return -(-sampling.max_tokens // diffusion.block_length) * diffusion.block_length
 
 
+def decoded_span(submission: Submission) -> tuple[int, int]:
+    """[start, end) of the canvas that is cut into blocks: what is behind the prompt, or first to last hole."""
+    if submission.holes:
+        first, last = submission.holes[0], submission.holes[-1]
+        return first.offset, last.offset + sum(hole.length for hole in submission.holes)
+    start = len(submission.prompt_ids)
+    return start, start + canvas_length(submission.sampling, submission.diffusion)
+
+
+def answer_positions(submission: Submission) -> Ids:
+    """The masked positions of a fresh canvas, ascending."""
+    if not submission.holes:
+        return np.arange(*decoded_span(submission))
+    lengths = np.array([hole.length for hole in submission.holes])
+    return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
+
+
+def count_blocks(answer: Ids, length: int) -> int:
+    """Blocks of this length, from the first of these positions on, that hold any of them."""
+    return 1 + int(np.count_nonzero(np.diff((answer - answer[0]) // length)))
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """A canvas on its way from all masks to an answer.
@@ -149,7 +175,10 @@ class Request:
     spec: ModelSpec
     sampling: SamplingParams
     diffusion: DiffusionParams
-    prompt_len: int
+    answer: Ids
+    """Positions to fill, ascending: all behind the prompt, or those of its holes."""
+    stop_ids: frozenset[int]
+    """Every token that ends this answer; none ends one that fills holes."""
     ids: Ids
     masked: Mask
     block: Block
@@ -164,21 +193,30 @@ class Request:
 
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
-        """A fresh canvas: the prompt, then `max_tokens` masks rounded up to blocks, the first block open."""
-        prompt_len, length = len(submission.prompt_ids), submission.diffusion.block_length
-        end = prompt_len + canvas_length(submission.sampling, submission.diffusion)
-        ids = np.full(end, spec.mask_id, dtype=np.int64)
-        ids[:prompt_len] = submission.prompt_ids
+        """A fresh canvas, the first block open: the prompt, then `max_tokens` masks rounded up to blocks.
+
+        Or the prompt with its holes, each as many masks as it is long.
+        """
+        sampling, answer = submission.sampling, answer_positions(submission)
+        masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
+        masked[answer] = True
+        ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
+        ids[~masked] = submission.prompt_ids
+        start, end = decoded_span(submission)
+        end = min(start + submission.diffusion.block_length, end)
+        ends_early = not submission.holes
+        model_stops = frozenset() if sampling.ignore_eos else spec.eos_ids
         return cls(
             id=submission.request_id,
             spec=spec,
-            sampling=submission.sampling,
+            sampling=sampling,
             diffusion=submission.diffusion,
-            prompt_len=prompt_len,
+            answer=answer,
+            stop_ids=sampling.stop_ids | model_stops if ends_early else frozenset(),
             ids=ids,
-            masked=np.arange(end) >= prompt_len,
-            block=Block(index=0, start=prompt_len, end=prompt_len + length, num_masked=length),
-            history=History.empty(end),
+            masked=masked,
+            block=Block(index=0, start=start, end=end, num_masked=int(masked[start:end].sum())),
+            history=History.empty(len(masked)),
         )
 
     @property
@@ -187,18 +225,34 @@ class Request:
         return len(self.ids)
 
     @property
+    def answer_start(self) -> int:
+        """The first position to fill."""
+        return int(self.answer[0])
+
+    @property
+    def answer_end(self) -> int:
+        """One past the last position to fill: behind a hole there may be more of the prompt."""
+        return int(self.answer[-1]) + 1
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens that were there from the start, wherever on the canvas."""
+        return self.end - len(self.answer)
+
+    @property
+    def prompt(self) -> Ids:
+        """Their positions, ascending."""
+        return np.delete(np.arange(self.end), self.answer)
+
+    @property
     def num_blocks(self) -> int:
-        return (self.end - self.prompt_len) // self.diffusion.block_length
+        """Blocks that have anything to fill, where all are `block_length` long."""
+        return count_blocks(self.answer, self.diffusion.block_length)
 
     @property
     def limit(self) -> int:
         """One past the last position that may be part of the answer: `max_tokens` need not fill the canvas."""
-        return self.prompt_len + self.sampling.max_tokens
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Every token that ends this answer."""
-        return self.sampling.stop_ids if self.sampling.ignore_eos else self.sampling.stop_ids | self.spec.eos_ids
+        return int(self.answer[self.sampling.max_tokens - 1]) + 1
 
     @property
     def targets(self) -> Ids:

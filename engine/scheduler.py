@@ -41,7 +41,7 @@ class Scheduler:
 
         It must fit an empty pool and the row budget; `Engine` has checked that.
         """
-        _open_block(request, 0, request.prompt_len)
+        _open_block(request, 0, request.answer_start)
         self.waiting.append(request)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
@@ -102,9 +102,10 @@ class Scheduler:
         end = _first_stop(request, block.start, limit)
         if request.masked[block.start : end].any():
             return None
-        request.completion_tokens += end - block.start
+        filled = request.answer[slice(*np.searchsorted(request.answer, (block.start, end)))]
+        request.completion_tokens += len(filled)
         reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
-        tokens = tuple(int(token) for token in request.ids[block.start : end])
+        tokens = tuple(request.ids[filled].tolist())
         if reason is None:
             _open_block(request, block.index + 1, block.end)
         else:
@@ -114,8 +115,11 @@ class Scheduler:
 
 
 def _open_block(request: Request, index: int, start: int) -> None:
-    """Opens the block that begins at `start`; how long it is, is its unmask policy's word."""
-    end = min(start + UNMASKS[request.diffusion.unmask].block_length(request), request.end)
+    """Opens the first block from `start` on that has anything to fill; how long it is, is its unmask policy's word."""
+    length = UNMASKS[request.diffusion.unmask].block_length(request)
+    masked = np.flatnonzero(request.masked[start:])
+    start += int(masked[0]) // length * length
+    end = min(start + length, request.answer_end)
     request.block = Block(index=index, start=start, end=end, num_masked=int(request.masked[start:end].sum()))
 
 

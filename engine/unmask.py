@@ -14,7 +14,7 @@ from engine.cad import Cad
 from engine.density import certainty_density
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
-from engine.request import Floats, Ids, Mask, Request, Submission
+from engine.request import Floats, Ids, Mask, Request, Submission, decoded_span
 
 
 def _best_first(values: Floats) -> Ids:
@@ -199,8 +199,8 @@ class CertaintyThreshold(UnmaskPolicy):
 
 
 def _certainty(request: Request, scores: Scores) -> Floats:
-    density = certainty_density(~request.masked[request.prompt_len :], request.diffusion.sigma)
-    return scores.confidence * density[scores.positions - request.prompt_len]
+    density = certainty_density(~request.masked[request.answer_start :], request.diffusion.sigma)
+    return scores.confidence * density[scores.positions - request.answer_start]
 
 
 UNMASKS: dict[str, UnmaskPolicy] = {
@@ -219,11 +219,13 @@ UNMASKS: dict[str, UnmaskPolicy] = {
 
 
 def effective(submission: Submission) -> Submission:
-    """The submission with the block length that applies: that of the canvas, if its policy cuts that by itself."""
+    """The submission with the block length that applies: all that is decoded, if its policy cuts that by itself."""
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
         return submission
-    return replace(submission, diffusion=replace(submission.diffusion, block_length=submission.sampling.max_tokens))
+    start, end = decoded_span(submission)
+    length = end - start if submission.holes else submission.sampling.max_tokens
+    return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
 
 
 def needs(plans: Sequence[StepPlan]) -> list[Needs]:
