@@ -41,7 +41,7 @@ class Decoded:
     """What a loop wrote and what it cost."""
 
     tokens: list[int]
-    """The whole canvas after the prompt; nothing is cut at an end-of-sequence token."""
+    """All that was masked, in order; nothing is cut at an end-of-sequence token."""
     forwards: int
     rows: int
     """Rows computed over all forwards."""
@@ -58,22 +58,25 @@ def decode(
     cache: Literal["none", "prefix", "dual"],
     rule: Rule,
     shift: int = 0,
+    holes: Sequence[tuple[int, int]] = (),
     max_forwards: int | None = None,
 ) -> Decoded:
     """Greedy block-wise decoding of one canvas; a benchmark's sample ends after `max_forwards`.
 
+    The masks come behind the prompt, `gen_length` of them, or at `holes` within it: (tokens of the prompt before it,
+    length) each. Blocks are cut from the first mask on to the last; where all is known there is nothing to do.
     Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
     the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
     Where a token's logits stand `shift` rows before it, the block's window begins `shift` rows before the block.
     """
     device = model.embed.device
-    x = torch.full((len(prompt_ids) + gen_length,), mask_id, device=device)
-    x[: len(prompt_ids)] = torch.tensor(prompt_ids, device=device)
-    masked = torch.arange(len(x), device=device) >= len(prompt_ids)
+    x, masked = _canvas(prompt_ids, holes or [(len(prompt_ids), gen_length)], mask_id, device)
+    answer = masked.nonzero().squeeze(-1)
     context = DenseContext(model, len(x))
     forwards = rows = 0
-    for start in range(len(prompt_ids), len(x), block_length):
-        end, window = start + block_length, start - shift
+    last = int(answer[-1]) + 1
+    for start in range(int(answer[0]), last, block_length):
+        end, window = min(start + block_length, last), max(start - shift, 0)
         later = {"none": slice(0, len(x)), "prefix": slice(window, len(x)), "dual": slice(window, end)}[cache]
         step = 0
         while forwards != max_forwards and masked[start:end].any():
@@ -83,12 +86,24 @@ def decode(
             logits = model.logits(model(x[context.rows], positions, context))  # [rows, vocab]
             forwards, rows = forwards + 1, rows + len(positions)
             targets = start + masked[start:end].nonzero().squeeze(-1)
-            confidence, tokens = propose(logits[targets - shift - first], mask_id)
+            confidence, tokens = propose(logits[(targets - shift).clamp(min=0) - first], mask_id)
             accepted = rule(confidence, step)
             x[targets[accepted]] = tokens[accepted]
             masked[targets[accepted]] = False
             step += 1
-    return Decoded(x[len(prompt_ids) :].tolist(), forwards, rows)
+    return Decoded(x[answer].tolist(), forwards, rows)
+
+
+def _canvas(
+    prompt_ids: Sequence[int], holes: Sequence[tuple[int, int]], mask_id: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The prompt with these masks in it, and where they are: int64 and bool [prompt and masks]."""
+    parts, masked, before = [], [], 0
+    for offset, length in [*holes, (len(prompt_ids), 0)]:
+        parts += [*prompt_ids[before:offset], *[mask_id] * length]
+        masked += [*[False] * (offset - before), *[True] * length]
+        before = offset
+    return torch.tensor(parts, device=device), torch.tensor(masked, device=device)
 
 
 @torch.inference_mode()
@@ -103,21 +118,23 @@ def decode_as_dream(
     eps: float = 1e-3,
     top_p: float = 1.0,
     top_k: int = 0,
+    holes: Sequence[tuple[int, int]] = (),
 ) -> Decoded:
     """Dream's own sampler at temperature 0: the canvas is one block, and every step a forward over all of it.
 
+    The masks are where `decode` has them.
     A step from time t to time s makes tokens of the share 1 - s/t of the masks, rounded down; the last step of all.
     """
-    x = torch.tensor([*prompt_ids, *[mask_id] * gen_length], device=model.embed.device)
+    x, masked = _canvas(prompt_ids, holes or [(len(prompt_ids), gen_length)], mask_id, model.embed.device)
     positions = torch.arange(len(x), device=x.device)
-    masked = positions >= len(prompt_ids)
+    answer = masked.nonzero().squeeze(-1)
     context = DenseContext(model, len(x))
     times = torch.linspace(1, eps, steps + 1)
     for step in range(steps):
         logits = model.logits(model(x, positions, context))  # [canvas, vocab]
         targets = masked.nonzero().squeeze(-1)
         share = 1 - times[step + 1] / times[step] if step < steps - 1 else torch.tensor(1.0)
-        probabilities = nucleus(logits[targets - 1].double().softmax(dim=-1), top_p, top_k, mask_id)
+        probabilities = nucleus(logits[(targets - 1).clamp(min=0)].double().softmax(dim=-1), top_p, top_k, mask_id)
         confidence, tokens = best_token(probabilities, mask_id)
         match alg:
             case "entropy":
@@ -129,7 +146,7 @@ def decode_as_dream(
         accepted = _best(certainty, int(masked.sum().cpu() * share))
         x[targets[accepted]] = tokens[accepted]
         masked[targets[accepted]] = False
-    return Decoded(x[len(prompt_ids) :].tolist(), steps, steps * len(x))
+    return Decoded(x[answer].tolist(), steps, steps * len(x))
 
 
 def nucleus(probabilities: Tensor, top_p: float, top_k: int, mask_id: int) -> Tensor:

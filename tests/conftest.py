@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine import DiffusionParams, Engine, EngineConfig, SamplingParams, Submission, load
+from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
@@ -48,7 +48,7 @@ def engine(llada_tiny) -> Engine:
     return load(EngineConfig(model=str(llada_tiny)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def submission():
     """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
 
@@ -61,12 +61,13 @@ def submission():
             prompt_ids=row.get("prompt", [5, 6, 7]),
             sampling=SamplingParams(max_tokens=row.get("gen_length", 32), **sampling),
             diffusion=DiffusionParams(**{key: row[key] for key in keys if key in row}),
+            holes=tuple(Hole(offset, length) for offset, length in row.get("holes", ())),
         )
 
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Steps an engine until it is empty: request id -> (tokens, finish reason, usage)."""
 

@@ -11,7 +11,7 @@ from engine.config import ModelSpec
 from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
-from engine.request import FinishReason, Request, Submission
+from engine.request import FinishReason, Hole, Request, Submission
 from engine.scheduler import Scheduler
 from engine.unmask import UNMASKS, effective, select
 
@@ -19,12 +19,13 @@ LONGEST = 96
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
 
 
-def request(number, prompt_len=4, max_tokens=16, **diffusion):
+def request(number, prompt_len=4, max_tokens=16, holes=(), **diffusion):
     submission = Submission(
         request_id=f"r{number}",
         prompt_ids=[1] * prompt_len,
         sampling=SamplingParams(max_tokens=max_tokens, seed=number),
         diffusion=DiffusionParams(**{"block_length": 8, **diffusion}),
+        holes=tuple(holes),
     )
     return Request.new(effective(submission), SPEC)
 
@@ -47,6 +48,11 @@ def step(scheduler, rng):
     plans = scheduler.schedule()
     scores = [scored(plan, rng) for plan in plans]
     return plans, scheduler.commit(plans, scores, select(plans, scores))
+
+
+def later(request):
+    """What its open block does not reach yet."""
+    return request.answer[request.answer >= request.block.end]
 
 
 class Traffic(RuleBasedStateMachine):
@@ -73,10 +79,14 @@ class Traffic(RuleBasedStateMachine):
         inflate_w=st.integers(0, 6),
         min_block_length=st.integers(1, 20),
         confidence_method=st.sampled_from(["softmax", "entropy"]),
+        offsets=st.sets(st.integers(0, 40), max_size=4),
     )
-    def submit(self, prompt_len, max_tokens, **diffusion):
+    def submit(self, prompt_len, max_tokens, offsets, **diffusion):
         self.number += 1
-        new = request(self.number, prompt_len, max_tokens, **diffusion)
+        offsets = sorted(offset for offset in offsets if offset <= prompt_len)
+        holes = [Hole(offset, 1 + i) for i, offset in enumerate(offsets)]
+        max_tokens = sum(hole.length for hole in holes) or max_tokens
+        new = request(self.number, prompt_len, max_tokens, holes, **diffusion)
         if new.end <= LONGEST:
             self.scheduler.add(new)
             self.live[new.id] = new
@@ -99,11 +109,13 @@ class Traffic(RuleBasedStateMachine):
         for plan in plans:
             assert plan.request.masked.sum() < masked[plan.request.id], "a step without progress"
             assert not plan.request.masked[: plan.request.block.start].any(), "a mask is left behind"
-            assert plan.request.masked[plan.request.block.end :].all(), "a token came before its block was open"
+            assert plan.request.masked[later(plan.request)].all(), "a token came before its block was open"
         for output in outputs:
             if output.finish_reason:
                 ended = self.live.pop(output.request_id)
-                assert output.usage.completion_tokens <= ended.sampling.max_tokens
+                filled = output.usage.completion_tokens
+                assert filled <= ended.sampling.max_tokens
+                assert filled == ended.sampling.max_tokens or ended.stop_ids
 
     @invariant()
     def pages_are_conserved(self):
