@@ -15,16 +15,18 @@ from engine.batch import build
 from engine.checks import check
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import ConfigError
+from engine.faults import Fault, report
+from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import Progress, locate
 from engine.pages import PagePool
-from engine.plan import StepPlan
+from engine.plan import Scores, StepPlan
 from engine.request import FinishReason, Output, Request, Submission
 from engine.runner import Runner, choose_device, choose_dtype, choose_max_model_len, kv_pool_pages, set_threads
 from engine.scheduler import Scheduler
 from engine.scores import score
-from engine.unmask import effective, needs, select
+from engine.unmask import effective, needs
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -110,15 +112,17 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """One forward for everyone whose turn it is; returns the blocks that it completed."""
+        """One forward for everyone whose turn it is; returns the blocks that it completed, and the ends of who failed.
+
+        Raises DeviceLost if the device itself has failed.
+        """
+        faults = self.scheduler.faults
         plans = self.scheduler.schedule()
-        if not plans:
-            return []
-        logits, importance = self.runner.forward(build(plans, self.runner.device))
-        scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
-        outputs = self.scheduler.commit(plans, scores, select(plans, scores))
-        self._count(plans, outputs)
-        return outputs
+        plans, scores = in_parts(plans, self._score, faults, lambda rows: self.scheduler.lower_budget(rows // 2))
+        plans, scores, chosen = choose(plans, scores, faults)
+        outputs = self.scheduler.commit(plans, scores, chosen)
+        self._count(outputs)
+        return [*outputs, *self._fail(faults.take())]
 
     @property
     def request_ids(self) -> list[str]:
@@ -141,9 +145,20 @@ class Engine:
             rejected=rejected,
         )
 
-    def _count(self, plans: Sequence[StepPlan], outputs: Sequence[Output]) -> None:
+    def _score(self, plans: Sequence[StepPlan]) -> list[Scores]:
+        """The only heavy call: these plans in one forward."""
+        logits, importance = self.runner.forward(build(plans, self.runner.device))
+        scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
         self._forwards += 1
         self._rows_computed += sum(len(plan.rows) for plan in plans)
+        return scores
+
+    def _fail(self, faults: Sequence[Fault]) -> list[Output]:
+        report(faults)
+        outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
+        return [output for output in outputs if output]
+
+    def _count(self, outputs: Sequence[Output]) -> None:
         self._generated_tokens += sum(len(output.token_ids) for output in outputs)
         self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
 

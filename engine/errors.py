@@ -8,7 +8,8 @@ UnmaskError
 │   └── ContextLengthExceeded
 ├── QueueFull               try again later: the bounded queue has no place
 ├── EngineUnavailable       stopped, stopping, or not started
-└── RequestFailed           the engine failed while it served this request
+├── RequestFailed           the engine failed while it served this request
+└── DeviceLost              the device itself has failed; only a new process can go on
 
 HTTP statuses are the server's business (`server/errors.py` maps this tree in one place).
 """
@@ -52,3 +53,7 @@ class EngineUnavailable(UnmaskError):
 
 class RequestFailed(UnmaskError):
     """The engine failed while it served this request; the cause is logged, not told to clients."""
+
+
+class DeviceLost(UnmaskError):
+    """The device has failed in a way that outlasts the step. Ends the engine's thread; never reaches a client."""

@@ -12,13 +12,16 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 from engine.engine import Engine, EngineInfo, EngineStats
-from engine.errors import EngineUnavailable, QueueFull, RequestFailed
+from engine.errors import DeviceLost, EngineUnavailable, QueueFull, RequestFailed
 from engine.request import FinishReason, Output, Request, Submission, Usage
 
 logger = logging.getLogger(__name__)
 
 IDLE_BEAT_SECONDS = 1.0
 """How often an idle engine shows that it lives."""
+
+JOIN_SECONDS = 5.0
+"""How long `stop` waits for a step that is under way."""
 
 
 class OutputStream:
@@ -71,6 +74,7 @@ class EngineLoop:
         self._rejected = 0
         self._accepting = False
         self._halted = False
+        self._died = False
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -84,8 +88,13 @@ class EngineLoop:
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine's thread lives and has shown it lately."""
-        return self._thread.is_alive() and self.heartbeat_age < self._stuck_after
+        """Whether the engine's thread lives and has shown it lately: an idle one does, one stuck in a step does not."""
+        return self._thread.is_alive() and not self._died and self.heartbeat_age < self._stuck_after
+
+    @property
+    def died(self) -> bool:
+        """Whether the engine's thread has ended without being asked to; it does not come back."""
+        return self._died
 
     @property
     def heartbeat_age(self) -> float:
@@ -122,7 +131,10 @@ class EngineLoop:
         return streams
 
     async def stop(self, drain_seconds: float) -> None:
-        """Refuses new work, gives what is here `drain_seconds` to finish, aborts the rest and ends the thread."""
+        """Refuses new work, gives what is here `drain_seconds` to finish, aborts the rest and ends the thread.
+
+        A thread that does not come out of its step within `JOIN_SECONDS` is left behind, and its streams fail.
+        """
         self._accepting = False
         deadline = time.monotonic() + drain_seconds
         while self._streams and self._thread.is_alive() and time.monotonic() < deadline:
@@ -131,7 +143,10 @@ class EngineLoop:
             self._halted = True
             self._changed.notify()
         if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
+        if self._thread.is_alive():
+            logger.error("the engine has been in one step for %.0f s; its thread is left behind", self.heartbeat_age)
+            self._fail_all()
 
     def _places(self) -> int:
         """Requests that may still come: free places in the queue, and to run at once if nobody waits before them."""
@@ -148,21 +163,31 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             self._serve()
-        except Exception:
+        except BaseException:
+            self._died = True
             logger.critical("the engine's thread has died", exc_info=True)
         finally:
-            # Nobody waits for ever, whatever happened above.
-            self._deliver([_failed(request_id) for request_id in list(self._streams)])
+            self._fail_all()
+
+    def _fail_all(self) -> None:
+        """Nobody waits for ever, whatever happened, and nobody comes after this."""
+        with self._changed:
+            self._accepting = False
+            request_ids = list(self._streams)
+        self._deliver([_failed(request_id) for request_id in request_ids])
 
     def _serve(self) -> None:
         while not self._halted:
             self._take_in()
             try:
                 outputs = self._engine.step()
+            except DeviceLost:
+                raise
             except Exception:
+                # No request's own fault, or `step` would have kept it to that one: a defect of the engine.
                 logger.exception("a step failed; its requests fail with it")
                 running = [request.id for request in self._engine.scheduler.running]
-                outputs = self._ended(running, FinishReason.ERROR)
+                outputs = self._ended(running or self._engine.request_ids, FinishReason.ERROR)
             self._deliver(outputs)
         self._take_in()
         self._deliver(self._ended(self._engine.request_ids, FinishReason.ABORT))
@@ -188,7 +213,9 @@ class EngineLoop:
         by_event_loop = defaultdict(list)
         with self._changed:
             for output in outputs:
-                stream = self._streams[output.request_id]
+                stream = self._streams.get(output.request_id)
+                if stream is None:  # `stop` has failed it and left this thread behind
+                    continue
                 by_event_loop[stream.event_loop].append((stream, output))
                 if output.finish_reason:
                     del self._streams[output.request_id]

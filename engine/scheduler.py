@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.cache import CACHES
+from engine.faults import Faults
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
 from engine.request import Block, FinishReason, History, Mask, Output, Request
@@ -17,6 +18,9 @@ from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
 """Every so many steps the plan that was passed over longest goes first; in between the smallest do."""
+
+SPARING_STEPS = 256
+"""Steps for which a lowered row budget holds; then the whole one is tried again."""
 
 
 class Scheduler:
@@ -34,14 +38,13 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """Longest passed over first."""
+        self.faults = Faults()
+        """Of requests whose policies raised; their caller takes them, and aborts who is at fault."""
         self._step = 0
+        self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
     def add(self, request: Request) -> None:
-        """Queues a request and opens its first block.
-
-        It must fit an empty pool and the row budget; `Engine` has checked that.
-        """
-        _open_block(request, 0, request.answer_start)
+        """Queues a request. It must fit an empty pool and the row budget; `Engine` has checked that."""
         self.waiting.append(request)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
@@ -54,16 +57,26 @@ class Scheduler:
                     return Output(request_id=request.id, token_ids=(), finish_reason=reason, usage=request.usage)
         return None
 
+    def lower_budget(self, rows: int) -> None:
+        """Takes at most so many rows, or one plan alone, for the next `SPARING_STEPS`: with more, memory ran out."""
+        self._lowered_rows = min(rows, self._row_budget)
+        self._lowered_until = self._step + SPARING_STEPS
+
     def schedule(self) -> list[StepPlan]:
-        """Admits what fits and returns the plans of this step: at least one if any request is here."""
+        """Admits what fits and returns the plans of this step: at least one if any request is here and not at fault."""
         self._admit()
-        plans = [CACHES[request.diffusion.cache].plan(request) for request in self.running]
+        plans: list[StepPlan] = []
+        for request in self.running:
+            if request not in self.faults:
+                with self.faults.of(request):
+                    plans.append(CACHES[request.diffusion.cache].plan(request))
         self._step += 1
         if self._step % OLDEST_FIRST_EVERY:
             plans.sort(key=lambda plan: len(plan.rows))
-        chosen, rows = [], 0
+        chosen: list[StepPlan] = []
+        rows = 0
         for plan in plans:
-            if rows + len(plan.rows) <= self.max_batch_rows:
+            if not chosen or rows + len(plan.rows) <= self._row_budget:
                 chosen.append(plan)
                 rows += len(plan.rows)
         served = {plan.request.id for plan in chosen}
@@ -74,17 +87,15 @@ class Scheduler:
         """Writes the chosen tokens; returns the blocks that this completed, after releasing finished requests."""
         outputs = []
         for plan, score, mask in zip(plans, scores, chosen, strict=True):
-            request, positions = plan.request, plan.targets[mask]
-            assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
-            request.ids[positions] = score.tokens[mask]
-            request.masked[positions] = False
-            request.block.step += 1
-            request.forwards += 1
-            request.rows_computed += len(plan.rows)
-            _record(request.history, plan, score, mask)
-            if output := self._close_block(request):
-                outputs.append(output)
+            with self.faults.of(plan.request):
+                _write(plan, score, mask)
+                if output := self._close_block(plan.request):
+                    outputs.append(output)
         return outputs
+
+    @property
+    def _row_budget(self) -> int:
+        return self._lowered_rows if self._step <= self._lowered_until else self.max_batch_rows
 
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.max_running:
@@ -94,6 +105,8 @@ class Scheduler:
                 return
             request.pages, request.slots = pages, self.pool.slots(pages, request.end)
             self.running.append(self.waiting.popleft())
+            with self.faults.of(request):
+                _open_block(request, 0, request.answer_start)
 
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
@@ -121,6 +134,17 @@ def _open_block(request: Request, index: int, start: int) -> None:
     start += int(masked[0]) // length * length
     end = min(start + length, request.answer_end)
     request.block = Block(index=index, start=start, end=end, num_masked=int(request.masked[start:end].sum()))
+
+
+def _write(plan: StepPlan, scores: Scores, chosen: Mask) -> None:
+    request, positions = plan.request, plan.targets[chosen]
+    assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
+    request.ids[positions] = scores.tokens[chosen]
+    request.masked[positions] = False
+    request.block.step += 1
+    request.forwards += 1
+    request.rows_computed += len(plan.rows)
+    _record(request.history, plan, scores, chosen)
 
 
 def _record(history: History, plan: StepPlan, scores: Scores, chosen: Mask) -> None:

@@ -1,4 +1,4 @@
-"""Infilling: masks within a prompt, against the plain loops, beside every other kind of request, and what is refused."""
+"""Infilling: masks within a prompt, against the plain loops, beside every other kind of request, and refusals."""
 
 from dataclasses import replace
 

@@ -1,0 +1,103 @@
+"""A step of many requests in which one may fail: the others get exactly the tokens that they would have got.
+
+Knows how a batch is tried and tried again; nothing of what is computed in it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from engine.errors import DeviceLost
+from engine.faults import Faults
+from engine.plan import Scores, StepPlan
+from engine.request import Mask
+from engine.unmask import select
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_MEMORY_WORDS = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def in_parts(
+    plans: Sequence[StepPlan],
+    work: Callable[[Sequence[StepPlan]], Sequence[Result]],
+    faults: Faults,
+    on_memory_short: Callable[[int], None],
+) -> tuple[list[StepPlan], list[Result]]:
+    """The plans that `work` could do, in order, and what it made of each: all at once unless that raises.
+
+    What raises is done again in halves, down to single plans: one that raises alone is at fault. Keys and values are a
+    pure function of what a step reads, so that writing them twice is writing them once. Where memory is short,
+    `on_memory_short` hears with how many rows, cached memory goes back to the device, and a single plan has a second
+    try. Raises DeviceLost if the device itself has failed: nothing works on it any more.
+    """
+    served: list[StepPlan] = []
+    results: list[Result] = []
+    pending = [list(plans)]
+    given_room: set[str] = set()  # requests that have had their second try
+    while pending:
+        if not (part := pending.pop()):
+            continue
+        try:
+            results += work(part)
+            served += part
+            continue
+        except Exception as error:
+            if is_device_lost(error):
+                raise DeviceLost(f"The device has failed: {error}") from error
+            is_short = is_memory_short(error)
+            is_last_try = len(part) == 1 and not (is_short and part[0].request.id not in given_room)
+            if is_last_try:
+                faults.add(part[0].request, error)
+        # Out here the exception is gone, and with it the failed attempt's tensors.
+        if is_short:
+            given_room.update(plan.request.id for plan in part if len(part) == 1)
+            _release_memory(part, on_memory_short)
+        if not is_last_try:
+            half = (len(part) + 1) // 2
+            pending += [part[half:], part[:half]]
+    return served, results
+
+
+def choose(
+    plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults
+) -> tuple[list[StepPlan], list[Scores], list[Mask]]:
+    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise."""
+    chosen = []
+    for plan, score in zip(plans, scores, strict=True):
+        with faults.of(plan.request):
+            _check(score)
+            chosen.append((plan, score, select([plan], [score])[0]))
+    return [plan for plan, _, _ in chosen], [score for _, score, _ in chosen], [mask for _, _, mask in chosen]
+
+
+def is_memory_short(error: Exception) -> bool:
+    """Whether fewer rows at once may get through: torch names this in more than one way."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Whether every later call will fail, too: a CUDA context does not survive an illegal access or an assertion."""
+    is_devices = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return is_devices and not is_memory_short(error)
+
+
+def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], None]) -> None:
+    rows = sum(len(plan.rows) for plan in part)
+    logger.warning("out of memory with %d rows of %d requests; trying again with fewer", rows, len(part))
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    on_memory_short(rows)
+
+
+def _check(scores: Scores) -> None:
+    """Raises ArithmeticError on NaN. Infinite log-odds are numbers: of the only token that may be chosen, say."""
+    for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance):
+        if values is not None and np.isnan(values).any():
+            raise ArithmeticError("the model's scores are not numbers (NaN)")
