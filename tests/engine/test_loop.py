@@ -1,8 +1,11 @@
 """The engine on its thread: streams, aborts, bounds, faults and shutdown."""
 
 import asyncio
+import threading
+import time
 
 import pytest
+import torch
 
 from engine import (
     EngineConfig,
@@ -114,7 +117,7 @@ async def test_nobody_waits_for_a_dead_engine(loop, submission, monkeypatch):
     with pytest.raises(RequestFailed):
         await collect(stream)
     loop._thread.join(timeout=5)
-    assert not loop.healthy
+    assert (loop.healthy, loop.died) == (False, True)
     with pytest.raises(EngineUnavailable):
         loop.submit([submission()])
 
@@ -140,24 +143,127 @@ async def test_nothing_is_taken_before_start(engine, submission):
         EngineLoop(engine).submit([submission()])
 
 
-async def test_a_stuck_step_shows_in_the_heartbeat(engine, submission, monkeypatch):
-    loop = EngineLoop(engine, stuck_after=0.2)
+@pytest.fixture
+def blocked(monkeypatch, engine):
+    """A model whose forward blocks until this event is set; it never is longer than the test."""
+    release, forward = threading.Event(), engine.runner.forward
+
+    def blocking(batch):
+        release.wait(30)
+        return forward(batch)
+
+    monkeypatch.setattr(engine.runner, "forward", blocking)
+    yield release
+    release.set()
+
+
+async def test_a_stuck_step_shows_in_the_heartbeat(engine, blocked, submission, monkeypatch):
+    loop = EngineLoop(engine, stuck_after=0.3)
     monkeypatch.setattr("engine.loop.IDLE_BEAT_SECONDS", 0.05)
     loop.start()
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.5)
     assert loop.healthy, "idle is not stuck"
-    step, release = engine.step, asyncio.Event()
-    running = asyncio.get_running_loop()
-
-    def stuck():
-        asyncio.run_coroutine_threadsafe(release.wait(), running).result()
-        return step()
-
-    monkeypatch.setattr(engine, "step", stuck)
     [stream] = loop.submit([submission()])
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.5)
     assert not loop.healthy
-    release.set()
+    assert not loop.died, "it may come back"
+    blocked.set()
     await collect(stream)
-    assert loop.healthy
+    await settled(loop, lambda _: loop.healthy)
     await loop.stop(1)
+
+
+async def test_stop_leaves_a_stuck_thread_behind(engine, blocked, submission, monkeypatch, caplog):
+    monkeypatch.setattr("engine.loop.JOIN_SECONDS", 0.2)
+    loop = EngineLoop(engine)
+    loop.start()
+    streams = loop.submit([submission(1), submission(2)])
+    await settled(loop, lambda stats: stats.running == 2)
+    started = time.monotonic()
+    await loop.stop(drain_seconds=0.1)
+    assert time.monotonic() - started < 2
+    assert "left behind" in caplog.text
+    for stream in streams:
+        with pytest.raises(RequestFailed):
+            await collect(stream)
+    assert not loop.accepting
+    caplog.clear()
+    blocked.set()
+    loop._thread.join(5)
+    assert not loop._thread.is_alive()
+    assert (loop.died, caplog.text) == (False, ""), "late is not dead"
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("CUDA error: an illegal memory access"), SystemExit()])
+async def test_a_lost_device_ends_the_thread_and_everything_with_it(loop, submission, monkeypatch, caplog, error):
+    running = loop.submit([submission(number, gen_length=512, unmask="fixed") for number in range(70)])
+    await settled(loop, lambda stats: stats.running == 64)
+    assert not loop.died
+    calls = []
+
+    def lost(batch):
+        calls.append(len(batch.ids))
+        raise error
+
+    monkeypatch.setattr(loop._engine.runner, "forward", lost)
+    for stream in running:
+        with pytest.raises(RequestFailed):
+            await asyncio.wait_for(collect(stream), 5)
+    loop._thread.join(5)
+    assert (loop.died, loop.healthy, loop.accepting) == (True, False, False)
+    assert len(calls) == 1, "it is not asked again"
+    assert str(error) in caplog.text
+    with pytest.raises(EngineUnavailable):
+        loop.submit([submission()])
+    await loop.stop(0)
+    assert loop.died
+
+
+async def test_a_thread_that_was_stopped_has_not_died(engine):
+    loop = EngineLoop(engine)
+    assert not loop.died
+    loop.start()
+    assert (loop.died, loop.healthy) == (False, True)
+    await loop.stop(0)
+    assert (loop.died, loop.healthy) == (False, False)
+
+
+async def test_a_defect_of_the_scheduler_fails_who_is_here_and_ends(loop, submission, monkeypatch, caplog):
+    """Nobody's fault that could be told: not retried for ever, and the loop goes on."""
+    admit = loop._engine.scheduler._admit
+
+    def broken():
+        monkeypatch.setattr(loop._engine.scheduler, "_admit", admit)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(loop._engine.scheduler, "_admit", broken)
+    [stream] = loop.submit([submission()])
+    with pytest.raises(RequestFailed):
+        await collect(stream)
+    assert "a defect" in caplog.text
+    [stream] = loop.submit([submission("next")])
+    assert len(await collect(stream)) == 32
+    assert loop.healthy
+
+
+async def test_one_faulty_request_leaves_the_other_streams_alone(loop, submission, golden, monkeypatch, caplog):
+    """As in `test_isolate`, through the thread: every other stream gets its answer, and the log names who failed."""
+    forward, engine = loop._engine.runner.forward, loop._engine
+
+    def faulty(batch):
+        culprit = next((request for request in engine.scheduler.running if request.id == "culprit"), None)
+        if culprit and torch.isin(batch.slots, torch.from_numpy(culprit.slots)).any():
+            raise ValueError("a fault in the forward")
+        return forward(batch)
+
+    monkeypatch.setattr(loop._engine.runner, "forward", faulty)
+    asked = [submission(number, **row) for number, row in enumerate(golden[:12])]
+    *streams, culprit = loop.submit([*asked, submission("culprit")])
+    with pytest.raises(RequestFailed, match="culprit"):
+        await collect(culprit)
+    assert await asyncio.gather(*map(collect, streams)) == [row["output"] for row in golden[:12]]
+    await settled(loop, lambda stats: stats.kv_pages_used == 0)
+    assert loop.stats.finished[FinishReason.ERROR] == 1
+    assert [record.getMessage().splitlines()[0] for record in caplog.records] == [
+        "failed: request culprit: ValueError: a fault in the forward"
+    ]
