@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from engine import (
 from engine.cache import CACHES
 from engine.checks import check
 from engine.config import ModelSpec
+from engine.plan import Scores
 from engine.reference import decode, decode_as_dream, factor, threshold
 from engine.request import Request, count_blocks
 from engine.unmask import UNMASKS, dream_schedule
@@ -242,6 +244,34 @@ def test_window_reaches_back_over_blocks_that_were_skipped():
     request.block = replace(request.block, index=1, start=50, end=58)
     rows = CACHES["window"].plan(request).rows.tolist()
     assert rows == [11, 12, *range(48, 62)]
+
+
+def test_certainty_sees_what_is_known_behind_a_hole():
+    """Of equally confident positions the outer ones are certain, the right one as the left one."""
+    request = opened([(20, 8)], unmask="certainty", sigma=2.0, steps=4)
+    scores = Scores(request.targets, np.full(8, 5), np.zeros(8))
+    assert np.flatnonzero(UNMASKS["certainty"].select(request, scores)).tolist() == [0, 7]
+    rows = CACHES["d2"].plan(after_a_step(request, current_k=2)).targets.tolist()
+    assert rows == [20, 27], "d2 ranks by the same density"
+
+
+def after_a_step(request, current_k):
+    """The same request after a step that found all masks alike."""
+    request.diffusion = replace(request.diffusion, current_k=current_k, rollout_p=0.0, inflate_w=0, sigma=2.0)
+    request.forwards = 1
+    request.history.confidence[request.answer] = 0.5
+    request.history.importance[0] = 1.0
+    return request
+
+
+def test_cad_measures_its_progress_by_what_there_is_to_fill():
+    """Four fifths through a hole are four fifths, however much of the prompt comes behind it."""
+    sizes = []
+    for offset in (10, 60):
+        request = opened([(offset, 50)], unmask="cad")
+        request.block = replace(request.block, start=offset + 40, end=offset + 50)
+        sizes.append(UNMASKS["cad"].needs(request).vocabulary)
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,21 @@ def test_a_single_request_has_a_second_try_once_memory_is_released(engine, submi
     assert released == [1]
 
 
+def test_so_has_each_of_a_batch_that_was_split(engine, submission, monkeypatch):
+    asked = [submission(number, prompt=[number + 1] * 9) for number in range(2)]
+    expected = outputs(engine, *asked)
+    failed = set()
+
+    def fault(batch):
+        key = tuple(batch.slots[:1].tolist()), len(batch.ids)
+        if key not in failed:
+            failed.add(key)
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
+    assert outputs(engine, *asked) == expected
+
+
 def test_no_tensor_of_a_failed_attempt_is_kept_while_it_is_tried_again(engine, crowd, monkeypatch):
     """Else an out-of-memory step would be retried with its memory still taken."""
     made = WeakSet()
