@@ -82,6 +82,8 @@ class Scheduler:
             request.forwards += 1
             request.rows_computed += len(plan.rows)
             _record(request.history, plan, score, mask)
+            if score.logprobs is not None:
+                request.logprobs.update(zip(positions.tolist(), score.logprobs.of(mask), strict=True))
             if output := self._close_block(request):
                 outputs.append(output)
         return outputs
@@ -110,7 +112,15 @@ class Scheduler:
         else:
             self.running.remove(request)
             self.pool.release(request.pages)
-        return Output(request_id=request.id, token_ids=tokens, finish_reason=reason, usage=request.usage)
+        is_asked = request.sampling.logprobs is not None
+        return Output(
+            request_id=request.id,
+            token_ids=tokens,
+            finish_reason=reason,
+            usage=request.usage,
+            logprobs=tuple(request.logprobs[position] for position in range(block.start, end)) if is_asked else None,
+            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
+        )
 
 
 def _open_block(request: Request, index: int, start: int) -> None:
