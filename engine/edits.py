@@ -5,6 +5,7 @@ and in which order, is said in `SamplingParams`.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,14 +25,21 @@ LARGEST_PENALTY = 1e30
 """Repetition penalties are kept between this and its inverse: float32 logits stay finite, and still far from others."""
 
 
+_EDITS = attrgetter(
+    "allowed_ids",
+    "bad_words",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "presence_penalty",
+    "repetition_penalty",
+)
+_NO_EDITS = _EDITS(SamplingParams(max_tokens=1))
+
+
 def is_edited(sampling: SamplingParams) -> bool:
-    """Whether the request asks for any edit."""
-    return (
-        sampling.allowed_ids is not None
-        or sampling.repetition_penalty != 1
-        or bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.min_tokens)
-        or bool(sampling.logit_bias or sampling.bad_words)
-    )
+    """Whether the request asks for any edit: it is asked of everyone in every step."""
+    return bool(_EDITS(sampling) != _NO_EDITS)
 
 
 def edit(logits: Tensor, plans: Sequence[StepPlan]) -> None:

@@ -4,6 +4,7 @@ Knows what policies need, not which they are: what becomes of a proposal is deci
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -57,44 +58,43 @@ def score(
         columns += _spread(logits, _to(logits, spread), mask_id)
     columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
     tables = [reported.table(tokens, mask_id)] if reported else []
-    host = iter(_to_host([*columns, *importance, *tables]))
-    table = np.stack([next(host) for _ in columns])
-    importances = [next(host) for _ in importance]
-    logprobs = reported.received(next(host)) if reported else [None] * len(plans)
-    return _scores(plans, needs, table, importances, logprobs)
+    host = _to_host([*columns, *importance, *tables])
+    logprobs = reported.received(host[-1]) if reported else [None] * len(plans)
+    return _scores(plans, needs, host[: len(columns)], host[len(columns) :], logprobs)
 
 
 def _to_host(parts: Sequence[Tensor]) -> list[Floats]:
     """The step's one device synchronisation. float64 holds every token id and every float32 exactly."""
     host = torch.cat([part.double().flatten() for part in parts]).cpu().numpy()
-    ends = np.cumsum([part.numel() for part in parts])
-    return [piece.reshape(part.shape) for piece, part in zip(np.split(host, ends[:-1]), parts, strict=True)]
+    ends = accumulate(part.numel() for part in parts)
+    return [host[end - part.numel() : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
 
 
 def _scores(
     plans: Sequence[StepPlan],
     needs: Sequence[Needs],
-    table: Floats,
-    importances: Sequence[Floats],
-    logprobs: Sequence[Logprobs | None],
+    columns: Sequence[Floats],
+    importance: Iterable[Floats],
+    logprobs: Iterable[Logprobs | None],
 ) -> list[Scores]:
-    """table [columns, targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
-    ends, importance = np.cumsum([len(plan.targets) for plan in plans]), iter(importances)
-    scores = []
-    for plan, need, part, own in zip(plans, needs, np.split(table, ends[:-1], axis=1), logprobs, strict=True):
-        tokens, *spread, log_odds = part
-        entropy, margin = spread or (None, None)
+    """columns, each [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
+    tokens, *spread, log_odds = columns
+    entropy, margin = spread or (None, None)
+    scores, received, first = [], iter(importance), 0
+    for plan, need, own in zip(plans, needs, logprobs, strict=True):
+        some = slice(first, first + len(plan.targets))
         scores.append(
             Scores(
                 plan.targets,
-                tokens.astype(np.int64),
-                log_odds,
-                entropy if need.entropy else None,
-                margin if need.margin else None,
-                next(importance) if plan.rollout else None,
+                tokens[some].astype(np.int64),
+                log_odds[some],
+                entropy[some] if entropy is not None and need.entropy else None,
+                margin[some] if margin is not None and need.margin else None,
+                next(received) if plan.rollout else None,
                 own,
             )
         )
+        first = some.stop
     return scores
 
 
