@@ -5,7 +5,7 @@ Host arrays of one request's positions and ids; knows no logits. What is banned 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Set
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -70,8 +70,9 @@ def hold_back(request: Request, scores: Scores, chosen: Mask) -> Mask:
     return np.asarray(is_new[scores.positions])
 
 
-def _of_several(request: Request) -> list[tuple[int, ...]]:
-    return [word for word in request.sampling.bad_words if len(word) > 1]
+def _of_several(request: Request) -> set[tuple[int, ...]]:
+    """Each bad word of several tokens once: no two of a length stand at one place, which bounds what is found."""
+    return {word for word in request.sampling.bad_words if len(word) > 1}
 
 
 def _completions(request: Request, targets: Ids) -> Iterable[tuple[int, int]]:
@@ -86,16 +87,16 @@ def _completions(request: Request, targets: Ids) -> Iterable[tuple[int, int]]:
 
 
 def _standing(
-    words: Sequence[tuple[int, ...]], ids: Ids, masked: Mask, num_masked: int, near: Ids
+    words: Set[tuple[int, ...]], ids: Ids, masked: Mask, num_masked: int, near: Ids
 ) -> Iterable[tuple[Ids, Ids]]:
     """Where these words stand in `ids` but for so many masked positions, as far as they touch [near[0], near[-1]].
 
     For each length of a word: starts [found] and the words found there [found, length].
     """
     by_length = defaultdict(list)
-    for word in words:
+    for word in sorted(words):  # in one order in every process: a step's outcome must not depend on it
         by_length[len(word)].append(word)
-    for length, group in by_length.items():
+    for length, group in sorted(by_length.items()):
         first, end = max(int(near[0]) - length + 1, 0), int(near[-1]) + length
         if len(ids[first:end]) < length:
             continue
