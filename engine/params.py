@@ -11,11 +11,28 @@ from annotated_types import Ge, Gt, Le, Lt
 
 MAX_LOGPROBS = 20
 """Alternatives that may be asked for beside each token."""
+MAX_BIAS = 100.0
+"""What may be added to a logit, or taken off it, at most."""
+MAX_BIASED = 1024
+"""Entries of a `logit_bias`."""
+MAX_BAD_WORDS = 128
+"""Sequences of `bad_words`."""
+MAX_BAD_WORD_TOKENS = 1024
+"""Tokens in all of them together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn and where an answer ends."""
+    """How tokens are drawn and where an answer ends.
+
+    From a model's logits to a token: `repetition_penalty`, `frequency_penalty`, `presence_penalty`, `logit_bias`,
+    `allowed_ids`, `bad_words` and `min_tokens` edit the logits, as if the model had said so: unmask policies see the
+    confidence of what is left. Then `temperature`, `min_p`, `top_p` and `top_k` shape the draw alone. The mask token is
+    never drawn.
+
+    A canvas has no left and right: penalties count what is decoded anywhere on it before the step. They leave the
+    tokens alone that end the answer, of which the tail of a canvas is full: they are no part of it.
+    """
 
     max_tokens: Annotated[int, Ge(1)]
     """Tokens to generate at most; the canvas is this, rounded up to blocks."""
@@ -26,21 +43,32 @@ class SamplingParams:
     top_k: Annotated[int, Ge(0)] = 0
     """Draw among this many of the most probable tokens; 0 is all of them."""
     min_p: Annotated[float, Ge(0), Le(1)] = 0.0
-    """Draw among tokens at least this share as probable as the best one."""
+    """Draw among tokens at least this share as probable as the best one that may be drawn."""
     presence_penalty: Annotated[float, Ge(-2), Le(2)] = 0.0
     """Taken off the logit of every token that the answer holds already, wherever on the canvas."""
     frequency_penalty: Annotated[float, Ge(-2), Le(2)] = 0.0
     """Taken off once for each time that the answer holds it."""
     repetition_penalty: Annotated[float, Gt(0), Lt(inf)] = 1.0
-    """Divides positive logits of tokens in the prompt or the answer, multiplies negative ones (CTRL, 1909.05858)."""
+    """Divides positive logits of tokens in the prompt or the answer, multiplies negative ones (CTRL, 1909.05858).
+
+    Of the model's own logits: before all other edits.
+    """
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token, what is added to its logit) pairs."""
     allowed_ids: frozenset[int] | None = None
-    """No other token may be drawn; None is all."""
+    """All other tokens, the mask too, have no probability; None is no such limit.
+
+    A single one is sure to come out, and `logprobs` still say what the model thinks of it.
+    """
     bad_words: tuple[tuple[int, ...], ...] = ()
-    """Token sequences that the answer must not hold."""
+    """Token sequences that the answer must not hold, nor prompt and answer together.
+
+    The token that would complete one is banned where all its other tokens stand already; of tokens that would complete
+    one together, the least confident waits for a later step. Where this leaves nothing to draw, sequences of several
+    tokens give way.
+    """
     min_tokens: Annotated[int, Ge(0)] = 0
-    """No stop token is drawn before so many tokens."""
+    """No token that ends the answer is drawn for its first so many positions."""
     seed: int = 0
     """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
     stop_ids: frozenset[int] = frozenset()
@@ -48,7 +76,11 @@ class SamplingParams:
     ignore_eos: bool = False
     """Decode the whole canvas even if the model ends its answer earlier."""
     logprobs: Annotated[int, Ge(0), Le(MAX_LOGPROBS)] | None = None
-    """Report each token's log-probability, and those of this many of the most probable tokens; None is nothing."""
+    """Report each token's log-probability, and those of this many of the most probable tokens; None is nothing.
+
+    They are the model's own, of the step that decodes the token: before any edit, temperature or `top_p`. The mask
+    token has its share of the probability, but is not among the most probable ones.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,13 @@ A step computes rows; row i then attends to positions [0, horizons[i]); the logi
 unmask policy says which targets become tokens. Who makes a plan and who carries it out is not known here.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from engine.request import Floats, Ids, Mask, Request
+from engine.request import Floats, Ids, Mask, Request, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,28 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """What the model itself says of one plan's targets: natural logarithms, all finite."""
+
+    proposed: Floats
+    """[targets] of the proposed token."""
+    tokens: Ids
+    """[targets, some] the most probable tokens, as many as asked for or more; never the mask token."""
+    values: Floats
+    """[targets, some] of these."""
+
+    num_top: int
+    """How many of them were asked for."""
+
+    def of(self, chosen: Mask) -> Iterator[TokenLogprobs]:
+        """Of these targets in their order; equally probable tokens come by their ids."""
+        for index in np.flatnonzero(chosen):
+            order = np.lexsort((self.tokens[index], -self.values[index]))[: self.num_top]
+            top = zip(self.tokens[index, order].tolist(), self.values[index, order].tolist(), strict=True)
+            yield TokenLogprobs(float(self.proposed[index]), tuple(top))
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What the model says of one plan's targets, on the host."""
 
@@ -58,8 +81,8 @@ class Scores:
     tokens: Ids
     """[targets] the proposed token; never the mask token."""
     log_odds: Floats
-    """[targets] log(p / (1 - p)) of its probability p under the full softmax, without temperature, unless the policy
-    `Needs` another.
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax of the edited logits (`engine.edits`),
+    without temperature, unless the policy `Needs` another. Infinite where nothing else may be drawn.
 
     Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
     depends on the batch.
@@ -73,6 +96,8 @@ class Scores:
     """
     importance: Floats | None = None
     """[canvas end] attention that reaches each position (`engine.rollout`), if the plan asked for it."""
+    logprobs: Logprobs | None = None
+    """Of all targets, if the request asked for them."""
 
     @property
     def confidence(self) -> Floats:
@@ -80,7 +105,7 @@ class Scores:
         return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
 
     def first(self, count: int) -> "Scores":
-        """Of the first `count` targets alone."""
+        """Of the first `count` targets alone, but for what no policy looks at."""
         return Scores(
             self.positions[:count],
             self.tokens[:count],

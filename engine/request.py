@@ -190,6 +190,8 @@ class Request:
     forwards: int = 0
     rows_computed: int = 0
     completion_tokens: int = 0
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Of each decoded position, if they were asked for."""
 
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":

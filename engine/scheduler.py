@@ -124,7 +124,15 @@ class Scheduler:
         else:
             self.running.remove(request)
             self.pool.release(request.pages)
-        return Output(request_id=request.id, token_ids=tokens, finish_reason=reason, usage=request.usage)
+        is_asked = request.sampling.logprobs is not None
+        return Output(
+            request_id=request.id,
+            token_ids=tokens,
+            finish_reason=reason,
+            usage=request.usage,
+            logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
+            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
+        )
 
 
 def _open_block(request: Request, index: int, start: int) -> None:
@@ -145,6 +153,8 @@ def _write(plan: StepPlan, scores: Scores, chosen: Mask) -> None:
     request.forwards += 1
     request.rows_computed += len(plan.rows)
     _record(request.history, plan, scores, chosen)
+    if scores.logprobs is not None:
+        request.logprobs.update(zip(positions.tolist(), scores.logprobs.of(chosen), strict=True))
 
 
 def _record(history: History, plan: StepPlan, scores: Scores, chosen: Mask) -> None:

@@ -4,15 +4,18 @@ Knows what policies need, not which they are: what becomes of a proposal is deci
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.edits import edit, is_edited
+from engine.logprobs import Reported
 from engine.params import SamplingParams
-from engine.plan import Needs, Scores, StepPlan
-from engine.request import Ids, Mask
+from engine.plan import Logprobs, Needs, Scores, StepPlan
+from engine.request import Floats, Ids, Mask
 from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
 from engine.transfer import to_device
 from engine.vocabulary import Subset, most_probable
@@ -33,50 +36,65 @@ def score(
     `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
 
     A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
-    itself never chosen. Temperature, top_p and top_k are for the choice, as in LLaDA's sampler; the log-odds are of the
-    distribution that they leave where a plan needs it `processed`, over a part of the vocabulary where it needs that,
-    and of the model's own elsewhere.
+    itself never chosen. Logits are the model's with what its request asks to be edited in them. Temperature, top_p,
+    top_k and min_p are for the choice, as in LLaDA's sampler; the log-odds are of the distribution that they leave
+    where a plan needs it `processed`, and over a part of the vocabulary where it needs that.
     """
     needs = needs or [Needs()] * len(plans)
     counts = [len(plan.targets) for plan in plans]
+    samplings = [plan.request.sampling for plan in plans]
+    reports = any(sampling.logprobs is not None for sampling in samplings)
+    reported = Reported(logits, plans) if reports else None
     logits = logits.float()
+    if any(is_edited(sampling) for sampling in samplings):
+        edit(logits, plans)
     cut = _cut(logits, counts, needs)
     tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
-    samplings = [plan.request.sampling for plan in plans]
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
         _shape(logits, tokens, plans, needs, mask_id)
-    columns = [tokens.double()]
+    columns = [tokens]
     spread = _rows(counts, (need.entropy or need.margin for need in needs))
     if len(spread):
         columns += _spread(logits, _to(logits, spread), mask_id)
-    log_odds = _log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens)
-    return _to_host(plans, needs, [*columns, log_odds.double()], importance)
+    columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
+    tables = [reported.table(tokens, mask_id)] if reported else []
+    host = _to_host([*columns, *importance, *tables])
+    logprobs = reported.received(host[-1]) if reported else [None] * len(plans)
+    return _scores(plans, needs, host[: len(columns)], host[len(columns) :], logprobs)
 
 
-def _to_host(
-    plans: Sequence[StepPlan], needs: Sequence[Needs], columns: Sequence[Tensor], importance: Sequence[Tensor]
+def _to_host(parts: Sequence[Tensor]) -> list[Floats]:
+    """The step's one device synchronisation. float64 holds every token id and every float32 exactly."""
+    host = torch.cat([part.double().flatten() for part in parts]).cpu().numpy()
+    ends = accumulate(part.numel() for part in parts)
+    return [host[end - part.numel() : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
+
+
+def _scores(
+    plans: Sequence[StepPlan],
+    needs: Sequence[Needs],
+    columns: Sequence[Floats],
+    importance: Iterable[Floats],
+    logprobs: Iterable[Logprobs | None],
 ) -> list[Scores]:
-    """columns float64 [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
-    # The step's one device synchronisation. float64 holds every token id and every float32 exactly.
-    host = torch.cat([*columns, *(part.double() for part in importance)]).cpu().numpy()
-    ends = np.cumsum([len(plan.targets) for plan in plans])
-    table, received = host[: len(columns) * ends[-1]].reshape(len(columns), -1), host[len(columns) * ends[-1] :]
-    scores = []
-    for plan, need, part in zip(plans, needs, np.split(table, ends[:-1], axis=1), strict=True):
-        tokens, *spread, log_odds = part
-        entropy, margin = spread or (None, None)
-        length = plan.request.end if plan.rollout else 0
+    """columns, each [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
+    tokens, *spread, log_odds = columns
+    entropy, margin = spread or (None, None)
+    scores, received, first = [], iter(importance), 0
+    for plan, need, own in zip(plans, needs, logprobs, strict=True):
+        some = slice(first, first + len(plan.targets))
         scores.append(
             Scores(
                 plan.targets,
-                tokens.astype(np.int64),
-                log_odds,
-                entropy if need.entropy else None,
-                margin if need.margin else None,
-                received[:length] if plan.rollout else None,
+                tokens[some].astype(np.int64),
+                log_odds[some],
+                entropy[some] if entropy is not None and need.entropy else None,
+                margin[some] if margin is not None and need.margin else None,
+                next(received) if plan.rollout else None,
+                own,
             )
         )
-        received = received[length:]
+        first = some.stop
     return scores
 
 
@@ -135,8 +153,9 @@ def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut 
 
 
 def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
-    """Without a temperature, top_p and top_k leave the best token what it is; only its probability may change."""
-    return sampling.temperature > 0 or (need.processed and (sampling.top_p < 1 or sampling.top_k > 0))
+    """Without a temperature, top_p, top_k and min_p leave the best token what it is; its probability may change."""
+    narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+    return sampling.temperature > 0 or (need.processed and narrows)
 
 
 def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.bans import hold_back
 from engine.cad import Cad
 from engine.density import certainty_density
 from engine.noise import uniform
@@ -238,10 +239,8 @@ def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
     return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
 
 
-def _select(plan: StepPlan, scores: Scores) -> Mask:
-    policy, count = UNMASKS[plan.request.diffusion.unmask], plan.num_open
-    if count == len(plan.targets):
-        return policy.select(plan.request, scores)
+def _select(plan: StepPlan, score: Scores) -> Mask:
+    request, count = plan.request, plan.num_open
     chosen = np.zeros(len(plan.targets), dtype=np.bool_)
-    chosen[:count] = policy.select(plan.request, scores.first(count))
-    return chosen
+    chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, score.first(count))
+    return hold_back(request, score, chosen) if request.sampling.bad_words else chosen
