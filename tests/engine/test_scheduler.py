@@ -12,7 +12,7 @@ from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
 from engine.request import FinishReason, Hole, Request, Submission
-from engine.scheduler import Scheduler
+from engine.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask import UNMASKS, effective, select
 
 LONGEST = 96
@@ -178,6 +178,21 @@ def test_long_refreshes_do_not_starve_beside_short_blocks():
         step(scheduler, rng)
         steps += 1
         assert steps < 56 * 8 + 8, "oldest first, every eighth step"
+
+
+def test_a_lowered_budget_holds_one_plan_in_any_case():
+    """A canvas that is longer still has its turn, alone, however many short ones there are; later all ride together."""
+    scheduler = Scheduler(PagePool(100, 8), max_batch_rows=LONGEST * 3, max_running=16)
+    scheduler.add(request(0, 40, 56, cache="none", unmask="fixed"))
+    for number in (1, 2):
+        scheduler.add(request(number, 4, 32, cache="none", unmask="fixed"))
+    scheduler.lower_budget(40)
+    scheduler.lower_budget(50)
+    assert len(scheduler.running) == 0
+    turns = [[plan.request.id for plan in scheduler.schedule()] for _ in range(SPARING_STEPS)]
+    assert {len(turn) for turn in turns} == {1}
+    assert sum(turn == ["r0"] for turn in turns) >= SPARING_STEPS // 8 - 1
+    assert len(scheduler.schedule()) == 3
 
 
 @pytest.mark.parametrize(
