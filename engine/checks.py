@@ -10,19 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from engine.bans import banned_everywhere, leaves_any
 from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.errors import ContextLengthExceeded, InvalidRequest
-from engine.params import (
-    MAX_BAD_WORD_TOKENS,
-    MAX_BAD_WORDS,
-    MAX_BIAS,
-    MAX_BIASED,
-    DiffusionParams,
-    SamplingParams,
-)
+from engine.params import DiffusionParams, SamplingParams
 from engine.request import Submission, answer_positions, canvas_length, count_blocks
+from engine.sampling_checks import check_ids, check_sampling
 from engine.unmask import UNMASKS
 
 Constraint = Ge | Gt | Le | Lt
@@ -33,7 +26,7 @@ def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     _check_prompt(submission.prompt_ids, spec)
     _check_holes(submission, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
-    _check_edits(submission, spec)
+    check_sampling(submission, spec)
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
@@ -90,74 +83,10 @@ def _check_name(param: str, name: str, known: Collection[str]) -> None:
         raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
 
 
-def _check_ids(ids: Collection[int], spec: ModelSpec, param: str) -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < spec.vocab_size):
-        wrong = next(token for token in ids if not 0 <= token < spec.vocab_size)
-        raise InvalidRequest(f"Token id {wrong} is out of vocabulary: ids are 0 to {spec.vocab_size - 1}.", param)
-
-
 def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
     if not prompt_ids:
         raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
-    _check_ids(prompt_ids, spec, "prompt")
-
-
-def _check_edits(submission: Submission, spec: ModelSpec) -> None:
-    sampling = submission.sampling
-    _check_ids(sampling.stop_ids, spec, "stop_token_ids")
-    _check_bias(sampling, spec)
-    _check_bad_words(sampling, spec)
-    if sampling.min_tokens > sampling.max_tokens:
-        raise InvalidRequest(
-            f"min_tokens is {sampling.min_tokens}, more than max_tokens, {sampling.max_tokens}.", "min_tokens"
-        )
-    if sampling.allowed_ids is not None:
-        _check_ids(sampling.allowed_ids, spec, "allowed_token_ids")
-        if not sampling.allowed_ids - {spec.mask_id}:
-            words = "only holds the mask token, which is never drawn" if sampling.allowed_ids else "is empty"
-            raise InvalidRequest(f"allowed_token_ids {words}; it must hold a token to draw.", "allowed_token_ids")
-    _check_that_some_token_is_left(submission, spec)
-
-
-def _check_bias(sampling: SamplingParams, spec: ModelSpec) -> None:
-    if len(sampling.logit_bias) > MAX_BIASED:
-        raise InvalidRequest(
-            f"logit_bias has {len(sampling.logit_bias)} entries; it must have at most {MAX_BIASED}.", "logit_bias"
-        )
-    _check_ids([token for token, _ in sampling.logit_bias], spec, "logit_bias")
-    for token, bias in sampling.logit_bias:
-        if not -MAX_BIAS <= bias <= MAX_BIAS:  # asked this way round, NaN is refused too
-            raise InvalidRequest(
-                f"logit_bias of token {token} is {bias}; it must be from {-MAX_BIAS:g} to {MAX_BIAS:g}.", "logit_bias"
-            )
-
-
-def _check_bad_words(sampling: SamplingParams, spec: ModelSpec) -> None:
-    words, total = sampling.bad_words, sum(len(word) for word in sampling.bad_words)
-    if len(words) > MAX_BAD_WORDS:
-        raise InvalidRequest(f"bad_words has {len(words)} entries; it must have at most {MAX_BAD_WORDS}.", "bad_words")
-    if total > MAX_BAD_WORD_TOKENS:
-        raise InvalidRequest(
-            f"bad_words has {total} tokens in all; it must have at most {MAX_BAD_WORD_TOKENS}.", "bad_words"
-        )
-    for word in words:
-        if not word:
-            raise InvalidRequest("bad_words has an empty entry; each must hold at least one token.", "bad_words")
-        _check_ids(word, spec, "bad_words")
-
-
-def _check_that_some_token_is_left(submission: Submission, spec: ModelSpec) -> None:
-    """With what is banned wherever it may stand; bans that depend on the canvas give way by themselves."""
-    sampling, banned = submission.sampling, banned_everywhere(submission.sampling)
-    if not leaves_any(sampling, spec, banned):
-        param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"
-        raise InvalidRequest("bad_words leaves no token that may be drawn.", param)
-    stops = sampling.stop_ids if sampling.ignore_eos else sampling.stop_ids | spec.eos_ids
-    ends_early = not submission.holes
-    if sampling.min_tokens and ends_early and not leaves_any(sampling, spec, banned | stops):
-        raise InvalidRequest(
-            f"min_tokens is {sampling.min_tokens}, but only tokens that end the answer may be drawn.", "min_tokens"
-        )
+    check_ids(prompt_ids, spec, "prompt")
 
 
 def _check_holes(submission: Submission, spec: ModelSpec) -> None:

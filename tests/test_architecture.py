@@ -18,7 +18,7 @@ FLOORS = [  # a module may import only from floors above it in this list
         "engine.vocabulary",
         "engine.bans",
     },
-    {"engine.cad", "engine.d2cache", "engine.edits", "engine.logprobs"},
+    {"engine.cad", "engine.d2cache", "engine.edits", "engine.logprobs", "engine.sampling_checks"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
     {"engine.scheduler", "engine.checks", "engine.isolate", "engine.reference"},
     {"engine.runner"},
@@ -46,6 +46,7 @@ NO_TORCH = {
     "engine.unmask",
     "engine.scheduler",
     "engine.checks",
+    "engine.sampling_checks",
     "server",
 }
 

@@ -164,7 +164,7 @@ def in_unmask(method):
         (in_unmask("block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("first block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("nothing"), "AssertionError: a step that commits nothing"),
-        (in_unmask("too many"), "IndexError"),
+        (in_unmask("too many"), "ValueError: could not broadcast"),
     ],
 )
 def test_a_fault_is_one_requests_own(engine, crowd, submission, monkeypatch, caplog, inject, cause):
