@@ -12,7 +12,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.pages", "engine.attention", "engine.rollout", "engine.sampling", "engine.density", "engine.vocabulary"},
     {"engine.cad", "engine.d2cache"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
-    {"engine.scheduler", "engine.checks", "engine.reference"},
+    {"engine.scheduler", "engine.checks", "engine.reference", "engine.flex"},
     {"engine.runner"},
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},
