@@ -25,6 +25,8 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},
     {"engine.benchmark"},
+    {"engine.roofline"},
+    {"engine.hardware"},
     {"engine.demo"},  # data and the scripts that make it; they may use the engine, which never uses them
     {"engine"},  # the public face: engine/__init__.py
     {"server"},  # sees `engine`, never `engine.*`
