@@ -8,16 +8,17 @@ import torch
 from engine.models.layers import linear
 from engine.roofline import Hardware
 
-SIZE = 1024
+SIZE = 768
 """Of the square matrices that are multiplied."""
-COPIED = 2**26
-"""Numbers that are copied: far more than caches hold."""
+COPIED = 2**24
+"""Numbers that are copied: more than caches hold."""
 OPERATORS = 200
-ROUNDS = 9
+SECONDS = 2.0
+"""For each figure, in rounds of milliseconds: some of them have the machine to themselves."""
 
 
 def measure_hardware(num_threads: int | None = None) -> Hardware:
-    """The CPU in float32 with so many of torch's threads; the best of some rounds, so that other work counts less.
+    """The CPU in float32 with so many of torch's threads; the best of many rounds, so that other work counts little.
 
     The product is the model's own `linear`; bandwidth is that of a copy, one read and one write.
     """
@@ -51,8 +52,9 @@ def measure_hardware(num_threads: int | None = None) -> Hardware:
 
 def _seconds(work: Callable[[], object]) -> float:
     work()  # the first call sets things up
-    rounds = []
-    for _ in range(ROUNDS):
+    rounds: list[float] = []
+    ends = time.perf_counter() + SECONDS
+    while not rounds or time.perf_counter() < ends:
         started = time.perf_counter()
         work()
         rounds.append(time.perf_counter() - started)

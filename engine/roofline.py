@@ -5,9 +5,9 @@ bytes at the peak bandwidth. Counts rows as `engine.cache` plans them and operat
 measures nothing.
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Literal
 
 from engine.benchmark import METHODS
@@ -240,10 +240,11 @@ def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
         yield min(at_once, requests - first)
 
 
+@functools.cache
 def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Cost:
     """One forward of `requests` such steps."""
     operators = _operators(geometry, hardware, step, requests)
-    total = reduce(Cost.__add__, operators, Cost())
+    total = functools.reduce(Cost.__add__, operators, Cost())
     launches = geometry.num_layers * (LAUNCHES_PER_LAYER + LAUNCHES_PER_REQUEST * requests)
     starting = launches * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting

@@ -31,7 +31,7 @@ from engine import (
 
 NOT_RUN = "Predicted, not run on a GPU."
 SHAPE = ("prompt", "gen", "block", "tokens_per_step")
-ENGINE = tuple(method for method in METHODS if method.startswith("engine/"))
+SHOWN = tuple(method for method in METHODS if method != "reference/prefix")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,7 +98,7 @@ def _forwards(machine: Hardware, args: argparse.Namespace, workloads: Sequence[W
     """What one forward costs, for each kind of step that a method has at mid-canvas; the same step is shown once."""
     geometry = geometry_of(args.model)
     names: dict[Step, list[str]] = {}
-    for method in args.methods:
+    for method in (method for method in args.methods if method.startswith("engine/")):
         every = list(steps(method, workloads[0]))
         middle = every[len(every) // 2 :]  # the first block's refresh may be another
         for step in {step.kind: step for step in reversed(middle)}.values():
@@ -140,7 +140,7 @@ def _decodes(machine: Hardware, args: argparse.Namespace, workloads: Sequence[Wo
                     *(f"{prediction.tokens_per_second:,.0f}" for prediction in (eager, graphs, fp8)),
                 ]
             )
-    head = ["policy", "batch", "rows a request", "forwards", "compute-bound", "eager", "CUDA graphs", "graphs + FP8"]
+    head = ["method", "batch", "rows a request", "forwards", "compute-bound", "eager", "CUDA graphs", "graphs + FP8"]
     note = f"{NOT_RUN} *: canvases and bfloat16 weights do not fit into nine tenths of {_gigabytes(machine)}."
     return _markdown(f"{machine.name}, tokens a second at most. {note}", head, lines)
 
@@ -156,14 +156,18 @@ def _ratios(machine: Hardware, args: argparse.Namespace, workloads: Sequence[Wor
                     method,
                     str(workload.batch),
                     f"{of[method].rows:,}",
-                    f"{seconds:.3g}",
-                    f"{of['reference/baseline'].cost.seconds / seconds:.3g}",
-                    f"{of['reference/dual'].cost.seconds / seconds:.3g}",
+                    _digits(seconds),
+                    _digits(of["reference/baseline"].cost.seconds / seconds),
+                    _digits(of["reference/dual"].cost.seconds / seconds),
                 ]
             )
     peaks = f"{machine.flops / 1e9:g} GFLOP/s, {machine.bandwidth / 1e9:g} GB/s, {1e6 * machine.launch_seconds:g} us"
     head = ["method", "batch", "rows", "seconds", "x baseline", "x reference dual"]
     return _markdown(f"Predicted for {peaks} an operator, float32.", head, lines)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _measured(machine: Hardware, num_threads: int | None) -> str:
@@ -208,18 +212,20 @@ def _pyplot() -> Callable[[Mapping[str, Sequence[Prediction]], Path], None]:
             figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
         ):
             methods = list(dict.fromkeys(prediction.method for prediction in predictions))
+            labels = [method.removeprefix("engine/").replace("/", "\n") for method in methods]
             batches = list(dict.fromkeys(prediction.batch for prediction in predictions))
             for i, batch in enumerate(batches):
                 heights = [prediction.tokens_per_second for prediction in predictions if prediction.batch == batch]
                 places = [place + 0.8 * (i - (len(batches) - 1) / 2) / len(batches) for place in range(len(methods))]
                 bars = axes.bar(places, heights, 0.8 / len(batches), label=f"batch {batch}")
-                axes.bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=6, padding=1)
+                axes.bar_label(bars, [f"{height:,.0f}" for height in heights], fontsize=7, padding=2, rotation=90)
             axes.set(
                 title=name,
                 yscale="log",
                 ylabel="tokens a second at most" if axes.get_subplotspec().is_first_col() else "",
             )
-            axes.set_xticks(range(len(methods)), [method.removeprefix("engine/") for method in methods])
+            axes.set_xticks(range(len(methods)), labels, fontsize=8)
+            axes.margins(y=0.12)
             axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
         try:
@@ -252,14 +258,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         shape.add_argument(flag, type=_positive, default=default, metavar="N", help=f"[default: {default}]")
     shape.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 64], help="[default: 1 8 64]")
-    shape.add_argument("--methods", nargs="+", choices=METHODS, default=None, metavar="METHOD",
-                       help="[default: the engine's; on a CPU the reference loops too]")  # fmt: skip
+    shape.add_argument("--methods", nargs="+", choices=METHODS, default=SHOWN, metavar="METHOD",
+                       help=f"[default: {' '.join(SHOWN)}]")  # fmt: skip
     shape.add_argument("--max-batch-rows", type=_positive, default=4096, metavar="N", help="[default: 4096]")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw tokens a second to this picture")
-    args = parser.parse_args(argv)
-    args.methods = args.methods or (METHODS if args.flops else ENGINE)
-    return args
+    return parser.parse_args(argv)
 
 
 def _positive(text: str) -> int:

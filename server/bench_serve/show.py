@@ -15,7 +15,7 @@ _TIMES = {
 
 
 def table(figures: ServeFigures, title: str) -> Group:
-    times = Table("milliseconds", title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    times = Table("milliseconds", box=SIMPLE_HEAD, show_edge=False)
     for name in ("mean", "p50", "p90", "p99"):
         times.add_column(name, justify="right")
     for name, words in _TIMES.items():
@@ -35,7 +35,7 @@ def table(figures: ServeFigures, title: str) -> Group:
     counts.add_row("rows per token", _number(figures.rows_per_token))
     for reason, number in figures.failures.items():
         counts.add_row("failed", f"{number} x {reason}")
-    return Group(times, "", counts)
+    return Group(title, "", times, "", counts)
 
 
 def _milliseconds(quantiles: Quantiles | None) -> tuple[str, ...]:
