@@ -20,24 +20,20 @@ from engine.errors import (
     RequestFailed,
     UnmaskError,
 )
-from engine.hardware import measure_hardware
+from engine.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
 from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.request import FinishReason, Hole, Output, Submission, TokenLogprobs, Usage
 from engine.roofline import (
     GEOMETRIES,
-    HARDWARE,
     Cost,
-    Hardware,
     Prediction,
     Step,
     forward_cost,
     geometry_of,
     predict,
     steps,
-    with_fp8,
-    with_graphs,
 )
 from engine.turn import Workload
 from engine.unmask import UNMASKS

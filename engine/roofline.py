@@ -12,6 +12,7 @@ from typing import Literal
 
 from engine.benchmark import METHODS
 from engine.errors import ConfigError
+from engine.hardware import Hardware
 from engine.models import describe, llada
 from engine.models.layers import TransformerConfig
 from engine.models.synthetic import SIZES
@@ -27,69 +28,11 @@ LAUNCHES_PER_REQUEST = 2
 """More of them for each request: its attention, and the copy of what came out."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """Peaks: rates in operations or bytes a second. A multiplication and an addition are two operations."""
-
-    name: str
-    flops: float
-    """Of dense products in the dtype of the activations."""
-    weight_flops: float
-    """Of products with weights, where these are of another dtype."""
-    bandwidth: float
-    """Of the memory that holds weights and KV."""
-    itemsize: int
-    """Bytes of an activation, and of an entry of the KV pool."""
-    weight_itemsize: float
-    launch_seconds: float = 0.0
-    """What the host takes to start a kernel."""
-    launches_overlap: bool = True
-    """The host starts kernels while others run, so that the slower of both counts; on a CPU they take turns."""
-    memory_bytes: int | None = None
-
-    @property
-    def ridge(self) -> float:
-        """Operations a byte above which a product of weights is bound by operations."""
-        return self.weight_flops / self.bandwidth
-
-
 GEOMETRIES: Mapping[str, Mapping[str, int]] = {
     **SIZES,
     "llada-8b": {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
 }
 """Models known by name, in LLaDA's keys of `config.json`."""
-
-
-def _hopper(name: str, bandwidth: float, memory_bytes: int) -> Hardware:
-    return Hardware(
-        name=name,
-        flops=989.4e12,
-        weight_flops=989.4e12,
-        bandwidth=bandwidth,
-        itemsize=2,
-        weight_itemsize=2,
-        launch_seconds=5e-6,
-        memory_bytes=memory_bytes,
-    )
-
-
-HARDWARE: Mapping[str, Hardware] = {
-    "h100": _hopper("H100 SXM", 3.35e12, 80 * 10**9),
-    "h200": _hopper("H200 SXM", 4.8e12, 141 * 10**9),
-}
-"""bfloat16 without sparsity: half of what NVIDIA's data sheets give with it. 5 us to start a kernel are assumed."""
-FP8_SPEEDUP = 2.0
-"""Of Hopper's tensor cores over bfloat16, by the same sheets."""
-
-
-def with_graphs(hardware: Hardware) -> Hardware:
-    """Kernels that the device starts by itself (CUDA graphs), one attention kernel for all requests."""
-    return replace(hardware, launch_seconds=0.0)
-
-
-def with_fp8(hardware: Hardware) -> Hardware:
-    """Weights of one byte and their products at FP8's rate; attention and KV as before."""
-    return replace(hardware, weight_itemsize=1.0, weight_flops=hardware.weight_flops * FP8_SPEEDUP)
 
 
 @dataclass(frozen=True, slots=True)

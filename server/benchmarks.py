@@ -10,7 +10,7 @@ from engine import ConfigError
 COMMANDS = {
     "decode": ("server.bench", "this engine and the papers' own loops decoding on this machine, in turns"),
     "serve": ("server.bench_serve.command", "a running OpenAI-compatible server under load"),
-    "roofline": ("server.bench_roofline", "what a model can reach at most on given hardware, by arithmetic"),
+    "roofline": ("server.bench_roofline.command", "what a model can reach at most on given hardware, by arithmetic"),
 }
 """What is measured: its module, imported when it is called for, and a line of help."""
 
