@@ -117,6 +117,10 @@ def bench(capsys, fake, *flags, code=0):
     return json.loads(capsys.readouterr().out)
 
 
+def after_the_first_block(figures):
+    return figures["end_to_end"]["mean"] - figures["time_to_first_block"]["mean"]
+
+
 def fails(capsys, *argv):
     """The one line of a command that the user has to mend."""
     assert main(["bench", "serve", *argv]) == 2
@@ -155,10 +159,11 @@ def test_a_server_without_usage_counts_chunks(capsys):
     for name in ("prompt_tokens", "forwards_per_token", "rows_per_token"):
         assert figures[name] is None
     assert fake.most_in_flight == 2
-    assert 0.015 < figures["time_to_first_block"]["p50"] < 0.5
-    assert figures["time_per_output_token"]["p50"] == pytest.approx(0.03, rel=0.9)  # 3 waits for 2 tokens
-    assert len(fake.bodies) == 5  # one went ahead
-    assert [body["prompt"] for body in fake.bodies[:2]] == [fake.bodies[0]["prompt"]] * 2
+    assert figures["time_to_first_block"]["p50"] > 0.02
+    assert after_the_first_block(figures) == pytest.approx(2 * figures["time_per_output_token"]["mean"])
+    went_ahead, *counted = [body["prompt"] for body in fake.bodies]
+    assert len(set(counted)) == len(counted) == 4
+    assert went_ahead in counted
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_running_usage_tells_tokens_that_have_no_text(capsys):
     fake = Fake([chunk("", 0), chunk("a b", 32), chunk("", 64), chunk("", 64)], delay=0.05)
     figures = bench(capsys, fake, "--num-prompts", "1")
     assert (figures["blocks_per_request"], figures["completion_tokens"]) == (2, 64)
-    assert figures["time_per_output_token"]["p50"] == pytest.approx(0.1 / 32, rel=0.9)  # two waits for 32 tokens
+    assert after_the_first_block(figures) == pytest.approx(32 * figures["time_per_output_token"]["mean"])
 
 
 def test_the_request(capsys, tmp_path):
