@@ -20,10 +20,21 @@ from engine.errors import (
     RequestFailed,
     UnmaskError,
 )
+from engine.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
 from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.request import FinishReason, Hole, Output, Submission, TokenLogprobs, Usage
+from engine.roofline import (
+    GEOMETRIES,
+    Cost,
+    Prediction,
+    Step,
+    forward_cost,
+    geometry_of,
+    predict,
+    steps,
+)
 from engine.turn import Workload
 from engine.unmask import UNMASKS
 
@@ -34,6 +45,8 @@ __all__ = [
     "CACHES",
     "DEMO_MODEL",
     "DEMO_TASKS",
+    "GEOMETRIES",
+    "HARDWARE",
     "MAX_LOGPROBS",
     "METHODS",
     "MODEL_SIZES",
@@ -41,6 +54,7 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "ContextLengthExceeded",
+    "Cost",
     "DecodeFigures",
     "DemoProblem",
     "DiffusionParams",
@@ -52,6 +66,7 @@ __all__ = [
     "EngineUnavailable",
     "FinishReason",
     "Footprint",
+    "Hardware",
     "Hole",
     "InvalidRequest",
     "LoadError",
@@ -59,9 +74,11 @@ __all__ = [
     "ModelSpec",
     "Output",
     "OutputStream",
+    "Prediction",
     "QueueFull",
     "RequestFailed",
     "SamplingParams",
+    "Step",
     "Submission",
     "TokenLogprobs",
     "UnmaskError",
@@ -69,6 +86,13 @@ __all__ = [
     "Workload",
     "bench_decode",
     "demo_problems",
+    "forward_cost",
+    "geometry_of",
     "load",
+    "measure_hardware",
     "plan_memory",
+    "predict",
+    "steps",
+    "with_fp8",
+    "with_graphs",
 ]

@@ -26,7 +26,9 @@ class Command:
 
 COMMANDS = {
     "serve": Command("server.serve", "serve a model behind the OpenAI API"),
-    "bench": Command("server.bench", "measure decoding: this engine and the papers' own loops, in turns"),
+    "bench": Command(
+        "server.benchmarks", "measure speed: of decoding, of a server under load, and what hardware allows"
+    ),
     "eval": Command("server.eval.command", "measure what decoding policies cost in quality"),
 }
 

@@ -20,11 +20,12 @@ FLOORS = [  # a module may import only from floors above it in this list
     },
     {"engine.cad", "engine.d2cache", "engine.edits", "engine.logprobs", "engine.sampling_checks"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
-    {"engine.scheduler", "engine.checks", "engine.isolate", "engine.reference", "engine.flex"},
+    {"engine.scheduler", "engine.checks", "engine.isolate", "engine.reference", "engine.flex", "engine.hardware"},
     {"engine.runner"},
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},
     {"engine.benchmark"},
+    {"engine.roofline"},
     {"engine.demo"},  # data and the scripts that make it; they may use the engine, which never uses them
     {"engine"},  # the public face: engine/__init__.py
     {"server"},  # sees `engine`, never `engine.*`

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, DiffusionParams, UnmaskError
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
-from server.eval.policy import Policy, exact, product
+from server.eval.policy import WINDOW, Policy, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings import DEMO, BadSetting, build
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     asked = _questions(args)
     policies = _policies(args)
-    reference = exact(args.block_length) if policies != [Policy()] else None
+    reference = exact(args.block_length) if policies != [Policy()] and not args.no_agreement else None
     draw = show.pyplot() if args.plot else None
     try:
         rows = asyncio.run(_run(args, asked, policies, reference))
@@ -96,7 +96,11 @@ def _policies(args: argparse.Namespace) -> list[Policy]:
     if args.base_url and not (args.cache or args.unmask):
         return [Policy()]
     values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
-    policies = product(args.cache or [defaults.cache], args.unmask or [defaults.unmask], values, args.block_length)
+    windows = {name: getattr(args, name) for name in WINDOW if getattr(args, name) is not None}
+    caches = args.cache or [defaults.cache]
+    if windows and "window" not in caches:
+        raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
+    policies = product(caches, args.unmask or [defaults.unmask], values, args.block_length, windows)
     for policy in policies:
         asked = policy.diffusion(args.max_tokens)
         try:
@@ -137,7 +141,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--tokens-per-step", type=_numbers, default=[1.0], help="for fixed, random, dream [default: 1]")
     how.add_argument("--threshold", type=_numbers, default=[defaults.threshold], help="for threshold [default: 0.9]")
     how.add_argument("--factor", type=_numbers, default=[defaults.factor], help="for factor [default: 1]")
+    for name in WINDOW:
+        flag = "--" + name.replace("_", "-")
+        how.add_argument(flag, type=_counts, metavar="N", help=f"for window [default: {getattr(defaults, name)}]")
     how.add_argument("--block-length", type=_positive, default=defaults.block_length, help="[default: 32]")
+    how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=_positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")
     form = out.add_mutually_exclusive_group()
@@ -159,6 +167,10 @@ def _numbers(text: str) -> list[float]:
     if not all(number > 0 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text!r}: every number must be greater than 0")
     return numbers
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(number) for number in text.split(",")]
 
 
 def _count(text: str) -> int:

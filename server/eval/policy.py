@@ -2,8 +2,9 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product as combinations
 
-from engine import CACHES, UNMASKS, ConfigError
+from engine import CACHES, UNMASKS, ConfigError, DiffusionParams
 
 PARAMETERS: Mapping[str, str] = {
     "fixed": "tokens_per_step",
@@ -14,6 +15,9 @@ PARAMETERS: Mapping[str, str] = {
 }
 """The parameter that a policy is swept by; those that are not here have none."""
 
+WINDOW = ("refresh_before", "refresh_after", "prompt_refresh")
+"""Parameters that the cache policy `window` is swept by."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -23,11 +27,18 @@ class Policy:
     unmask: str | None = None
     value: float | None = None
     """Of the unmask policy's own parameter."""
+    window: tuple[int, ...] = ()
+    """Of the cache policy `window`, in the order of `WINDOW`; empty leaves them at their defaults."""
     block_length: int | None = None
 
     @property
     def parameter(self) -> str | None:
         return PARAMETERS.get(self.unmask or "")
+
+    @property
+    def cache_label(self) -> str:
+        """`window 32/64/0`: positions before, behind, and blocks between two refreshes of the prompt."""
+        return " ".join([self.cache or "default", *(["/".join(map(str, self.window))] if self.window else [])])
 
     @property
     def label(self) -> str:
@@ -37,6 +48,7 @@ class Policy:
     def diffusion(self, max_tokens: int) -> dict[str, object]:
         """The fields that were asked for; a schedule's steps follow from its canvas."""
         fields: dict[str, object] = {"cache": self.cache, "unmask": self.unmask, "block_length": self.block_length}
+        fields |= zip(WINDOW, self.window, strict=False)
         if self.parameter == "tokens_per_step":
             length = self.block_length or max_tokens
             canvas = -(-max_tokens // length) * length
@@ -52,19 +64,32 @@ def exact(block_length: int) -> Policy:
 
 
 def product(
-    caches: Sequence[str], unmasks: Sequence[str], values: Mapping[str, Sequence[float]], block_length: int
+    caches: Sequence[str],
+    unmasks: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    block_length: int,
+    windows: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Policy]:
-    """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names."""
+    """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
+
+    `windows` maps names of `WINDOW` to values; those that are absent keep their default.
+    """
     for name in caches:
         _check("cache", name, CACHES)
     for name in unmasks:
         _check("unmask", name, UNMASKS)
     return [
-        Policy(cache=cache, unmask=unmask, value=value, block_length=block_length)
+        Policy(cache=cache, unmask=unmask, value=value, window=window, block_length=block_length)
         for cache in caches
+        for window in (_windows(windows) if cache == "window" and windows else [()])
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
     ]
+
+
+def _windows(values: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
+    defaults = DiffusionParams()
+    return list(combinations(*(values.get(name, [getattr(defaults, name)]) for name in WINDOW)))
 
 
 def _check(axis: str, name: str, known: Collection[str]) -> None:

@@ -28,7 +28,7 @@ async def evaluate(
         asked = [question for question in questions if question.task == task]
         runs: dict[Policy, tuple[list[Answer], float]] = {}
         for policy in dict.fromkeys([*([exact] if exact else []), *policies]):
-            progress(f"{task}: {policy.cache or 'default'}, {policy.label}", 0)
+            progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
             start = time.perf_counter()
             answers = await _ask_all(answerer, asked, policy, concurrency, lambda: progress("", 1))
             runs[policy] = answers, time.perf_counter() - start

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 
 from server.eval.answers import Answer
-from server.eval.policy import Policy
+from server.eval.policy import WINDOW, Policy
 from server.eval.questions import Question
 
 Z95 = 1.959964
@@ -56,6 +56,7 @@ class Row:
             "unmask": self.policy.unmask,
             "parameter": self.policy.parameter,
             "value": self.policy.value,
+            "window": dict(zip(WINDOW, self.policy.window, strict=False)),
             "block_length": self.policy.block_length,
             "n": self.n,
             "correct": self.correct,

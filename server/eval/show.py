@@ -25,7 +25,7 @@ def table(rows: Sequence[Row]) -> Table:
             low, high = row.interval
             shown.add_row(
                 row.task,
-                row.policy.cache or "default",
+                row.policy.cache_label,
                 row.policy.label,
                 str(row.n),
                 _number(100 * row.accuracy, 1),
@@ -46,7 +46,7 @@ def markdown(rows: Sequence[Row]) -> str:
         total, (low, high) = pooled(members), pooled(members).interval
         lines.append(
             [
-                policy.cache or "default",
+                policy.cache_label,
                 policy.label,
                 *(_percent(row.accuracy) for row in members),
                 _percent(total.accuracy),
@@ -80,11 +80,11 @@ def pyplot() -> Callable[[Sequence[Row], Path], None]:
             figure = Figure(figsize=(8, 5), layout="constrained")
             axes = figure.subplots()
             totals = [pooled(members) for members in _by_policy(rows).values()]
-            caches = list(dict.fromkeys(row.policy.cache for row in totals))
+            caches = list(dict.fromkeys(row.policy.cache_label for row in totals))
             unmasks = list(dict.fromkeys(row.policy.unmask for row in totals))
             for cache in caches:
                 for unmask in unmasks:
-                    line = [row for row in totals if (row.policy.cache, row.policy.unmask) == (cache, unmask)]
+                    line = [row for row in totals if (row.policy.cache_label, row.policy.unmask) == (cache, unmask)]
                     points = sorted((row.tokens_per_forward, row.accuracy) for row in line if row.tokens_per_forward)
                     axes.plot(
                         [x for x, _ in points],
@@ -92,7 +92,7 @@ def pyplot() -> Callable[[Sequence[Row], Path], None]:
                         color=f"C{unmasks.index(unmask)}",
                         linestyle=("-", "--", ":", "-.")[caches.index(cache) % 4],
                         marker="os^Dv"[caches.index(cache) % 5],
-                        label=f"{cache or 'default'}, {unmask or 'default'}",
+                        label=f"{cache}, {unmask or 'default'}",
                     )
             axes.set(xlabel="tokens per forward", ylabel="exact answers")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine import DEMO_MODEL, ConfigError
+from engine import DEMO_MODEL, ConfigError, DiffusionParams
 from server.cli import main
 from server.eval import questions
 from server.eval.policy import Policy, product
@@ -16,6 +16,7 @@ FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
     "tokens_per_forward", "rows_per_token", "seconds",
 }  # fmt: skip
+AFTER = DiffusionParams().refresh_after
 VALUES = {"tokens_per_step": [1.0, 4.0], "threshold": [0.9], "factor": [1.0]}
 
 
@@ -118,6 +119,8 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
         (["--threshold", "high"], "not a list of numbers"),
         (["--threshold", "0.9,2"], "diffusion.threshold"),
         (["--limit", "0"], "at least 1"),
+        (["--cache", "dual", "--refresh-after", "1"], "--cache window"),
+        (["--cache", "window", "--refresh-after", "1,x"], "whole number"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["--model", "nowhere/"], "nowhere"),
         (["--base-url", "http://127.0.0.1:9"], "127.0.0.1:9"),
@@ -193,6 +196,21 @@ def test_policies_are_a_product():
     ]
     assert policies[1].diffusion(50) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 16}
     assert Policy().diffusion(64) == {}
+
+
+def test_windows_are_swept(capsys):
+    flags = ["--tasks", "story", "--limit", "2", "--block-length", "8", "--no-agreement"]
+    swept = ["--cache", "dual,window", "--refresh-before", "0,16", "--prompt-refresh", "2"]
+    rows = rows_of(capsys, *flags, *swept)
+    assert [row["window"] for row in rows] == [
+        {},
+        *({"refresh_before": n, "refresh_after": AFTER, "prompt_refresh": 2} for n in (0, 16)),
+    ]
+    assert {row["agreement"] for row in rows} == {None}
+    dual, without, with_before = (row["rows"] / row["forwards"] for row in rows)
+    assert without < with_before < dual
+    assert main(["eval", *flags, "--cache", "window", "--refresh-after", "0", "--markdown"]) == 0
+    assert "| window 32/0/0 |" in capsys.readouterr().out
 
 
 def test_wilson():

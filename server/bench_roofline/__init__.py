@@ -1,0 +1,1 @@
+"""`unmask bench roofline`: what a model can reach at most on given hardware, by arithmetic."""

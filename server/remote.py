@@ -1,0 +1,58 @@
+"""An OpenAI-compatible server seen from outside: a connection to it and what it lists, with complaints for the user."""
+
+import asyncio
+from typing import Any
+
+import httpx
+
+from engine import ConfigError
+
+TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+"""Seconds: an answer may wait behind many others."""
+MAX_TRIES = 8
+"""For a server that is full or starting."""
+
+
+def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
+    """A client with as many connections as it takes; `base_url` may end in /v1 or not. Raises ConfigError."""
+    base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1/"
+    headers = {"Authorization": f"Bearer {api_key}"}
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    try:
+        client = httpx.AsyncClient(base_url=base_url, headers=headers, timeout=TIMEOUT, limits=limits)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(f"{base_url} is no URL: {error}") from None
+    if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
+        raise ConfigError(f"{base_url} is no URL: it should look like http://127.0.0.1:8000")
+    return client
+
+
+async def first_model(http: httpx.AsyncClient) -> str:
+    """The first that the server lists. Raises ConfigError."""
+    listed = await call(http, "GET", "models", None)
+    try:
+        return str(listed["data"][0]["id"])
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"{http.base_url}models lists no model; name one with --model") from None
+
+
+async def call(http: httpx.AsyncClient, method: str, path: str, body: object) -> Any:
+    """The parsed answer. Raises ConfigError for any that is not a success, in the server's own words."""
+    response = None
+    for attempt in range(MAX_TRIES):
+        try:
+            response = await http.request(method, path, json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise ConfigError(f"{http.base_url}{path}: {error or type(error).__name__}") from None
+        if response.status_code not in (429, 503):
+            break
+        await asyncio.sleep(0.1 * 2**attempt)
+    assert response is not None
+    if response.status_code == httpx.codes.NOT_FOUND and path.startswith("chat"):
+        raise ConfigError(f"{http.base_url}{path} answered 404: {response.text:.200} (--plain asks without chat)")
+    if not response.is_success:
+        raise ConfigError(f"{http.base_url}{path} answered {response.status_code}: {response.text:.300}")
+    try:
+        return response.json()
+    except ValueError:
+        raise ConfigError(f"{http.base_url}{path} did not answer in JSON: {response.text:.200}") from None
