@@ -24,6 +24,7 @@ from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
 from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.request import FinishReason, Hole, Output, Submission, TokenLogprobs, Usage
+from engine.tally import DecodingStats, Discard, Distribution, RowKind
 from engine.turn import Workload
 from engine.unmask import UNMASKS
 
@@ -42,8 +43,11 @@ __all__ = [
     "ConfigError",
     "ContextLengthExceeded",
     "DecodeFigures",
+    "DecodingStats",
     "DemoProblem",
     "DiffusionParams",
+    "Discard",
+    "Distribution",
     "Engine",
     "EngineConfig",
     "EngineInfo",
@@ -61,6 +65,7 @@ __all__ = [
     "OutputStream",
     "QueueFull",
     "RequestFailed",
+    "RowKind",
     "SamplingParams",
     "Submission",
     "TokenLogprobs",

@@ -10,13 +10,15 @@ from starlette.responses import Response
 
 from engine import EngineLoop
 from server.errors import HANDLED, api_error
-from server.metrics import registry
+from server.metrics import make_metrics
+from server.metrics.http import HttpCounting
 from server.middleware import BodyLimit, RequestIds
 from server.routes import router
 from server.service import ServedModels, Service
 from server.settings import Settings
 from server.text import Tokenizer
 from server.unsupported import UnsupportedFields
+from server.watch import Watch
 
 
 def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> FastAPI:
@@ -31,7 +33,7 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
             await engine.stop(0.0)
 
     app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
-    names = settings.model_names
+    names, metrics = settings.model_names, make_metrics(engine, settings)
     app.state.service = Service(
         engine=engine,
         tokenizer=tokenizer,
@@ -39,13 +41,16 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
         temperature=settings.server.temperature,
         diffusion=settings.diffusion,
         unsupported=UnsupportedFields(),
+        watch=Watch(metrics.witnesses),
     )
-    app.state.registry = registry(engine, names[0])
+    app.state.registry = metrics.registry
     app.include_router(router)
+    metrics.http.expect(router.routes)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestIds)  # the last one added is the outermost
+    app.add_middleware(RequestIds)
+    app.add_middleware(HttpCounting, metrics=metrics.http)  # the last one added is the outermost
     return app
 
 

@@ -45,6 +45,8 @@ class ServerConfig:
     """Seconds without a sign of life from the engine after which /health answers 503."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are logged."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """Beside its own metrics, /metrics shows these under another server's names, for dashboards made for that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
