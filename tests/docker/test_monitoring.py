@@ -68,13 +68,9 @@ def test_rules_do_what_their_unit_tests_say(tool):
 def test_every_rule_has_a_unit_test():
     rules = [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
     tests = [
-        test
-        for path in (PROMETHEUS / "tests").glob("*.test.yml")
-        for test in yaml.safe_load(path.read_text())["tests"]
+        test for path in (PROMETHEUS / "tests").glob("*.test.yml") for test in yaml.safe_load(path.read_text())["tests"]
     ]
-    fired = {
-        check["alertname"] for test in tests for check in test.get("alert_rule_test", ()) if check["exp_alerts"]
-    }
+    fired = {check["alertname"] for test in tests for check in test.get("alert_rule_test", ()) if check["exp_alerts"]}
     silent = {
         check["alertname"] for test in tests for check in test.get("alert_rule_test", ()) if not check["exp_alerts"]
     }
