@@ -1,8 +1,10 @@
 # Everything a developer does, each target with its own set-up. `make check` is what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
+# Kustomization and settings are no resources of Kubernetes.
+MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docker/k8s/*.yaml))
 
-.PHONY: help setup serve test test-slow lint check clean
+.PHONY: help setup serve test test-slow lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,7 +23,10 @@ serve: setup  ## serve the bundled demo model on http://127.0.0.1:8000
 test: setup  ## the tests, under five minutes
 	$(BIN)/python -m pytest -q
 
-test-slow: setup  ## the tests that take minutes
+tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what follows
+	PYTHON=$(PYTHON) .ci/tools
+
+test-slow: setup tools  ## the tests that take minutes, with real Prometheus and nginx
 	$(BIN)/python -m pytest -q -m slow || test $$? -eq 5  # 5: there are none
 
 lint: setup  ## ruff and mypy
@@ -29,7 +34,14 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-check: lint test test-slow  ## what CI runs
+lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kubernetes manifests
+	$(BIN)/hadolint Dockerfile
+	PATH=$$PWD/.tools/bin:$$PATH dclint --max-warnings 0 -c docker/.dclintrc.yaml docker
+	.tools/bin/promtool check config docker/prometheus/prometheus.yml
+	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
+	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
+
+check: lint lint-deploy test test-slow  ## what CI runs
 
 clean:  ## remove what set-up and tests made
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

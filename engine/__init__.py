@@ -35,6 +35,7 @@ from engine.roofline import (
     predict,
     steps,
 )
+from engine.tally import DecodingStats, Discard, Distribution, RowKind
 from engine.turn import Workload
 from engine.unmask import UNMASKS
 
@@ -56,8 +57,11 @@ __all__ = [
     "ContextLengthExceeded",
     "Cost",
     "DecodeFigures",
+    "DecodingStats",
     "DemoProblem",
     "DiffusionParams",
+    "Discard",
+    "Distribution",
     "Engine",
     "EngineConfig",
     "EngineInfo",
@@ -77,6 +81,7 @@ __all__ = [
     "Prediction",
     "QueueFull",
     "RequestFailed",
+    "RowKind",
     "SamplingParams",
     "Step",
     "Submission",

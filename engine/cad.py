@@ -40,11 +40,17 @@ class Cad(UnmaskPolicy):
         return Needs(vocabulary=vocabulary, by_entropy=request.diffusion.confidence_method == "entropy")
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        progress = request.block.step / _steps(request)
-        threshold = max(FIRST_THRESHOLD * (1 - progress) + LAST_THRESHOLD * progress, LAST_THRESHOLD)
-        chosen = scores.confidence >= threshold
+        chosen = scores.confidence >= _threshold(request)
         chosen[scores.log_odds.argmax()] = True
         return chosen
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((scores.confidence < _threshold(request)).all())
+
+
+def _threshold(request: Request) -> float:
+    progress = request.block.step / _steps(request)
+    return max(FIRST_THRESHOLD * (1 - progress) + LAST_THRESHOLD * progress, LAST_THRESHOLD)
 
 
 def _steps(request: Request) -> int:

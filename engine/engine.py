@@ -34,6 +34,7 @@ from engine.runner import (
 )
 from engine.scheduler import Scheduler
 from engine.scores import score
+from engine.tally import DecodingStats, Tally
 from engine.unmask import effective, needs
 
 MIN_BATCH_ROWS = 2048
@@ -81,6 +82,8 @@ class EngineStats:
     finished: Mapping[FinishReason, int]
     rejected: int
     """Requests refused for want of a place in the queue."""
+    decoding: DecodingStats
+    """What the steps have cost and yielded."""
 
 
 class Engine:
@@ -99,6 +102,7 @@ class Engine:
         )
         self._forwards = self._rows_computed = self._prompt_tokens = self._generated_tokens = 0
         self._finished = Counter(dict.fromkeys(FinishReason, 0))
+        self.tally = Tally()
 
     def new_request(self, submission: Submission) -> Request:
         """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
@@ -116,6 +120,7 @@ class Engine:
         output = self.scheduler.abort(request_id, reason)
         if output:
             self._finished[reason] += 1
+            self.tally.completed([output])
         return output
 
     @torch.inference_mode()
@@ -125,11 +130,13 @@ class Engine:
         Raises DeviceLost if the device itself has failed.
         """
         faults = self.scheduler.faults
-        plans = self.scheduler.schedule()
-        plans, scores = in_parts(plans, self._score, faults, lambda rows: self.scheduler.lower_budget(rows // 2))
-        plans, scores, chosen = choose(plans, scores, faults)
-        outputs = self.scheduler.commit(plans, scores, chosen)
-        self._count(outputs)
+        with self.tally.step():
+            plans = self.scheduler.schedule()
+            plans, scores = in_parts(plans, self._score, faults, lambda rows: self.scheduler.lower_budget(rows // 2))
+            plans, scores, chosen = choose(plans, scores, faults)
+            self.tally.chosen(plans, scores, chosen)
+            outputs = self.scheduler.commit(plans, scores, chosen)
+            self._count(outputs)
         return [*outputs, *self._fail(faults.take())]
 
     @property
@@ -151,12 +158,15 @@ class Engine:
             generated_tokens=self._generated_tokens,
             finished=dict(self._finished),
             rejected=rejected,
+            decoding=self.tally.read(),
         )
 
     def _score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """The only heavy call: these plans in one forward."""
-        logits, importance = self.runner.forward(build(plans, self.runner.device))
-        scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
+        batch = build(plans, self.runner.device)
+        with self.tally.forward():
+            logits, importance = self.runner.forward(batch)
+            scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
         self._forwards += 1
         self._rows_computed += sum(len(plan.rows) for plan in plans)
         return scores
@@ -169,6 +179,7 @@ class Engine:
     def _count(self, outputs: Sequence[Output]) -> None:
         self._generated_tokens += sum(len(output.token_ids) for output in outputs)
         self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
+        self.tally.completed(outputs)
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Engine:

@@ -139,3 +139,7 @@ class UnmaskPolicy(Protocol):
     def select(self, request: Request, scores: Scores) -> Mask:
         """`scores` are of the open block's targets alone -> bool [targets]."""
         ...
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        """Whether no target reached the policy's bar; it still takes one, since every step decodes one."""
+        return False

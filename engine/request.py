@@ -99,6 +99,8 @@ class Output:
     """One for each of `token_ids`; None unless asked for."""
     stop_id: int | None = None
     """The token that ended the answer, if one did; not among `token_ids`."""
+    admitted_at: float | None = field(default=None, compare=False)
+    """When it left the queue, by `time.monotonic()`; None if it never did. No part of what was answered."""
 
 
 @dataclass(slots=True)
@@ -187,6 +189,8 @@ class Request:
     """The KV pages it holds, ascending; empty while it waits."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     """The KV slot of each position, while it holds pages."""
+    admitted_at: float | None = None
+    """When it left the queue, by `time.monotonic()`."""
     forwards: int = 0
     rows_computed: int = 0
     completion_tokens: int = 0

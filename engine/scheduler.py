@@ -4,8 +4,10 @@ The only writer of `Request`. Sees plans and host arrays, never tensors; which r
 policy's word.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,7 +56,7 @@ class Scheduler:
                 if request.id == request_id:
                     queue.remove(request)
                     self.pool.release(request.pages)
-                    return Output(request_id=request.id, token_ids=(), finish_reason=reason, usage=request.usage)
+                    return _output(request, (), reason)
         return None
 
     def lower_budget(self, rows: int) -> None:
@@ -104,6 +106,7 @@ class Scheduler:
             if pages is None:
                 return
             request.pages, request.slots = pages, self.pool.slots(pages, request.end)
+            request.admitted_at = time.monotonic()
             self.running.append(self.waiting.popleft())
             with self.faults.of(request):
                 _open_block(request, 0, request.answer_start)
@@ -125,14 +128,21 @@ class Scheduler:
             self.running.remove(request)
             self.pool.release(request.pages)
         is_asked = request.sampling.logprobs is not None
-        return Output(
-            request_id=request.id,
-            token_ids=tokens,
-            finish_reason=reason,
-            usage=request.usage,
+        return replace(
+            _output(request, tokens, reason),
             logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
             stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
         )
+
+
+def _output(request: Request, tokens: tuple[int, ...], reason: FinishReason | None) -> Output:
+    return Output(
+        request_id=request.id,
+        token_ids=tokens,
+        finish_reason=reason,
+        usage=request.usage,
+        admitted_at=request.admitted_at,
+    )
 
 
 def _open_block(request: Request, index: int, start: int) -> None:

@@ -65,6 +65,9 @@ class Threshold(UnmaskPolicy):
     def select(self, request: Request, scores: Scores) -> Mask:
         return _top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
 
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((scores.confidence < request.diffusion.threshold).all())
+
 
 class Factor(UnmaskPolicy):
     """The n most confident for the largest n with (n + 1)(1 - c_n) < factor, at least one (Fast-dLLM, section 3.3)."""
@@ -74,6 +77,9 @@ class Factor(UnmaskPolicy):
         n = np.arange(1, len(ordered) + 1)
         fits = np.flatnonzero((n + 1) * (1.0 - ordered) < request.diffusion.factor)
         return _top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((2 * (1.0 - scores.confidence) >= request.diffusion.factor).all())
 
 
 @lru_cache(maxsize=64)
@@ -197,6 +203,9 @@ class CertaintyThreshold(UnmaskPolicy):
     def select(self, request: Request, scores: Scores) -> Mask:
         certainty = _certainty(request, scores)
         return _top(certainty, 1) | (certainty >= request.diffusion.threshold)
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((_certainty(request, scores) < request.diffusion.threshold).all())
 
 
 def _certainty(request: Request, scores: Scores) -> Floats:

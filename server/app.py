@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -10,28 +11,38 @@ from starlette.responses import Response
 
 from engine import EngineLoop
 from server.errors import HANDLED, api_error
-from server.metrics import registry
+from server.logs import stats_lines
 from server.middleware import BodyLimit, RequestIds
+from server.observe import observers
 from server.routes import router
 from server.service import ServedModels, Service
 from server.settings import Settings
 from server.text import Tokenizer
 from server.unsupported import UnsupportedFields
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
-def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> FastAPI:
-    """Starts the engine with the app and stops it with the app; draining it first is the caller's business."""
+
+def create_app(
+    engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None" = None
+) -> FastAPI:
+    """Starts the engine with the app and stops it with the app; draining it first is the caller's business.
+
+    `tracer` is told a span for each request.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
-            yield
+            async with stats_lines(engine):
+                yield
         finally:
             await engine.stop(0.0)
 
     app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
-    names = settings.model_names
+    names, watching = settings.model_names, observers(engine, tokenizer, settings, tracer)
     app.state.service = Service(
         engine=engine,
         tokenizer=tokenizer,
@@ -39,13 +50,14 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
         temperature=settings.server.temperature,
         diffusion=settings.diffusion,
         unsupported=UnsupportedFields(),
+        watch=watching.watch,
     )
-    app.state.registry = registry(engine, names[0])
     app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestIds)  # the last one added is the outermost
+    app.add_middleware(RequestIds)
+    watching.install(app, router.routes)  # the last middleware added is the outermost
     return app
 
 

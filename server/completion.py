@@ -7,8 +7,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from engine import EngineUnavailable, FinishReason, OutputStream, RequestFailed, Usage
+from engine import EngineUnavailable, FinishReason, RequestFailed, Usage
 from server.text import Detokenizer, StopStrings
+from server.watch import WatchedStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class Delta:
 class Choice:
     """One engine request as text."""
 
-    def __init__(self, index: int, stream: OutputStream, detokenizer: Detokenizer, stops: StopStrings) -> None:
+    def __init__(self, index: int, stream: WatchedStream, detokenizer: Detokenizer, stops: StopStrings) -> None:
         self.index = index
         self._stream = stream
         self._detokenizer = detokenizer
@@ -43,8 +44,9 @@ class Choice:
             last = reason is not None
             text, stopped = self._stops.push(self._detokenizer.push(output.token_ids, last=last), last=last)
             if stopped:
-                self.abort()
                 reason = FinishReason.STOP
+            if reason is not None:
+                self._stream.finish(reason)
             yield Delta(index=self.index, text=text, finish_reason=reason, usage=output.usage)
             if reason is not None:
                 return

@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import logging
 import os
 import socket
 import sys
@@ -13,9 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
-from server import dry_run
+from server import dry_run, logs
 from server.app import create_app
 from server.lifecycle import Server
+from server.observe import tracer_of
 from server.report import start_report
 from server.settings import ServerConfig
 from server.sources import load_settings
@@ -29,12 +29,11 @@ def main(argv: Sequence[str]) -> int:
     if memories:
         dry_run.show(settings.engine, memories, Console())
         return 0
-    logging.basicConfig(
-        level=settings.server.log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logs.set_up(settings.server)
+    tracer = tracer_of(settings)
     with closing(_bind(settings.server)) as sock:
         engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)
-        app = create_app(engine, Tokenizer.load(engine.info.folder), settings)
+        app = create_app(engine, Tokenizer.load(engine.info.folder), settings, tracer)
         report = start_report(engine.info, settings.model_names[0], _url(sock))
         server = Server(
             app,
@@ -43,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
             announce=lambda: Console().print(report, highlight=False, markup=False, soft_wrap=True),
         )
         asyncio.run(server.serve(sockets=[sock]))
+    if tracer:
+        tracer.shutdown()  # sends what is still held
     return 0 if server.started else 1
 
 

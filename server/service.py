@@ -10,6 +10,7 @@ from server.errors import ModelNotFound
 from server.schemas import ModelCard, Prompts
 from server.text import Detokenizer, StopStrings, Tokenizer
 from server.unsupported import UnsupportedFields
+from server.watch import Watch
 
 
 class ServedModels:
@@ -44,6 +45,7 @@ class Service:
     temperature: float
     diffusion: DiffusionParams
     unsupported: UnsupportedFields
+    watch: Watch
 
     async def encode(self, prompts: Prompts) -> list[list[int]]:
         """Prompts as ids, which they may be already."""
@@ -61,12 +63,11 @@ class Service:
         diffusion: DiffusionParams,
     ) -> Completion:
         """One choice for each prompt, all of them in the engine's queue. Raises what `EngineLoop.submit` raises."""
-        streams = self.engine.submit(
-            [
-                Submission(request_id=f"{answer_id}-{index}", prompt_ids=prompt, sampling=sampling, diffusion=diffusion)
-                for index, prompt in enumerate(prompts)
-            ]
-        )
+        submissions = [
+            Submission(request_id=f"{answer_id}-{index}", prompt_ids=prompt, sampling=sampling, diffusion=diffusion)
+            for index, prompt in enumerate(prompts)
+        ]
+        streams = map(self.watch.over, self.engine.submit(submissions), submissions)
         choices = [
             Choice(index, stream, Detokenizer(self.tokenizer), StopStrings(stops))
             for index, stream in enumerate(streams)

@@ -45,6 +45,14 @@ class ServerConfig:
     """Seconds without a sign of life from the engine after which /health answers 503."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are logged."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines for people or for machines."""
+    log_prompts: bool = False
+    """Log each request's prompt too; without it no line shows what anybody asked."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """Beside its own metrics, /metrics shows these under another server's names, for dashboards made for that."""
+    otlp_endpoint: str | None = None
+    """Send a trace of each request to this OpenTelemetry collector (http://host:4318); needs `unmask[otel]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -112,7 +112,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
             groups[option.section].add_argument(
                 _as_flag(option.key),
                 dest=option.key,
-                nargs="+" if option.is_list else None,
+                **_arity(option),
                 metavar="{" + ",".join(option.choices) + "}" if option.choices else option.name.split("_")[-1].upper(),
                 help=_help(option),
             )
@@ -123,6 +123,12 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
         if name.startswith("--") and name not in flags and name != "--":
             raise ConfigError(f"{name} is not a flag{_hint(name, flags, str)}")
     return vars(parser.parse_args(argv))
+
+
+def _arity(option: Option) -> dict[str, Any]:
+    if option.type is bool:
+        return {"nargs": "?", "const": "true"}  # `--log-prompts` alone will do
+    return {"nargs": "+" if option.is_list else None}
 
 
 def _help(option: Option) -> str:

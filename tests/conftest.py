@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import httpx
 import pytest
@@ -95,21 +96,21 @@ def serve():
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "server.cli", "serve", *arguments, "--port", str(port)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(600):
-                assert process.poll() is None, process.stdout.read()
-                with suppress(httpx.TransportError):
-                    if httpx.get(f"{url}/ready").status_code == 200:
-                        break
-                time.sleep(0.1)
-            yield url
-            process.terminate()
-            assert process.wait(timeout=40) == 0
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+        with TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the server
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                for _ in range(600):
+                    assert process.poll() is None, log.seek(0) or log.read()
+                    with suppress(httpx.TransportError):
+                        if httpx.get(f"{url}/ready").status_code == 200:
+                            break
+                    time.sleep(0.1)
+                yield url
+                process.terminate()
+                assert process.wait(timeout=40) == 0
+            finally:
+                process.kill()
+                process.wait()
 
     return running

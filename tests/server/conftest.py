@@ -31,6 +31,7 @@ from engine import (
     Submission,
     Usage,
 )
+from engine.tally import Tally
 from server.app import create_app
 from server.lifecycle import Server
 from server.settings import build
@@ -121,7 +122,9 @@ class FakeEngine:
             generated_tokens=17,
             finished={FinishReason.STOP: 19},
             rejected=23,
+            decoding=Tally().read(),
         )
+        self.heartbeat_age = 0.25
         self.healthy = True
         self.accepting = True
         self.script: Script | None = lambda _: ["one ", "two"]

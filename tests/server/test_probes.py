@@ -1,8 +1,4 @@
-"""What machines ask: models, health, readiness, metrics."""
-
-from prometheus_client.parser import text_string_to_metric_families
-
-from engine import FinishReason
+"""What machines ask: models, health, readiness; what they scrape is in `test_metrics.py`."""
 
 
 async def test_models_are_listed_the_default_first(api):
@@ -37,33 +33,6 @@ async def test_ready_while_requests_are_taken(api, engine):
     api.error_of(await api.client.get("/ready"), 503)
     engine.healthy, engine.accepting = True, False
     api.error_of(await api.client.get("/ready"), 503)
-
-
-async def test_metrics_are_the_engines_statistics(api):
-    response = await api.client.get("/metrics")
-    assert response.headers["content-type"].startswith("text/plain")
-    families = {family.name: family for family in text_string_to_metric_families(response.text)}
-    assert all(name.startswith("unmask_") and family.documentation for name, family in families.items())
-    samples = {
-        sample.name: sample
-        for family in families.values()
-        for sample in family.samples
-        if "reason" not in sample.labels
-    }
-    assert {name: sample.value for name, sample in samples.items()} == {
-        "unmask_requests_running": 2,
-        "unmask_requests_waiting": 3,
-        "unmask_kv_pages_used": 5,
-        "unmask_kv_pages_capacity": 128,
-        "unmask_prompt_tokens_total": 13,
-        "unmask_generation_tokens_total": 17,
-        "unmask_forwards_total": 70,
-        "unmask_rows_computed_total": 1100,
-        "unmask_requests_rejected_total": 23,
-    }
-    assert all(sample.labels == {"model_name": "fake"} for sample in samples.values())
-    finished = {sample.labels["reason"]: sample.value for sample in families["unmask_requests_finished"].samples}
-    assert finished == {reason: 19 if reason is FinishReason.STOP else 0 for reason in FinishReason}
 
 
 async def test_the_schema_can_be_read(api):

@@ -151,3 +151,11 @@ def test_the_configs_that_ship(name, model, served):
 def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [([], False), (["--log-prompts"], True), (["--log-prompts", "false"], False), (["--log-prompts=true"], True)],
+)
+def test_a_switch_needs_no_value(argv, expected):
+    assert load_settings(argv, {}).server.log_prompts is expected

@@ -1,0 +1,56 @@
+"""How many HTTP requests each route answered, by class of status; what machines poll is left out."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.middleware import QUIET_PATHS
+
+CLASSES = ("2xx", "3xx", "4xx", "5xx")
+OTHER = "other"
+"""The handler of paths that are no route: what strangers ask for must not become labels."""
+
+
+class HttpMetrics:
+    """The counter behind `HttpCounting`."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+        self._model_name = model_name
+        self._responses = Counter(
+            "unmask_http_responses",
+            "HTTP answers, by route and class of status.",
+            ("model_name", "handler", "code"),
+            registry=registry,
+        )
+
+    def expect(self, routes: Iterable[BaseRoute]) -> None:
+        """Series at 0 for each route: what is absent cannot be told from what never happened."""
+        paths = {route.path for route in routes if isinstance(route, Route)} - QUIET_PATHS
+        for handler in (*sorted(paths), OTHER):
+            for code in CLASSES:
+                self._responses.labels(self._model_name, handler, code)
+
+    def count(self, handler: str, status: int) -> None:
+        self._responses.labels(self._model_name, handler, f"{status // 100}xx").inc()
+
+
+class HttpCounting:
+    """Middleware; the outermost one, so that it sees the status that goes out."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+            await self._app(scope, receive, send)
+            return
+
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.count(getattr(scope.get("route"), "path", OTHER), message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counting_send)

@@ -1,0 +1,116 @@
+"""One engine request seen from outside: when it came, left the queue, showed its blocks, and how it ended.
+
+Whoever wants to know is a witness: metrics, the log, tracing. Knows nothing of what they do with it.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from engine import FinishReason, Output, OutputStream, Submission, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """Where one request stands. Times are `time.monotonic()`, in seconds."""
+
+    submission: Submission
+    submitted: float
+    usage: Usage
+    """Up to the last block seen."""
+    admitted: float | None = None
+    """When it left the queue."""
+    first_block: float | None = None
+    last_block: float | None = None
+    ended: float | None = None
+    finish_reason: FinishReason | None = None
+    """As its reader sees it: a stop string ends an answer that the engine would go on with."""
+
+    @property
+    def queue_seconds(self) -> float | None:
+        return None if self.admitted is None else max(self.admitted - self.submitted, 0.0)
+
+    @property
+    def first_block_seconds(self) -> float | None:
+        """From submission."""
+        return None if self.first_block is None else self.first_block - self.submitted
+
+    @property
+    def seconds(self) -> float:
+        """From submission to the end, or to the last block so far."""
+        return (self.ended or self.last_block or self.submitted) - self.submitted
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """After the first block; None if nothing came after it."""
+        if self.ended is None or self.first_block is None or self.first_block == self.last_block:
+            return None
+        return (self.ended - self.first_block) / max(self.usage.completion_tokens - 1, 1)
+
+
+class Witness(Protocol):
+    """Somebody who is told."""
+
+    def saw_block(self, journey: Journey, seconds: float) -> None:
+        """`seconds` since the block before, or since submission if this is the first."""
+
+    def saw_end(self, journey: Journey) -> None:
+        """Told once for each request."""
+
+
+class Watch:
+    """Keeps an eye on streams for its witnesses."""
+
+    def __init__(self, witnesses: Sequence[Witness] = ()) -> None:
+        self._witnesses = witnesses
+
+    def over(self, stream: OutputStream, submission: Submission) -> "WatchedStream":
+        return WatchedStream(stream, submission, self._witnesses)
+
+
+class WatchedStream:
+    """An OutputStream whose reader also says how its answer ended."""
+
+    def __init__(self, stream: OutputStream, submission: Submission, witnesses: Sequence[Witness]) -> None:
+        self._stream = stream
+        self._witnesses = witnesses
+        usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
+        self.journey = Journey(submission=submission, submitted=time.monotonic(), usage=usage)
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        try:
+            async for output in self._stream:
+                self._saw(output)
+                yield output
+        except Exception:
+            self._end(FinishReason.ERROR)
+            raise
+
+    def finish(self, reason: FinishReason) -> None:
+        """The answer is complete; the engine need not go on with it."""
+        self._end(reason)
+        self._stream.abort()
+
+    def abort(self) -> None:
+        """Nobody waits for the rest. Harmless after the end."""
+        self.finish(FinishReason.ABORT)
+
+    def _saw(self, output: Output) -> None:
+        now, journey = time.monotonic(), self.journey
+        since = journey.submitted if journey.last_block is None else journey.last_block
+        self.journey = replace(
+            journey,
+            usage=output.usage,
+            admitted=output.admitted_at,
+            first_block=now if journey.first_block is None else journey.first_block,
+            last_block=now,
+        )
+        for witness in self._witnesses:
+            witness.saw_block(self.journey, now - since)
+
+    def _end(self, reason: FinishReason) -> None:
+        if self.journey.ended is None:
+            self.journey = replace(self.journey, ended=time.monotonic(), finish_reason=reason)
+            for witness in self._witnesses:
+                witness.saw_end(self.journey)

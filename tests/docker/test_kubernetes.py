@@ -1,0 +1,106 @@
+"""The manifests: valid, complete, and in agreement with the server and the image that they run."""
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+import yaml
+
+from server.routes import router
+from server.sources import from_file, load_settings
+
+from .conftest import DOCKER
+
+K8S = DOCKER / "k8s"
+KUSTOMIZATION = yaml.safe_load((K8S / "kustomization.yaml").read_text())
+MANIFESTS = [K8S / name for name in KUSTOMIZATION["resources"]]
+
+
+def manifest(kind):
+    [found] = [m for m in (yaml.safe_load(path.read_text()) for path in MANIFESTS) if m["kind"] == kind]
+    return found
+
+
+@pytest.fixture
+def pod():
+    return manifest("Deployment")["spec"]["template"]["spec"]
+
+
+@pytest.fixture
+def container(pod):
+    [container] = pod["containers"]
+    return container
+
+
+@pytest.fixture
+def settings():
+    return load_settings(["--config", str(K8S / "settings.yaml")], {})
+
+
+def test_kustomize_builds_from_every_file_here():
+    [generated] = KUSTOMIZATION["configMapGenerator"]
+    assert {*KUSTOMIZATION["resources"], *generated["files"], "kustomization.yaml"} == {
+        path.name for path in K8S.iterdir()
+    }
+    assert KUSTOMIZATION["kind"] == "Kustomization"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_it_is_valid(path):
+    module = [sys.executable, "-m", "kubernetes_validate", "--strict", "--quiet", str(path)]
+    subprocess.run(module, check=True)
+
+
+def test_its_settings_are_settings(settings, container, pod):
+    assert settings.server.host == "0.0.0.0"
+    assert settings.server.port == container["ports"][0]["containerPort"]
+    assert from_file(K8S / "settings.yaml").values["log_format"] == "json"
+    [generated] = KUSTOMIZATION["configMapGenerator"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert container["args"] == ["--config", f"{mounts['settings']}/{generated['files'][0]}"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert set(volumes) == set(mounts)
+    assert volumes["settings"]["configMap"]["name"] == generated["name"]
+    claim = manifest("PersistentVolumeClaim")["metadata"]["name"]
+    assert volumes["model-cache"]["persistentVolumeClaim"]["claimName"] == claim
+
+
+def test_a_pod_has_time_to_drain(settings, pod, container):
+    from server.lifecycle import FLUSH_SECONDS
+
+    pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    needed = pause + settings.server.shutdown_timeout + FLUSH_SECONDS
+    assert pod["terminationGracePeriodSeconds"] > needed
+    noticed = container["readinessProbe"]["periodSeconds"] * container["readinessProbe"]["failureThreshold"]
+    assert pause >= noticed
+
+
+def test_a_pod_has_no_privileges(pod, container):
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_probes_are_routes(container):
+    paths = {route.path for route in router.routes}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in paths
+
+
+def test_everything_selects_the_same_pods(container):
+    deployment = manifest("Deployment")["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert deployment["selector"]["matchLabels"] == labels
+    assert manifest("Service")["spec"]["selector"] == labels
+    assert manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
+    assert manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels
+    assert manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]["name"] == "unmask"
+    assert manifest("Service")["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+
+
+def test_autoscaling_asks_for_a_metric_that_there_is(serve, llada_tiny):
+    [metric] = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
+    with serve(str(llada_tiny)) as url:
+        assert f"\n{metric['pods']['metric']['name']}{{" in httpx.get(f"{url}/metrics").text

@@ -1,0 +1,122 @@
+"""Lines in the log: what they say, in which format, and what they keep to themselves."""
+
+import json
+import logging
+import sys
+from dataclasses import replace
+from typing import cast
+
+import httpx
+import pytest
+
+from engine import EngineLoop
+from server import logs
+from server.app import create_app
+from server.settings import build
+
+
+@pytest.fixture
+def complete(engine, tokenizer):
+    """Completes a prompt on a server with these settings."""
+
+    async def one(prompt, **settings):
+        app = create_app(cast(EngineLoop, engine), tokenizer, build({"served_model_name": ["fake"], **settings}))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post("/v1/completions", json={"prompt": prompt, "stop": "wo"})
+
+    return one
+
+
+def lines(caplog, formatter):
+    return [formatter.format(record) for record in caplog.records if record.name == "server.logs"]
+
+
+async def test_one_line_for_each_request(complete, caplog):
+    caplog.set_level("INFO")
+    answer = (await complete("secret")).json()
+    [text] = lines(caplog, logs.TextFormatter())
+    [line] = map(json.loads, lines(caplog, logs.JsonFormatter()))
+    assert line["id"] == answer["id"] + "-0"
+    assert line["model"] == "fake"
+    assert (line["prompt_tokens"], line["completion_tokens"], line["forwards"]) == (6, 7, 4)
+    assert line["finish_reason"] == "stop"
+    assert 0 < line["first_block_seconds"] <= line["total_seconds"]
+    assert line["queue_seconds"] is None
+    assert (line["level"], line["logger"], line["message"]) == ("info", "server.logs", "request")
+    assert f" id={answer['id']}-0 model=fake prompt_tokens=6 completion_tokens=7 forwards=4 queue_seconds=- " in text
+
+
+async def test_prompts_stay_out_of_it(complete, caplog):
+    caplog.set_level("DEBUG")
+    await complete("secret")
+    assert "secret" not in "".join(logs.TextFormatter().format(record) for record in caplog.records)
+    assert "secret" not in "".join(logs.JsonFormatter().format(record) for record in caplog.records)
+
+
+async def test_prompts_that_were_asked_for_stay_on_their_line(complete, caplog):
+    caplog.set_level("INFO")
+    prompt = 'two\nlines "quoted" \x1b[31m'
+    await complete(prompt, log_prompts=True)
+    [text] = lines(caplog, logs.TextFormatter())
+    assert text.isprintable()
+    assert text.endswith(f" prompt={json.dumps(prompt)}")
+    [line] = lines(caplog, logs.JsonFormatter())
+    assert line.isprintable()
+    assert json.loads(line)["prompt"] == prompt
+
+
+def test_an_exception_is_part_of_its_json_line():
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "request %s failed", ("r1",), sys.exc_info())
+    text = logs.JsonFormatter().format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["message"] == "request r1 failed"
+    assert line["exception"].endswith("ValueError: broken")
+
+
+async def test_a_line_now_and_then_while_there_is_work(engine, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    naps = []
+
+    async def nap(seconds):
+        naps.append(seconds)
+        match len(naps):
+            case 1:
+                engine.stats = replace(
+                    engine.stats,
+                    forwards=170,
+                    generated_tokens=517,
+                    decoding=replace(engine.stats.decoding, denoising_steps=200, tokens_decoded=500),
+                )
+            case 2:
+                engine.stats = replace(engine.stats, running=0, waiting=0)
+            case 3:
+                pass
+            case _:
+                done.set()
+                await forever.wait()
+
+    import asyncio
+
+    done, forever = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(logs.asyncio, "sleep", nap)
+    async with logs.stats_lines(engine):
+        await done.wait()
+    assert set(naps) == {logs.STATS_SECONDS}
+    [line] = map(json.loads, lines(caplog, logs.JsonFormatter()))
+    assert (line["running"], line["waiting"], line["message"]) == (2, 3, "busy")
+    assert line["forwards_per_second"] == 10.0
+    assert line["generation_tokens_per_second"] == 50.0
+    assert line["tokens_per_forward"] == 2.5
+
+
+@pytest.mark.parametrize(("log_format", "kind"), [("text", logs.TextFormatter), ("json", logs.JsonFormatter)])
+def test_the_format_is_a_setting(log_format, kind, monkeypatch):
+    given = {}
+    monkeypatch.setattr(logs.logging, "basicConfig", lambda **options: given.update(options))
+    logs.set_up(build({"log_format": log_format, "log_level": "warning"}).server)
+    assert given["level"] == "WARNING"
+    assert [type(handler.formatter) for handler in given["handlers"]] == [kind]
