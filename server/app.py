@@ -12,11 +12,11 @@ from engine import EngineLoop
 from server.errors import HANDLED, api_error
 from server.metrics import registry
 from server.middleware import BodyLimit, RequestIds
+from server.openapi import Api
 from server.routes import router
-from server.service import ServedModels, Service
+from server.service import Service
 from server.settings import Settings
 from server.text import Tokenizer
-from server.unsupported import UnsupportedFields
 
 
 def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> FastAPI:
@@ -30,17 +30,9 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
         finally:
             await engine.stop(0.0)
 
-    app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
-    names = settings.model_names
-    app.state.service = Service(
-        engine=engine,
-        tokenizer=tokenizer,
-        models=ServedModels(names, max_model_len=engine.info.max_model_len),
-        temperature=settings.server.temperature,
-        diffusion=settings.diffusion,
-        unsupported=UnsupportedFields(),
-    )
-    app.state.registry = registry(engine, names[0])
+    app = Api(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
+    app.state.service = Service.around(engine, tokenizer, settings)
+    app.state.registry = registry(engine, settings.model_names[0])
     app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)

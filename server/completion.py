@@ -5,10 +5,32 @@ A whole answer is the fold of the streamed one. Knows the engine's types and tex
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Protocol
 
-from engine import EngineUnavailable, FinishReason, OutputStream, RequestFailed, Usage
-from server.text import Detokenizer, StopStrings
+from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
+from server.passage import Passage, Token, shifted
+
+NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
+
+
+class Stream(Protocol):
+    """What the engine says of one request, as `engine.OutputStream` hands it out."""
+
+    def __aiter__(self) -> AsyncIterator[Output]: ...
+
+    def abort(self) -> None: ...
+
+
+class EmptyStream:
+    """The answer of no tokens at all: the engine is not asked for it."""
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        yield Output(request_id="", token_ids=(), finish_reason=FinishReason.LENGTH, usage=NOTHING)
+
+    def abort(self) -> None:
+        """Nothing runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,60 +40,156 @@ class Delta:
     index: int
     text: str
     """Empty where the block holds nothing to show, or nothing that is final yet."""
+    tokens: Sequence[Token] = ()
+    """Those that begin in the text, where somebody asked for them."""
     finish_reason: FinishReason | None
+    stop: str | int | None = None
+    """The stop string or stop token that ended the choice."""
     usage: Usage
     """Of this choice up to here."""
+    fills: tuple[str, ...] | None = None
+    """Of infilling, at the end: the text of each hole."""
 
 
 class Choice:
-    """One engine request as text."""
+    """One engine request as text: passages of generated text between literal ones."""
 
-    def __init__(self, index: int, stream: OutputStream, detokenizer: Detokenizer, stops: StopStrings) -> None:
+    def __init__(
+        self,
+        index: int,
+        stream: Stream,
+        passages: Sequence[Passage],
+        *,
+        literals: Sequence[str] = (),
+        prompt_tokens: Sequence[Token] = (),
+    ) -> None:
+        """`literals`: text before, between and behind the passages, if any. `prompt_tokens`: of the first of them."""
         self.index = index
         self._stream = stream
-        self._detokenizer = detokenizer
-        self._stops = stops
+        self._passages = passages
+        self._literals = literals or [""] * (len(passages) + 1)
+        self._prompt_tokens = prompt_tokens
+        self._open = 0
+        """The passage that is being read, and ..."""
+        self._num_taken = 0
+        """... the tokens that it has."""
+        self._base = len(self._literals[0])
+        """Where the open passage begins in the text."""
+        self._texts = [""] * len(passages)
+        self._logprobs: list[float] = []
+        """Of the tokens that its passages show, where they are known."""
+
+    @property
+    def mean_logprob(self) -> float:
+        """How sure the model was of the tokens shown so far; nothing is less sure than an empty answer."""
+        return sum(self._logprobs) / len(self._logprobs) if self._logprobs else -inf
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """One for each block. Raises RequestFailed, or EngineUnavailable if the server shut down meanwhile."""
+        text, tokens = self._literals[0], list(self._prompt_tokens)
         async for output in self._stream:
-            reason = output.finish_reason
-            if reason is FinishReason.ABORT:
-                raise EngineUnavailable("The server shut down before this answer was complete.")
-            if reason is FinishReason.ERROR:
-                raise RequestFailed("The engine failed while serving this request.")
-            last = reason is not None
-            text, stopped = self._stops.push(self._detokenizer.push(output.token_ids, last=last), last=last)
-            if stopped:
+            reason: FinishReason | None = output.finish_reason
+            stop: str | int | None = output.stop_id
+            check_end(output)
+            more, more_tokens = self._read(output)
+            if self._is_fill:
+                reason = reason and self._reason_of_fills
+                stop = None
+            elif self._passages[0].stop is not None:
                 self.abort()
-                reason = FinishReason.STOP
-            yield Delta(index=self.index, text=text, finish_reason=reason, usage=output.usage)
+                reason, stop = FinishReason.STOP, self._passages[0].stop
+            yield Delta(
+                index=self.index,
+                text=text + more,
+                tokens=tokens + more_tokens,
+                finish_reason=reason,
+                stop=stop,
+                usage=output.usage,
+                fills=tuple(self._texts) if reason and self._is_fill else None,
+            )
             if reason is not None:
                 return
+            text, tokens = "", []
         raise RequestFailed("The engine ended this request without a reason.")
 
     def abort(self) -> None:
         self._stream.abort()
 
+    @property
+    def _is_fill(self) -> bool:
+        return self._passages[0].length is not None
+
+    @property
+    def _reason_of_fills(self) -> FinishReason:
+        """A fill that nothing cut short has used up its hole."""
+        return FinishReason.STOP if all(passage.stop is not None for passage in self._passages) else FinishReason.LENGTH
+
+    def _read(self, output: Output) -> tuple[str, list[Token]]:
+        """Hands a block's tokens to the passages that they belong to."""
+        ids, logprobs = output.token_ids, output.logprobs
+        text, tokens = "", list[Token]()
+        while self._open < len(self._passages):
+            passage = self._passages[self._open]
+            room = len(ids) if passage.length is None else passage.length - self._num_taken
+            is_last = output.finish_reason is not None if passage.length is None else len(ids) >= room
+            fresh, begun = passage.push(ids[:room], logprobs and logprobs[:room], last=is_last)
+            self._num_taken += len(ids[:room])
+            ids, logprobs = ids[room:], logprobs and logprobs[room:]
+            self._texts[self._open] += fresh
+            self._logprobs += [token.logprobs.logprob for token in begun if token.logprobs]
+            text, tokens = text + fresh, tokens + shifted(begun, self._base)
+            if not is_last:
+                break
+            self._base += len(self._texts[self._open]) + len(self._literals[self._open + 1])
+            text += self._literals[self._open + 1]
+            self._open, self._num_taken = self._open + 1, 0
+        return text, tokens
+
 
 class Completion:
     """The choices of one answer. Whoever reads it must `abort` it in the end, finished or not."""
 
-    def __init__(self, choices: Sequence[Choice], num_prompt_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        num_prompt_tokens: Sequence[int],
+        *,
+        num_kept: int | None = None,
+        scoring: Usage = NOTHING,
+    ) -> None:
+        """`num_prompt_tokens`: of each prompt, every prompt having as many choices as the others.
+
+        `num_kept`: how many choices of each prompt a whole answer has, the most probable ones; None is all.
+        `scoring`: what was spent before decoding began.
+        """
         self._choices = choices
-        self._usages = [
-            Usage(prompt_tokens=count, completion_tokens=0, forwards=0, rows_computed=0) for count in num_prompt_tokens
-        ]
+        self._num_prompt_tokens = sum(num_prompt_tokens)
+        self._per_prompt = len(choices) // len(num_prompt_tokens)
+        self._num_kept = num_kept or self._per_prompt
+        self._scoring = scoring
+        self._usages = [NOTHING for _ in choices]
+        self._fills: list[tuple[str, ...] | None] = [None for _ in choices]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
 
     @property
     def usage(self) -> Usage:
-        """All choices together, up to here."""
+        """All choices together, up to here; each prompt once."""
+        spent = [*self._usages, self._scoring]
         return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in self._usages),
+            prompt_tokens=self._num_prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in self._usages),
-            forwards=sum(usage.forwards for usage in self._usages),
-            rows_computed=sum(usage.rows_computed for usage in self._usages),
+            forwards=sum(usage.forwards for usage in spent),
+            rows_computed=sum(usage.rows_computed for usage in spent),
         )
+
+    @property
+    def fills(self) -> list[str] | None:
+        """Of infilling: the text of each hole of the choices that have ended."""
+        ended = [fills for fills in self._fills if fills is not None]
+        return [text for fills in ended for text in fills] if ended else None
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Of all choices, as they come."""
@@ -92,6 +210,7 @@ class Completion:
                 if isinstance(delta, Exception):
                     raise delta
                 self._usages[delta.index] = delta.usage
+                self._fills[delta.index] = delta.fills
                 unfinished -= delta.finish_reason is not None
                 yield delta
         finally:
@@ -100,17 +219,36 @@ class Completion:
 
     async def fold(self) -> list[Delta]:
         """Each choice whole, in the order of the prompts."""
-        texts: list[list[str]] = [[] for _ in self._choices]
-        ends: dict[int, Delta] = {}
+        deltas: list[list[Delta]] = [[] for _ in self._choices]
         async for delta in self.deltas():
-            texts[delta.index].append(delta.text)
-            ends[delta.index] = delta
-        return [
-            Delta(index=i, text="".join(text), finish_reason=ends[i].finish_reason, usage=ends[i].usage)
-            for i, text in enumerate(texts)
-        ]
+            deltas[delta.index].append(delta)
+        whole = [_joined(parts) for parts in deltas]
+        if self._num_kept == self._per_prompt:
+            return whole
+        kept = [delta for group in self._by_prompt(whole) for delta in self._best(group)]
+        self._fills = [delta.fills for delta in kept]
+        return [replace(delta, index=index) for index, delta in enumerate(kept)]
 
     def abort(self) -> None:
         """Takes unfinished choices out of the engine; may be called at any time and again."""
         for choice in self._choices:
             choice.abort()
+
+    def _best(self, group: Sequence[Delta]) -> list[Delta]:
+        return sorted(group, key=lambda delta: self._choices[delta.index].mean_logprob, reverse=True)[: self._num_kept]
+
+    def _by_prompt(self, deltas: Sequence[Delta]) -> list[Sequence[Delta]]:
+        return [deltas[start : start + self._per_prompt] for start in range(0, len(deltas), self._per_prompt)]
+
+
+def check_end(output: Output) -> None:
+    """Raises for a request that the engine gave up."""
+    if output.finish_reason is FinishReason.ABORT:
+        raise EngineUnavailable("The server shut down before this answer was complete.")
+    if output.finish_reason is FinishReason.ERROR:
+        raise RequestFailed("The engine failed while serving this request.")
+
+
+def _joined(parts: Sequence[Delta]) -> Delta:
+    text = "".join(part.text for part in parts)
+    return replace(parts[-1], text=text, tokens=[token for part in parts for token in part.tokens])

@@ -10,7 +10,8 @@ from server.completion import Choice, Completion
 from server.eval.answers import Answer, Options
 from server.eval.policy import Policy
 from server.eval.questions import Question
-from server.text import Detokenizer, StopStrings, Tokenizer
+from server.passage import Detokenizer, Passage
+from server.text import Tokenizer
 
 
 class LocalModel:
@@ -32,7 +33,7 @@ class LocalModel:
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
-        choice = Choice(0, stream, Detokenizer(self._tokenizer), StopStrings(()))
+        choice = Choice(0, stream, [Passage(Detokenizer(self._tokenizer))])
         [end] = await Completion([choice], [len(prompt)]).fold()
         return Answer(
             text=self._options.trim(end.text),
