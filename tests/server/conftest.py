@@ -151,6 +151,7 @@ class FakeEngine:
         self.play: Callable[[FakeStream], None] | None = None
         """For what a script cannot say."""
         self.places = 8
+        self.can_fill = True
         self.streams: list[FakeStream] = []
         self.submitted = asyncio.Event()
 
@@ -171,10 +172,10 @@ class FakeEngine:
         self.streams += streams
         for stream in streams:
             allowed = stream.submission.sampling.allowed_ids
-            if self.script and stream.submission.holes and allowed and len(allowed) == 1:
-                stream.put(tuple(allowed), FinishReason.LENGTH)  # a prompt's token is scored
-            elif self.play:
+            if self.play:
                 self.play(stream)
+            elif self.script and stream.submission.holes and allowed and len(allowed) == 1:
+                stream.put(tuple(allowed), FinishReason.LENGTH)  # a prompt's token is scored
             elif self.script:
                 stream.play(self.script(stream.submission))
         self.submitted.set()
@@ -187,6 +188,8 @@ class FakeEngine:
     def _check(self, submission: Submission) -> None:
         if any(id_ > EOS for id_ in submission.sampling.allowed_ids or ()):
             raise InvalidRequest("out of vocabulary", param="allowed_ids")
+        if submission.holes and not self.can_fill:
+            raise InvalidRequest("this family cannot fill holes", param="holes")
         if not submission.prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if submission.diffusion.cache not in ("none", "prefix", "dual"):
