@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from engine import DiffusionParams, FinishReason
-from server.completion import Completion, Delta
+from server.choice import Delta
+from server.completion import Completion
 from server.logprobs import LogprobWriter
 from server.schemas import (
     ChatChoice,

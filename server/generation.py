@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine import ContextLengthExceeded, DiffusionParams, EngineLoop, InvalidRequest, SamplingParams, Submission
-from server.completion import NOTHING, Choice, Completion, EmptyStream, Stream
+from server.choice import NOTHING, Choice, EmptyStream, Stream
+from server.completion import Completion
 from server.convert import seeds
 from server.passage import Detokenizer, Passage, StopStrings, Token
 from server.prompts import Prompt

@@ -19,7 +19,7 @@ from engine import (
     TokenLogprobs,
     Usage,
 )
-from server.completion import NOTHING, check_end
+from server.choice import NOTHING, check_end
 
 MAX_IN_FLIGHT = 16
 """Tokens that one request scores at a time."""

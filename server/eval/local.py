@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
-from server.completion import Choice, Completion
+from server.choice import Choice
+from server.completion import Completion
 from server.eval.answers import Answer, Options
 from server.eval.policy import Policy
 from server.eval.questions import Question
