@@ -14,7 +14,8 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 256
 MAX_STOP_IDS = 128
 MAX_BIASES = 1024
-MAX_BAD_WORDS = 128
+MAX_BAD_WORDS = 64
+"""Each becomes two sequences of tokens, and the engine takes 128."""
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 _IdString = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
