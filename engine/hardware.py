@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from engine.models.layers import linear
+from engine.kernels import linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

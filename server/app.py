@@ -14,11 +14,11 @@ from server.errors import HANDLED, api_error
 from server.logs import stats_lines
 from server.middleware import BodyLimit, RequestIds
 from server.observe import observers
+from server.openapi import Api
 from server.routes import router
-from server.service import ServedModels, Service
+from server.service import Service
 from server.settings import Settings
 from server.text import Tokenizer
-from server.unsupported import UnsupportedFields
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -41,17 +41,9 @@ def create_app(
         finally:
             await engine.stop(0.0)
 
-    app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
-    names, watching = settings.model_names, observers(engine, tokenizer, settings, tracer)
-    app.state.service = Service(
-        engine=engine,
-        tokenizer=tokenizer,
-        models=ServedModels(names, max_model_len=engine.info.max_model_len),
-        temperature=settings.server.temperature,
-        diffusion=settings.diffusion,
-        unsupported=UnsupportedFields(),
-        watch=watching.watch,
-    )
+    app = Api(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
+    watching = observers(engine, tokenizer, settings, tracer)
+    app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
     app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)

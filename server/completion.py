@@ -1,79 +1,60 @@
-"""One answer while it grows: the engine's streams turned into text, block by block, its choices interleaved.
+"""One answer while it grows: its choices, interleaved as their blocks come.
 
-A whole answer is the fold of the streamed one. Knows the engine's types and text, nothing of JSON or HTTP.
+A whole answer is the fold of the streamed one.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from engine import EngineUnavailable, FinishReason, RequestFailed, Usage
-from server.text import Detokenizer, StopStrings
-from server.watch import WatchedStream
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """What one completed block adds to one choice."""
-
-    index: int
-    text: str
-    """Empty where the block holds nothing to show, or nothing that is final yet."""
-    finish_reason: FinishReason | None
-    usage: Usage
-    """Of this choice up to here."""
-
-
-class Choice:
-    """One engine request as text."""
-
-    def __init__(self, index: int, stream: WatchedStream, detokenizer: Detokenizer, stops: StopStrings) -> None:
-        self.index = index
-        self._stream = stream
-        self._detokenizer = detokenizer
-        self._stops = stops
-
-    async def deltas(self) -> AsyncIterator[Delta]:
-        """One for each block. Raises RequestFailed, or EngineUnavailable if the server shut down meanwhile."""
-        async for output in self._stream:
-            reason = output.finish_reason
-            if reason is FinishReason.ABORT:
-                raise EngineUnavailable("The server shut down before this answer was complete.")
-            if reason is FinishReason.ERROR:
-                raise RequestFailed("The engine failed while serving this request.")
-            last = reason is not None
-            text, stopped = self._stops.push(self._detokenizer.push(output.token_ids, last=last), last=last)
-            if stopped:
-                reason = FinishReason.STOP
-            if reason is not None:
-                self._stream.finish(reason)
-            yield Delta(index=self.index, text=text, finish_reason=reason, usage=output.usage)
-            if reason is not None:
-                return
-        raise RequestFailed("The engine ended this request without a reason.")
-
-    def abort(self) -> None:
-        self._stream.abort()
+from engine import Usage
+from server.choice import NOTHING, Choice, Delta
 
 
 class Completion:
     """The choices of one answer. Whoever reads it must `abort` it in the end, finished or not."""
 
-    def __init__(self, choices: Sequence[Choice], num_prompt_tokens: Sequence[int]) -> None:
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        num_prompt_tokens: Sequence[int],
+        *,
+        num_kept: int | None = None,
+        scoring: Usage = NOTHING,
+    ) -> None:
+        """`num_prompt_tokens`: of each prompt, every prompt having as many choices as the others.
+
+        `num_kept`: how many choices of each prompt a whole answer has, the most probable ones; None is all.
+        `scoring`: what was spent before decoding began.
+        """
         self._choices = choices
-        self._usages = [
-            Usage(prompt_tokens=count, completion_tokens=0, forwards=0, rows_computed=0) for count in num_prompt_tokens
-        ]
+        self._num_prompt_tokens = sum(num_prompt_tokens)
+        self._per_prompt = len(choices) // len(num_prompt_tokens)
+        self._num_kept = num_kept or self._per_prompt
+        self._scoring = scoring
+        self._usages = [NOTHING for _ in choices]
+        self._fills: list[tuple[str, ...] | None] = [None for _ in choices]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
 
     @property
     def usage(self) -> Usage:
-        """All choices together, up to here."""
+        """All choices together, up to here; each prompt once."""
+        spent = [*self._usages, self._scoring]
         return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in self._usages),
+            prompt_tokens=self._num_prompt_tokens,
             completion_tokens=sum(usage.completion_tokens for usage in self._usages),
-            forwards=sum(usage.forwards for usage in self._usages),
-            rows_computed=sum(usage.rows_computed for usage in self._usages),
+            forwards=sum(usage.forwards for usage in spent),
+            rows_computed=sum(usage.rows_computed for usage in spent),
         )
+
+    @property
+    def fills(self) -> list[str] | None:
+        """Of infilling: the text of each hole of the choices that have ended."""
+        ended = [fills for fills in self._fills if fills is not None]
+        return [text for fills in ended for text in fills] if ended else None
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Of all choices, as they come."""
@@ -94,6 +75,7 @@ class Completion:
                 if isinstance(delta, Exception):
                     raise delta
                 self._usages[delta.index] = delta.usage
+                self._fills[delta.index] = delta.fills
                 unfinished -= delta.finish_reason is not None
                 yield delta
         finally:
@@ -102,17 +84,28 @@ class Completion:
 
     async def fold(self) -> list[Delta]:
         """Each choice whole, in the order of the prompts."""
-        texts: list[list[str]] = [[] for _ in self._choices]
-        ends: dict[int, Delta] = {}
+        deltas: list[list[Delta]] = [[] for _ in self._choices]
         async for delta in self.deltas():
-            texts[delta.index].append(delta.text)
-            ends[delta.index] = delta
-        return [
-            Delta(index=i, text="".join(text), finish_reason=ends[i].finish_reason, usage=ends[i].usage)
-            for i, text in enumerate(texts)
-        ]
+            deltas[delta.index].append(delta)
+        whole = [_joined(parts) for parts in deltas]
+        if self._num_kept == self._per_prompt:
+            return whole
+        kept = [delta for group in self._by_prompt(whole) for delta in self._best(group)]
+        self._fills = [delta.fills for delta in kept]
+        return [replace(delta, index=index) for index, delta in enumerate(kept)]
 
     def abort(self) -> None:
         """Takes unfinished choices out of the engine; may be called at any time and again."""
         for choice in self._choices:
             choice.abort()
+
+    def _best(self, group: Sequence[Delta]) -> list[Delta]:
+        return sorted(group, key=lambda delta: self._choices[delta.index].mean_logprob, reverse=True)[: self._num_kept]
+
+    def _by_prompt(self, deltas: Sequence[Delta]) -> list[Sequence[Delta]]:
+        return [deltas[start : start + self._per_prompt] for start in range(0, len(deltas), self._per_prompt)]
+
+
+def _joined(parts: Sequence[Delta]) -> Delta:
+    text = "".join(part.text for part in parts)
+    return replace(parts[-1], text=text, tokens=[token for part in parts for token in part.tokens])

@@ -1,42 +1,67 @@
-"""Between the wire types of `server/schemas.py` and the engine's: requests one way, answers the other."""
+"""From the wire types of a request to the engine's parameters."""
 
 import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import sha256
 
-from engine import DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Usage
-from server.completion import Completion, Delta
-from server.schemas import (
-    CompletionChoice,
-    CompletionRequest,
-    CompletionResponse,
-    CompletionUsage,
-    DiffusionRequest,
-    DiffusionUsage,
-    StreamOptions,
-)
+from engine import DiffusionParams, InvalidRequest, SamplingParams
+from server.schemas import DiffusionRequest, SamplingRequest
+from server.text import Tokenizer
 
-DEFAULT_MAX_TOKENS = 16
-"""OpenAI's default for completions."""
+ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids", "holes": "prompt"}
+"""The engine's words for what the API calls otherwise, in errors that name a field."""
 
 
-def sampling_params(body: CompletionRequest, default_temperature: float) -> SamplingParams:
+async def sampling_params(
+    body: SamplingRequest, tokenizer: Tokenizer, *, max_tokens: int, temperature: float, logprobs: int | None
+) -> SamplingParams:
+    """`temperature` is the server's default. The seed is left to `seeds`."""
     return SamplingParams(
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        temperature=_temperature(body, default_temperature),
+        max_tokens=max_tokens,
+        temperature=_temperature(body, temperature),
         top_p=body.top_p or 1.0,
-        top_k=max(body.top_k or 0, 0),
-        seed=secrets.randbits(63) if body.seed is None else body.seed,
-        stop_ids=frozenset(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=tuple({int(token): bias for token, bias in body.logit_bias.items()}.items()),
+        allowed_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
+        bad_words=await _bad_words(body.bad_words, tokenizer),
+        min_tokens=body.min_tokens,
+        stop_ids=frozenset(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
     )
 
 
-def _temperature(body: CompletionRequest, default: float) -> float:
+def seeds(seed: int | None, count: int) -> list[int]:
+    """Of the choices of one prompt: the given one first, then such as follow from it and the choice's number."""
+    first = secrets.randbits(63) if seed is None else seed
+    return [first, *(_derived(first, number) for number in range(1, count))]
+
+
+def _derived(seed: int, number: int) -> int:
+    return int.from_bytes(sha256(f"{seed}:{number}".encode()).digest()[:8]) >> 1
+
+
+def _temperature(body: SamplingRequest, default: float) -> float:
     if body.top_p == 0:  # nothing but the most probable token is left
         return 0.0
     return default if body.temperature is None else body.temperature
+
+
+async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Each as it is and after a space, which most tokenizers make part of the word."""
+    for word in words:
+        if not word.strip():
+            raise InvalidRequest("`bad_words` may not hold words of nothing but space.", "bad_words")
+    if not words:
+        return ()
+    bare = [word.lstrip() for word in words]
+    encoded = await tokenizer.encode([*bare, *(f" {word}" for word in bare)], add_special_tokens=False)
+    return tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
 
 
 def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -> DiffusionParams:
@@ -49,61 +74,3 @@ def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -
             f"`diffusion.{name:.100}` is not a known field; known are {known}.", f"diffusion.{name:.100}"
         )
     return replace(defaults, **body.model_dump(exclude_none=True))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What all parts of one answer share, and how they look on the wire."""
-
-    model: str
-    diffusion: DiffusionParams
-    """As it was decoded, the server's defaults included."""
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(16)}")
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    async def whole(self, completion: Completion) -> str:
-        deltas = await completion.fold()
-        return self._render(deltas, completion.usage).model_dump_json()
-
-    async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
-        """One for each completed block; `usage` as the options ask for it."""
-        hidden = None if options.include_usage else {"usage"}
-        async for delta in completion.deltas():
-            running = completion.usage if options.continuous_usage_stats else None
-            yield self._render([delta], running).model_dump_json(exclude=hidden)
-        if options.include_usage:
-            yield self._render([], completion.usage).model_dump_json()
-
-    def _render(self, deltas: Sequence[Delta], usage: Usage | None) -> CompletionResponse:
-        return CompletionResponse(
-            id=self.id,
-            created=self.created,
-            model=self.model,
-            choices=[_choice(delta) for delta in deltas],
-            usage=_usage(usage, self.diffusion) if usage else None,
-        )
-
-
-def _choice(delta: Delta) -> CompletionChoice:
-    match delta.finish_reason:
-        case None:
-            return CompletionChoice(index=delta.index, text=delta.text, finish_reason=None)
-        case FinishReason.LENGTH:
-            return CompletionChoice(index=delta.index, text=delta.text, finish_reason="length")
-        case _:
-            return CompletionChoice(index=delta.index, text=delta.text, finish_reason="stop")
-
-
-def _usage(usage: Usage, diffusion: DiffusionParams) -> CompletionUsage:
-    return CompletionUsage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        total_tokens=usage.prompt_tokens + usage.completion_tokens,
-        diffusion=DiffusionUsage(
-            cache=diffusion.cache,
-            unmask=diffusion.unmask,
-            forwards=usage.forwards,
-            rows_computed=usage.rows_computed,
-            tokens_per_forward=usage.tokens_per_forward,
-        ),
-    )

@@ -1,26 +1,65 @@
 """The routes: parse, convert, submit, render. What each step means is told where it is done."""
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from engine import EngineUnavailable
-from server.convert import Answer, diffusion_params, sampling_params
+from engine import EngineUnavailable, InvalidRequest
+from server.answer import Answer
+from server.convert import ENGINE_NAMES
 from server.disconnect import unless_disconnected
+from server.generation import Order, check_vocabulary
+from server.orders import chat_order, completion_order
 from server.schemas import (
+    ChatRequest,
+    ChatResponse,
     CompletionRequest,
     CompletionResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
     ErrorResponse,
+    LoadResponse,
     ModelCard,
     ModelList,
+    SamplingRequest,
+    Status,
     StreamOptions,
+    TokenizeRequest,
+    TokenizeResponse,
+    VersionResponse,
 )
 from server.service import Service
 from server.sse import EventStream
 
-router = APIRouter(responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}})
+_ERRORS = {
+    400: "The request cannot be served as it is; `param` names the field at fault.",
+    401: "The key is missing or wrong.",
+    404: "There is no such model.",
+    413: "The body is too long.",
+    415: "The content type is not application/json.",
+    429: "There are no places left in the queue.",
+    500: "The server failed.",
+    503: "The server is starting, stopping or stuck.",
+}
+
+
+def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of errors."""
+    return {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses}
+
+
+def _streamed(chunk: str) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of an answer that may come as server-sent events."""
+    events = {"schema": {"type": "string"}, "example": f"data: {{{chunk}}}\n\ndata: [DONE]\n\n"}
+    return {200: {"description": "The answer, whole or as events.", "content": {"text/event-stream": events}}}
+
+
+router = APIRouter(responses=_told(401, 500, 503))
 
 
 async def service_of(request: Request) -> Service:
@@ -36,17 +75,40 @@ async def require_json(request: Request) -> None:
 
 
 Shared = Annotated[Service, Depends(service_of)]
+_POSTS: dict[str, Any] = {"dependencies": [Depends(require_json)]}
 
 
-@router.post("/v1/completions", dependencies=[Depends(require_json)], response_model=CompletionResponse)
+@router.post(
+    "/v1/completions",
+    response_model=CompletionResponse,
+    responses=_told(400, 404, 413, 415, 429) | _streamed('"object": "text_completion", ...'),
+    **_POSTS,
+)
 async def create_completion(body: CompletionRequest, request: Request, service: Shared) -> Response:
+    """Go on with a text, or fill the holes in it."""
     service.unsupported.check(body.model_extra or {})
-    answer = Answer(
-        model=service.models.resolve(body.model), diffusion=diffusion_params(body.diffusion, service.diffusion)
-    )
-    prompts = await service.encode(body.prompt)
-    sampling = sampling_params(body, service.temperature)
-    completion = service.generate(answer.id, prompts, body.stop, sampling, answer.diffusion)
+    with _in_words(ENGINE_NAMES):
+        answer, order = await completion_order(body, service)
+        return await _answer(answer, order, body, request, service)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatResponse,
+    responses=_told(400, 404, 413, 415, 429) | _streamed('"object": "chat.completion.chunk", ...'),
+    **_POSTS,
+)
+async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
+    """Answer a conversation."""
+    service.unsupported.check(body.model_extra or {})
+    length = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
+        answer, order = await chat_order(body, service)
+        return await _answer(answer, order, body, request, service)
+
+
+async def _answer(answer: Answer, order: Order, body: SamplingRequest, request: Request, service: Service) -> Response:
+    completion = await unless_disconnected(request.receive, service.generator.start(order))
     if body.stream:
         chunks = answer.chunks(completion, body.stream_options or StreamOptions())
         return EventStream(chunks, request.scope, close=completion.abort)
@@ -57,32 +119,85 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     return Response(whole, media_type="application/json")
 
 
+@contextmanager
+def _in_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors that name a field name it as the request spells it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
+
+
+@router.post("/tokenize", responses=_told(400, 404, 413, 415), **_POSTS)
+async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
+    """The tokens of a text, or of a conversation as the model would see it."""
+    service.models.resolve(body.model)
+    if body.messages is None:
+        special = body.add_special_tokens is not False
+        assert body.prompt is not None
+        service.prompts.check_length(body.prompt)
+        [ids] = await service.tokenizer.encode([body.prompt], add_special_tokens=special)
+    else:
+        special = bool(body.add_special_tokens)
+        ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
+    strings = [service.tokenizer.spell(id_) for id_ in ids] if body.return_token_strs else None
+    max_model_len = service.engine.info.max_model_len
+    return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
+
+
+@router.post("/detokenize", responses=_told(400, 404, 413, 415), **_POSTS)
+async def detokenize(body: DetokenizeRequest, service: Shared) -> DetokenizeResponse:
+    """The text of tokens, special ones included."""
+    service.models.resolve(body.model)
+    check_vocabulary(body.tokens, service.engine.info.spec.vocab_size, "tokens")
+    return DetokenizeResponse(prompt=service.tokenizer.decode(body.tokens))
+
+
 @router.get("/v1/models")
 async def list_models(service: Shared) -> ModelList:
+    """The names of the served model."""
     return ModelList(data=service.models.cards())
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=_told(404))
 async def show_model(name: str, service: Shared) -> ModelCard:
+    """One name of the served model."""
     return service.models.card(name)
 
 
 @router.get("/health")
-async def health(service: Shared) -> dict[str, str]:
+@router.get("/ping")
+@router.post("/ping")
+async def health(service: Shared) -> Status:
     """Whether the engine's thread lives and moves."""
     if not service.engine.healthy:
         raise EngineUnavailable("The engine has stopped or is stuck.")
-    return {"status": "ok"}
+    return Status(status="ok")
 
 
 @router.get("/ready")
-async def ready(service: Shared) -> dict[str, str]:
+async def ready(service: Shared) -> Status:
     """Whether new requests are taken."""
     if not (service.engine.accepting and service.engine.healthy):
         raise EngineUnavailable("The server takes no requests now.")
-    return {"status": "ready"}
+    return Status(status="ready")
+
+
+@router.get("/version")
+async def show_version() -> VersionResponse:
+    """The version of the server."""
+    return VersionResponse(version=version("unmask"))
+
+
+@router.get("/load")
+async def load(service: Shared) -> LoadResponse:
+    """How many requests the engine has."""
+    stats = service.engine.stats
+    return LoadResponse(server_load=stats.running + stats.waiting)
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)

@@ -4,11 +4,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine import DiffusionParams, EngineLoop, SamplingParams, Submission
-from server.completion import Choice, Completion
+from engine import DiffusionParams, EngineLoop
+from server.conversation import ConversationReader
 from server.errors import ModelNotFound
-from server.schemas import ModelCard, Prompts
-from server.text import Detokenizer, StopStrings, Tokenizer
+from server.generation import Generator
+from server.prompts import PromptReader
+from server.schemas import ModelCard
+from server.settings import Settings
+from server.text import Tokenizer
 from server.unsupported import UnsupportedFields
 from server.watch import Watch
 
@@ -42,34 +45,28 @@ class Service:
     engine: EngineLoop
     tokenizer: Tokenizer
     models: ServedModels
-    temperature: float
-    diffusion: DiffusionParams
+    prompts: PromptReader
+    conversations: ConversationReader
+    generator: Generator
     unsupported: UnsupportedFields
-    watch: Watch
+    temperature: float
+    default_max_tokens: int
+    diffusion: DiffusionParams
 
-    async def encode(self, prompts: Prompts) -> list[list[int]]:
-        """Prompts as ids, which they may be already."""
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        if texts:
-            return await self.tokenizer.encode(texts)
-        return [prompt for prompt in prompts if not isinstance(prompt, str)]
-
-    def generate(
-        self,
-        answer_id: str,
-        prompts: Sequence[Sequence[int]],
-        stops: Sequence[str],
-        sampling: SamplingParams,
-        diffusion: DiffusionParams,
-    ) -> Completion:
-        """One choice for each prompt, all of them in the engine's queue. Raises what `EngineLoop.submit` raises."""
-        submissions = [
-            Submission(request_id=f"{answer_id}-{index}", prompt_ids=prompt, sampling=sampling, diffusion=diffusion)
-            for index, prompt in enumerate(prompts)
-        ]
-        streams = map(self.watch.over, self.engine.submit(submissions), submissions)
-        choices = [
-            Choice(index, stream, Detokenizer(self.tokenizer), StopStrings(stops))
-            for index, stream in enumerate(streams)
-        ]
-        return Completion(choices, [len(prompt) for prompt in prompts])
+    @classmethod
+    def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
+        """One model's."""
+        max_model_len = engine.info.max_model_len
+        prompts = PromptReader(tokenizer, max_model_len)
+        return cls(
+            engine=engine,
+            tokenizer=tokenizer,
+            models=ServedModels(settings.model_names, max_model_len=max_model_len),
+            prompts=prompts,
+            conversations=ConversationReader(tokenizer, prompts),
+            generator=Generator(engine, tokenizer, watch),
+            unsupported=UnsupportedFields(),
+            temperature=settings.server.temperature,
+            default_max_tokens=settings.server.default_max_tokens,
+            diffusion=settings.diffusion,
+        )

@@ -37,6 +37,8 @@ class ServerConfig:
     """Names that requests may give as `model`, the first being the one in answers; without any, the model's own."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Of requests that name none. LLaDA's published default is 0, where OpenAI's is 1."""
+    default_max_tokens: Annotated[int, Field(ge=1)] = 256
+    """Tokens of a chat answer whose request names none, if the context holds as many: a canvas is allocated whole."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
     """Longest request body; a longer one is answered with 413."""
     shutdown_timeout: Seconds = 30.0

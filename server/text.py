@@ -1,19 +1,15 @@
-"""Between strings and token ids: the tokenizer, blocks turned into text as they come, stop strings.
-
-Text that is handed out is final: half a character and what may be the start of a stop string wait for more.
-"""
+"""Between strings and token ids: a checkpoint's own tokenizer, its chat template, and how single tokens are spelled."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from engine import LoadError
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoding shows for bytes that are not (yet) a character."""
 
 
 class Tokenizer:
@@ -26,7 +22,10 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder()
+        self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        decoder = self._backend.decoder
+        self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -42,20 +41,53 @@ class Tokenizer:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
-    async def encode(self, texts: Sequence[str]) -> list[list[int]]:
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """In a thread, since a long text takes a while; of the backend's calls, the batch alone lets go of the GIL."""
-        encodings = await asyncio.to_thread(self._backend.encode_batch_fast, list(texts))
+        encodings = await asyncio.to_thread(
+            self._backend.encode_batch_fast, list(texts), add_special_tokens=add_special_tokens
+        )
         return [encoding.ids for encoding in encodings]
+
+    async def locate(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """For each token that `encode` makes of a text, the characters before it, in that text."""
+        encodings = await asyncio.to_thread(
+            self._backend.encode_batch, list(texts), add_special_tokens=add_special_tokens
+        )
+        return [_ascending([start for start, _ in encoding.offsets]) for encoding in encodings]
+
+    @property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens that are added before a text, and behind it."""
+        encoding = self._backend.encode("a")
+        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
+    def render(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The conversation as the model's own chat template writes it. Raises whatever the template raises."""
+        return str(
+            self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(variables or {}),
+            )
+        )
+
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The template's text up to where the answer begins. It writes the special tokens itself, so none are added."""
-        conversation = [dict(message) for message in messages]
-        text = self._tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-        return list(self._backend.encode(str(text), add_special_tokens=False).ids)
+        return list(self._backend.encode(self.render(messages), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
@@ -63,59 +95,36 @@ class Tokenizer:
     def without_special(self, ids: Sequence[int]) -> list[int]:
         return [id_ for id_ in ids if id_ not in self._special_ids]
 
+    def bytes_of(self, id_: int) -> bytes:
+        """What one token adds to a text; the name of a special one; nothing for an id that the tokenizer lacks."""
+        if id_ in self._added:
+            return self._added[id_].encode()
+        if not self._is_byte_level:
+            return self.decode([id_]).encode()
+        letters = self._backend.id_to_token(id_) or ""
+        return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in letters)
 
-class Detokenizer:
-    """One answer's text from its blocks of ids, special tokens left out.
-
-    Tokens are decoded after those of the last block that ended on a whole character, since spacing depends on what
-    comes before; the text of these is then taken off again.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []
-        self._pending: list[int] = []
-        self._num_sent = 0
-        """Characters of the pending ids' text that were handed out already."""
-
-    def push(self, ids: Sequence[int], *, last: bool) -> str:
-        """The text that is final now; at the last block, all that is left."""
-        self._pending += self._tokenizer.without_special(ids)
-        before = len(self._tokenizer.decode(self._context))
-        text = self._tokenizer.decode(self._context + self._pending)[before:]
-        final = text if last else text.rstrip(REPLACEMENT)
-        fresh = final[self._num_sent :]
-        if len(final) < len(text):
-            self._num_sent = len(final)
-        elif self._pending:
-            self._context, self._pending, self._num_sent = self._pending, [], 0
-        return fresh
+    def spell(self, id_: int) -> str:
+        """One token as text. Parts of characters are `bytes:\\xe2`, as OpenAI writes them, to tell them apart."""
+        raw = self.bytes_of(id_)
+        if not raw:
+            return f"token_id:{id_}"
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-class StopStrings:
-    """Cuts an answer before the first stop string, wherever its blocks split it.
+def _ascending(starts: Sequence[int]) -> list[int]:
+    """Special tokens at the end of a text are said to stand at its beginning."""
+    return list(accumulate(starts, max))
 
-    Of several, the one that is complete first counts, as if the text had come letter by letter: so the cut does not
-    depend on how the text was split.
-    """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
+def _byte_letters() -> dict[str, int]:
+    """The byte behind each letter of GPT-2's printable alphabet."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
-    def push(self, text: str, *, last: bool) -> tuple[str, bool]:
-        """(the text that is final now, whether a stop string was found)."""
-        text = self._held + text
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if found:
-            _, start = min(found)
-            return text[:start], True
-        kept = len(text) if last else len(text) - self._longest_start(text)
-        self._held = text[kept:]
-        return text[:kept], False
 
-    def _longest_start(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string starts with."""
-        longest = max(map(len, self._stops), default=1) - 1
-        sizes = range(min(longest, len(text)), 0, -1)
-        return next((size for size in sizes if any(stop.startswith(text[-size:]) for stop in self._stops)), 0)
+_BYTES = _byte_letters()

@@ -1,7 +1,7 @@
 """Request fields that are known but not honoured, and the values with which leaving them out makes no difference.
 
 A field that would change the answer is refused, never dropped; one that nobody knows is accepted, as OpenAI's many
-clients expect, and named in the log once. Supporting a field means moving it from here to `server/schemas.py`.
+clients expect, and named in the log once. Supporting a field means moving it from here to `server/schemas/`.
 """
 
 import logging
@@ -12,30 +12,18 @@ from engine import InvalidRequest
 logger = logging.getLogger(__name__)
 
 NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (),
+    "max_completion_tokens": (),
+    "top_logprobs": (),
     "prompt_logprobs": (),
     "logprob_token_ids": ([],),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "min_p": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
     "repetition_detection": (),
     "length_penalty": (1,),
     "use_beam_search": (False,),
-    "logit_bias": ({},),
     "logits_processors": ([],),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "min_tokens": (0,),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "add_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (),
     "prompt_embeds": (),
     "response_format": ({"type": "text"},),
@@ -44,14 +32,55 @@ NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "web_search_options": (),
+    "documents": ([],),
+    "chat_template": (),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "return_prompt_text": (False,),
     "thinking_token_budget": (),
     "stream_interval": (1,),
     "vllm_xargs": ({},),
 }
-"""The neutral values beside null."""
+"""The neutral values beside null. Some are fields of one route and refused on the other."""
 
-HARMLESS = frozenset({"user", "metadata", "store", "request_id", "session_id", "priority", "cache_salt"})
-"""Fields that say nothing about the answer."""
+REASONS: Mapping[str, str] = {
+    "chat_template": "a conversation is rendered with the model's own template",
+    "max_completion_tokens": "completions have `max_tokens`",
+    "prompt_logprobs": "`echo` with `logprobs` scores a prompt",
+    "top_logprobs": "in completions `logprobs` is the number of alternatives",
+}
+"""What to do instead, where there is something."""
+
+HARMLESS = frozenset(
+    {
+        "cache_salt",
+        "include_reasoning",
+        "metadata",
+        "moderation",
+        "parallel_tool_calls",
+        "prediction",
+        "priority",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "request_id",
+        "safety_identifier",
+        "service_tier",
+        "session_id",
+        "store",
+        "truncation_side",
+        "user",
+        "verbosity",
+    }
+)
+"""Fields that say nothing about the answer, or no more than a wish."""
 
 MAX_REMEMBERED = 256
 """Unknown names that are logged; a client that makes up more of them must not fill the memory."""
@@ -68,7 +97,8 @@ class UnsupportedFields:
         for name, value in extra.items():
             if name in NEUTRAL_VALUES:
                 if value is not None and not any(_same(value, neutral) for neutral in NEUTRAL_VALUES[name]):
-                    raise InvalidRequest(f"`{name}` is not supported yet; leave it out.", param=name)
+                    reason = f" ({REASONS[name]})" if name in REASONS else ""
+                    raise InvalidRequest(f"`{name}` is not supported here{reason}; leave it out.", param=name)
             elif name not in HARMLESS and name not in self._logged and len(self._logged) < MAX_REMEMBERED:
                 self._logged.add(name)
                 logger.warning("ignoring the unknown request field %.80s", ascii(name))

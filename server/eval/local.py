@@ -6,11 +6,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
-from server.completion import Choice, Completion
+from server.choice import Choice
+from server.completion import Completion
 from server.eval.answers import Answer, Options
 from server.eval.policy import Policy
 from server.eval.questions import Question
-from server.text import Detokenizer, StopStrings, Tokenizer
+from server.passage import Detokenizer, Passage
+from server.text import Tokenizer
 from server.watch import Watch
 
 
@@ -33,7 +35,7 @@ class LocalModel:
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
-        choice = Choice(0, Watch().over(stream, submission), Detokenizer(self._tokenizer), StopStrings(()))
+        choice = Choice(0, Watch().over(stream, submission), [Passage(Detokenizer(self._tokenizer))])
         [end] = await Completion([choice], [len(prompt)]).fold()
         return Answer(
             text=self._options.trim(end.text),

@@ -29,6 +29,7 @@ from engine import (
     Output,
     QueueFull,
     Submission,
+    TokenLogprobs,
     Usage,
 )
 from engine.tally import Tally
@@ -40,9 +41,22 @@ from server.text import Tokenizer
 EOS = 256
 MAX_LEN = 128
 
-Step = str | bytes | FinishReason | Exception
+CHAT_TEMPLATE = """\
+{% for message in messages %}{{ '<' + message.role + '>' + message.content }}{% endfor %}\
+{% if shout is defined %}{{ shout }}{% endif %}{% if reasoning_effort is defined %}{{ reasoning_effort }}{% endif %}\
+{% if messages[0].content == 'refuse' %}{{ raise_exception('refused') }}{% endif %}\
+{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
+
+Step = str | bytes | Sequence[int] | FinishReason | Exception
 Script = Callable[[Submission], Sequence[Step]]
 """How the engine answers a submission: blocks, at last the reason for the end (LENGTH if none is given) or an error."""
+
+
+def said_of(ids: Sequence[int], count: int | None) -> tuple[TokenLogprobs, ...] | None:
+    """Log-probabilities that follow from the token: token t has -t/256, and the best ones are 0, 1, 2, ..."""
+    if count is None:
+        return None
+    return tuple(TokenLogprobs(-id_ / 256, tuple((best, -best / 256) for best in range(count))) for id_ in ids)
 
 
 class FakeStream:
@@ -55,7 +69,9 @@ class FakeStream:
         self._queue: asyncio.Queue[Output | Exception] = asyncio.Queue()
         self._usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
 
-    def put(self, block: str | bytes | Sequence[int], finish: FinishReason | None = None) -> None:
+    def put(
+        self, block: str | bytes | Sequence[int], finish: FinishReason | None = None, stop_id: int | None = None
+    ) -> None:
         ids = tuple(block.encode() if isinstance(block, str) else block)
         self._usage = replace(
             self._usage,
@@ -63,7 +79,14 @@ class FakeStream:
             forwards=self._usage.forwards + 2,
             rows_computed=self._usage.rows_computed + 10,
         )
-        output = Output(request_id=self.request_id, token_ids=ids, finish_reason=finish, usage=self._usage)
+        output = Output(
+            request_id=self.request_id,
+            token_ids=ids,
+            finish_reason=finish,
+            usage=self._usage,
+            logprobs=said_of(ids, self.submission.sampling.logprobs),
+            stop_id=stop_id,
+        )
         self._queue.put_nowait(output)
 
     def play(self, steps: Sequence[Step]) -> None:
@@ -128,7 +151,10 @@ class FakeEngine:
         self.healthy = True
         self.accepting = True
         self.script: Script | None = lambda _: ["one ", "two"]
+        self.play: Callable[[FakeStream], None] | None = None
+        """For what a script cannot say."""
         self.places = 8
+        self.can_fill = True
         self.streams: list[FakeStream] = []
         self.submitted = asyncio.Event()
 
@@ -148,7 +174,12 @@ class FakeEngine:
         streams = [FakeStream(submission) for submission in submissions]
         self.streams += streams
         for stream in streams:
-            if self.script:
+            allowed = stream.submission.sampling.allowed_ids
+            if self.play:
+                self.play(stream)
+            elif self.script and stream.submission.holes and allowed and len(allowed) == 1:
+                stream.put(tuple(allowed), FinishReason.LENGTH)  # a prompt's token is scored
+            elif self.script:
                 stream.play(self.script(stream.submission))
         self.submitted.set()
         return streams
@@ -158,6 +189,10 @@ class FakeEngine:
         return [stream.submission for stream in self.streams]
 
     def _check(self, submission: Submission) -> None:
+        if any(id_ > EOS for id_ in submission.sampling.allowed_ids or ()):
+            raise InvalidRequest("out of vocabulary", param="allowed_ids")
+        if submission.holes and not self.can_fill:
+            raise InvalidRequest("this family cannot fill holes", param="holes")
         if not submission.prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
         if submission.diffusion.cache not in ("none", "prefix", "dual"):
@@ -175,7 +210,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken("<|endoftext|>", special=True, normalized=False)])
     folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -227,6 +264,10 @@ class Api:
 
     async def complete(self, **body: Any) -> httpx.Response:
         return await self.client.post("/v1/completions", json={"prompt": "ab", **body})
+
+    async def chat(self, **body: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": "hi"}]
+        return await self.client.post("/v1/chat/completions", json={"messages": messages, **body})
 
     async def error(self, status: int, **body: Any) -> dict[str, str | None]:
         """The error object of a completion that is expected to fail."""

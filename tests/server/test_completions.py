@@ -22,7 +22,7 @@ async def test_a_whole_answer(api, engine):
     assert answer == {
         "object": "text_completion",
         "model": "fake",
-        "choices": [{"index": 0, "text": "one two", "logprobs": None, "finish_reason": "length"}],
+        "choices": [{"index": 0, "text": "one two", "logprobs": None, "finish_reason": "length", "stop_reason": None}],
         "usage": {
             "prompt_tokens": 2,
             "completion_tokens": 7,
@@ -186,6 +186,7 @@ async def test_a_stop_token_is_a_stop(api, engine):
         "text": "hello",
         "logprobs": None,
         "finish_reason": "stop",
+        "stop_reason": None,
     }
 
 

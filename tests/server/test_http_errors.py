@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from server.schemas import ChatRequest, CompletionRequest
 from server.unsupported import MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
 
 JSON = {"content-type": "application/json"}
@@ -105,10 +106,16 @@ async def test_a_content_type_may_name_its_charset(api):
 
 @pytest.mark.parametrize("field", NEUTRAL_VALUES)
 async def test_a_field_that_cannot_be_honoured_is_refused(api, engine, field):
-    assert (await api.error(400, **{field: 5}))["param"] == field
-    for neutral in (None, *NEUTRAL_VALUES[field]):
-        assert (await api.complete(**{field: neutral})).status_code == 200
-    assert len(engine.streams) == 1 + len(NEUTRAL_VALUES[field])
+    routes = {CompletionRequest: api.complete, ChatRequest: api.chat}
+    asks = [ask for request, ask in routes.items() if field not in request.model_fields]
+    assert asks, "a field of both routes is honoured"
+    for ask in asks:
+        error = api.error_of(await ask(**{field: 5}), 400)
+        assert error["param"] == field
+        assert field in error["message"]
+        for neutral in (None, *NEUTRAL_VALUES[field]):
+            assert (await ask(**{field: neutral})).status_code == 200
+    assert len(engine.streams) == len(asks) * (1 + len(NEUTRAL_VALUES[field]))
 
 
 async def test_true_is_not_one(api):

@@ -37,6 +37,11 @@ async def test_ready_while_requests_are_taken(api, engine):
 
 async def test_the_schema_can_be_read(api):
     schema = (await api.client.get("/openapi.json")).json()
-    responses = schema["paths"]["/v1/completions"]["post"]["responses"]
-    assert "422" not in responses
-    assert "4XX" in responses
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        responses = schema["paths"][path]["post"]["responses"]
+        assert set(responses) == {"200", "400", "401", "404", "413", "415", "429", "500", "503"}
+        assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            assert "422" not in operation["responses"], path
+    assert "HTTPValidationError" not in schema["components"]["schemas"]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import LoadError
-from server.text import Detokenizer, StopStrings, Tokenizer
+from server.passage import Detokenizer, StopStrings
+from server.text import Tokenizer
 
 EOS = 256
 
@@ -65,8 +66,8 @@ def test_a_stop_string_across_pieces_is_cut():
 
 def test_what_only_looked_like_a_stop_string_comes_later():
     strings = StopStrings(["END"])
-    assert strings.push("one EN", last=False) == ("one ", False)
-    assert strings.push("TRY", last=False) == ("ENTRY", False)
+    assert strings.push("one EN", last=False) == ("one ", None)
+    assert strings.push("TRY", last=False) == ("ENTRY", None)
 
 
 def test_the_end_of_the_answer_frees_what_was_held_back():

@@ -1,0 +1,204 @@
+"""Answers on the wire: whole or in chunks, in the form of completions or of chat."""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel
+
+from engine import DiffusionParams, FinishReason
+from server.choice import Delta
+from server.completion import Completion
+from server.logprobs import LogprobWriter
+from server.schemas import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessage,
+    ChatResponse,
+    CompletionChoice,
+    CompletionResponse,
+    CompletionUsage,
+    DiffusionUsage,
+    StreamOptions,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What choices hold beside their text."""
+
+    logprobs: LogprobWriter | None = None
+    """None if nobody asked for them."""
+    prompt_ids: Sequence[Sequence[int]] | None = None
+    """Of each choice; None leaves all token ids out."""
+    stop_ids: frozenset[int] = frozenset()
+    """Stop tokens that are told as the reason: those that the request named."""
+
+    def of(self, delta: Delta, *, is_first: bool) -> dict[str, Any]:
+        """Why the choice ended, and its token ids; the prompt's go with its first part."""
+        is_told = isinstance(delta.stop, str) or delta.stop in self.stop_ids
+        extras: dict[str, Any] = {
+            "finish_reason": _finish_reason(delta.finish_reason),
+            "stop_reason": delta.stop if is_told else None,
+        }
+        if self.prompt_ids is not None:
+            extras["token_ids"] = [token.id for token in delta.tokens]
+            extras["prompt_token_ids"] = list(self.prompt_ids[delta.index]) if is_first else None
+        return extras
+
+
+class Form(Protocol):
+    """One route's way to say it. `head` is what all parts of an answer share: id, time, model."""
+
+    prefix: str
+    """Of answers' ids."""
+
+    def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> BaseModel: ...
+
+    def chunk(
+        self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
+    ) -> BaseModel: ...
+
+    def opening(self, head: dict[str, Any], index: int) -> BaseModel | None:
+        """What a choice begins with, before anything is decoded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextForm:
+    """/v1/completions: whole answers and chunks look alike."""
+
+    extras: Extras
+    prefix = "cmpl-"
+
+    def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> CompletionResponse:
+        choices = [self._choice(delta, is_first=True) for delta in deltas]
+        return CompletionResponse(**head, choices=choices, usage=usage)
+
+    def chunk(
+        self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
+    ) -> CompletionResponse:
+        choices = [self._choice(delta, is_first=is_first)] if delta else []
+        return CompletionResponse(**head, choices=choices, usage=usage)
+
+    def opening(self, head: dict[str, Any], index: int) -> None:
+        return None
+
+    def _choice(self, delta: Delta, *, is_first: bool) -> CompletionChoice:
+        writer = self.extras.logprobs
+        return CompletionChoice(
+            index=delta.index,
+            text=delta.text,
+            logprobs=writer.for_completion(delta.tokens) if writer else None,
+            **self.extras.of(delta, is_first=is_first),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatForm:
+    """/v1/chat/completions: a message, or the deltas of one after its role."""
+
+    extras: Extras
+    prefix = "chatcmpl-"
+
+    def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> ChatResponse:
+        writer = self.extras.logprobs
+        choices = [
+            ChatChoice(
+                index=delta.index,
+                message=ChatMessage(content=delta.text),
+                logprobs=writer.for_chat(delta.tokens) if writer else None,
+                **self.extras.of(delta, is_first=True),
+            )
+            for delta in deltas
+        ]
+        return ChatResponse(**head, choices=choices, usage=usage)
+
+    def chunk(
+        self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
+    ) -> ChatChunk:
+        writer = self.extras.logprobs
+        choices = [
+            ChatChunkChoice(
+                index=delta.index,
+                delta=ChatDelta(content=delta.text),
+                logprobs=writer.for_chat(delta.tokens) if writer else None,
+                **self.extras.of(delta, is_first=is_first),
+            )
+            for delta in (delta,)
+            if delta
+        ]
+        return ChatChunk(**head, choices=choices, usage=usage)
+
+    def opening(self, head: dict[str, Any], index: int) -> ChatChunk:
+        choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
+        return ChatChunk(**head, choices=[choice])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What all parts of one answer share."""
+
+    form: Form
+    model: str
+    diffusion: DiffusionParams
+    """As it was decoded, the server's defaults included."""
+    key: str = field(default_factory=lambda: secrets.token_hex(16))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def id(self) -> str:
+        return self.form.prefix + self.key
+
+    async def whole(self, completion: Completion) -> str:
+        deltas = await completion.fold()
+        return self.form.whole(self._head, deltas, self._usage(completion)).model_dump_json()
+
+    async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
+        """One for each completed block; `usage` as the options ask for it."""
+        hidden = None if options.include_usage else {"usage"}
+        for index in range(completion.num_choices):
+            if opening := self.form.opening(self._head, index):
+                yield opening.model_dump_json(exclude=hidden)
+        begun: set[int] = set()
+        async for delta in completion.deltas():
+            running = self._usage(completion) if options.include_usage and options.continuous_usage_stats else None
+            chunk = self.form.chunk(self._head, delta, running, is_first=delta.index not in begun)
+            yield chunk.model_dump_json(exclude=hidden)
+            begun.add(delta.index)
+        if options.include_usage:
+            yield self.form.chunk(self._head, None, self._usage(completion), is_first=False).model_dump_json()
+
+    @property
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "created": self.created, "model": self.model}
+
+    def _usage(self, completion: Completion) -> CompletionUsage:
+        usage = completion.usage
+        return CompletionUsage(
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            diffusion=DiffusionUsage(
+                cache=self.diffusion.cache,
+                unmask=self.diffusion.unmask,
+                forwards=usage.forwards,
+                rows_computed=usage.rows_computed,
+                tokens_per_forward=usage.tokens_per_forward,
+                fills=completion.fills,
+            ),
+        )
+
+
+def _finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:
+    match reason:
+        case None:
+            return None
+        case FinishReason.LENGTH:
+            return "length"
+        case _:
+            return "stop"

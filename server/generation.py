@@ -1,0 +1,164 @@
+"""From what one request asks for to the choices of its answer, all of them in the engine's queue."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine import ContextLengthExceeded, DiffusionParams, EngineLoop, InvalidRequest, SamplingParams, Submission
+from server.choice import NOTHING, Choice, EmptyStream, Stream
+from server.completion import Completion
+from server.convert import seeds
+from server.passage import Detokenizer, Passage, StopStrings, Token
+from server.prompts import Prompt
+from server.scoring import PromptScorer
+from server.text import Tokenizer
+from server.watch import Watch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Everything that one request asks of the engine, and how its text is made."""
+
+    answer_id: str
+    prompts: Sequence[Prompt]
+    sampling: SamplingParams
+    """Of every choice, but for its seed; with `max_tokens` of 0 there is nothing to generate."""
+    diffusion: DiffusionParams
+    seed: int | None
+    num_drawn: int = 1
+    """Choices of each prompt that are decoded, and ..."""
+    num_kept: int = 1
+    """... those of them that a whole answer has."""
+    stops: Sequence[str] = ()
+    keeps_stop: bool = False
+    """The stop string stays in the text."""
+    skips_special: bool = True
+    """Special tokens stay out of the text."""
+    echoes: bool = False
+    """The prompt's text comes first; of infilling, everything around the fills."""
+    num_scored: int | None = None
+    """Prompts are scored, with so many alternatives for each token; None is not at all."""
+    is_tracked: bool = False
+    """The answer shows tokens beside the text."""
+
+    @property
+    def is_lone(self) -> bool:
+        """Whether the one token behind a scored prompt is asked for: it is shown even where it ends the answer.
+
+        Clients that score with `max_tokens` of 1 (lm-eval) take the last token off, whatever it is.
+        """
+        return self.num_scored is not None and self.sampling.max_tokens == 1
+
+
+class Generator:
+    """Hands orders to the engine."""
+
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, watch: Watch) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._watch = watch
+        self._scorer = PromptScorer(engine)
+
+    async def start(self, order: Order) -> Completion:
+        """The answer, under way; its prompts are scored already. Raises what `EngineLoop.submit` raises."""
+        streams = self._submit(order) if order.sampling.max_tokens else self._nothing(order)
+        scored: list[list[Token]] = [[] for _ in order.prompts]
+        spent = NOTHING
+        try:
+            if order.num_scored is not None:
+                ids = [prompt.ids for prompt in order.prompts]
+                scores, spent = await self._scorer.score(order.answer_id, ids, order.num_scored)
+                scored = [
+                    list(map(Token, prompt.ids, prompt.starts, found))
+                    for prompt, found in zip(order.prompts, scores, strict=True)
+                ]
+        except BaseException:
+            for stream in streams:
+                stream.abort()
+            raise
+        choices = []
+        for index, stream in enumerate(streams):
+            number = index // order.num_drawn
+            prompt = order.prompts[number]
+            choices.append(
+                Choice(
+                    index,
+                    stream,
+                    self._passages(order, prompt),
+                    literals=prompt.literals if order.echoes else (),
+                    prompt_tokens=scored[number],
+                )
+            )
+        num_prompt_tokens = [len(prompt.ids) for prompt in order.prompts]
+        return Completion(choices, num_prompt_tokens, num_kept=order.num_kept, scoring=spent)
+
+    def _submit(self, order: Order) -> Sequence[Stream]:
+        self._check_count(order)
+        sampling, diffusion = order.sampling, order.diffusion
+        if order.is_lone:
+            sampling = replace(sampling, ignore_eos=True, stop_ids=frozenset())
+            diffusion = replace(diffusion, block_length=1, steps=None)
+        submissions: list[Submission] = []
+        for prompt in order.prompts:
+            for seed in seeds(order.seed, order.num_drawn):
+                submissions.append(
+                    Submission(
+                        request_id=f"{order.answer_id}-{len(submissions)}",
+                        prompt_ids=prompt.ids,
+                        sampling=replace(sampling, seed=seed, max_tokens=prompt.num_filled or sampling.max_tokens),
+                        diffusion=diffusion,
+                        holes=prompt.holes,
+                    )
+                )
+        return list(map(self._watch.over, self._engine.submit(submissions), submissions))
+
+    def _check_count(self, order: Order) -> None:
+        """More than there will ever be places for must not be told to try again later."""
+        info, count = self._engine.info, len(order.prompts) * order.num_drawn
+        if count > (places := info.max_running_requests + info.max_queued_requests):
+            param = "prompt" if order.num_drawn == 1 else "n" if order.num_drawn == order.num_kept else "best_of"
+            raise InvalidRequest(
+                f"{len(order.prompts)} prompts with {order.num_drawn} choices each are {count} requests, and this "
+                f"server takes {places} at most.",
+                param,
+            )
+
+    def _nothing(self, order: Order) -> Sequence[Stream]:
+        """For each choice; the prompts are checked here, since the engine does not see them."""
+        info = self._engine.info
+        for prompt in order.prompts:
+            if not prompt.ids:
+                raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
+            check_vocabulary(prompt.ids, info.spec.vocab_size, "prompt")
+            if len(prompt.ids) > info.max_model_len:
+                raise ContextLengthExceeded(
+                    f"This model's maximum context length is {info.max_model_len} tokens. However, the prompt has "
+                    f"{len(prompt.ids)}.",
+                    "prompt",
+                )
+        return [EmptyStream() for _ in range(len(order.prompts) * order.num_drawn)]
+
+    def _passages(self, order: Order, prompt: Prompt) -> list[Passage]:
+        """One for each fill, or one for all that follows the prompt."""
+        stop_ids = order.sampling.stop_ids
+        if not order.sampling.ignore_eos:
+            stop_ids |= self._engine.info.spec.eos_ids
+        lengths: list[int | None] = [fill.length for fill in prompt.fills]
+        return [
+            Passage(
+                Detokenizer(self._tokenizer, skip_special=order.skips_special),
+                StopStrings(order.stops, is_kept=order.keeps_stop),
+                length=length,
+                stop_ids=stop_ids if prompt.fills or order.is_lone else frozenset(),
+                shows_stop=order.is_lone,
+                min_tokens=order.sampling.min_tokens if order.stops else 0,
+                is_tracked=order.is_tracked,
+            )
+            for length in lengths or [None]
+        ]
+
+
+def check_vocabulary(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises InvalidRequest for a token that the model does not have."""
+    for id_ in ids:
+        if id_ >= vocab_size:
+            raise InvalidRequest(f"Token id {id_} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)

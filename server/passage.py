@@ -1,0 +1,165 @@
+"""Tokens of an answer turned into text as they come: characters, stop strings, and the tokens that the text shows.
+
+Text that is handed out is final: half a character and what may be the start of a stop string wait for more.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine import TokenLogprobs
+from server.text import Tokenizer
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What decoding shows for bytes that are not (yet) a character."""
+
+
+class Detokenizer:
+    """One answer's text from its blocks of ids, special tokens left out unless they are asked for.
+
+    Tokens are decoded after those of the last block that ended on a whole character, since spacing depends on what
+    comes before; the text of these is then taken off again.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._context: list[int] = []
+        self._pending: list[int] = []
+        self._num_sent = 0
+        """Characters of the pending ids' text that were handed out already."""
+
+    def push(self, ids: Sequence[int], *, last: bool) -> str:
+        """The text that is final now; at the last block, all that is left."""
+        self._pending += self._tokenizer.without_special(ids) if self._skip_special else ids
+        before = len(self._tokenizer.decode(self._context))
+        text = self._tokenizer.decode(self._context + self._pending)[before:]
+        final = text if last else text.rstrip(REPLACEMENT)
+        fresh = final[self._num_sent :]
+        if len(final) < len(text):
+            self._num_sent = len(final)
+        elif self._pending:
+            self._context, self._pending, self._num_sent = self._pending, [], 0
+        return fresh
+
+
+class StopStrings:
+    """Cuts an answer before the first stop string, wherever its blocks split it.
+
+    Of several, the one that is complete first counts, as if the text had come letter by letter: so the cut does not
+    depend on how the text was split.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), *, is_kept: bool = False) -> None:
+        """`is_kept`: the stop string itself stays in the text."""
+        self._stops = tuple(stops)
+        self._is_kept = is_kept
+        self._held = ""
+
+    def push(self, text: str, *, last: bool) -> tuple[str, str | None]:
+        """(the text that is final now, the stop string that ended it)."""
+        text = self._held + text
+        found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if found:
+            end, start, stop = min(found)
+            return text[: end if self._is_kept else start], stop
+        kept = len(text) if last else len(text) - self._longest_start(text)
+        self._held = text[kept:]
+        return text[:kept], None
+
+    def _longest_start(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string starts with."""
+        longest = max(map(len, self._stops), default=1) - 1
+        sizes = range(min(longest, len(text)), 0, -1)
+        return next((size for size in sizes if any(stop.startswith(text[-size:]) for stop in self._stops)), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that the text of a choice shows."""
+
+    id: int
+    offset: int
+    """Characters of the choice's text before it."""
+    logprobs: TokenLogprobs | None
+    """None where nothing was said of it."""
+
+
+class Passage:
+    """A run of generated tokens as text: the whole of an ordinary answer, or one fill of several.
+
+    Without a `length` it runs to the engine's last token. `stop_ids` end it here, for runs that the engine does not
+    end; `shows_stop` keeps the stop token among the tokens, though not in the text.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None = None,
+        *,
+        length: int | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+        shows_stop: bool = False,
+        min_tokens: int = 0,
+        is_tracked: bool = False,
+    ) -> None:
+        """`min_tokens`: no stop string is looked for in so many. `is_tracked`: tokens are handed out with the text."""
+        self.length = length
+        self.stop: str | int | None = None
+        """The stop string or stop token that ended it."""
+        self._detokenizer = detokenizer
+        self._stops = stops or StopStrings()
+        self._stop_ids = stop_ids
+        self._shows_stop = shows_stop
+        self._min_tokens = min_tokens
+        self._is_tracked = is_tracked
+        self._num_tokens = 0
+        self._num_read = 0
+        """Characters that its tokens have made so far, and ..."""
+        self._num_shown = 0
+        """... those of them that were handed out."""
+        self._pending: list[Token] = []
+
+    def push(
+        self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool
+    ) -> tuple[str, list[Token]]:
+        """The text that is final now, and the tokens that begin in it. Nothing after a stop."""
+        if self.stop is not None:
+            return "", []
+        end = next((place for place, id_ in enumerate(ids) if id_ in self._stop_ids), None)
+        text = self._read(ids[:end], logprobs, last=last or end is not None)
+        if self.stop is None and end is not None:
+            self.stop = ids[end]
+            if self._shows_stop and self._is_tracked:
+                self._pending.append(Token(ids[end], self._num_read, logprobs[end] if logprobs else None))
+            last = True
+        self._num_shown += len(text)
+        is_whole = last and not isinstance(self.stop, str)
+        shown = [token for token in self._pending if is_whole or token.offset < self._num_shown]
+        self._pending = self._pending[len(shown) :]
+        return text, shown
+
+    def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
+        """One by one where somebody must know which token wrote what; all at once is cheaper."""
+        one_by_one = ids and (self._is_tracked or self._num_tokens < self._min_tokens)
+        groups = [ids[place : place + 1] for place in range(len(ids))] if one_by_one else [ids]
+        text = ""
+        for place, group in enumerate(groups):
+            is_last = last and place == len(groups) - 1
+            fresh = self._detokenizer.push(group, last=is_last)
+            if group and self._is_tracked:
+                self._pending.append(Token(group[0], self._num_read, logprobs[place] if logprobs else None))
+            self._num_read += len(fresh)
+            self._num_tokens += len(group)
+            if one_by_one and self._num_tokens <= self._min_tokens:
+                text += fresh
+                continue
+            fresh, self.stop = self._stops.push(fresh, last=is_last)
+            text += fresh
+            if self.stop is not None:
+                break
+        return text
+
+
+def shifted(tokens: Sequence[Token], by: int) -> list[Token]:
+    """Tokens of a text that stands `by` characters further on."""
+    return [replace(token, offset=token.offset + by) for token in tokens]

@@ -1,0 +1,134 @@
+"""Prompts as the engine takes them: token ids, and where holes are to be filled.
+
+A text may hold holes, `<|fill:8|>`; a `suffix` makes one between itself and the prompt.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from engine import ContextLengthExceeded, Hole, InvalidRequest
+from server.passage import Detokenizer
+from server.schemas import Prompts
+from server.text import Tokenizer
+
+_HOLE = re.compile(r"<\|fill:(.{0,20}?)\|>", re.DOTALL)
+_LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
+CHARACTERS_PER_TOKEN = 16
+"""A text of more than that many for each token of the context is refused before it is tokenised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What stands on the canvas before decoding begins."""
+
+    ids: Sequence[int]
+    literals: Sequence[str] = ("", "")
+    """The text before, between and behind the answer's passages, for `echo`: one more than there are passages."""
+    fills: tuple[Hole, ...] = ()
+    """As they were written; without any, the answer follows the prompt."""
+    starts: Sequence[int] = ()
+    """Characters before each token, where somebody asked for them."""
+
+    @property
+    def holes(self) -> tuple[Hole, ...]:
+        """As the engine takes them: those without a token between them are one."""
+        merged: list[Hole] = []
+        for fill in self.fills:
+            if merged and merged[-1].offset == fill.offset:
+                merged[-1] = Hole(offset=fill.offset, length=merged[-1].length + fill.length)
+            else:
+                merged.append(fill)
+        return tuple(merged)
+
+    @property
+    def num_filled(self) -> int:
+        """Positions of all holes."""
+        return sum(fill.length for fill in self.fills)
+
+
+class PromptReader:
+    """Turns what a request holds into prompts, in a thread where that takes long."""
+
+    def __init__(self, tokenizer: Tokenizer, max_model_len: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_model_len = max_model_len
+
+    def check_length(self, text: str, param: str = "prompt") -> None:
+        """Raises ContextLengthExceeded for a text that is too long whatever its tokens are."""
+        if len(text) > self._max_model_len * CHARACTERS_PER_TOKEN:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, `{param}` has "
+                f"{len(text)} characters.",
+                param,
+            )
+
+    async def read(
+        self, prompts: Prompts, *, add_special_tokens: bool = True, echo: bool = False, locate: bool = False
+    ) -> list[Prompt]:
+        """`echo` asks for the text of each, `locate` for the places of its tokens. Raises InvalidRequest."""
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in texts:
+            self.check_length(text)
+        if not texts:
+            return [self._from_ids(prompt, echo, locate) for prompt in prompts if not isinstance(prompt, str)]
+        pieces = [_split(text) for text in texts]
+        plain = [text for text, (_, lengths) in zip(texts, pieces, strict=True) if not lengths]
+        encoded = iter(await self._tokenizer.encode(plain, add_special_tokens=add_special_tokens))
+        starts: Iterator[Sequence[int]] = iter(())
+        if locate:
+            starts = iter(await self._tokenizer.locate(plain, add_special_tokens=add_special_tokens))
+        return [
+            await self._join(literals, lengths, add_special_tokens)
+            if lengths
+            else Prompt(ids=next(encoded), literals=(text, ""), starts=next(starts, ()))
+            for text, (literals, lengths) in zip(texts, pieces, strict=True)
+        ]
+
+    async def read_infix(
+        self, prompts: Prompts, suffix: str, length: int, *, add_special_tokens: bool = True, echo: bool = False
+    ) -> list[Prompt]:
+        """Each prompt, a hole, and the suffix. Raises InvalidRequest."""
+        self.check_length(suffix, "suffix")
+        read = []
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self.check_length(prompt)
+                if _split(prompt)[1]:
+                    raise InvalidRequest("A prompt with holes, `<|fill:N|>`, cannot have a `suffix` too.", "suffix")
+                read.append(await self._join([prompt, suffix], [length], add_special_tokens))
+            else:
+                [behind] = await self._tokenizer.encode([suffix], add_special_tokens=False)
+                literals = (self._tokenizer.decode(prompt), suffix) if echo else ("", "")
+                fills = (Hole(offset=len(prompt), length=length),)
+                read.append(Prompt(ids=[*prompt, *behind], literals=literals, fills=fills))
+        return read
+
+    async def _join(self, literals: Sequence[str], lengths: Sequence[int], add_special_tokens: bool) -> Prompt:
+        """Pieces of one text with holes between them; special tokens stand where the whole text's would."""
+        before, behind = self._tokenizer.frame if add_special_tokens else ([], [])
+        pieces = await self._tokenizer.encode(literals, add_special_tokens=False)
+        ids, fills = [*before, *pieces[0]], []
+        for length, piece in zip(lengths, pieces[1:], strict=True):
+            fills.append(Hole(offset=len(ids), length=length))
+            ids += piece
+        return Prompt(ids=ids + behind, literals=literals, fills=tuple(fills))
+
+    def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
+        """Special tokens are part of its text: they are part of the prompt."""
+        starts, text = [], self._tokenizer.decode(ids) if echo else ""
+        if locate:
+            detokenizer, length = Detokenizer(self._tokenizer, skip_special=False), 0
+            for id_ in ids:
+                starts.append(length)
+                length += len(detokenizer.push([id_], last=False))
+        return Prompt(ids=ids, literals=(text, ""), starts=starts)
+
+
+def _split(text: str) -> tuple[list[str], list[int]]:
+    """The texts around the holes, and the holes' lengths. Raises InvalidRequest for a hole without a length."""
+    pieces = _HOLE.split(text)
+    lengths = [int(length) if _LENGTH.fullmatch(length) else 0 for length in pieces[1::2]]
+    if not all(lengths):
+        raise InvalidRequest("A hole in the prompt is written `<|fill:N|>`, N being 1 or more positions.", "prompt")
+    return pieces[::2], lengths

@@ -1,0 +1,60 @@
+"""The wire types: what OpenAI's API says, what vLLM's clients add, and the `diffusion` object.
+
+Types and ranges only, strictly read: "16" is no integer, NaN no number. What depends on the model is the engine's to
+check; known fields that this server does not honour stand in `server/unsupported.py`. The string below a field is its
+documentation, in the OpenAPI description and in `docs/api.md`.
+"""
+
+from server.schemas.chat import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessage,
+    ChatRequest,
+    ChatResponse,
+)
+from server.schemas.completions import CompletionChoice, CompletionRequest, CompletionResponse, Prompts
+from server.schemas.logprobs import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from server.schemas.sampling import DiffusionRequest, SamplingRequest
+from server.schemas.server import ErrorResponse, LoadResponse, ModelCard, ModelList, Status, VersionResponse
+from server.schemas.template import Message, TemplateRequest
+from server.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.schemas.usage import CompletionUsage, DiffusionUsage
+from server.schemas.wire import StreamOptions, WireRequest
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatChunkChoice",
+    "ChatDelta",
+    "ChatLogprob",
+    "ChatLogprobs",
+    "ChatMessage",
+    "ChatRequest",
+    "ChatResponse",
+    "CompletionChoice",
+    "CompletionLogprobs",
+    "CompletionRequest",
+    "CompletionResponse",
+    "CompletionUsage",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
+    "DiffusionRequest",
+    "DiffusionUsage",
+    "ErrorResponse",
+    "LoadResponse",
+    "Message",
+    "ModelCard",
+    "ModelList",
+    "Prompts",
+    "SamplingRequest",
+    "Status",
+    "StreamOptions",
+    "TemplateRequest",
+    "TokenizeRequest",
+    "TokenizeResponse",
+    "TopLogprob",
+    "VersionResponse",
+    "WireRequest",
+]

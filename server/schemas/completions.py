@@ -1,0 +1,104 @@
+"""The wire types of /v1/completions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from engine import MAX_LOGPROBS
+from server.schemas.logprobs import CompletionLogprobs
+from server.schemas.sampling import SamplingRequest, TokenId
+from server.schemas.usage import CompletionUsage
+from server.schemas.wire import INT64, check_unicode
+
+MAX_PROMPTS = 128
+MAX_BEST_OF = 20
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for completions."""
+
+_Ids = Annotated[list[TokenId], Field(min_length=1)]
+_Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+_AnyPrompt = str | _Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+Prompts = list[str] | list[list[int]]
+"""Each has its choices in the answer."""
+
+
+def _read_prompts(value: Any) -> Prompts:
+    """By hand, since a union would report a long list of ids once per element and branch."""
+    prompts = [value] if isinstance(value, str) or (value and _is_ids(value)) else value
+    if not isinstance(prompts, list) or not prompts:
+        message = "must be a string, a list of strings, a list of token ids, or a list of such lists"
+        raise PydanticCustomError("prompt", message)
+    if len(prompts) > MAX_PROMPTS:
+        raise PydanticCustomError("prompt", f"must not hold more than {MAX_PROMPTS} prompts")
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return [check_unicode(prompt) for prompt in prompts]
+    if all(_is_ids(prompt) for prompt in prompts):
+        return prompts
+    raise PydanticCustomError("prompt", "must hold either strings, or token ids, or lists of token ids")
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < INT64 for item in value)
+
+
+class CompletionRequest(SamplingRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Annotated[Prompts, PlainValidator(_read_prompts, json_schema_input_type=_AnyPrompt)]
+    """A text, a list of texts, token ids, or a list of such lists. A text may hold holes to be filled, `<|fill:8|>`."""
+    suffix: Annotated[str, AfterValidator(check_unicode)] = ""
+    """Text behind the answer, which is kept while `max_tokens` positions between it and the prompt are filled."""
+    echo: bool = False
+    """Answer with the prompt before the text; of infilling, with the completed text."""
+    max_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
+    """Tokens to generate at most; absent is 16. The canvas is this, rounded up to whole blocks, and must fit the
+    context with the prompt. 0 needs `echo`; with holes in the prompt it may only be their sum."""
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    """Answer with each token's log-probability in the step that decoded it, and those of this many of the most
+    probable tokens. With `echo`, the prompt is scored too."""
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
+    """Draw this many answers to each prompt and return the `n` with the highest mean log-probability of their tokens;
+    absent is `n`. More than `n` is not for streams."""
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _zero_only_with_echo(cls, max_tokens: int | None, info: ValidationInfo) -> int | None:
+        if max_tokens == 0 and not info.data.get("echo"):
+            raise PydanticCustomError("max_tokens", "may be 0 only with `echo` true")
+        return max_tokens
+
+    @field_validator("best_of")
+    @classmethod
+    def _best_of_several(cls, best_of: int | None, info: ValidationInfo) -> int | None:
+        n = info.data.get("n", 1)
+        if best_of is not None and best_of < n:
+            raise PydanticCustomError("best_of", "must be at least `n`")
+        if best_of is not None and best_of > n and info.data.get("stream"):
+            raise PydanticCustomError("best_of", "must not be more than `n` with `stream` true")
+        return best_of
+
+
+class CompletionChoice(BaseModel):
+    """One answer, or what a block adds to it."""
+
+    index: int
+    """Number of the prompt x `n` + number of the answer to it."""
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: str | int | None
+    """The stop string or the one of `stop_token_ids` that ended the answer."""
+    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+
+
+class CompletionResponse(BaseModel):
+    """A whole answer, or one chunk of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | None = None

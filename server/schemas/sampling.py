@@ -1,0 +1,122 @@
+"""The fields that completions and chat share: the model, how tokens are drawn, where an answer ends, how it is sent."""
+
+from typing import Annotated, Any, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, create_model, field_validator
+from pydantic_core import PydanticCustomError
+
+from engine import DiffusionParams
+from server.schemas.wire import INT64, StreamOptions, WireRequest, check_unicode
+from server.settings import options
+
+MAX_CHOICES = 128
+MAX_STOPS = 4
+MAX_STOP_LENGTH = 256
+MAX_STOP_IDS = 128
+MAX_BIASES = 1024
+MAX_BAD_WORDS = 64
+"""Each becomes two sequences of tokens, and the engine takes 128."""
+
+TokenId = Annotated[int, Field(ge=0, lt=INT64)]
+_IdString = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
+_CLOSED = Field(json_schema_extra={"additionalProperties": False})
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Word = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), AfterValidator(check_unicode)]
+
+
+def _read_stop(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
+        raise PydanticCustomError("stop", "must be a string or a list of strings")
+    if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
+        raise PydanticCustomError("stop", f"may hold {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters")
+    return tuple(check_unicode(stop) for stop in stops)
+
+
+_StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+_StopInput = _StopString | Annotated[list[_StopString], Field(max_length=MAX_STOPS)]
+Stops = Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_type=_StopInput)]
+
+
+class _Wire(WireRequest):
+    """Keeps unknown fields in `model_extra`, for whoever judges them."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+_DIFFUSION_DOCS = {option.name: option.doc for option in options().values() if option.section == "diffusion"}
+_DIFFUSION_FIELDS: dict[str, Any] = {
+    name: (hint | None, Field(default=None, description=_DIFFUSION_DOCS[name]))
+    for name, hint in get_type_hints(DiffusionParams, include_extras=True).items()
+}
+
+
+class DiffusionRequest(create_model("DiffusionFields", __base__=_Wire, **_DIFFUSION_FIELDS)):  # type: ignore[misc]
+    """How the canvas is decoded: the engine's own parameters; what is absent or null takes the server's default."""
+
+
+class SamplingRequest(_Wire):
+    """What every request for text may say."""
+
+    model: Annotated[str, Field(max_length=256)] = ""
+    """One of the names that `GET /v1/models` lists; absent or empty is the first of them. An unknown one is a 404."""
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    """Answers to each prompt, drawn apart: number i takes its noise from `seed` and i, number 0 from `seed` itself, so
+    that `n` of 1 is the first of any `n`."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """0 takes the most probable token at each position; above, Gumbel noise is added as LLaDA's authors do. Absent is
+    the server's setting `temperature`, 0 unless changed, where OpenAI's is 1."""
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Draw each token among the most probable ones whose probabilities just exceed this sum. 0 is greedy decoding."""
+    top_k: Annotated[int, Field(ge=-1, lt=INT64)] = 0
+    """Draw each token among this many of the most probable ones; 0 and -1 are all."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Draw among tokens at least this share as probable as the best one."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off the logit of every token that the answer holds already, wherever on the canvas: tokens are not decoded
+    from left to right."""
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    """Taken off once for each time that the answer holds the token so far, wherever on the canvas."""
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the positive logits of tokens in the prompt or the answer so far, and multiplies negative ones."""
+    logit_bias: Annotated[dict[_IdString, Bias], _CLOSED, Field(max_length=MAX_BIASES)] = Field(default_factory=dict)
+    """Added to the logits of these token ids, which are written as strings, at every position."""
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    """No other token is drawn; absent is all."""
+    bad_words: Annotated[list[Word], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
+    """Texts that the answer must not hold, each as it is and after a space. They are kept out as tokens: the same text
+    from other tokens is not."""
+    min_tokens: Annotated[int, Field(ge=0, lt=INT64)] = 0
+    """No stop token is drawn, and no stop string looked for, in the answer's first so many tokens."""
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
+    """The same seed gives the same text, alone or in any batch; absent is a new one for each prompt."""
+    stop: Stops = ()
+    """The answer ends before the first of these texts, wherever blocks split it."""
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] = Field(default_factory=list)
+    """Tokens that end the answer, beside the model's own; they are not part of it."""
+    include_stop_str_in_output: bool = False
+    """Keep the stop string that ended the answer in its text."""
+    ignore_eos: bool = False
+    """Decode all of `max_tokens` even if the model ends its answer earlier."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
+    return_token_ids: bool = False
+    """Answer with `token_ids` and `prompt_token_ids` too."""
+    return_tokens_as_token_ids: bool = False
+    """Write the tokens of log-probabilities as `token_id:5`, which tells apart those that look alike."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer adds its special tokens (BOS) to a text. Absent is true for completions and false for
+    chat, where the template writes them."""
+    stream: bool = False
+    """Send the answer as server-sent events: one chunk for each completed block, so usually of many tokens."""
+    stream_options: StreamOptions | None = None
+    """Only with `stream`."""
+    diffusion: DiffusionRequest | None = None
+    """How the canvas is decoded; its fields are below. What is absent is as the server's settings say."""
+
+    @field_validator("stream_options")
+    @classmethod
+    def _only_for_streams(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if options and not info.data.get("stream"):
+            raise PydanticCustomError("stream_options", "is only for requests with `stream` true")
+        return options

@@ -1,0 +1,55 @@
+"""The wire types of /tokenize and /detokenize."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.sampling import TokenId
+from server.schemas.template import Messages, TemplateRequest
+from server.schemas.wire import WireRequest, check_unicode
+
+
+class TokenizeRequest(TemplateRequest):
+    """Body of POST /tokenize: a text, or a conversation."""
+
+    model: Annotated[str, Field(max_length=256)] = ""
+    """One of the names that `GET /v1/models` lists; absent is the first."""
+    prompt: Annotated[str, AfterValidator(check_unicode)] | None = None
+    """A text."""
+    messages: Messages | None = None
+    """A conversation, in place of `prompt`."""
+    add_special_tokens: bool | None = None
+    """Whether the tokenizer adds its special tokens; absent is true for a text and false for a conversation."""
+    return_token_strs: bool = False
+    """Answer with the tokens as text too."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise PydanticCustomError("tokenize", "Give either `prompt` or `messages`")
+        return self
+
+
+class TokenizeResponse(BaseModel):
+    """The tokens, and how many the model can take."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeRequest(WireRequest):
+    """Body of POST /detokenize."""
+
+    model: Annotated[str, Field(max_length=256)] = ""
+    """One of the names that `GET /v1/models` lists; absent is the first."""
+    tokens: list[TokenId]
+    """Token ids."""
+
+
+class DetokenizeResponse(BaseModel):
+    """The text of the tokens, special ones included."""
+
+    prompt: str

@@ -1,0 +1,61 @@
+"""`docs/api.md` says what is so: its tables follow from the schemas, and its examples run."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.api_table import main, updated
+
+PAGE = Path(__file__).parent.parent / "docs" / "api.md"
+
+
+def examples(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def url(serve):
+    with serve("demo") as url:
+        yield url
+
+
+def test_the_tables_are_up_to_date(tmp_path):
+    text = PAGE.read_text()
+    assert updated(text) == text, "run `python -m server.api_table docs/api.md`"
+    copy = tmp_path / "api.md"
+    copy.write_text(re.sub(r"(<!-- table: \w+ -->\n).*?(<!-- end -->)", r"\1\2", text, flags=re.DOTALL))
+    assert "`temperature`" not in copy.read_text()
+    main([str(copy)])
+    assert copy.read_text() == text
+
+
+def test_the_table_of_a_field():
+    table = updated("<!-- table: sampling -->\n<!-- end -->")
+    assert "| `n` | integer 1 to 128 | `1` | Answers to each prompt" in table
+    assert (
+        "| `stop` | string (at most 256 characters) or list of string (at most 256 characters) (at most 4) |" in table
+    )
+
+
+def test_the_examples_in_python_run(url, capsys):
+    scope = {}
+    for source in examples("python"):
+        exec(compile(source.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), scope)
+        assert capsys.readouterr().out.strip(), source
+
+
+@pytest.mark.parametrize("source", examples("bash"))
+def test_the_examples_in_the_shell_run(url, source):
+    command = ["bash", "-euo", "pipefail", "-c", source.replace("http://127.0.0.1:8000", url)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    if output.startswith("data: "):
+        *events, end, _ = output.split("\n\n")
+        assert end == "data: [DONE]"
+        assert all("choices" in json.loads(event.removeprefix("data: ")) for event in events)
+    else:
+        answers = re.sub(r"\}\{", "}\n{", output).splitlines()
+        assert answers
+        assert all("error" not in json.loads(answer) for answer in answers)
