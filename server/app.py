@@ -5,16 +5,19 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import EngineLoop
+from server.auth import PROBES, ApiKeys
+from server.deadline import RequestTimeLimit
 from server.errors import HANDLED, api_error
 from server.metrics import registry
-from server.middleware import BodyLimit, RequestIds
+from server.middleware import BodyLimit, HeaderLimit, RequestIds
 from server.routes import router
 from server.service import ServedModels, Service
-from server.settings import Settings
+from server.settings import ServerConfig, Settings
 from server.text import Tokenizer
 from server.unsupported import UnsupportedFields
 
@@ -30,13 +33,15 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
         finally:
             await engine.stop(0.0)
 
-    app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
+    config = settings.server
+    docs_url = "/docs" if config.docs else None
+    app = FastAPI(title="unmask", version=version("unmask"), lifespan=lifespan, docs_url=docs_url, redoc_url=None)
     names = settings.model_names
     app.state.service = Service(
         engine=engine,
         tokenizer=tokenizer,
         models=ServedModels(names, max_model_len=engine.info.max_model_len),
-        temperature=settings.server.temperature,
+        temperature=config.temperature,
         diffusion=settings.diffusion,
         unsupported=UnsupportedFields(),
     )
@@ -44,9 +49,28 @@ def create_app(engine: EngineLoop, tokenizer: Tokenizer, settings: Settings) -> 
     app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestIds)  # the last one added is the outermost
+    _guard(app, config)
     return app
+
+
+def _guard(app: FastAPI, config: ServerConfig) -> None:
+    """Puts the middleware round the routes, each one outside those before it."""
+    app.add_middleware(
+        BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
+    )
+    app.add_middleware(RequestTimeLimit, seconds=config.request_timeout)
+    open_paths = PROBES if config.metrics_need_key else PROBES | {"/metrics"}
+    app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in config.api_key], open_paths=open_paths)
+    app.add_middleware(HeaderLimit)
+    if config.allowed_origins:  # outside the keys: a browser's preflight brings none
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    app.add_middleware(RequestIds)
 
 
 async def _tell(request: Request, error: Exception) -> Response:
