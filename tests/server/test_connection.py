@@ -130,14 +130,12 @@ async def test_too_many_headers_are_a_431(api, headers):
 
 async def test_headers_that_arrive_in_pieces_are_bounded_on_the_way(connect, engine, tokenizer, listening):
     async with listening(engine, tokenizer) as (url, _):
-        reader, writer = await connect(url)
+        _, writer = await connect(url)
         writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\nx: ")
-        with suppress(ConnectionError):
-            async with asyncio.timeout(5):
-                while not reader.at_eof():
-                    writer.write(b"x" * 10_000)
-                    await reader.read(0 if len(reader._buffer) == 0 else 1024)
-                    await asyncio.sleep(0.005)
+        async with asyncio.timeout(5):
+            while not writer.transport.is_closing():
+                writer.write(b"x" * 10_000)
+                await asyncio.sleep(0.005)
 
 
 async def test_one_client_too_many_is_a_503_but_probes_are_answered(api, connect, engine, tokenizer, listening):
