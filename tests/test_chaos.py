@@ -1,0 +1,225 @@
+"""Everything at once, for a while: clients of every kind, among them rude ones, and an engine that fails on purpose.
+
+What must hold in the end: every healthy request got the answer that it gets alone, no page is held, no memory is lost,
+and the server is healthy. CHAOS_SECONDS sets how long, 120 unless it says otherwise.
+"""
+
+import asyncio
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faulty_server import FAULT, OUT_OF_MEMORY
+
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "120"))
+NUM_CLIENTS = 64
+ROOT = Path(__file__).parents[1]
+COMPLETIONS = "/v1/completions"
+JSON = {"content-type": "application/json"}
+
+
+def kinds():
+    """Every kind of healthy request: (path, body). Streamed ones are told by their bodies."""
+    prompt, diffusion = [5, 6, 7, 8, 9], {"block_length": 8}
+    for cache in ("none", "prefix", "dual"):
+        for stream in (False, True):
+            yield (
+                COMPLETIONS,
+                {"prompt": prompt, "max_tokens": 32, "stream": stream, "diffusion": {**diffusion, "cache": cache}},
+            )
+    yield COMPLETIONS, {"prompt": "t5 t6 t7", "max_tokens": 16}
+    yield COMPLETIONS, {"prompt": [prompt, [11, 12], [13]], "max_tokens": 24, "diffusion": diffusion}
+    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 24, "temperature": 0.8, "top_p": 0.9, "seed": 4}
+    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 64, "temperature": 1.0, "top_k": 20, "seed": 5, "stream": True}
+    yield (
+        COMPLETIONS,
+        {"prompt": prompt, "max_tokens": 40, "diffusion": {"unmask": "fixed", "steps": 20, "block_length": 8}},
+    )
+    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 32, "stop": "t1", "stream": True}
+
+
+MALFORMED = [
+    b"",
+    b"{",
+    b"[" * 10_000,
+    b'{"prompt": NaN}',
+    b'{"prompt": "\xff"}',
+    b'{"prompt": 5}',
+    b'{"max_tokens": 5}',
+    b"null",
+]
+
+
+def marked(mark):
+    return {"prompt": [*mark, 5, 6], "max_tokens": 16, "seed": 1, "diffusion": {"block_length": 8}}
+
+
+@contextmanager
+def faulty_server(model, log):
+    """(url, process) of a server that fails on purpose; it must end well."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faulty_server",
+        "serve",
+        model,
+        "--port",
+        "0",
+        "--max-running-requests",
+        "16",
+    ]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT) as process,
+    ):
+        try:
+            urls = (re.search(r"curl -N (http://[^/]+)", line) for line in process.stdout)
+            found = next(filter(None, urls), None)
+            assert found, log.read_text()
+            yield found[1], process
+            process.terminate()
+            assert process.wait(timeout=45) == 0
+        finally:
+            process.kill()
+
+
+class Client:
+    """One of many; counts what became of its requests."""
+
+    def __init__(self, http, expected, seed):
+        self.http = http
+        self.expected = expected
+        self.rng = random.Random(seed)
+        self.outcomes = Counter()
+
+    async def run(self, seconds):
+        """Until the time is over, with at least one request of each sort."""
+        sorts = [self.healthy, self.healthy, self.healthy, self.hang_up, self.malformed, self.faulty]
+        end = asyncio.get_running_loop().time() + seconds
+        for sort in self.rng.sample(sorts, len(sorts)):
+            await sort()
+        while asyncio.get_running_loop().time() < end:
+            await self.rng.choice(sorts)()
+
+    async def healthy(self):
+        path, body, expected = self.rng.choice(self.expected)
+        status, choices = await ask(self.http, path, body)
+        if status == 429:
+            self.outcomes["refused"] += 1
+            await asyncio.sleep(self.rng.random())
+            return
+        assert (status, choices) == (200, expected), (path, body)
+        self.outcomes["answered"] += 1
+
+    async def hang_up(self):
+        body = {
+            "prompt": [5, 6, 7],
+            "max_tokens": 128,
+            "stream": self.rng.random() < 0.5,
+            "diffusion": {"block_length": 8},
+        }
+        with suppress(httpx.TimeoutException):
+            timeout = self.rng.choice([0.01, 0.05, 0.2])
+            async with self.http.stream("POST", COMPLETIONS, json=body, timeout=timeout) as response:
+                async for _ in response.aiter_bytes():
+                    break
+        self.outcomes["hung up"] += 1
+
+    async def malformed(self):
+        response = await self.http.post(COMPLETIONS, content=self.rng.choice(MALFORMED), headers=JSON)
+        assert response.status_code == 400, response.text
+        assert response.json()["error"]["message"]
+        self.outcomes["malformed"] += 1
+
+    async def faulty(self):
+        response = await self.http.post(COMPLETIONS, json=marked(FAULT))
+        assert response.status_code in (500, 429), response.text
+        if response.status_code == 500:
+            assert response.headers["x-request-id"] in response.json()["error"]["message"]
+            assert "injected" not in response.text
+            self.outcomes["failed"] += 1
+
+
+async def ask(http, path, body):
+    """(status, what the choices say): of a stream, its pieces put together."""
+    if not body.get("stream"):
+        response = await http.post(path, json=body)
+        return response.status_code, told(response.json().get("choices", []))
+    async with http.stream("POST", path, json=body) as response:
+        events = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+    if response.status_code != 200:
+        return response.status_code, []
+    assert events.pop() == "[DONE]"
+    return 200, told(choice for event in events for choice in json.loads(event)["choices"])
+
+
+def told(choices):
+    """Text, log-probabilities and the reason for the end of each choice, by its index."""
+    whole = {}
+    for choice in choices:
+        text, logprobs, _ = whole.get(choice["index"], ("", [], None))
+        said = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
+        found = choice.get("logprobs") or {}
+        logprobs = [*logprobs, *(found.get("token_logprobs") or found.get("content") or [])]
+        whole[choice["index"]] = (text + (said.get("content") or ""), logprobs, choice["finish_reason"])
+    return whole
+
+
+async def gauge(http, name):
+    lines = (await http.get("/metrics")).text.splitlines()
+    [value] = [line.split()[-1] for line in lines if line.startswith(f"unmask_{name}{{")]
+    return float(value)
+
+
+async def settled(http):
+    """Waits until nobody is left in the engine."""
+    async with asyncio.timeout(20):
+        while any([await gauge(http, name) for name in ("kv_pages_used", "requests_running", "requests_waiting")]):
+            await asyncio.sleep(0.05)
+
+
+def resident_bytes(process):
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 180)
+async def test_chaos(llada_tiny, tmp_path):
+    limits = httpx.Limits(max_connections=None)
+    with faulty_server(str(llada_tiny), tmp_path / "log") as (url, process):
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
+            expected = []
+            for path, body in kinds():
+                status, choices = await ask(http, path, body)
+                assert status == 200, (path, body)
+                expected.append((path, body, choices))
+
+            async def storm(seconds, seed):
+                clients = [Client(http, expected, seed + i) for i in range(NUM_CLIENTS)]
+                async with asyncio.TaskGroup() as group:
+                    for client in clients:
+                        group.create_task(client.run(seconds))
+                await settled(http)
+                return sum((client.outcomes for client in clients), Counter())
+
+            await storm(SECONDS / 4, seed=0)
+            before = resident_bytes(process)
+            short_of_memory = asyncio.create_task(ask(http, COMPLETIONS, marked(OUT_OF_MEMORY)))
+            outcomes = await storm(SECONDS * 3 / 4, seed=1000)
+            assert await short_of_memory == await ask(http, COMPLETIONS, marked(OUT_OF_MEMORY))
+            await settled(http)
+
+            print(outcomes, f"{before / 2**20:.1f} MiB, then {resident_bytes(process) / 2**20:.1f} MiB")
+            assert min(outcomes[sort] for sort in ("answered", "hung up", "malformed", "failed")) >= NUM_CLIENTS / 2
+            assert resident_bytes(process) < 1.05 * before
+            assert (await http.get("/health")).status_code == 200
