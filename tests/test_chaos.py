@@ -8,21 +8,17 @@ import asyncio
 import json
 import os
 import random
-import re
-import subprocess
-import sys
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.faulty_server import FAULT, OUT_OF_MEMORY
+from tests.faulty_server import FAULT, OUT_OF_MEMORY, faulty_server
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "120"))
 NUM_CLIENTS = 64
-ROOT = Path(__file__).parents[1]
 COMPLETIONS = "/v1/completions"
 JSON = {"content-type": "application/json"}
 
@@ -61,35 +57,6 @@ MALFORMED = [
 
 def marked(mark):
     return {"prompt": [*mark, 5, 6], "max_tokens": 16, "seed": 1, "diffusion": {"block_length": 8}}
-
-
-@contextmanager
-def faulty_server(model, log):
-    """(url, process) of a server that fails on purpose; it must end well."""
-    command = [
-        sys.executable,
-        "-m",
-        "tests.faulty_server",
-        "serve",
-        model,
-        "--port",
-        "0",
-        "--max-running-requests",
-        "16",
-    ]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT) as process,
-    ):
-        try:
-            urls = (re.search(r"curl -N (http://[^/]+)", line) for line in process.stdout)
-            found = next(filter(None, urls), None)
-            assert found, log.read_text()
-            yield found[1], process
-            process.terminate()
-            assert process.wait(timeout=45) == 0
-        finally:
-            process.kill()
 
 
 class Client:
@@ -196,7 +163,7 @@ def resident_bytes(process):
 @pytest.mark.timeout(SECONDS + 180)
 async def test_chaos(llada_tiny, tmp_path):
     limits = httpx.Limits(max_connections=None)
-    with faulty_server(str(llada_tiny), tmp_path / "log") as (url, process):
+    with faulty_server(llada_tiny, tmp_path / "log", "--max-running-requests", "16") as (url, process):
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
             expected = []
             for path, body in kinds():
@@ -223,3 +190,5 @@ async def test_chaos(llada_tiny, tmp_path):
             assert min(outcomes[sort] for sort in ("answered", "hung up", "malformed", "failed")) >= NUM_CLIENTS / 2
             assert resident_bytes(process) < 1.05 * before
             assert (await http.get("/health")).status_code == 200
+        process.terminate()
+        assert process.wait(timeout=45) == 0
