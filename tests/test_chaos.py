@@ -20,27 +20,34 @@ from tests.faulty_server import FAULT, OUT_OF_MEMORY, faulty_server
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "120"))
 NUM_CLIENTS = 64
 COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
 JSON = {"content-type": "application/json"}
 
 
 def kinds():
     """Every kind of healthy request: (path, body). Streamed ones are told by their bodies."""
     prompt, diffusion = [5, 6, 7, 8, 9], {"block_length": 8}
-    for cache in ("none", "prefix", "dual"):
-        for stream in (False, True):
-            yield (
-                COMPLETIONS,
-                {"prompt": prompt, "max_tokens": 32, "stream": stream, "diffusion": {**diffusion, "cache": cache}},
-            )
-    yield COMPLETIONS, {"prompt": "t5 t6 t7", "max_tokens": 16}
-    yield COMPLETIONS, {"prompt": [prompt, [11, 12], [13]], "max_tokens": 24, "diffusion": diffusion}
-    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 24, "temperature": 0.8, "top_p": 0.9, "seed": 4}
-    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 64, "temperature": 1.0, "top_k": 20, "seed": 5, "stream": True}
-    yield (
-        COMPLETIONS,
-        {"prompt": prompt, "max_tokens": 40, "diffusion": {"unmask": "fixed", "steps": 20, "block_length": 8}},
-    )
-    yield COMPLETIONS, {"prompt": prompt, "max_tokens": 32, "stop": "t1", "stream": True}
+    plain = {"prompt": prompt, "max_tokens": 32, "diffusion": diffusion}
+    drawn = {**plain, "temperature": 0.8, "top_p": 0.9, "seed": 4}
+    for stream in (False, True):
+        for cache in ("none", "prefix", "dual"):
+            yield COMPLETIONS, {**plain, "stream": stream, "diffusion": {**diffusion, "cache": cache}}
+        yield COMPLETIONS, {**drawn, "stream": stream}
+        yield COMPLETIONS, {**drawn, "stream": stream, "n": 3}
+        yield COMPLETIONS, {**plain, "stream": stream, "logprobs": 2}
+        yield COMPLETIONS, {**plain, "stream": stream, "suffix": "t9 t8"}
+        yield COMPLETIONS, {**plain, "stream": stream, "prompt": "t5 t6 <|fill:9|> t7 <|fill:5|>"}
+        yield CHAT, {"messages": [{"role": "user", "content": "t5 t6"}], "max_tokens": 24, "stream": stream}
+        yield (
+            CHAT,
+            {"messages": [{"role": "user", "content": "t7"}], "max_tokens": 24, "stream": stream, "n": 2, "seed": 1},
+        )
+    yield COMPLETIONS, {"prompt": "t5 t6 t7", "max_tokens": 16, "echo": True}
+    yield COMPLETIONS, {**plain, "prompt": "t5 t6 t7", "max_tokens": 1, "echo": True, "logprobs": 1}
+    yield COMPLETIONS, {**plain, "prompt": [prompt, [11, 12], [13]]}
+    yield COMPLETIONS, {**plain, "max_tokens": 64, "temperature": 1.0, "top_k": 20, "seed": 5, "presence_penalty": 0.5}
+    yield COMPLETIONS, {**plain, "max_tokens": 40, "diffusion": {**diffusion, "unmask": "fixed", "steps": 20}}
+    yield COMPLETIONS, {**plain, "stop": "t1", "stream": True}
 
 
 MALFORMED = [
@@ -179,10 +186,11 @@ async def test_chaos(llada_tiny, tmp_path):
                 await settled(http)
                 return sum((client.outcomes for client in clients), Counter())
 
-            await storm(SECONDS / 4, seed=0)
+            for seed in range(3):  # torch's kernels for each new shape of a batch stay in memory, up to a bound
+                await storm(SECONDS / 6, seed=seed * 1000)
             before = resident_bytes(process)
             short_of_memory = asyncio.create_task(ask(http, COMPLETIONS, marked(OUT_OF_MEMORY)))
-            outcomes = await storm(SECONDS * 3 / 4, seed=1000)
+            outcomes = await storm(SECONDS / 2, seed=5000)
             assert await short_of_memory == await ask(http, COMPLETIONS, marked(OUT_OF_MEMORY))
             await settled(http)
 
