@@ -36,7 +36,7 @@ def kinds():
         yield COMPLETIONS, {**drawn, "stream": stream, "n": 3}
         yield COMPLETIONS, {**plain, "stream": stream, "logprobs": 2}
         yield COMPLETIONS, {**plain, "stream": stream, "suffix": "t9 t8"}
-        yield COMPLETIONS, {**plain, "stream": stream, "prompt": "t5 t6 <|fill:9|> t7 <|fill:5|>"}
+        yield COMPLETIONS, {"prompt": "t5 <|fill:9|> t7 <|fill:5|>", "stream": stream, "diffusion": diffusion}
         yield CHAT, {"messages": [{"role": "user", "content": "t5 t6"}], "max_tokens": 24, "stream": stream}
         yield (
             CHAT,

@@ -3,6 +3,7 @@
 Slow: the two take longer to import than everything that they ask here.
 """
 
+import asyncio
 import warnings
 
 import openai
@@ -85,7 +86,8 @@ class TestLiteLLM:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import litellm
-        return litellm
+        yield litellm
+        asyncio.run(litellm.close_litellm_async_clients())
 
     @pytest.fixture
     def options(self, url):
