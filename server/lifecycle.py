@@ -78,7 +78,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True ends the server."""
-        if getattr(self._engine, "died", False) and not self._engine_died:
+        if self._engine.died and not self._engine_died:
             logger.critical("the engine has died, so the server ends; its supervisor should start it again")
             self._engine_died = True
         return await super().on_tick(counter) or self._engine_died
