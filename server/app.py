@@ -6,18 +6,21 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import EngineLoop
+from server.auth import PROBES, ApiKeys
+from server.deadline import RequestTimeLimit
 from server.errors import HANDLED, api_error
 from server.logs import stats_lines
-from server.middleware import BodyLimit, RequestIds
+from server.middleware import BodyLimit, HeaderLimit, RequestIds
 from server.observe import observers
 from server.openapi import Api
 from server.routes import router
 from server.service import Service
-from server.settings import Settings
+from server.settings import ServerConfig, Settings
 from server.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -41,16 +44,37 @@ def create_app(
         finally:
             await engine.stop(0.0)
 
-    app = Api(title="unmask", version=version("unmask"), lifespan=lifespan, redoc_url=None)
+    config = settings.server
+    docs_url = "/docs" if config.docs else None
+    app = Api(title="unmask", version=version("unmask"), lifespan=lifespan, docs_url=docs_url, redoc_url=None)
     watching = observers(engine, tokenizer, settings, tracer)
     app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
     app.include_router(router)
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
-    app.add_middleware(BodyLimit, max_bytes=settings.server.max_body_bytes)
-    app.add_middleware(RequestIds)
+    _guard(app, config)
     watching.install(app, router.routes)  # the last middleware added is the outermost
     return app
+
+
+def _guard(app: FastAPI, config: ServerConfig) -> None:
+    """Puts the middleware round the routes, each one outside those before it."""
+    app.add_middleware(
+        BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
+    )
+    app.add_middleware(RequestTimeLimit, seconds=config.request_timeout)
+    open_paths = PROBES if config.metrics_need_key else PROBES | {"/metrics"}
+    app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in config.api_key], open_paths=open_paths)
+    app.add_middleware(HeaderLimit)
+    if config.allowed_origins:  # outside the keys: a browser's preflight brings none
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    app.add_middleware(RequestIds)
 
 
 async def _tell(request: Request, error: Exception) -> Response:

@@ -21,6 +21,8 @@ INVALID = "invalid_request_error"
 INTERNAL = 500
 """The one status whose cause is logged and not told."""
 RETRY = {"Retry-After": "1"}
+NO_RETRY = {"x-should-retry": "false"}
+"""For OpenAI's clients, which would send the same long request again."""
 MAX_QUOTED = 200
 """Characters of a client's own input that an answer may repeat."""
 
@@ -30,6 +32,18 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model '{model:.200}' does not exist; GET /v1/models lists those that do.", param="model")
+
+
+class InvalidApiKey(Exception):
+    """The request brings no key that this server knows."""
+
+
+class RequestTimeout(Exception):
+    """The request took longer than the server gives any."""
+
+
+class TooManyConnections(Exception):
+    """More clients are connected than the server takes."""
 
 
 class ClientGone(Exception):
@@ -70,6 +84,20 @@ def api_error(error: Exception, scope: Scope) -> ApiError:
             return ApiError(status=429, message=str(error), type=kind, code=code, headers=RETRY)
         case EngineUnavailable():
             return ApiError(status=503, message=str(error), type="service_unavailable_error", headers=RETRY)
+        case TooManyConnections():
+            message = "Too many clients are connected; try again later."
+            return ApiError(status=503, message=message, type="service_unavailable_error", headers=RETRY)
+        case InvalidApiKey():
+            return ApiError(
+                status=401,
+                message="A known API key is needed, as `Authorization: Bearer KEY`.",
+                type="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        case RequestTimeout():
+            message = "The request took longer than this server's time limit."
+            return ApiError(status=504, message=message, type="server_error", code="request_timeout", headers=NO_RETRY)
         case RequestValidationError():
             return _invalid(error.errors()[0])
         case HTTPException():

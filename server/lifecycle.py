@@ -1,7 +1,7 @@
 """How the server's process ends: SIGTERM or Ctrl-C drains the engine, then closes HTTP; a second one ends it at once.
 
 Uvicorn stops listening first and lets requests run on without bound; here new requests are answered with 503 and
-running ones finish, both while the engine drains, for a bounded time.
+running ones finish, both while the engine drains, for a bounded time. A server whose engine has died ends by itself.
 """
 
 import asyncio
@@ -10,18 +10,26 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from socket import socket
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from engine import EngineLoop
+from server.connection import Connection, ConnectionLimits
+from server.middleware import MAX_HEADER_BYTES
+from server.settings import ServerConfig
 
 FLUSH_SECONDS = 5
 """For what is already generated to reach slow readers."""
-MAX_HEADER_BYTES = 64 * 1024
+GRACE_SECONDS = 2 * FLUSH_SECONDS
+"""After `shutdown_timeout` the process ends within these, whatever hangs."""
 FORCED = 1
-"""Exit code when a second signal cuts the draining short."""
+"""Exit code when a second signal, or something that hangs, cuts the draining short."""
+ENGINE_DIED = 70
+"""Exit code when there is nothing left to serve with; sysexits.h calls it EX_SOFTWARE."""
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +37,17 @@ logger = logging.getLogger(__name__)
 class Server(uvicorn.Server):
     """Uvicorn under our signals."""
 
-    def __init__(self, app: FastAPI, engine: EngineLoop, *, drain_seconds: float, announce: Callable[[], None]) -> None:
+    def __init__(self, app: FastAPI, engine: EngineLoop, config: ServerConfig, announce: Callable[[], None]) -> None:
+        limits = ConnectionLimits(
+            max_connections=config.max_connections,
+            read_timeout=config.read_timeout,
+            write_timeout=config.write_timeout,
+        )
+        protocol: Any = partial(Connection, limits=limits)
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -45,14 +59,29 @@ class Server(uvicorn.Server):
             )
         )
         self._engine = engine
-        self._drain_seconds = drain_seconds
+        self._drain_seconds = config.shutdown_timeout
         self._announce = announce
         self._draining: asyncio.Task[None] | None = None
+        self._engine_died = False
+
+    @property
+    def exit_code(self) -> int:
+        """What the process should tell its parent, once `serve` has returned."""
+        if self._engine_died:
+            return ENGINE_DIED
+        return 0 if self.started else 1
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; True ends the server."""
+        if self._engine.died and not self._engine_died:
+            logger.critical("the engine has died, so the server ends; its supervisor should start it again")
+            self._engine_died = True
+        return await super().on_tick(counter) or self._engine_died
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -63,13 +92,19 @@ class Server(uvicorn.Server):
 
     def _on_signal(self) -> None:
         if self._draining:
-            logger.warning("second signal: ending at once")
-            os._exit(FORCED)
+            self._end_at_once("second signal")
+            return
         logger.info("shutting down: running requests get %g s; press Ctrl-C again to end at once", self._drain_seconds)
         self._draining = asyncio.create_task(self._drain())
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._drain_seconds + GRACE_SECONDS, self._end_at_once, "the shutdown hangs")
 
     async def _drain(self) -> None:
         try:
             await self._engine.stop(self._drain_seconds)
         finally:
             self.should_exit = True
+
+    def _end_at_once(self, why: str) -> None:
+        logger.warning("%s: ending at once", why)
+        os._exit(FORCED)

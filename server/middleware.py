@@ -1,8 +1,9 @@
-"""What every request passes: an id and a line in the log, a last word on unexpected errors, a bound on its body.
+"""What every request passes: an id and a line in the log, a last word on unexpected errors, bounds on headers and body.
 
 Plain ASGI, so that streams and `http.disconnect` pass through untouched.
 """
 
+import asyncio
 import logging
 import time
 import uuid
@@ -11,9 +12,15 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.body import check_json
 from server.errors import api_error
 
 MAX_ID_LENGTH = 128
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 64 * 1024
+"""Names and values of all headers, with the path and the query."""
+CHECKED_AT_ONCE = 1 << 15
+"""Bytes of a body that are checked in less time than a thread would take to wake."""
 QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 """Polled by machines: logged at debug level only."""
 
@@ -55,31 +62,78 @@ class RequestIds:
             logger.log(level, "%s %s %s in %.0f ms, %s", scope["method"], path, status, milliseconds, request_id)
 
 
-class BodyLimit:
-    """Refuses a body that says it is too long, or proves to be."""
+class HeaderLimit:
+    """Refuses a request with more headers, or longer ones, than any honest client sends.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    The connection bounds them while they arrive; what arrives at once is parsed before it is measured.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._within_limits(scope):
+            await self._app(scope, receive, send)
+        else:
+            message = f"The request has more than {MAX_HEADERS} headers, or than {MAX_HEADER_BYTES} bytes of them."
+            await api_error(HTTPException(431, message), scope).response(scope, receive, send)
+
+    def _within_limits(self, scope: Scope) -> bool:
+        size = len(scope["path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        return len(scope["headers"]) <= MAX_HEADERS and size <= MAX_HEADER_BYTES
+
+
+class BodyLimit:
+    """Hands a body on in one piece, and only if it is neither too long, nor too slow, nor costly to parse."""
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_items: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_items = max_items
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")
-        received = 0
+        is_read = False
 
-        async def receive_within_limit() -> Message:
-            nonlocal received
+        async def receive_within_limits() -> Message:
+            nonlocal is_read
+            if is_read:
+                return await receive()
+            is_read = True
             if announced.isdecimal() and int(announced) > self._max_bytes:
                 raise self._too_large()
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise self._too_large()
-            return message
+            try:
+                async with asyncio.timeout(self._seconds):
+                    body = await self._read(receive)
+            except TimeoutError:
+                raise HTTPException(408, f"The body did not arrive within {self._seconds:g} seconds.") from None
+            if body is None:
+                return {"type": "http.disconnect"}
+            if len(body) <= CHECKED_AT_ONCE:
+                check_json(body, self._max_items)
+            else:
+                await asyncio.to_thread(check_json, body, self._max_items)
+            return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, receive_within_limit, send)
+        await self._app(scope, receive_within_limits, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body; None if the client hangs up before its end."""
+        body, more = bytearray(), True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self._max_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return bytes(body)
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"The body is longer than {self._max_bytes} bytes.")

@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -21,6 +23,8 @@ from server.settings import ServerConfig
 from server.sources import load_settings
 from server.text import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError or LoadError for what the user can mend."""
@@ -35,16 +39,27 @@ def main(argv: Sequence[str]) -> int:
         engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)
         app = create_app(engine, Tokenizer.load(engine.info.folder), settings, tracer)
         report = start_report(engine.info, settings.model_names[0], _url(sock))
+        if is_exposed(settings.server):
+            logger.warning("listening on %s without an API key: whoever reaches it is served", settings.server.host)
         server = Server(
             app,
             engine,
-            drain_seconds=settings.server.shutdown_timeout,
+            settings.server,
             announce=lambda: Console().print(report, highlight=False, markup=False, soft_wrap=True),
         )
         asyncio.run(server.serve(sockets=[sock]))
     if tracer:
         tracer.shutdown()  # sends what is still held
-    return 0 if server.started else 1
+    return server.exit_code
+
+
+def is_exposed(config: ServerConfig) -> bool:
+    """Whether other machines may reach a server that asks for no key."""
+    try:
+        is_local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
+    except ValueError:  # a name, which may mean anything
+        is_local = False
+    return not (is_local or config.api_key)
 
 
 def _bind(config: ServerConfig) -> socket.socket:

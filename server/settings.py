@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 
 from engine import CACHES, DEMO_MODEL, UNMASKS, DiffusionParams, EngineConfig
 
@@ -39,8 +39,28 @@ class ServerConfig:
     """Of requests that name none. LLaDA's published default is 0, where OpenAI's is 1."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 256
     """Tokens of a chat answer whose request names none, if the context holds as many: a canvas is allocated whole."""
+    api_key: tuple[SecretStr, ...] = ()
+    """Keys that clients must send as `Authorization: Bearer KEY`, any one of them; without any, everybody is served."""
+    api_key_file: str | None = None
+    """A file of further keys, one a line, where neither the process list nor the environment shows them."""
+    metrics_need_key: bool = False
+    """Guard /metrics by the keys too; /health, /ready and /ping are open always."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages that may call the API from a browser, as https://example.org, or * for all; without any, none may."""
+    docs: bool = False
+    """Serve /docs, a page that loads its scripts from a public CDN; /openapi.json is there always."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
     """Longest request body; a longer one is answered with 413."""
+    max_json_items: Annotated[int, Field(ge=1)] = 262_144
+    """Most elements and members that a body may hold, over all its arrays and objects."""
+    max_connections: Annotated[int, Field(ge=1)] = 1000
+    """Most clients connected at once; one more is answered with 503."""
+    request_timeout: Seconds = 600.0
+    """Seconds after which an unfinished request is given up: 504, or an error event in a stream; 0 is never."""
+    read_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
+    """Seconds that a client may take to send a request's headers, and as many for its body."""
+    write_timeout: Annotated[Seconds, Field(gt=0)] = 30.0
+    """Seconds that a client may leave an answer unread before it is cut off and its request aborted."""
     shutdown_timeout: Seconds = 30.0
     """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""
     stuck_after: Annotated[Seconds, Field(gt=0)] = 60.0
@@ -93,6 +113,11 @@ class Option:
     @property
     def is_list(self) -> bool:
         return get_origin(self.type) is tuple
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its values must not be shown."""
+        return SecretStr in get_args(self.type)
 
 
 class BadSetting(Exception):

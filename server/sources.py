@@ -7,11 +7,12 @@ complaint names the very thing to change. What no option knows is an error, neve
 import argparse
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from pydantic import SecretStr
 
 from engine import ConfigError
 from server.settings import BadSetting, Option, Settings, build, options
@@ -49,10 +50,31 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
         source.refuse_unknown(known)
     values = {key: value for source in sources for key, value in source.values.items()}
     try:
-        return build(values)
+        return with_key_file(build(values))
     except BadSetting as error:
         origin = next(source for source in reversed(sources) if error.key in source.values)
-        raise ConfigError(f"{origin.spell(error.key)} {error}, not {values[error.key]!r:.200}") from None
+        shown = "" if known[error.key].is_secret else f", not {values[error.key]!r:.200}"
+        raise ConfigError(f"{origin.spell(error.key)} {error}{shown}") from None
+
+
+def with_key_file(settings: Settings) -> Settings:
+    """The settings with the keys of `api_key_file` beside those of `api_key`, all checked.
+
+    Raises BadSetting for a file that cannot be read or holds none: a server that was meant to be guarded never opens.
+    """
+    keys, path = [key.get_secret_value() for key in settings.server.api_key], settings.server.api_key_file
+    if path is not None:
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSetting("api_key_file", f"cannot be read ({type(error).__name__})") from None
+        from_file = [line.strip() for line in lines if line.strip()]
+        if not from_file:
+            raise BadSetting("api_key_file", "holds no key")
+        keys += from_file
+    if not all(key and all("!" <= letter <= "~" for letter in key) for key in keys):
+        raise BadSetting("api_key_file" if path else "api_key", "must hold keys of visible ASCII without blanks")
+    return replace(settings, server=replace(settings.server, api_key=tuple(map(SecretStr, keys))))
 
 
 def from_file(path: Path) -> Source:
@@ -110,11 +132,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     for option in table.values():
         if option.key != "model":
             groups[option.section].add_argument(
-                _as_flag(option.key),
-                dest=option.key,
-                **_arity(option),
-                metavar="{" + ",".join(option.choices) + "}" if option.choices else option.name.split("_")[-1].upper(),
-                help=_help(option),
+                _as_flag(option.key), dest=option.key, help=_help(option), **_form(option)
             )
     argv = [_dashed(argument) for argument in argv]
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]  # noqa: SLF001 - no public list
@@ -125,14 +143,16 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     return vars(parser.parse_args(argv))
 
 
-def _arity(option: Option) -> dict[str, Any]:
+def _form(option: Option) -> dict[str, Any]:
+    """How argparse reads the option: `--docs` and `--no-docs`; `--api-key A B`, or once for each."""
     if option.type is bool:
-        return {"nargs": "?", "const": "true"}  # `--log-prompts` alone will do
-    return {"nargs": "+" if option.is_list else None}
+        return {"action": argparse.BooleanOptionalAction}
+    metavar = "{" + ",".join(option.choices) + "}" if option.choices else option.name.split("_")[-1].upper()
+    return {"metavar": metavar} | ({"nargs": "+", "action": "extend"} if option.is_list else {})
 
 
 def _help(option: Option) -> str:
-    default = "" if option.default in (None, ()) else f" [default: {option.default}]"
+    default = "" if option.default in (None, (), False) else f" [default: {option.default}]"
     return (option.doc + default).replace("%", "%%")
 
 

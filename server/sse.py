@@ -3,6 +3,7 @@
 Knows nothing of what the messages say.
 """
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -10,8 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from server.deadline import deadline
 from server.disconnect import unless_disconnected
-from server.errors import INTERNAL, ClientGone, api_error, request_id
+from server.errors import INTERNAL, ClientGone, RequestTimeout, api_error, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class EventStream(StreamingResponse):
 
 async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str]:
     try:
-        async for message in messages:
+        async for message in _until(deadline(scope), messages):
             yield _frame(message)
     except Exception as error:
         told = api_error(error, scope)
@@ -45,6 +47,20 @@ async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[s
             logger.exception("request %s failed", request_id(scope))
         yield _frame(json.dumps(told.body))
     yield _frame("[DONE]")
+
+
+async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The messages that come before the event loop's clock shows `when`; then raises RequestTimeout."""
+    try:
+        while True:
+            # Round each message, not all of them: between two, this generator's reader may be waiting elsewhere.
+            async with asyncio.timeout_at(when):
+                message = await anext(messages)
+            yield message
+    except StopAsyncIteration:
+        return
+    except TimeoutError:
+        raise RequestTimeout from None
 
 
 def _frame(data: str) -> str:

@@ -150,6 +150,7 @@ class FakeEngine:
         self.heartbeat_age = 0.25
         self.healthy = True
         self.accepting = True
+        self.died = False
         self.script: Script | None = lambda _: ["one ", "two"]
         self.play: Callable[[FakeStream], None] | None = None
         """For what a script cannot say."""
@@ -243,9 +244,12 @@ def listening():
     """Runs the app around an engine on a real socket: `async with listening(engine) as (url, task)`."""
 
     @asynccontextmanager
-    async def serve(engine: Any, tokenizer: Tokenizer) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
+    async def serve(
+        engine: Any, tokenizer: Tokenizer, **values: object
+    ) -> AsyncIterator[tuple[str, asyncio.Task[None]]]:
         up = asyncio.Event()
-        server = Server(create_app(engine, tokenizer, build({})), engine, drain_seconds=5.0, announce=up.set)
+        settings = build({"shutdown_timeout": 5.0, **values})
+        server = Server(create_app(engine, tokenizer, settings), engine, settings.server, up.set)
         with socket.create_server(("127.0.0.1", 0)) as sock:
             task = asyncio.create_task(server.serve(sockets=[sock]))
             await asyncio.wait_for(up.wait(), 5)

@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from server import lifecycle
+from server.lifecycle import Server
+from server.settings import build
 
 
 class DrainingEngine:
@@ -79,6 +81,37 @@ async def test_a_second_signal_ends_it_at_once(running, monkeypatch):
     while not codes:
         await asyncio.sleep(0.01)
     assert codes == [lifecycle.FORCED]
+
+
+async def test_a_shutdown_that_hangs_is_cut_short(running, monkeypatch):
+    _, draining, _ = running
+    monkeypatch.setattr(lifecycle, "GRACE_SECONDS", -4.8)
+    codes = []
+    monkeypatch.setattr(lifecycle.os, "_exit", codes.append)
+    os.kill(os.getpid(), signal.SIGTERM)
+    async with asyncio.timeout(5):
+        while not codes:
+            await asyncio.sleep(0.01)
+    assert codes == [lifecycle.FORCED]
+    assert not draining.drained.is_set()
+
+
+async def test_a_server_whose_engine_has_died_ends(engine, tokenizer, listening):
+    async with listening(engine, tokenizer) as (_, task):
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        engine.died = True
+        await asyncio.wait_for(asyncio.shield(task), 5)
+
+
+@pytest.mark.parametrize(
+    ("died", "started", "code"), [(True, True, lifecycle.ENGINE_DIED), (False, True, 0), (False, False, 1)]
+)
+async def test_the_exit_code_says_how_it_ended(app, engine, died, started, code):
+    server = Server(app, engine, build({}).server, announce=lambda: None)
+    engine.died, server.started = died, started
+    assert await server.on_tick(1) is died
+    assert server.exit_code == code
 
 
 async def test_a_client_that_hangs_up_is_noticed(running, engine):

@@ -1,5 +1,6 @@
 """Settings: file, environment, flags; every complaint names the very thing to change."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_help_shows_every_option(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for option in options().values():
         assert option.doc in shown
-        assert option.key == "model" or f"--{option.key.replace('_', '-')} " in shown
+        assert option.key == "model" or re.search(rf"--{option.key.replace('_', '-')}[ ,]", shown)
 
 
 def test_flags_outrank_the_environment_which_outranks_the_file(file):
@@ -81,6 +82,20 @@ def test_dashes_and_underscores_are_the_same(file):
 )
 def test_a_list_in_each_source(file, argv, environ, text):
     assert load_settings([*argv, "--config", file(text)], environ).model_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "text", "on"),
+    [
+        ([], {}, "", False),
+        (["--docs"], {}, "", True),
+        (["--no-docs"], {"UNMASK_DOCS": "true"}, "", False),
+        ([], {"UNMASK_DOCS": "1"}, "", True),
+        ([], {}, "docs: true", True),
+    ],
+)
+def test_a_switch_in_each_source(file, argv, environ, text, on):
+    assert load_settings([*argv, "--config", file(text)], environ).server.docs is on
 
 
 def test_a_folder_is_served_under_its_last_name(tmp_path):
