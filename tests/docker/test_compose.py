@@ -111,12 +111,16 @@ def commands():
 
 
 @pytest.fixture
-def outside():
-    """Arguments of a server's command with the image's paths turned into this checkout's."""
+def outside(tmp_path):
+    """Arguments of a server's command with the image's paths turned into this checkout's, and a key in the key file."""
+    (tmp_path / "api-keys").write_text("a-key\n")
 
     def translate(command):
-        assert any(MODELS in argument for argument in command)
-        return [argument.replace(MODELS, f"{ROOT}/configs/") for argument in command]
+        places = {MODELS: f"{ROOT}/configs/", "/run/secrets/": f"{tmp_path}/"}
+        assert all(any(place in argument for argument in command) for place in places)
+        for place, here in places.items():
+            command = [argument.replace(place, here) for argument in command]
+        return command
 
     return translate
 
@@ -132,8 +136,9 @@ def test_the_cpu_server_serves(outside, serve):
     """The very command of compose.cpu.yaml, but for where it listens."""
     with serve(*outside(commands()["compose.cpu.yaml: server"]), "--host", "127.0.0.1") as url:
         body = {"prompt": "Question: What is 2 plus 2?\nAnswer:", "max_tokens": 32}
-        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
-        assert answer.status_code == 200, answer.text
+        keyed = httpx.post(f"{url}/v1/completions", json=body, headers={"authorization": "Bearer a-key"}, timeout=60)
+        assert keyed.status_code == 200, keyed.text
+        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 401
 
 
 def test_the_image_has_what_commands_name():

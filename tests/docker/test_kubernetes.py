@@ -64,6 +64,7 @@ def test_its_settings_are_settings(settings, container, pod):
     assert volumes["settings"]["configMap"]["name"] == generated["name"]
     claim = manifest("PersistentVolumeClaim")["metadata"]["name"]
     assert volumes["model-cache"]["persistentVolumeClaim"]["claimName"] == claim
+    assert settings.server.api_key_file.startswith(mounts["api-keys"])
 
 
 def test_a_pod_has_time_to_drain(settings, pod, container):
