@@ -97,9 +97,9 @@ class PromptScorer:
         return found[0], usage
 
     async def _submit(self, submission: Submission) -> OutputStream:
-        """As soon as the queue has a place to spare."""
+        """As soon as the queue has a place to spare. Raises EngineUnavailable if there never will be one."""
         while True:
-            if self._engine.stats.waiting < self._max_waiting:
+            if self._engine.stats.waiting < self._max_waiting or not self._engine.accepting:
                 try:
                     [stream] = self._engine.submit([submission])
                 except QueueFull:

@@ -175,6 +175,11 @@ async def test_half_of_the_queue_is_left_to_others(api, engine):
     assert (await answer).status_code == 200
 
 
+async def test_a_queue_that_takes_nothing_any_more_is_not_waited_for(api, engine):
+    engine.stats, engine.accepting = replace(engine.stats, waiting=4), False
+    await api.error(503, prompt="abc", echo=True, logprobs=0, max_tokens=0)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_takes_the_rest_along(api, engine, stream):
     def play(fake):
