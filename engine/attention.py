@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from engine.kernels import attention, watched_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,16 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
 
 
 class KVPool:
-    """Keys (rotated) and values of every slot: two tensors [layers, slots, kv_heads, head_dim]."""
+    """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
+
+    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory.
+    """
 
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         # A slot is always written before a horizon reaches it, so there is nothing to clear.
-        self.keys = torch.empty(layers, slots, kv_heads, head_dim, dtype=dtype, device=device)
+        self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
     @property
@@ -64,8 +68,8 @@ class PagedContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys.index_copy_(0, self.slots, k)
-        values.index_copy_(0, self.slots, v)
+        keys.index_copy_(1, self.slots, k.transpose(0, 1))
+        values.index_copy_(1, self.slots, v.transpose(0, 1))
         out = self.kernel(q, keys, values, self.segments)
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
@@ -76,63 +80,33 @@ class PagedContext:
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
     """The slow twin: softmax(q k / sqrt(head_dim)) v, one row and one head group at a time.
 
-    q [rows, heads, head_dim], keys and values [slots, kv_heads, head_dim] -> [rows, heads, head_dim]; rows outside
+    q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> [rows, heads, head_dim]; rows outside
     the segments are undefined.
     """
     out = torch.empty_like(q)
-    group = q.shape[1] // keys.shape[1]
+    group = q.shape[1] // len(keys)
     for segment in segments:
-        k = keys[segment.visible].repeat_interleave(group, dim=1)  # [visible, heads, head_dim]
-        v = values[segment.visible].repeat_interleave(group, dim=1)
+        k = keys[:, segment.visible].repeat_interleave(group, dim=0)  # [heads, visible, head_dim]
+        v = values[:, segment.visible].repeat_interleave(group, dim=0)
         for row in range(segment.start, segment.stop):
-            weights = (torch.einsum("hd,shd->hs", q[row].float(), k.float()) * q.shape[-1] ** -0.5).softmax(dim=-1)
-            out[row] = torch.einsum("hs,shd->hd", weights, v.float()).to(q.dtype)
+            weights = (torch.einsum("hd,hsd->hs", q[row].float(), k.float()) * q.shape[-1] ** -0.5).softmax(dim=-1)
+            out[row] = torch.einsum("hs,hsd->hd", weights, v.float()).to(q.dtype)
     return out
 
 
 def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """One fused SDPA per segment; keys and values are read in place where a sequence's pages are neighbours."""
+    """One dense attention per segment; keys and values are read in place where a sequence's pages are neighbours."""
     out = torch.empty_like(q)
-    grouped = q.shape[1] != keys.shape[1]
     for segment in segments:
         rows = slice(segment.start, segment.stop)
-        attended = scaled_dot_product_attention(
-            q[rows].transpose(0, 1).unsqueeze(0),
-            keys[segment.visible].transpose(0, 1).unsqueeze(0),
-            values[segment.visible].transpose(0, 1).unsqueeze(0),
-            enable_gqa=grouped,
-        )  # [1, heads, rows, head_dim]
-        out[rows] = attended.squeeze(0).transpose(0, 1)
+        out[rows] = attention(q[rows], keys[:, segment.visible], values[:, segment.visible])
     return out
-
-
-WATCHED_WEIGHTS = {"cpu": 2**21, "cuda": 2**25}
-"""Attention weights that `attend_watched` makes at once, unless one group of heads has more: caches are small, and
-launches cost."""
 
 
 def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
     """What `attend_segments` computes for one segment, with weights: [rows, heads, head_dim] and [rows, visible].
 
-    The weights are the mean over heads, in float32. A few groups of heads at a time, so that what is held does not
-    grow with the number of heads.
+    The weights are the mean over heads, in float32.
     """
-    rows = slice(segment.start, segment.stop)
-    k = keys[segment.visible].permute(1, 2, 0)  # [kv_heads, head_dim, visible]
-    v = values[segment.visible].transpose(0, 1)  # [kv_heads, visible, head_dim]
-    count, heads, head_dim = q[rows].shape
-    kv_heads, visible = len(k), k.shape[-1]
-    # The heads of one group share their keys: [kv_heads, group * rows, head_dim].
-    queries = (q[rows] * head_dim**-0.5).view(count, kv_heads, -1, head_dim).permute(1, 2, 0, 3).flatten(1, 2)
-    out = torch.empty_like(queries)
-    mean = torch.zeros(count, visible, device=q.device)
-    share = torch.full((heads,), 1 / heads, device=q.device)
-    at_once = max(WATCHED_WEIGHTS[q.device.type] // (queries.shape[1] * visible), 1)
-    for first in range(0, kv_heads, at_once):
-        part = slice(first, first + at_once)
-        weights = (queries[part] @ k[part]).softmax(dim=-1, dtype=torch.float32)
-        out[part] = weights.to(v.dtype) @ v[part]
-        by_head = weights.view(-1, mean.numel())
-        mean.view(-1).addmv_(by_head.T, share[: len(by_head)])
-    attended = out.view(kv_heads, -1, count, head_dim).permute(2, 0, 1, 3).flatten(1, 2)
-    return attended, mean
+    rows = q[segment.start : segment.stop]
+    return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from engine.kernels import attention
 from engine.models.layers import Transformer
 
 Rule = Callable[[Tensor, int], Tensor]
@@ -24,16 +24,14 @@ class DenseContext:
 
     def __init__(self, model: Transformer, length: int) -> None:
         config, weight = model.config, model.embed
-        shape = (config.num_layers, length, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, config.num_kv_heads, length, config.head_dim)
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
         self.rows = slice(0, length)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.keys[layer, self.rows], self.values[layer, self.rows] = k, v
-        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, self.keys[layer], self.values[layer]))
-        attended = scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
-        return attended.squeeze(0).transpose(0, 1)
+        self.keys[layer, :, self.rows], self.values[layer, :, self.rows] = k.transpose(0, 1), v.transpose(0, 1)
+        return attention(q, self.keys[layer], self.values[layer])
 
 
 @dataclass(frozen=True, slots=True)

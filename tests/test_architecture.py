@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
-    {"engine.errors", "engine.transfer"},
+    {"engine.errors", "engine.transfer", "engine.kernels"},
     {"engine.config", "engine.params"},
     {"engine.request"},
     {"engine.plan", "engine.noise", "engine.faults"},

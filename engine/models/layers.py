@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.kernels import linear
+
 
 class AttentionContext(Protocol):
     """Where a step's keys and values go, and what its queries may see."""
@@ -46,20 +48,6 @@ class TransformerConfig:
         layer = attention + 3 * self.dim * self.ff_dim + 2 * self.dim
         tables = self.vocab_size * self.dim * (1 if self.tied_head else 2)
         return self.num_layers * layer + tables + self.dim
-
-
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] weight [out, in] -> [rows, out].
-
-    For float32 on a CPU torch takes MKL, which runs without AVX-512 where the CPU is not Intel's; oneDNN, which torch
-    brings too and its compiler uses, does not, and is about twice as fast there. It has no gradient.
-    """
-    if _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
-    return F.linear(x, weight, bias)
 
 
 class Linear(nn.Module):

@@ -1,0 +1,107 @@
+"""The products that a forward spends its time in, by whatever is fastest on the tensors' device: dense in, dense out.
+
+Knows shapes, dtypes and devices; nothing of layers, pages or sequences. For float32 on a CPU torch's own products go to
+MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch brings too and its compiler uses, does
+not, and is 1.5 to 2 times as fast there; it has no gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn, "_linear_pointwise"
+)
+
+WEIGHTS_AT_ONCE = 2**19
+"""Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
+
+FEW_WEIGHTS = 2**15
+"""Attention weights of a head below which SDPA's single call beats three calls a head."""
+
+WATCHED_WEIGHTS = {"cpu": 2**21, "cuda": 2**25}
+"""Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
+caches are small, and launches cost."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [rows, in] weight [out, in] -> [rows, out]."""
+    if _has_onednn(x):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
+        return product
+    return F.linear(x, weight, bias)
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v: every row sees every key.
+
+    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
+    """
+    if _is_many(q, keys):
+        return _head_by_head(q, keys, values)
+    attended = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        enable_gqa=q.shape[1] != len(keys),
+    )  # [1, heads, rows, head_dim]
+    return attended.squeeze(0).transpose(0, 1)
+
+
+def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention`, and its weights: their mean over heads, float32 [rows, visible].
+
+    A part of the weights at a time, so that what is held does not grow with the number of heads.
+    """
+    mean = torch.zeros(len(q), keys.shape[1], device=q.device)
+    if _is_many(q, keys):
+        return _head_by_head(q, keys, values, mean), mean
+    heads, queries = q.shape[1], _by_kv_head(q, len(keys)).flatten(1, 2)
+    out = torch.empty_like(queries)
+    share = torch.full((heads,), 1 / heads, device=q.device)
+    at_once = max(WATCHED_WEIGHTS[q.device.type] // (queries.shape[1] * keys.shape[1]), 1)
+    for first in range(0, len(keys), at_once):
+        part = slice(first, first + at_once)
+        weights = (queries[part] @ keys[part].mT).softmax(dim=-1, dtype=torch.float32)
+        out[part] = weights.to(values.dtype) @ values[part]
+        by_head = weights.view(-1, mean.numel())
+        mean.view(-1).addmv_(by_head.T, share[: len(by_head)])
+    return _by_row(out.view(len(keys), -1, *q.shape[::2])), mean
+
+
+def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
+    """`attention` by three calls for each head of the keys and as many rows as caches hold; adds to `mean`."""
+    heads = q.shape[1]
+    queries = _by_kv_head(q, len(keys))
+    out = torch.empty_like(queries)
+    _, group, count, head_dim = queries.shape
+    at_once = max(WEIGHTS_AT_ONCE // (group * keys.shape[1]), 1)
+    for head, (k, v) in enumerate(zip(keys, values.mT, strict=True)):
+        for first in range(0, count, at_once):
+            rows = slice(first, first + at_once)
+            weights = linear(queries[head, :, rows].reshape(-1, head_dim), k).softmax(dim=-1)
+            out[head, :, rows] = linear(weights, v).view(group, -1, head_dim)
+            if mean is not None:
+                for one in weights.view(group, -1, keys.shape[1]):
+                    mean[rows].add_(one, alpha=1 / heads)
+    return _by_row(out)
+
+
+def _by_kv_head(q: Tensor, kv_heads: int) -> Tensor:
+    """[rows, heads, head_dim] -> scaled [kv_heads, group, rows, head_dim], contiguous: a group shares its keys."""
+    count, heads, head_dim = q.shape
+    scaled: Tensor = q * head_dim**-0.5
+    return scaled.view(count, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3).contiguous()
+
+
+def _by_row(out: Tensor) -> Tensor:
+    """[kv_heads, group, rows, head_dim] -> [rows, heads, head_dim]."""
+    return out.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+
+
+def _is_many(q: Tensor, keys: Tensor) -> bool:
+    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= FEW_WEIGHTS

@@ -1,0 +1,72 @@
+"""Each way of computing attention against its formula in float64, in parts of every size and for grouped heads."""
+
+import pytest
+import torch
+
+from engine import kernels
+from engine.kernels import attention, linear, watched_attention
+
+
+def tensors(kv_heads, rows=13, visible=37):
+    """Four heads; queries strided as the fused projection leaves them, keys and values a part of each head's slots."""
+    torch.manual_seed(0)
+    q = torch.randn(rows, 4 + 2 * kv_heads, 8)[:, :4]
+    keys, values = torch.randn(2, kv_heads, 64, 8)[:, :, 5 : 5 + visible]
+    return q, keys, values
+
+
+def by_formula(q, keys, values):
+    group = q.shape[1] // len(keys)
+    k, v = (x.double().repeat_interleave(group, dim=0) for x in (keys, values))
+    weights = (torch.einsum("rhd,hsd->hrs", q.double(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return torch.einsum("hrs,hsd->rhd", weights, v).float(), weights.mean(dim=0).float()
+
+
+@pytest.fixture(params=["few", "many in one part", "many in parts of a row", "many in parts of three rows"])
+def way(request, monkeypatch):
+    """Which branch runs; `few` is the batched products of every device, the others are a CPU's head by head."""
+    parts = {"few": 2**19, "many in one part": 2**19, "many in parts of a row": 1, "many in parts of three rows": 300}
+    monkeypatch.setattr(kernels, "FEW_WEIGHTS", 2**40 if request.param == "few" else 1)
+    monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", parts[request.param])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@torch.inference_mode()
+def test_attention_is_its_formula(kv_heads, way):
+    q, keys, values = tensors(kv_heads)
+    torch.testing.assert_close(attention(q, keys, values), by_formula(q, keys, values)[0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weights_at_once", [1, 2**25])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@torch.inference_mode()
+def test_watched_attention_is_its_formula(kv_heads, weights_at_once, way, monkeypatch):
+    monkeypatch.setitem(kernels.WATCHED_WEIGHTS, "cpu", weights_at_once)
+    q, keys, values = tensors(kv_heads)
+    torch.testing.assert_close(watched_attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
+
+
+def test_many_weights_take_the_cpus_own_way(monkeypatch):
+    """Not for training, which needs a gradient, and not for bfloat16, which oneDNN gets from torch anyway."""
+    taken, head_by_head = [], kernels._head_by_head
+    monkeypatch.setattr(kernels, "_head_by_head", lambda *tensors: taken.append(1) or head_by_head(*tensors))
+    q, keys, values = tensors(2)
+    attention(q.requires_grad_(), keys, values).sum().backward()
+    assert q.grad is not None
+    with torch.inference_mode():
+        attention(q.bfloat16(), keys.bfloat16(), values.bfloat16())
+        attention(q, keys, values)
+        assert not taken
+        monkeypatch.setattr(kernels, "FEW_WEIGHTS", 13 * 37 * 2)
+        attention(q, keys, values)
+        assert len(taken) == kernels._HAS_ONEDNN
+
+
+def test_linear_has_a_gradient_where_one_is_wanted():
+    x, weight, bias = torch.randn(3, 5, requires_grad=True), torch.randn(4, 5), torch.randn(4)
+    expected = x.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(linear(x, weight, bias), expected.float())
+    linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 5))
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x, weight, bias), expected.float())
