@@ -16,7 +16,7 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: i
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
 
-FEW_WEIGHTS = 2**15
+FEW_WEIGHTS = 2**17
 """Attention weights of a head below which SDPA's single call beats three calls a head."""
 
 WATCHED_WEIGHTS = {"cpu": 2**21, "cuda": 2**25}
