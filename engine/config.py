@@ -9,6 +9,7 @@ from typing import Literal
 from engine.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "flex"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,9 @@ class EngineConfig:
     """A torch device; `auto` takes CUDA where there is one."""
     dtype: Dtype = "auto"
     """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    attention: Attention = "sdpa"
+    """`sdpa` attends request by request; `flex` compiles FlexAttention over the page table, one call for all of them,
+    for which it needs a C compiler on the machine."""
     num_threads: int | None = None
     """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
     max_model_len: int | None = None

@@ -23,7 +23,15 @@ from engine.models.weights import Progress, locate
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
 from engine.request import FinishReason, Output, Request, Submission
-from engine.runner import Runner, choose_device, choose_dtype, choose_max_model_len, kv_pool_pages, set_threads
+from engine.runner import (
+    Runner,
+    choose_device,
+    choose_dtype,
+    choose_kernel,
+    choose_max_model_len,
+    kv_pool_pages,
+    set_threads,
+)
 from engine.scheduler import Scheduler
 from engine.scores import score
 from engine.unmask import effective, needs
@@ -186,7 +194,7 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
-    runner = Runner(model, pool, device)
+    runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
     return Engine(
         runner,
         EngineInfo(

@@ -13,6 +13,7 @@ from engine.attention import Kernel, KVPool, PagedContext, attend_segments
 from engine.batch import Batch
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import CapacityError, ConfigError
+from engine.flex import FlexKernel, largest_tile
 from engine.models.layers import Transformer, TransformerConfig
 from engine.rollout import column_sums
 
@@ -79,6 +80,15 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[config.dtype]
+
+
+def choose_kernel(config: EngineConfig, device: torch.device, max_batch_rows: int) -> Kernel:
+    """Raises ConfigError if pages cannot be cut into what the kernel takes at once."""
+    if config.attention == "sdpa":
+        return attend_segments
+    if device.type == "cuda" and largest_tile(config.page_size) < 16:
+        raise ConfigError(f"attention is 'flex', which needs a page_size of whole 16s; it is {config.page_size}")
+    return FlexKernel(config.page_size, max_batch_rows)
 
 
 def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -144,7 +144,7 @@ def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[li
         shared.pool.keys.dtype,
         device,
     )
-    runner = TimedRunner(shared.model, pool, device)
+    runner = TimedRunner(shared.model, pool, device, shared.kernel)
     engine = Engine(runner, info)
     steps = workload.gen // workload.tokens_per_step
     for number, prompt in enumerate(prompts):

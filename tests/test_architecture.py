@@ -20,7 +20,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     },
     {"engine.cad", "engine.d2cache", "engine.edits", "engine.logprobs", "engine.sampling_checks"},
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
-    {"engine.scheduler", "engine.checks", "engine.isolate", "engine.reference"},
+    {"engine.scheduler", "engine.checks", "engine.isolate", "engine.reference", "engine.flex"},
     {"engine.runner"},
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},
