@@ -40,11 +40,14 @@ _ERRORS = {
     400: "The request cannot be served as it is; `param` names the field at fault.",
     401: "The key is missing or wrong.",
     404: "There is no such model.",
+    408: "The body did not arrive in time.",
     413: "The body is too long.",
     415: "The content type is not application/json.",
     429: "There are no places left in the queue.",
+    431: "The headers are too many or too long.",
     500: "The server failed.",
     503: "The server is starting, stopping or stuck.",
+    504: "The answer took too long.",
 }
 
 
@@ -59,7 +62,7 @@ def _streamed(chunk: str) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": "The answer, whole or as events.", "content": {"text/event-stream": events}}}
 
 
-router = APIRouter(responses=_told(401, 500, 503))
+router = APIRouter(responses=_told(401, 431, 500, 503, 504))
 
 
 async def service_of(request: Request) -> Service:
@@ -81,7 +84,7 @@ _POSTS: dict[str, Any] = {"dependencies": [Depends(require_json)]}
 @router.post(
     "/v1/completions",
     response_model=CompletionResponse,
-    responses=_told(400, 404, 413, 415, 429) | _streamed('"object": "text_completion", ...'),
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed('"object": "text_completion", ...'),
     **_POSTS,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: Shared) -> Response:
@@ -95,7 +98,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
 @router.post(
     "/v1/chat/completions",
     response_model=ChatResponse,
-    responses=_told(400, 404, 413, 415, 429) | _streamed('"object": "chat.completion.chunk", ...'),
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed('"object": "chat.completion.chunk", ...'),
     **_POSTS,
 )
 async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
@@ -129,7 +132,7 @@ def _in_words(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
-@router.post("/tokenize", responses=_told(400, 404, 413, 415), **_POSTS)
+@router.post("/tokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
 async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     """The tokens of a text, or of a conversation as the model would see it."""
     service.models.resolve(body.model)
@@ -146,7 +149,7 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
 
 
-@router.post("/detokenize", responses=_told(400, 404, 413, 415), **_POSTS)
+@router.post("/detokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
 async def detokenize(body: DetokenizeRequest, service: Shared) -> DetokenizeResponse:
     """The text of tokens, special ones included."""
     service.models.resolve(body.model)

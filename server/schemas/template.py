@@ -39,7 +39,7 @@ def _read_part(part: Any) -> str:
     if isinstance(kind, str) and kind != "text":
         message = "may hold parts of type `text` only: the model reads and writes text, no images, audio or files"
         raise PydanticCustomError("content", message)
-    if kind is None or not isinstance(part.get("text"), str):
+    if kind != "text" or not isinstance(part.get("text"), str):
         raise PydanticCustomError("content", 'must hold parts of the form {"type": "text", "text": "..."}')
     return check_unicode(part["text"])
 

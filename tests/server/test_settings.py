@@ -170,7 +170,7 @@ def test_every_config_that_ships_is_tested():
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
-    [([], False), (["--log-prompts"], True), (["--log-prompts", "false"], False), (["--log-prompts=true"], True)],
+    [([], False), (["--log-prompts"], True), (["--no-log-prompts"], False)],
 )
 def test_a_switch_needs_no_value(argv, expected):
     assert load_settings(argv, {}).server.log_prompts is expected

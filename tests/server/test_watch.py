@@ -24,7 +24,7 @@ class Diary:
 @pytest.fixture
 def diary(app):
     witness = Diary()
-    app.state.service.watch._witnesses = [witness]
+    app.state.service.generator._watch._witnesses = [witness]
     return witness
 
 
