@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from server.lifecycle import GRACE_SECONDS
 from server.settings import ServerConfig
 from server.sources import load_settings
 
@@ -166,13 +167,11 @@ def test_ports_match_what_listens():
 
 
 def test_the_grace_period_outlasts_the_servers_own_time_to_drain():
-    from server.lifecycle import FLUSH_SECONDS
-
     for file, name, service in services():
         if "stop_grace_period" in service:
             seconds = int(service["stop_grace_period"].removesuffix("s"))
             settings = load_settings([flag for flag in service.get("command", ()) if "shutdown" in flag], {})
-            assert seconds > settings.server.shutdown_timeout + FLUSH_SECONDS, f"{file}: {name}"
+            assert seconds > settings.server.shutdown_timeout + GRACE_SECONDS, f"{file}: {name}"
 
 
 @pytest.mark.parametrize("which", ["compose", "image"])

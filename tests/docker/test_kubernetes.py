@@ -7,6 +7,7 @@ import httpx
 import pytest
 import yaml
 
+from server.lifecycle import GRACE_SECONDS
 from server.routes import router
 from server.sources import from_file, load_settings
 
@@ -34,8 +35,10 @@ def container(pod):
 
 
 @pytest.fixture
-def settings():
-    return load_settings(["--config", str(K8S / "settings.yaml")], {})
+def settings(tmp_path):
+    """Of the pod, but for its keys, which are not on this machine."""
+    (tmp_path / "api-keys").write_text("a-key\n")
+    return load_settings(["--config", str(K8S / "settings.yaml"), "--api-key-file", str(tmp_path / "api-keys")], {})
 
 
 def test_kustomize_builds_from_every_file_here():
@@ -55,7 +58,8 @@ def test_it_is_valid(path):
 def test_its_settings_are_settings(settings, container, pod):
     assert settings.server.host == "0.0.0.0"
     assert settings.server.port == container["ports"][0]["containerPort"]
-    assert from_file(K8S / "settings.yaml").values["log_format"] == "json"
+    written = from_file(K8S / "settings.yaml").values
+    assert written["log_format"] == "json"
     [generated] = KUSTOMIZATION["configMapGenerator"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert container["args"] == ["--config", f"{mounts['settings']}/{generated['files'][0]}"]
@@ -64,14 +68,12 @@ def test_its_settings_are_settings(settings, container, pod):
     assert volumes["settings"]["configMap"]["name"] == generated["name"]
     claim = manifest("PersistentVolumeClaim")["metadata"]["name"]
     assert volumes["model-cache"]["persistentVolumeClaim"]["claimName"] == claim
-    assert settings.server.api_key_file.startswith(mounts["api-keys"])
+    assert written["api_key_file"].startswith(mounts["api-keys"])
 
 
 def test_a_pod_has_time_to_drain(settings, pod, container):
-    from server.lifecycle import FLUSH_SECONDS
-
     pause = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
-    needed = pause + settings.server.shutdown_timeout + FLUSH_SECONDS
+    needed = pause + settings.server.shutdown_timeout + GRACE_SECONDS
     assert pod["terminationGracePeriodSeconds"] > needed
     noticed = container["readinessProbe"]["periodSeconds"] * container["readinessProbe"]["failureThreshold"]
     assert pause >= noticed
