@@ -1,9 +1,11 @@
 """Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
 
-Those of Fast-dLLM (arXiv 2505.22618, section 3.2) and `window` are here, d2Cache is in `engine.d2cache`. All are for
-models that attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one class
-and one line in `CACHES`.
+Those of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `engine.d2cache`. All
+are for models that attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one
+class and one line in `CACHES`.
 """
+
+from functools import reduce
 
 import numpy as np
 
@@ -68,10 +70,26 @@ class WindowCache:
         return _plan(request, window)
 
 
+class DelayedCache(WindowCache):
+    """WindowCache that, within a block, leaves tokens alone once the step after theirs has computed them.
+
+    That is dKV-Cache's delay of one step (arXiv 2505.15781). The fewer tokens a step decodes, the longer they stay as
+    they were: it is made for steps that decode several.
+    """
+
+    def plan(self, request: Request) -> StepPlan:
+        if not request.block.step:
+            return super().plan(request)
+        targets = request.targets
+        sources = np.maximum(targets - request.spec.shift, 0)  # the rows that have the targets' logits
+        return _plan(request, reduce(np.union1d, (targets, sources, request.history.decoded)))
+
+
 CACHES: dict[str, CachePolicy] = {
     "none": NoCache(),
     "prefix": PrefixCache(),
     "dual": DualCache(),
     "window": WindowCache(),
+    "delayed": DelayedCache(),
     "d2": D2Cache(),
 }

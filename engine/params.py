@@ -112,11 +112,11 @@ class DiffusionParams:
     eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """dream: the time at which its schedule ends, from 1."""
     refresh_before: Annotated[int, Ge(0)] = 32
-    """window: positions before a block that are recomputed when it opens."""
+    """window, delayed: positions before a block that are recomputed when it opens."""
     refresh_after: Annotated[int, Ge(0)] = 64
-    """window: positions behind the block that are recomputed when it opens."""
+    """window, delayed: positions behind the block that are recomputed when it opens."""
     prompt_refresh: Annotated[int, Ge(0)] = 0
-    """window: the prompt is recomputed every so many blocks; 0 is never."""
+    """window, delayed: the prompt is recomputed every so many blocks; 0 is never."""
     current_k: Annotated[int, Ge(1)] = 32
     """d2: masked positions recomputed each step, the best by confidence x certainty density (d2Cache, 2509.23094)."""
     rollout_p: Annotated[float, Ge(0), Le(1)] = 0.1

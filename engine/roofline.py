@@ -140,10 +140,10 @@ def steps(method: str, workload: Workload) -> Iterator[Step]:
     cache, pace = ("none", 1) if policy == "baseline" else (policy, workload.tokens_per_step)
     for start in range(workload.prompt, workload.length, workload.block):
         for done in range(0, workload.block, pace):
-            kind: Kind = "step" if done and cache in ("prefix", "dual", "window") else "refresh"
+            kind: Kind = "step" if done and cache in ("prefix", "dual", "window", "delayed") else "refresh"
             if cache == "d2":
                 kind = "step" if done or start > workload.prompt else "refresh"
-            rows = _rows(cache, kind, start, workload)
+            rows = _rows(cache, kind, start, done, workload)
             scored = rows if where == "reference" else workload.block - done
             if cache == "d2":
                 masked = workload.length - start - done
@@ -151,14 +151,16 @@ def steps(method: str, workload: Workload) -> Iterator[Step]:
             yield Step(kind, rows, scored, workload.length, watched=cache == "d2")
 
 
-def _rows(cache: str, kind: Kind, start: int, workload: Workload) -> int:
+def _rows(cache: str, kind: Kind, start: int, done: int, workload: Workload) -> int:
     defaults, length = DiffusionParams(), workload.length
     match cache, kind:
         case "prefix", "step":
             return length - start
         case (("dual" | "window"), "step"):
             return workload.block
-        case "window", "refresh" if start > workload.prompt:
+        case "delayed", "step":
+            return workload.block - done + workload.tokens_per_step
+        case (("window" | "delayed"), "refresh") if start > workload.prompt:
             end = min(start + workload.block + defaults.refresh_after, length)
             return end - max(start - defaults.refresh_before, 0)
         case "d2", "step":

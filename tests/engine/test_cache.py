@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from engine import DiffusionParams, EngineConfig, load
@@ -65,6 +66,27 @@ def test_window_recomputes_the_prompt_every_so_many_blocks():
     assert rows("window", step=1, prompt_refresh=3, **asked) == list(range(34, 42))
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_delayed_leaves_alone_what_a_step_has_computed_with_its_token(shift):
+    """Of the block [34, 42), 35 and 38 were decoded before, 36 and 41 in the last step."""
+    asked = opened(shift=shift, index=3, step=2, cache="delayed")
+    asked.masked[[35, 36, 38, 41]] = False
+    asked.history.decoded = np.array([36, 41])
+    sources = [33, 36, 38, 39] if shift else []
+    assert CACHES["delayed"].plan(asked).rows.tolist() == sorted({34, 36, 37, 39, 40, 41, *sources})
+
+
+def test_delayed_opens_blocks_as_window_does():
+    where = {"index": 3, "refresh_before": 3, "refresh_after": 5, "prompt_refresh": 3}
+    assert rows("delayed", **where) == rows("window", **where)
+
+
+def test_delayed_is_window_where_every_step_has_new_tokens_only(engine, submission, run):
+    """With two steps a block, all that is known was decoded in the step before."""
+    row = {"prompt": [5, 6, 7], "gen_length": 32, "block_length": 8, "unmask": "fixed", "steps": 8}
+    assert run(engine, submission("r", cache="delayed", **row)) == run(engine, submission("r", cache="window", **row))
+
+
 @pytest.mark.parametrize("fixture", ["llada_tiny", "dream_tiny"])
 def test_a_huge_window_is_dual(fixture, request, submission, run):
     engine = load(EngineConfig(model=str(request.getfixturevalue(fixture))))
@@ -92,7 +114,7 @@ def test_window_beside_others_is_window_alone(engine, submission, run):
             prompt=[rng.randrange(256) for _ in range(rng.randint(1, 40))],
             block_length=8,
             gen_length=8 * rng.randint(2, 6),
-            cache=rng.choice(["window", "window", "dual"]),
+            cache=rng.choice(["window", "delayed", "dual"]),
             refresh_before=rng.randint(0, 10),
             refresh_after=rng.randint(0, 10),
             prompt_refresh=rng.randint(0, 2),
