@@ -91,6 +91,7 @@ async def test_sigterm_under_load(start):
         assert await end(process, 15) == 0
 
 
+@pytest.mark.slow
 async def test_streams_that_do_not_end_in_time_say_so(start):
     async with start("--shutdown-timeout", "0.2") as (client, process):
         streams = await begin(client, **body(steps=512))
@@ -102,6 +103,7 @@ async def test_streams_that_do_not_end_in_time_say_so(start):
         assert time.monotonic() - begun < 0.2 + GRACE_SECONDS
 
 
+@pytest.mark.slow
 async def test_a_second_signal_forces(start):
     async with start() as (client, process):
         streams = await begin(client, **body(steps=512))
@@ -113,6 +115,7 @@ async def test_a_second_signal_forces(start):
         await asyncio.gather(*streams, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_a_dead_engine_ends_the_process(start):
     async with start() as (client, process):
         streams = await begin(client, **body(steps=512))
@@ -123,6 +126,7 @@ async def test_a_dead_engine_ends_the_process(start):
         assert await end(process, 15) == ENGINE_DIED
 
 
+@pytest.mark.slow
 async def test_an_engine_that_hangs_is_seen_and_can_be_ended(start):
     async with start("--shutdown-timeout", "0.2", "--stuck-after", "2") as (client, process):
         assert (await client.get("/health")).status_code == 200

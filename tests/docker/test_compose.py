@@ -133,6 +133,7 @@ def test_servers_start_with_settings_that_parse(where, outside):
     assert settings.server.host == "0.0.0.0"
 
 
+@pytest.mark.slow
 def test_the_cpu_server_serves(outside, serve):
     """The very command of compose.cpu.yaml, but for where it listens."""
     with serve(*outside(commands()["compose.cpu.yaml: server"]), "--host", "127.0.0.1") as url:
@@ -174,6 +175,7 @@ def test_the_grace_period_outlasts_the_servers_own_time_to_drain():
             assert seconds > settings.server.shutdown_timeout + GRACE_SECONDS, f"{file}: {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["compose", "image"])
 def test_health_checks_do_what_they_say(which, serve, llada_tiny):
     """Against a server that is up, and against none."""

@@ -103,6 +103,7 @@ def test_everything_selects_the_same_pods(container):
     assert manifest("Service")["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
 
 
+@pytest.mark.slow
 def test_autoscaling_asks_for_a_metric_that_there_is(serve, llada_tiny):
     [metric] = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
     with serve(str(llada_tiny)) as url:
