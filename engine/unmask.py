@@ -233,8 +233,10 @@ def effective(submission: Submission) -> Submission:
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
         return submission
-    start, end = decoded_span(submission)
-    length = end - start if submission.holes else submission.sampling.max_tokens
+    length = submission.sampling.max_tokens
+    if submission.holes:
+        start, end = decoded_span(submission)
+        length = end - start
     return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
 
 
