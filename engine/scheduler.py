@@ -121,18 +121,19 @@ class Scheduler:
         filled = request.answer[slice(*np.searchsorted(request.answer, (block.start, end)))]
         request.completion_tokens += len(filled)
         reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
-        tokens = tuple(request.ids[filled].tolist())
+        is_asked = request.sampling.logprobs is not None
+        output = replace(
+            _output(request, tuple(request.ids[filled].tolist()), reason),
+            logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
+            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
+        )
+        # Only now: of a request that is no longer here, nobody could say that it has failed.
         if reason is None:
             _open_block(request, block.index + 1, block.end)
         else:
             self.running.remove(request)
             self.pool.release(request.pages)
-        is_asked = request.sampling.logprobs is not None
-        return replace(
-            _output(request, tokens, reason),
-            logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
-            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
-        )
+        return output
 
 
 def _output(request: Request, tokens: tuple[int, ...], reason: FinishReason | None) -> Output:

@@ -185,6 +185,16 @@ def test_a_fault_is_one_requests_own(engine, crowd, submission, monkeypatch, cap
     assert "Traceback" in record.getMessage()
 
 
+def test_nobody_waits_for_an_answer_that_could_not_be_put_together(engine, submission, monkeypatch):
+    """The last block is full, and what should be told with it is lost."""
+    asked = submission("culprit", gen_length=8, block_length=8)
+    asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    monkeypatch.setattr("engine.scores.Reported.received", lambda *_: [None])
+    [last] = outputs(engine, asked)["culprit"]
+    assert last.finish_reason is FinishReason.ERROR
+    assert engine.stats().kv_pages_used == 0
+
+
 def test_several_at_fault_at_once_cost_a_few_forwards(engine, crowd, submission, monkeypatch, caplog):
     expected = outputs(engine, *crowd)
     culprits = [submission(f"bad-{n}", cache="none", gen_length=32, unmask="fixed") for n in range(3)]
