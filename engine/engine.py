@@ -20,9 +20,10 @@ from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import Progress, locate
+from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import FinishReason, Output, Request, Submission
+from engine.request import Request, Submission
 from engine.runner import (
     Runner,
     choose_device,

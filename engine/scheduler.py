@@ -13,9 +13,10 @@ import numpy as np
 
 from engine.cache import CACHES
 from engine.faults import Faults
+from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import Block, FinishReason, History, Mask, Output, Request
+from engine.request import Block, History, Mask, Request
 from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.histogram import Distribution, Histogram
+from engine.output import FinishReason, Output
 from engine.plan import Scores, StepPlan
-from engine.request import FinishReason, Floats, Mask, Output
+from engine.request import Mask
 from engine.unmask import UNMASKS
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -44,26 +45,6 @@ class Discard(StrEnum):
     """It stands behind `max_tokens`, in the last block."""
     WITHDRAWN = "withdrawn"
     """Its block was open when the request was aborted or failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram's reading."""
-
-    bounds: tuple[float, ...]
-    """Upper ends of all bins but the last, which has none; a value on an end counts below it."""
-    counts: tuple[int, ...]
-    """[len(bounds) + 1] values in each bin."""
-    total: float
-    """Sum of all values."""
-
-    @classmethod
-    def empty(cls, bounds: tuple[float, ...]) -> "Distribution":
-        return cls(bounds, (0,) * (len(bounds) + 1), 0.0)
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +96,13 @@ class Tally:
         self._discarded = Counter(dict.fromkeys(Discard, 0))
         self._open: dict[str, _Account] = {}
         """Of requests that have taken part in a step and have not ended."""
-        self._steps_per_block = _Histogram(STEPS)
-        self._tokens_per_forward = _Histogram(TOKENS)
-        self._confidence = _Histogram(CONFIDENCE)
-        self._batch_requests = _Histogram(REQUESTS)
-        self._batch_rows = _Histogram(ROWS)
-        self._forward_seconds = _Histogram(SECONDS)
-        self._host_seconds = _Histogram(SECONDS)
+        self._steps_per_block = Histogram(STEPS)
+        self._tokens_per_forward = Histogram(TOKENS)
+        self._confidence = Histogram(CONFIDENCE)
+        self._batch_requests = Histogram(REQUESTS)
+        self._batch_rows = Histogram(ROWS)
+        self._forward_seconds = Histogram(SECONDS)
+        self._host_seconds = Histogram(SECONDS)
         self._forward = 0.0
 
     @contextmanager
@@ -224,23 +205,6 @@ class _Account:
     steps: int = 0
     """In its open block."""
     block_length: int = 0
-
-
-class _Histogram:
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._edges = np.asarray(bounds)
-        self._counts: NDArray[np.int64] = np.zeros(len(bounds) + 1, np.int64)
-        self._total = 0.0
-
-    def add(self, values: Floats | Sequence[float]) -> None:
-        values = np.asarray(values, np.float64)
-        # "left" counts a value that equals an end below it, as Prometheus does.
-        self._counts += np.bincount(np.searchsorted(self._edges, values, "left"), minlength=len(self._counts))
-        self._total += float(values.sum())
-
-    def read(self) -> Distribution:
-        return Distribution(self._bounds, tuple(self._counts.tolist()), self._total)
 
 
 def _is_forced(plan: StepPlan, scores: Scores) -> bool:

@@ -8,10 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.cache import CACHES
 from engine.config import ModelSpec
+from engine.output import FinishReason
 from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
-from engine.request import FinishReason, Hole, Request, Submission
+from engine.request import Hole, Request, Submission
 from engine.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask import UNMASKS, effective, select
 
