@@ -133,7 +133,7 @@ class Engine:
         faults = self.scheduler.faults
         with self.tally.step():
             plans = self.scheduler.schedule()
-            plans, scores = in_parts(plans, self._score, faults, lambda rows: self.scheduler.lower_budget(rows // 2))
+            plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
             plans, scores, chosen = choose(plans, scores, faults)
             self.tally.chosen(plans, scores, chosen)
             outputs = self.scheduler.commit(plans, scores, chosen)

@@ -61,8 +61,8 @@ class Scheduler:
         return None
 
     def lower_budget(self, rows: int) -> None:
-        """Takes at most so many rows, or one plan alone, for the next `SPARING_STEPS`: with more, memory ran out."""
-        self._lowered_rows = min(rows, self._row_budget)
+        """Memory ran out with so many rows: takes at most half of them, or one plan, for the next `SPARING_STEPS`."""
+        self._lowered_rows = min(rows // 2, self._row_budget)
         self._lowered_until = self._step + SPARING_STEPS
 
     def schedule(self) -> list[StepPlan]:

@@ -187,8 +187,8 @@ def test_a_lowered_budget_holds_one_plan_in_any_case():
     scheduler.add(request(0, 40, 56, cache="none", unmask="fixed"))
     for number in (1, 2):
         scheduler.add(request(number, 4, 32, cache="none", unmask="fixed"))
-    scheduler.lower_budget(40)
-    scheduler.lower_budget(50)
+    scheduler.lower_budget(80)
+    scheduler.lower_budget(100)
     assert len(scheduler.running) == 0
     turns = [[plan.request.id for plan in scheduler.schedule()] for _ in range(SPARING_STEPS)]
     assert {len(turn) for turn in turns} == {1}
