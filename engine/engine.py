@@ -134,8 +134,8 @@ class Engine:
         with self.tally.step():
             plans = self.scheduler.schedule()
             plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
-            plans, scores, chosen = choose(plans, scores, faults)
-            self.tally.chosen(plans, scores, chosen)
+            plans, scores, chosen, num_forced = choose(plans, scores, faults)
+            self.tally.chosen(plans, scores, chosen, num_forced)
             outputs = self.scheduler.commit(plans, scores, chosen)
             self._count(outputs)
         return [*outputs, *self._fail(faults.take())]

@@ -17,7 +17,6 @@ from engine.histogram import Distribution, Histogram
 from engine.output import FinishReason, Output
 from engine.plan import Scores, StepPlan
 from engine.request import Mask
-from engine.unmask import UNMASKS
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
@@ -123,21 +122,22 @@ class Tally:
             self._forward_seconds.add([self._forward])
             self._host_seconds.add([time.perf_counter() - begun - self._forward])
 
-    def chosen(self, plans: Sequence[StepPlan], scores: Sequence[Scores], masks: Sequence[Mask]) -> None:
+    def chosen(
+        self, plans: Sequence[StepPlan], scores: Sequence[Scores], masks: Sequence[Mask], num_forced: int
+    ) -> None:
         """What a step computed and chose: bool [targets] of each plan. Call it before that is written back."""
         if not plans:
             return
         gains = [int(np.count_nonzero(mask)) for mask in masks]
         rows = [len(plan.rows) for plan in plans]
-        in_block = needed = full = open_positions = forced = 0
-        for plan, score, gain, num_rows in zip(plans, scores, gains, rows, strict=True):
+        in_block = needed = full = open_positions = 0
+        for plan, gain, num_rows in zip(plans, gains, rows, strict=True):
             request = plan.request
             block, end = request.block, request.end
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)
             open_positions += block.end - block.start
-            forced += gain == 1 and _is_forced(plan, score)
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
             account.decoded += gain
@@ -146,7 +146,7 @@ class Tally:
         counts, num_rows = self._counts, sum(rows)
         counts["denoising_steps"] += len(plans)
         counts["tokens_decoded"] += sum(gains)
-        counts["tokens_forced"] += forced
+        counts["tokens_forced"] += num_forced
         counts["cache_lookups"] += needed
         counts["cache_hits"] += needed - num_rows
         counts["full_refreshes"] += full
@@ -205,13 +205,6 @@ class _Account:
     steps: int = 0
     """In its open block."""
     block_length: int = 0
-
-
-def _is_forced(plan: StepPlan, scores: Scores) -> bool:
-    request = plan.request
-    if plan.targets[-1] >= request.block.end:
-        scores = scores.first(plan.num_open)
-    return UNMASKS[request.diffusion.unmask].is_forced(request, scores)
 
 
 def _rows_in_block(plan: StepPlan) -> int:

@@ -250,6 +250,13 @@ def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
     return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
 
 
+def is_forced(plan: StepPlan, score: Scores, chosen: Mask) -> bool:
+    """Whether this one token is taken only because a step must take one."""
+    if np.count_nonzero(chosen) != 1:
+        return False
+    return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, score.first(plan.num_open))
+
+
 def _select(plan: StepPlan, score: Scores) -> Mask:
     request, count = plan.request, plan.num_open
     chosen = np.zeros(len(plan.targets), dtype=np.bool_)

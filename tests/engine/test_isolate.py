@@ -120,6 +120,10 @@ class FaultyThreshold(Threshold):
             return chosen
         return {"nothing": chosen & False, "too many": np.append(chosen, True)}.get(self.method, chosen)
 
+    def is_forced(self, request, scores):
+        self._fail_in("is_forced", request)
+        return super().is_forced(request, scores)
+
 
 def raising(engine, request_id):
     def fault(batch):
@@ -161,6 +165,7 @@ def in_unmask(method):
         (in_cache(CrookedDual()), "AssertionError: a target without its row"),
         (in_unmask("needs"), "ZeroDivisionError: a fault in needs"),
         (in_unmask("select"), "ZeroDivisionError: a fault in select"),
+        (in_unmask("is_forced"), "ZeroDivisionError: a fault in is_forced"),
         (in_unmask("block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("first block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("nothing"), "AssertionError: a step that commits nothing"),
