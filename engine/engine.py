@@ -174,6 +174,9 @@ class Engine:
 
     def _fail(self, faults: Sequence[Fault]) -> list[Output]:
         report(faults)
+        for fault in faults:
+            if fault.request in self.scheduler.running:
+                self.runner.clear(fault.request.slots)
         outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
         return [output for output in outputs if output]
 
@@ -206,6 +209,8 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
+    if config.attention == "flex":
+        pool.clear()  # on a CPU the others leave untouched memory to the system
     runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
     return Engine(
         runner,
