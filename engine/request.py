@@ -102,6 +102,8 @@ def answer_positions(submission: Submission) -> Ids:
 
 def count_blocks(answer: Ids, length: int) -> int:
     """Blocks of this length, from the first of these positions on, that hold any of them."""
+    if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
+        return -(-len(answer) // length)
     return 1 + int(np.count_nonzero(np.diff((answer - answer[0]) // length)))
 
 
