@@ -21,10 +21,12 @@ from engine.errors import (
     UnmaskError,
 )
 from engine.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
+from engine.histogram import Distribution
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
+from engine.output import FinishReason, Output, TokenLogprobs, Usage
 from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
-from engine.request import FinishReason, Hole, Output, Submission, TokenLogprobs, Usage
+from engine.request import Hole, Submission
 from engine.roofline import (
     GEOMETRIES,
     Cost,
@@ -35,7 +37,7 @@ from engine.roofline import (
     predict,
     steps,
 )
-from engine.tally import DecodingStats, Discard, Distribution, RowKind
+from engine.tally import DecodingStats, Discard, RowKind
 from engine.turn import Workload
 from engine.unmask import UNMASKS
 

@@ -45,9 +45,13 @@ class KVPool:
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # A slot is always written before a horizon reaches it, so there is nothing to clear.
+        # A slot is always written before a horizon reaches it: only `FlexKernel` reads others, and wants them cleared.
         self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
+
+    def clear(self, slots: slice | Tensor = slice(None)) -> None:
+        """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN."""
+        self.values[:, :, slots] = 0
 
     @property
     def num_bytes(self) -> int:

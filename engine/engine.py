@@ -20,9 +20,10 @@ from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import Progress, locate
+from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import FinishReason, Output, Request, Submission
+from engine.request import Request, Submission
 from engine.runner import (
     Runner,
     choose_device,
@@ -132,9 +133,9 @@ class Engine:
         faults = self.scheduler.faults
         with self.tally.step():
             plans = self.scheduler.schedule()
-            plans, scores = in_parts(plans, self._score, faults, lambda rows: self.scheduler.lower_budget(rows // 2))
-            plans, scores, chosen = choose(plans, scores, faults)
-            self.tally.chosen(plans, scores, chosen)
+            plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
+            plans, scores, chosen, num_forced = choose(plans, scores, faults)
+            self.tally.chosen(plans, scores, chosen, num_forced)
             outputs = self.scheduler.commit(plans, scores, chosen)
             self._count(outputs)
         return [*outputs, *self._fail(faults.take())]
@@ -173,6 +174,9 @@ class Engine:
 
     def _fail(self, faults: Sequence[Fault]) -> list[Output]:
         report(faults)
+        for fault in faults:
+            if fault.request in self.scheduler.running:
+                self.runner.clear(fault.request.slots)
         outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
         return [output for output in outputs if output]
 
@@ -205,6 +209,8 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
+    if config.attention == "flex":
+        pool.clear()  # on a CPU the others leave untouched memory to the system
     runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
     return Engine(
         runner,

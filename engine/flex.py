@@ -1,8 +1,9 @@
 """Paged attention in one launch for a whole batch: FlexAttention, compiled, over the page table.
 
 A third kernel beside `attend_rows` and `attend_segments`, with their contract. Meant for CUDA, where a call for each
-segment is what costs. It gathers no keys: each block of query rows names the pages that it sees. Sources: FlexAttention
-(arXiv 2412.05496), PagedAttention (2309.06180).
+segment is what costs. It gathers no keys: each block of query rows names the pages that it sees. The one that ends
+behind the horizon is read whole, so that all of the pool must hold numbers. Sources: FlexAttention (arXiv 2412.05496),
+PagedAttention (2309.06180).
 """
 
 from collections.abc import Sequence

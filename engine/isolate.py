@@ -14,7 +14,7 @@ from engine.errors import DeviceLost
 from engine.faults import Faults
 from engine.plan import Scores, StepPlan
 from engine.request import Mask
-from engine.unmask import select
+from engine.unmask import is_forced, select
 
 logger = logging.getLogger(__name__)
 
@@ -66,14 +66,24 @@ def in_parts(
 
 def choose(
     plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults
-) -> tuple[list[StepPlan], list[Scores], list[Mask]]:
-    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise."""
-    chosen = []
+) -> tuple[list[StepPlan], list[Scores], list[Mask], int]:
+    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise.
+
+    And for how many of them it was forced.
+    """
+    able: list[StepPlan] = []
+    sound: list[Scores] = []
+    chosen: list[Mask] = []
+    num_forced = 0
     for plan, score in zip(plans, scores, strict=True):
         with faults.of(plan.request):
             _check(score)
-            chosen.append((plan, score, select([plan], [score])[0]))
-    return [plan for plan, _, _ in chosen], [score for _, score, _ in chosen], [mask for _, _, mask in chosen]
+            [mask] = select([plan], [score])
+            num_forced += is_forced(plan, score, mask)
+            able.append(plan)
+            sound.append(score)
+            chosen.append(mask)
+    return able, sound, chosen, num_forced
 
 
 def is_memory_short(error: Exception) -> bool:

@@ -19,9 +19,9 @@ WEIGHTS_AT_ONCE = 2**19
 FEW_WEIGHTS = 2**17
 """Attention weights of a head below which SDPA's single call beats three calls a head."""
 
-WATCHED_WEIGHTS = {"cpu": 2**21, "cuda": 2**25}
+WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
 """Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
-caches are small, and launches cost."""
+launches cost, and a CPU's caches are small."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,7 +59,8 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
     heads, queries = q.shape[1], _by_kv_head(q, len(keys)).flatten(1, 2)
     out = torch.empty_like(queries)
     share = torch.full((heads,), 1 / heads, device=q.device)
-    at_once = max(WATCHED_WEIGHTS[q.device.type] // (queries.shape[1] * keys.shape[1]), 1)
+    most = WATCHED_WEIGHTS_ON_CPU if q.device.type == "cpu" else WATCHED_WEIGHTS
+    at_once = max(most // (queries.shape[1] * keys.shape[1]), 1)
     for first in range(0, len(keys), at_once):
         part = slice(first, first + at_once)
         weights = (queries[part] @ keys[part].mT).softmax(dim=-1, dtype=torch.float32)

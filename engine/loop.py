@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.errors import DeviceLost, EngineUnavailable, QueueFull, RequestFailed
-from engine.request import FinishReason, Output, Request, Submission, Usage
+from engine.output import FinishReason, Output, Usage
+from engine.request import Request, Submission
 
 logger = logging.getLogger(__name__)
 

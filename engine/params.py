@@ -19,6 +19,9 @@ MAX_BAD_WORDS = 128
 """Sequences of `bad_words`."""
 MAX_BAD_WORD_TOKENS = 1024
 """Tokens in all of them together."""
+MAX_STEPS = MAX_BLOCK = 65_536
+"""Steps and positions: more than any canvas has, and still numbers to compute with."""
+INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +43,7 @@ class SamplingParams:
     """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Draw among the most probable tokens whose probabilities just exceed this sum."""
-    top_k: Annotated[int, Ge(0)] = 0
+    top_k: Annotated[int, Ge(0), Lt(INT64)] = 0
     """Draw among this many of the most probable tokens; 0 is all of them."""
     min_p: Annotated[float, Ge(0), Le(1)] = 0.0
     """Draw among tokens at least this share as probable as the best one that may be drawn."""
@@ -69,7 +72,7 @@ class SamplingParams:
     """
     min_tokens: Annotated[int, Ge(0)] = 0
     """No token that ends the answer is drawn for its first so many positions."""
-    seed: int = 0
+    seed: Annotated[int, Ge(-INT64), Lt(INT64)] = 0
     """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer, beside the model's own."""
@@ -97,7 +100,7 @@ class DiffusionParams:
     """Which scored positions become tokens."""
     block_length: Annotated[int, Ge(1)] = 32
     """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
-    steps: Annotated[int, Ge(1), Le(65_536)] | None = None
+    steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
     """threshold, certainty_threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
@@ -121,19 +124,19 @@ class DiffusionParams:
     """d2: masked positions recomputed each step, the best by confidence x certainty density (d2Cache, 2509.23094)."""
     rollout_p: Annotated[float, Ge(0), Le(1)] = 0.1
     """d2: share of the attention rollout's mass whose positions are recomputed beside them."""
-    sigma: Annotated[float, Gt(0), Lt(inf)] = 10.0
+    sigma: Annotated[float, Ge(0.01), Le(1e6)] = 10.0
     """d2, certainty: width of the certainty density, in tokens."""
     inflate_w: Annotated[int, Ge(0)] = 4
     """d2: recomputed positions at most this far apart have those between them recomputed too; 0 is never."""
-    initial_block_length: Annotated[int, Ge(1)] = 24
+    initial_block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 24
     """cad: length of the first block, in tokens (CadLLM, arXiv 2512.07173); in place of `block_length`."""
-    min_block_length: Annotated[int, Ge(1)] = 4
+    min_block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 4
     """cad: blocks are no shorter, unless the canvas ends."""
-    max_block_length: Annotated[int, Ge(1)] = 64
+    max_block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 64
     """cad: nor longer; the surer the model, the longer the block."""
-    initial_steps: Annotated[int, Ge(1)] = 24
+    initial_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] = 24
     """cad: steps over which the threshold falls in a block of `initial_block_length`, for a sure model."""
-    max_steps: Annotated[int, Ge(1)] = 90
+    max_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] = 90
     """cad: the same for a model that is not sure at all."""
     confidence_method: Literal["softmax", "entropy"] = "softmax"
     """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""

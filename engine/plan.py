@@ -10,7 +10,8 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from engine.request import Floats, Ids, Mask, Request, TokenLogprobs
+from engine.output import TokenLogprobs
+from engine.request import Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)

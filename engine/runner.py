@@ -15,7 +15,9 @@ from engine.config import EngineConfig, ModelSpec
 from engine.errors import CapacityError, ConfigError
 from engine.flex import FlexKernel, largest_tile
 from engine.models.layers import Transformer, TransformerConfig
+from engine.request import Ids
 from engine.rollout import column_sums
+from engine.transfer import to_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,6 +54,10 @@ class Runner:
             for segment, layers in batch.watched
         ]
         return Answer(self.model.logits(hidden[batch.logit_rows]), importance)
+
+    def clear(self, slots: Ids) -> None:
+        """Makes numbers of what these slots hold, before they are another's."""
+        self.pool.clear(to_device(slots, self.device))
 
     @property
     def num_parameters(self) -> int:

@@ -13,9 +13,10 @@ import numpy as np
 
 from engine.cache import CACHES
 from engine.faults import Faults
+from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
-from engine.request import Block, FinishReason, History, Mask, Output, Request
+from engine.request import Block, History, Mask, Request
 from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
@@ -60,8 +61,8 @@ class Scheduler:
         return None
 
     def lower_budget(self, rows: int) -> None:
-        """Takes at most so many rows, or one plan alone, for the next `SPARING_STEPS`: with more, memory ran out."""
-        self._lowered_rows = min(rows, self._row_budget)
+        """Memory ran out with so many rows: takes at most half of them, or one plan, for the next `SPARING_STEPS`."""
+        self._lowered_rows = min(rows // 2, self._row_budget)
         self._lowered_until = self._step + SPARING_STEPS
 
     def schedule(self) -> list[StepPlan]:
@@ -121,18 +122,19 @@ class Scheduler:
         filled = request.answer[slice(*np.searchsorted(request.answer, (block.start, end)))]
         request.completion_tokens += len(filled)
         reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
-        tokens = tuple(request.ids[filled].tolist())
+        is_asked = request.sampling.logprobs is not None
+        output = replace(
+            _output(request, tuple(request.ids[filled].tolist()), reason),
+            logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
+            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
+        )
+        # Only now: of a request that is no longer here, nobody could say that it has failed.
         if reason is None:
             _open_block(request, block.index + 1, block.end)
         else:
             self.running.remove(request)
             self.pool.release(request.pages)
-        is_asked = request.sampling.logprobs is not None
-        return replace(
-            _output(request, tokens, reason),
-            logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
-            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
-        )
+        return output
 
 
 def _output(request: Request, tokens: tuple[int, ...], reason: FinishReason | None) -> Output:

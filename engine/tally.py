@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.histogram import Distribution, Histogram
+from engine.output import FinishReason, Output
 from engine.plan import Scores, StepPlan
-from engine.request import FinishReason, Floats, Mask, Output
-from engine.unmask import UNMASKS
+from engine.request import Mask
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
@@ -44,26 +44,6 @@ class Discard(StrEnum):
     """It stands behind `max_tokens`, in the last block."""
     WITHDRAWN = "withdrawn"
     """Its block was open when the request was aborted or failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram's reading."""
-
-    bounds: tuple[float, ...]
-    """Upper ends of all bins but the last, which has none; a value on an end counts below it."""
-    counts: tuple[int, ...]
-    """[len(bounds) + 1] values in each bin."""
-    total: float
-    """Sum of all values."""
-
-    @classmethod
-    def empty(cls, bounds: tuple[float, ...]) -> "Distribution":
-        return cls(bounds, (0,) * (len(bounds) + 1), 0.0)
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +95,13 @@ class Tally:
         self._discarded = Counter(dict.fromkeys(Discard, 0))
         self._open: dict[str, _Account] = {}
         """Of requests that have taken part in a step and have not ended."""
-        self._steps_per_block = _Histogram(STEPS)
-        self._tokens_per_forward = _Histogram(TOKENS)
-        self._confidence = _Histogram(CONFIDENCE)
-        self._batch_requests = _Histogram(REQUESTS)
-        self._batch_rows = _Histogram(ROWS)
-        self._forward_seconds = _Histogram(SECONDS)
-        self._host_seconds = _Histogram(SECONDS)
+        self._steps_per_block = Histogram(STEPS)
+        self._tokens_per_forward = Histogram(TOKENS)
+        self._confidence = Histogram(CONFIDENCE)
+        self._batch_requests = Histogram(REQUESTS)
+        self._batch_rows = Histogram(ROWS)
+        self._forward_seconds = Histogram(SECONDS)
+        self._host_seconds = Histogram(SECONDS)
         self._forward = 0.0
 
     @contextmanager
@@ -142,21 +122,22 @@ class Tally:
             self._forward_seconds.add([self._forward])
             self._host_seconds.add([time.perf_counter() - begun - self._forward])
 
-    def chosen(self, plans: Sequence[StepPlan], scores: Sequence[Scores], masks: Sequence[Mask]) -> None:
+    def chosen(
+        self, plans: Sequence[StepPlan], scores: Sequence[Scores], masks: Sequence[Mask], num_forced: int
+    ) -> None:
         """What a step computed and chose: bool [targets] of each plan. Call it before that is written back."""
         if not plans:
             return
         gains = [int(np.count_nonzero(mask)) for mask in masks]
         rows = [len(plan.rows) for plan in plans]
-        in_block = needed = full = open_positions = forced = 0
-        for plan, score, gain, num_rows in zip(plans, scores, gains, rows, strict=True):
+        in_block = needed = full = open_positions = 0
+        for plan, gain, num_rows in zip(plans, gains, rows, strict=True):
             request = plan.request
             block, end = request.block, request.end
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)
             open_positions += block.end - block.start
-            forced += gain == 1 and _is_forced(plan, score)
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
             account.decoded += gain
@@ -165,7 +146,7 @@ class Tally:
         counts, num_rows = self._counts, sum(rows)
         counts["denoising_steps"] += len(plans)
         counts["tokens_decoded"] += sum(gains)
-        counts["tokens_forced"] += forced
+        counts["tokens_forced"] += num_forced
         counts["cache_lookups"] += needed
         counts["cache_hits"] += needed - num_rows
         counts["full_refreshes"] += full
@@ -224,30 +205,6 @@ class _Account:
     steps: int = 0
     """In its open block."""
     block_length: int = 0
-
-
-class _Histogram:
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._edges = np.asarray(bounds)
-        self._counts: NDArray[np.int64] = np.zeros(len(bounds) + 1, np.int64)
-        self._total = 0.0
-
-    def add(self, values: Floats | Sequence[float]) -> None:
-        values = np.asarray(values, np.float64)
-        # "left" counts a value that equals an end below it, as Prometheus does.
-        self._counts += np.bincount(np.searchsorted(self._edges, values, "left"), minlength=len(self._counts))
-        self._total += float(values.sum())
-
-    def read(self) -> Distribution:
-        return Distribution(self._bounds, tuple(self._counts.tolist()), self._total)
-
-
-def _is_forced(plan: StepPlan, scores: Scores) -> bool:
-    request = plan.request
-    if plan.targets[-1] >= request.block.end:
-        scores = scores.first(plan.num_open)
-    return UNMASKS[request.diffusion.unmask].is_forced(request, scores)
 
 
 def _rows_in_block(plan: StepPlan) -> int:

@@ -233,8 +233,10 @@ def effective(submission: Submission) -> Submission:
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
         return submission
-    start, end = decoded_span(submission)
-    length = end - start if submission.holes else submission.sampling.max_tokens
+    length = submission.sampling.max_tokens
+    if submission.holes:
+        start, end = decoded_span(submission)
+        length = end - start
     return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
 
 
@@ -246,6 +248,13 @@ def needs(plans: Sequence[StepPlan]) -> list[Needs]:
 def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
     """Asks each request's own policy for bool [targets]; the batch may hold any mix."""
     return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
+
+
+def is_forced(plan: StepPlan, score: Scores, chosen: Mask) -> bool:
+    """Whether this one token is taken only because a step must take one."""
+    if np.count_nonzero(chosen) != 1:
+        return False
+    return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, score.first(plan.num_open))
 
 
 def _select(plan: StepPlan, score: Scores) -> Mask:

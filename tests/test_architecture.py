@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
-    {"engine.errors", "engine.transfer", "engine.kernels"},
+    {"engine.errors", "engine.transfer", "engine.kernels", "engine.output", "engine.histogram"},
     {"engine.config", "engine.params"},
     {"engine.request"},
     {"engine.plan", "engine.noise", "engine.faults"},
@@ -42,6 +42,7 @@ NO_TORCH = {
     "engine.errors",
     "engine.config",
     "engine.params",
+    "engine.output",
     "engine.request",
     "engine.plan",
     "engine.faults",
@@ -56,6 +57,7 @@ NO_TORCH = {
     "engine.scheduler",
     "engine.checks",
     "engine.sampling_checks",
+    "engine.histogram",
     "engine.tally",
     "server",
 }

@@ -166,12 +166,20 @@ def test_aborting_frees_the_pages(engine, submission):
         ({"threshold": float("nan")}, "diffusion.threshold"),
         ({"factor": 0.0}, "diffusion.factor"),
         ({"rollout_p": 1.1}, "diffusion.rollout_p"),
+        ({"top_k": 2**63}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
         ({"sigma": 0.0}, "diffusion.sigma"),
+        ({"sigma": 1e-300}, "diffusion.sigma"),
+        ({"sigma": 1e300}, "diffusion.sigma"),
         ({"current_k": 0}, "diffusion.current_k"),
         ({"inflate_w": -1}, "diffusion.inflate_w"),
         ({"gamma": -0.1}, "diffusion.gamma"),
         ({"min_block_length": 65}, "diffusion.min_block_length"),
         ({"initial_steps": 91}, "diffusion.initial_steps"),
+        ({"max_block_length": 10**400}, "diffusion.max_block_length"),
+        ({"initial_block_length": 10**400}, "diffusion.initial_block_length"),
+        ({"max_steps": 10**400}, "diffusion.max_steps"),
         ({"confidence_method": "margin"}, "diffusion.confidence_method"),
         ({"factor": float("inf")}, "diffusion.factor"),
         ({"steps": 1, "gen_length": 64, "block_length": 32}, "diffusion.steps"),
@@ -181,6 +189,28 @@ def test_bad_requests_name_the_field(engine, submission, row, param):
     with pytest.raises(InvalidRequest) as caught:
         engine.new_request(submission(**row))
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("number", "row"),
+    [
+        ("current_k", {"cache": "d2"}),
+        ("inflate_w", {"cache": "d2"}),
+        ("refresh_before", {"cache": "window"}),
+        ("refresh_after", {"cache": "window"}),
+        ("prompt_refresh", {"cache": "window"}),
+    ],
+)
+def test_numbers_that_have_no_upper_bound_are_computed_with(engine, submission, run, number, row):
+    asked = submission(gen_length=64, block_length=16, ignore_eos=True, **row, **{number: 10**400})
+    tokens, reason, _ = run(engine, asked)["r"]
+    assert (len(tokens), reason) == (64, FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("unmask", ["cad", "dream"])
+def test_a_policy_with_blocks_of_its_own_asks_for_no_other_length(engine, submission, run, unmask):
+    expected = run(engine, submission(unmask=unmask))
+    assert run(engine, submission(unmask=unmask, block_length=0)) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from engine import EngineConfig, load
+from engine import EngineConfig, FinishReason, load
 from engine.attention import KVPool, Segment, attend_segments
 from engine.batch import _visible
 from engine.errors import ConfigError
@@ -59,6 +59,33 @@ def test_every_third_golden_row_in_one_batch(llada_tiny, golden, submission, run
     results = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
     for number, row in enumerate(rows):
         assert results[str(number)][0] == row["output"], f"row {3 * number}"
+
+
+class Unwritten(KVPool):
+    """What memory holds by chance."""
+
+    def __init__(self, *geometry):
+        super().__init__(*geometry)
+        self.values.fill_(torch.nan)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_what_stands_in_a_page_behind_the_horizon_is_not_seen(llada_tiny, engine, submission, run, monkeypatch):
+    """Neither what memory held by chance, nor what a request has left there that failed."""
+    monkeypatch.setattr("engine.engine.KVPool", Unwritten)
+    paged = load(EngineConfig(model=str(llada_tiny), device="cpu", attention="flex", kv_cache_tokens=1024))
+    row = {"gen_length": 32, "unmask": "fixed", "steps": 8}
+    asked = [submission(length, prompt=[6] * length, **row) for length in (3, 35)]
+    expected = run(engine, *asked)
+    assert run(paged, *asked) == expected
+    paged.submit(paged.new_request(submission("bad", prompt=[5] * 90, **row)))
+    paged.step()
+    [bad] = paged.scheduler.running
+    paged.runner.pool.values[:, :, bad.slots[:90]] = torch.nan
+    [output] = paged.step()
+    assert output.finish_reason is FinishReason.ERROR
+    assert run(paged, *asked) == expected
 
 
 def test_pages_must_be_made_of_tiles():

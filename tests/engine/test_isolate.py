@@ -120,6 +120,10 @@ class FaultyThreshold(Threshold):
             return chosen
         return {"nothing": chosen & False, "too many": np.append(chosen, True)}.get(self.method, chosen)
 
+    def is_forced(self, request, scores):
+        self._fail_in("is_forced", request)
+        return super().is_forced(request, scores)
+
 
 def raising(engine, request_id):
     def fault(batch):
@@ -161,6 +165,7 @@ def in_unmask(method):
         (in_cache(CrookedDual()), "AssertionError: a target without its row"),
         (in_unmask("needs"), "ZeroDivisionError: a fault in needs"),
         (in_unmask("select"), "ZeroDivisionError: a fault in select"),
+        (in_unmask("is_forced"), "ZeroDivisionError: a fault in is_forced"),
         (in_unmask("block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("first block_length"), "ZeroDivisionError: a fault in block_length"),
         (in_unmask("nothing"), "AssertionError: a step that commits nothing"),
@@ -183,6 +188,16 @@ def test_a_fault_is_one_requests_own(engine, crowd, submission, monkeypatch, cap
     [record] = caplog.records
     assert record.getMessage().startswith(f"failed: request culprit: {cause}")
     assert "Traceback" in record.getMessage()
+
+
+def test_nobody_waits_for_an_answer_that_could_not_be_put_together(engine, submission, monkeypatch):
+    """The last block is full, and what should be told with it is lost."""
+    asked = submission("culprit", gen_length=8, block_length=8)
+    asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
+    monkeypatch.setattr("engine.scores.Reported.received", lambda *_: [None])
+    [last] = outputs(engine, asked)["culprit"]
+    assert last.finish_reason is FinishReason.ERROR
+    assert engine.stats().kv_pages_used == 0
 
 
 def test_several_at_fault_at_once_cost_a_few_forwards(engine, crowd, submission, monkeypatch, caplog):

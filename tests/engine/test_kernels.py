@@ -41,9 +41,15 @@ def test_attention_is_its_formula(kv_heads, way):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.inference_mode()
 def test_watched_attention_is_its_formula(kv_heads, weights_at_once, way, monkeypatch):
-    monkeypatch.setitem(kernels.WATCHED_WEIGHTS, "cpu", weights_at_once)
+    monkeypatch.setattr(kernels, "WATCHED_WEIGHTS_ON_CPU", weights_at_once)
     q, keys, values = tensors(kv_heads)
     torch.testing.assert_close(watched_attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_no_device_is_without_it():
+    out, weights = watched_attention(*(tensor.to("meta") for tensor in tensors(2)))
+    assert (out.shape, weights.shape) == ((13, 4, 8), (13, 37))
 
 
 def test_many_weights_take_the_cpus_own_way(monkeypatch):

@@ -8,10 +8,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.cache import CACHES
 from engine.config import ModelSpec
+from engine.output import FinishReason
 from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
-from engine.request import FinishReason, Hole, Request, Submission
+from engine.request import Hole, Request, Submission
 from engine.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask import UNMASKS, effective, select
 
@@ -186,8 +187,8 @@ def test_a_lowered_budget_holds_one_plan_in_any_case():
     scheduler.add(request(0, 40, 56, cache="none", unmask="fixed"))
     for number in (1, 2):
         scheduler.add(request(number, 4, 32, cache="none", unmask="fixed"))
-    scheduler.lower_budget(40)
-    scheduler.lower_budget(50)
+    scheduler.lower_budget(80)
+    scheduler.lower_budget(100)
     assert len(scheduler.running) == 0
     turns = [[plan.request.id for plan in scheduler.schedule()] for _ in range(SPARING_STEPS)]
     assert {len(turn) for turn in turns} == {1}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from engine import Discard, FinishReason, RowKind
-from engine.tally import Tally, _Histogram
+from engine.histogram import Histogram
+from engine.tally import Tally
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_steps_time_is_split(engine, submission, run, monkeypatch):
 
 
 def test_bins_are_closed_above_as_prometheus_has_them():
-    histogram = _Histogram((1.0, 2.0))
+    histogram = Histogram((1.0, 2.0))
     histogram.add([0.5, 1.0, 1.5, 2.0, 3.0])
     histogram.add(np.array([7.0]))
     reading = histogram.read()

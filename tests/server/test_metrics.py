@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import Discard, EngineLoop, FinishReason, RequestFailed, RowKind
-from engine.tally import Distribution
+from engine.histogram import Distribution
 from server.app import create_app
 from server.metrics.families import token_buckets
 from server.settings import build

@@ -1,0 +1,67 @@
+"""What comes out: an `Output` for each completed block of a request, and what the request has cost.
+
+Token ids only, no text. Imports nothing of the engine.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended, in OpenAI's words where it has one."""
+
+    STOP = "stop"
+    """An end-of-sequence or stop token."""
+    LENGTH = "length"
+    """`max_tokens` are out."""
+    ABORT = "abort"
+    """The caller withdrew it, or the engine shut down."""
+    ERROR = "error"
+    """The engine failed while serving it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a request has cost so far."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    """Tokens handed out; the token that ends an answer, and what follows it, are not."""
+    forwards: int
+    """Steps this request took part in."""
+    rows_computed: int
+    """Positions whose hidden states were computed, over all forwards."""
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.completion_tokens / self.forwards if self.forwards else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself said of one token, in the step that decoded it: before bias, penalties and temperature."""
+
+    logprob: float
+    """Natural logarithm of the token's probability."""
+    top: tuple[tuple[int, float], ...]
+    """(token, its log-probability) of the most probable ones, the best first, as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """One completed block of one request. The last one carries a finish reason."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    """The block's tokens up to the answer's end; empty when the answer ended right before it.
+
+    Of holes, those that the block filled, in order; not what stood between them.
+    """
+    finish_reason: FinishReason | None
+    usage: Usage
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """One for each of `token_ids`; None unless asked for."""
+    stop_id: int | None = None
+    """The token that ended the answer, if one did; not among `token_ids`."""
+    admitted_at: float | None = field(default=None, compare=False)
+    """When it left the queue, by `time.monotonic()`; None if it never did. No part of what was answered."""
