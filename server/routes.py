@@ -13,8 +13,9 @@ from engine import EngineUnavailable, InvalidRequest
 from server.answer import Answer
 from server.convert import ENGINE_NAMES
 from server.disconnect import unless_disconnected
-from server.generation import Order, check_vocabulary
+from server.generation import Order
 from server.orders import chat_order, completion_order
+from server.prompts import check_vocabulary
 from server.schemas import (
     ChatRequest,
     ChatResponse,
@@ -144,7 +145,7 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     else:
         special = bool(body.add_special_tokens)
         ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
-    strings = [service.tokenizer.spell(id_) for id_ in ids] if body.return_token_strs else None
+    strings = await service.tokenizer.spell_all(ids) if body.return_token_strs else None
     max_model_len = service.engine.info.max_model_len
     return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
 

@@ -114,6 +114,10 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
+    async def spell_all(self, ids: Sequence[int]) -> list[str]:
+        """Each as `spell` does, in a thread, since they may be many."""
+        return await asyncio.to_thread(lambda: [self.spell(id_) for id_ in ids])
+
 
 def _ascending(starts: Sequence[int]) -> list[int]:
     """Special tokens at the end of a text are said to stand at its beginning."""

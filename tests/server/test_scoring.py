@@ -141,6 +141,25 @@ async def test_prompts_are_checked_even_if_the_engine_does_not_see_them(api, pro
     assert (await api.error(400, prompt=prompt, echo=True, max_tokens=0))["param"] == param
 
 
+@pytest.mark.parametrize("prompt", [[2**62], [[97], [2**32]], [257], [97] * 129])
+@pytest.mark.parametrize("extra", [{}, {"logprobs": 0}, {"suffix": "yz"}])
+async def test_ids_are_checked_before_they_are_read(api, tokenizer, monkeypatch, prompt, extra):
+    """A hundred thousand of them take a while, and the tokenizer knows none of 2**32 and more."""
+
+    def decode(ids):
+        raise AssertionError("a prompt was read that the model cannot take")
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    assert (await api.error(400, prompt=prompt, echo=True, **extra))["param"] == "prompt"
+
+
+async def test_what_is_only_echoed_is_bounded_too(api, engine):
+    """4 requests that run and 4 that wait are all that this engine takes."""
+    assert len((await api.complete(n=8, echo=True, max_tokens=0)).json()["choices"]) == 8
+    assert (await api.error(400, n=9, echo=True, max_tokens=0))["param"] == "n"
+    assert (await api.error(400, prompt=["a"] * 9, echo=True, max_tokens=0))["param"] == "prompt"
+
+
 async def test_few_are_in_flight(api, engine):
     engine.script = None
     answer = asyncio.create_task(api.complete(prompt=[97] * 50, echo=True, logprobs=0, max_tokens=0))
