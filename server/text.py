@@ -21,6 +21,11 @@ class Tokenizer:
         self._backend: Backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        if processor := self._backend.post_processor:
+            # A token begins with its space, as it does where answers are read (`server.passage`).
+            untrimmed = processor.__getstate__().replace(b'"trim_offsets":true', b'"trim_offsets":false')
+            processor.__setstate__(untrimmed)
+            self._backend.post_processor = processor
         added = self._backend.get_added_tokens_decoder()
         self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
