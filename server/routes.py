@@ -105,7 +105,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
 async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
     """Answer a conversation."""
     service.unsupported.check(body.model_extra or {})
-    length = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
+    length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
         answer, order = await chat_order(body, service)
         return await _answer(answer, order, body, request, service)
