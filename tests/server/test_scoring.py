@@ -7,7 +7,7 @@ from operator import itemgetter
 import pytest
 
 from engine import EngineUnavailable, FinishReason, Hole
-from server.scoring import MAX_IN_FLIGHT
+from server.scoring import MAX_IN_FLIGHT, PATIENCE_SECONDS
 
 MASK = 256
 
@@ -183,6 +183,26 @@ async def test_a_full_queue_is_waited_for(api, engine):
     assert not answer.done()
     engine.places = 8
     assert (await answer).status_code == 200
+
+
+async def test_one_looks_at_a_full_queue_for_all(api, engine):
+    """64 clients of lm-eval would otherwise look 50,000 times a second, and nothing else would be answered."""
+    looks = []
+
+    class Watched(type(engine)):
+        @property
+        def stats(self):
+            looks.append(self)
+            return replace(self.__dict__["stats"], waiting=3)
+
+    engine.__class__ = Watched
+    answers = [
+        asyncio.create_task(api.complete(prompt="a" * 20, echo=True, logprobs=0, max_tokens=0)) for _ in range(4)
+    ]
+    await asyncio.sleep(10 * PATIENCE_SECONDS)
+    assert 1 <= len(looks) <= 12
+    engine.__class__ = Watched.__base__
+    assert [(await answer).status_code for answer in answers] == [200] * 4
 
 
 async def test_half_of_the_queue_is_left_to_others(api, engine):
