@@ -1,9 +1,11 @@
 """Answers on the wire: whole or in chunks, in the form of completions or of chat."""
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
@@ -25,6 +27,9 @@ from server.schemas import (
     DiffusionUsage,
     StreamOptions,
 )
+
+WRITTEN_AT_ONCE = 256
+"""Tokens whose log-probabilities are written in less time than others would notice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +161,8 @@ class Answer:
 
     async def whole(self, completion: Completion) -> str:
         deltas = await completion.fold()
-        return self.form.whole(self._head, deltas, self._usage(completion)).model_dump_json()
+        usage = self._usage(completion)
+        return await _written(deltas, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
 
     async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
         """One for each completed block; `usage` as the options ask for it."""
@@ -167,11 +173,14 @@ class Answer:
         begun: set[int] = set()
         async for delta in completion.deltas():
             running = self._usage(completion) if options.include_usage and options.continuous_usage_stats else None
-            chunk = self.form.chunk(self._head, delta, running, is_first=delta.index not in begun)
-            yield chunk.model_dump_json(exclude=hidden)
+            is_first = delta.index not in begun
             begun.add(delta.index)
+            yield await _written([delta], partial(self._chunk, delta, running, is_first, hidden))
         if options.include_usage:
             yield self.form.chunk(self._head, None, self._usage(completion), is_first=False).model_dump_json()
+
+    def _chunk(self, delta: Delta, usage: CompletionUsage | None, is_first: bool, hidden: set[str] | None) -> str:
+        return self.form.chunk(self._head, delta, usage, is_first=is_first).model_dump_json(exclude=hidden)
 
     @property
     def _head(self) -> dict[str, Any]:
@@ -192,6 +201,13 @@ class Answer:
                 fills=completion.fills,
             ),
         )
+
+
+async def _written(deltas: Sequence[Delta], write: Callable[[], str]) -> str:
+    """In a thread where there is much to write: each token may bring twenty others along."""
+    if sum(len(delta.tokens) for delta in deltas) <= WRITTEN_AT_ONCE:
+        return write()
+    return await asyncio.to_thread(write)
 
 
 def _finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

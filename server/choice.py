@@ -4,7 +4,7 @@ Knows the engine's types and text, nothing of JSON or HTTP.
 """
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Protocol
 
@@ -19,7 +19,7 @@ class Stream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Output]: ...
 
-    def finish(self, reason: FinishReason) -> None: ...
+    def finish(self, reason: FinishReason, usage: Usage) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -30,7 +30,7 @@ class EmptyStream:
     async def __aiter__(self) -> AsyncIterator[Output]:
         yield Output(request_id="", token_ids=(), finish_reason=FinishReason.LENGTH, usage=NOTHING)
 
-    def finish(self, reason: FinishReason) -> None:
+    def finish(self, reason: FinishReason, usage: Usage) -> None:
         """Nobody watches."""
 
     def abort(self) -> None:
@@ -94,6 +94,7 @@ class Choice:
         async for output in self._stream:
             reason: FinishReason | None = output.finish_reason
             stop: str | int | None = output.stop_id
+            usage = output.usage
             check_end(output)
             more, more_tokens = self._read(output)
             if self._is_fill:
@@ -101,15 +102,17 @@ class Choice:
                 stop = None
             elif self._passages[0].stop is not None:
                 reason, stop = FinishReason.STOP, self._passages[0].stop
+                if isinstance(stop, str):
+                    usage = replace(usage, completion_tokens=self._passages[0].num_tokens)
             if reason is not None:
-                self._stream.finish(reason)
+                self._stream.finish(reason, usage)
             yield Delta(
                 index=self.index,
                 text=text + more,
                 tokens=tokens + more_tokens,
                 finish_reason=reason,
                 stop=stop,
-                usage=output.usage,
+                usage=usage,
                 fills=tuple(self._texts) if reason and self._is_fill else None,
             )
             if reason is not None:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine import ContextLengthExceeded, DiffusionParams, EngineLoop, InvalidRequest, SamplingParams, Submission
+from engine import DiffusionParams, EngineLoop, InvalidRequest, SamplingParams, Submission
 from server.choice import NOTHING, Choice, EmptyStream, Stream
 from server.completion import Completion
 from server.convert import seeds
 from server.passage import Detokenizer, Passage, StopStrings, Token
-from server.prompts import Prompt
+from server.prompts import Prompt, PromptReader
 from server.scoring import PromptScorer
 from server.text import Tokenizer
 from server.watch import Watch
@@ -52,14 +52,16 @@ class Order:
 class Generator:
     """Hands orders to the engine."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, watch: Watch) -> None:
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, watch: Watch) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._prompts = prompts
         self._watch = watch
         self._scorer = PromptScorer(engine)
 
     async def start(self, order: Order) -> Completion:
         """The answer, under way; its prompts are scored already. Raises what `EngineLoop.submit` raises."""
+        self._check_count(order)
         streams = self._submit(order) if order.sampling.max_tokens else self._nothing(order)
         scored: list[list[Token]] = [[] for _ in order.prompts]
         spent = NOTHING
@@ -92,7 +94,6 @@ class Generator:
         return Completion(choices, num_prompt_tokens, num_kept=order.num_kept, scoring=spent)
 
     def _submit(self, order: Order) -> Sequence[Stream]:
-        self._check_count(order)
         sampling, diffusion = order.sampling, order.diffusion
         if order.is_lone:
             sampling = replace(sampling, ignore_eos=True, stop_ids=frozenset())
@@ -112,7 +113,10 @@ class Generator:
         return list(map(self._watch.over, self._engine.submit(submissions), submissions))
 
     def _check_count(self, order: Order) -> None:
-        """More than there will ever be places for must not be told to try again later."""
+        """More than there will ever be places for must not be told to try again later.
+
+        It bounds answers too that the engine is not asked for: each of them repeats its prompt.
+        """
         info, count = self._engine.info, len(order.prompts) * order.num_drawn
         if count > (places := info.max_running_requests + info.max_queued_requests):
             param = "prompt" if order.num_drawn == 1 else "n" if order.num_drawn == order.num_kept else "best_of"
@@ -124,17 +128,10 @@ class Generator:
 
     def _nothing(self, order: Order) -> Sequence[Stream]:
         """For each choice; the prompts are checked here, since the engine does not see them."""
-        info = self._engine.info
         for prompt in order.prompts:
             if not prompt.ids:
                 raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
-            check_vocabulary(prompt.ids, info.spec.vocab_size, "prompt")
-            if len(prompt.ids) > info.max_model_len:
-                raise ContextLengthExceeded(
-                    f"This model's maximum context length is {info.max_model_len} tokens. However, the prompt has "
-                    f"{len(prompt.ids)}.",
-                    "prompt",
-                )
+            self._prompts.check_ids(prompt.ids)
         return [EmptyStream() for _ in range(len(order.prompts) * order.num_drawn)]
 
     def _passages(self, order: Order, prompt: Prompt) -> list[Passage]:
@@ -155,10 +152,3 @@ class Generator:
             )
             for length in lengths or [None]
         ]
-
-
-def check_vocabulary(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raises InvalidRequest for a token that the model does not have."""
-    for id_ in ids:
-        if id_ >= vocab_size:
-            raise InvalidRequest(f"Token id {id_} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)

@@ -12,6 +12,7 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.auth import PROBES
 from server.body import check_json
 from server.errors import api_error
 
@@ -21,7 +22,7 @@ MAX_HEADER_BYTES = 64 * 1024
 """Names and values of all headers, with the path and the query."""
 CHECKED_AT_ONCE = 1 << 15
 """Bytes of a body that are checked in less time than a thread would take to wake."""
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+QUIET_PATHS = PROBES | {"/metrics"}
 """Polled by machines: logged at debug level only."""
 
 logger = logging.getLogger(__name__)

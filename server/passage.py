@@ -55,6 +55,10 @@ class StopStrings:
         self._is_kept = is_kept
         self._held = ""
 
+    @property
+    def are_any(self) -> bool:
+        return bool(self._stops)
+
     def push(self, text: str, *, last: bool) -> tuple[str, str | None]:
         """(the text that is final now, the stop string that ended it)."""
         text = self._held + text
@@ -112,7 +116,8 @@ class Passage:
         self._shows_stop = shows_stop
         self._min_tokens = min_tokens
         self._is_tracked = is_tracked
-        self._num_tokens = 0
+        self.num_tokens = 0
+        """Tokens read so far; none is read behind the one that completes a stop string."""
         self._num_read = 0
         """Characters that its tokens have made so far, and ..."""
         self._num_shown = 0
@@ -140,7 +145,7 @@ class Passage:
 
     def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
         """One by one where somebody must know which token wrote what; all at once is cheaper."""
-        one_by_one = ids and (self._is_tracked or self._num_tokens < self._min_tokens)
+        one_by_one = ids and (self._is_tracked or self._stops.are_any or self.num_tokens < self._min_tokens)
         groups = [ids[place : place + 1] for place in range(len(ids))] if one_by_one else [ids]
         text = ""
         for place, group in enumerate(groups):
@@ -149,8 +154,8 @@ class Passage:
             if group and self._is_tracked:
                 self._pending.append(Token(group[0], self._num_read, logprobs[place] if logprobs else None))
             self._num_read += len(fresh)
-            self._num_tokens += len(group)
-            if one_by_one and self._num_tokens <= self._min_tokens:
+            self.num_tokens += len(group)
+            if one_by_one and self.num_tokens <= self._min_tokens:
                 text += fresh
                 continue
             fresh, self.stop = self._stops.push(fresh, last=is_last)

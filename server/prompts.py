@@ -3,6 +3,7 @@
 A text may hold holes, `<|fill:8|>`; a `suffix` makes one between itself and the prompt.
 """
 
+import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,10 @@ class Prompt:
 class PromptReader:
     """Turns what a request holds into prompts, in a thread where that takes long."""
 
-    def __init__(self, tokenizer: Tokenizer, max_model_len: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_model_len: int, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
 
     def check_length(self, text: str, param: str = "prompt") -> None:
         """Raises ContextLengthExceeded for a text that is too long whatever its tokens are."""
@@ -63,15 +65,24 @@ class PromptReader:
                 param,
             )
 
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises InvalidRequest for tokens that the model does not have, ContextLengthExceeded for too many of them."""
+        check_vocabulary(ids, self._vocab_size, "prompt")
+        if len(ids) > self._max_model_len:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._max_model_len} tokens. However, the prompt has "
+                f"{len(ids)}.",
+                "prompt",
+            )
+
     async def read(
         self, prompts: Prompts, *, add_special_tokens: bool = True, echo: bool = False, locate: bool = False
     ) -> list[Prompt]:
         """`echo` asks for the text of each, `locate` for the places of its tokens. Raises InvalidRequest."""
+        self._check(prompts)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        for text in texts:
-            self.check_length(text)
         if not texts:
-            return [self._from_ids(prompt, echo, locate) for prompt in prompts if not isinstance(prompt, str)]
+            return [await self._from_ids(prompt, echo, locate) for prompt in prompts if not isinstance(prompt, str)]
         pieces = [_split(text) for text in texts]
         plain = [text for text, (_, lengths) in zip(texts, pieces, strict=True) if not lengths]
         encoded = iter(await self._tokenizer.encode(plain, add_special_tokens=add_special_tokens))
@@ -89,20 +100,29 @@ class PromptReader:
         self, prompts: Prompts, suffix: str, length: int, *, add_special_tokens: bool = True, echo: bool = False
     ) -> list[Prompt]:
         """Each prompt, a hole, and the suffix. Raises InvalidRequest."""
+        self._check(prompts)
         self.check_length(suffix, "suffix")
         read = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                self.check_length(prompt)
                 if _split(prompt)[1]:
                     raise InvalidRequest("A prompt with holes, `<|fill:N|>`, cannot have a `suffix` too.", "suffix")
                 read.append(await self._join([prompt, suffix], [length], add_special_tokens))
             else:
+                before = await self._from_ids(prompt, echo, locate=False)
                 [behind] = await self._tokenizer.encode([suffix], add_special_tokens=False)
-                literals = (self._tokenizer.decode(prompt), suffix) if echo else ("", "")
+                literals = (before.literals[0], suffix) if echo else ("", "")
                 fills = (Hole(offset=len(prompt), length=length),)
                 read.append(Prompt(ids=[*prompt, *behind], literals=literals, fills=fills))
         return read
+
+    def _check(self, prompts: Prompts) -> None:
+        """All of them before anything is made of the first."""
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                self.check_length(prompt)
+            else:
+                self.check_ids(prompt)
 
     async def _join(self, literals: Sequence[str], lengths: Sequence[int], add_special_tokens: bool) -> Prompt:
         """Pieces of one text with holes between them; special tokens stand where the whole text's would."""
@@ -114,15 +134,18 @@ class PromptReader:
             ids += piece
         return Prompt(ids=ids + behind, literals=literals, fills=tuple(fills))
 
-    def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
+    async def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
         """Special tokens are part of its text: they are part of the prompt."""
-        starts, text = [], self._tokenizer.decode(ids) if echo else ""
-        if locate:
-            detokenizer, length = Detokenizer(self._tokenizer, skip_special=False), 0
-            for id_ in ids:
-                starts.append(length)
-                length += len(detokenizer.push([id_], last=False))
+        text = self._tokenizer.decode(ids) if echo else ""
+        starts = await asyncio.to_thread(self._starts, ids) if locate else ()
         return Prompt(ids=ids, literals=(text, ""), starts=starts)
+
+    def _starts(self, ids: Sequence[int]) -> list[int]:
+        detokenizer, starts, length = Detokenizer(self._tokenizer, skip_special=False), list[int](), 0
+        for id_ in ids:
+            starts.append(length)
+            length += len(detokenizer.push([id_], last=False))
+        return starts
 
 
 def _split(text: str) -> tuple[list[str], list[int]]:
@@ -132,3 +155,10 @@ def _split(text: str) -> tuple[list[str], list[int]]:
     if not all(lengths):
         raise InvalidRequest("A hole in the prompt is written `<|fill:N|>`, N being 1 or more positions.", "prompt")
     return pieces[::2], lengths
+
+
+def check_vocabulary(ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises InvalidRequest for a token that the model does not have."""
+    for id_ in ids:
+        if id_ >= vocab_size:
+            raise InvalidRequest(f"Token id {id_} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)

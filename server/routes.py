@@ -13,8 +13,9 @@ from engine import EngineUnavailable, InvalidRequest
 from server.answer import Answer
 from server.convert import ENGINE_NAMES
 from server.disconnect import unless_disconnected
-from server.generation import Order, check_vocabulary
+from server.generation import Order
 from server.orders import chat_order, completion_order
+from server.prompts import check_vocabulary
 from server.schemas import (
     ChatRequest,
     ChatResponse,
@@ -104,7 +105,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
 async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
     """Answer a conversation."""
     service.unsupported.check(body.model_extra or {})
-    length = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
+    length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
         answer, order = await chat_order(body, service)
         return await _answer(answer, order, body, request, service)
@@ -144,7 +146,7 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     else:
         special = bool(body.add_special_tokens)
         ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
-    strings = [service.tokenizer.spell(id_) for id_ in ids] if body.return_token_strs else None
+    strings = await service.tokenizer.spell_all(ids) if body.return_token_strs else None
     max_model_len = service.engine.info.max_model_len
     return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
 

@@ -38,6 +38,8 @@ class PromptScorer:
         info = engine.info
         self._mask_id = info.spec.mask_id
         self._max_waiting = max(1, info.max_queued_requests // 2)
+        self._turn = asyncio.Lock()
+        """One token looks for a place, those behind it wait for it: they may be thousands."""
 
     async def score(self, answer_id: str, prompts: Sequence[Sequence[int]], num_top: int) -> tuple[list[Scores], Usage]:
         """Scores of every prompt, and what they have cost. Raises what the engine raises, but for QueueFull: it waits.
@@ -98,12 +100,13 @@ class PromptScorer:
 
     async def _submit(self, submission: Submission) -> OutputStream:
         """As soon as the queue has a place to spare. Raises EngineUnavailable if there never will be one."""
-        while True:
-            if self._engine.stats.waiting < self._max_waiting or not self._engine.accepting:
-                try:
-                    [stream] = self._engine.submit([submission])
-                except QueueFull:
-                    pass
-                else:
-                    return stream
-            await asyncio.sleep(PATIENCE_SECONDS)
+        async with self._turn:
+            while True:
+                if self._engine.stats.waiting < self._max_waiting or not self._engine.accepting:
+                    try:
+                        [stream] = self._engine.submit([submission])
+                    except QueueFull:
+                        pass
+                    else:
+                        return stream
+                await asyncio.sleep(PATIENCE_SECONDS)

@@ -57,14 +57,14 @@ class Service:
     def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
         """One model's."""
         max_model_len = engine.info.max_model_len
-        prompts = PromptReader(tokenizer, max_model_len)
+        prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
         return cls(
             engine=engine,
             tokenizer=tokenizer,
             models=ServedModels(settings.model_names, max_model_len=max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
-            generator=Generator(engine, tokenizer, watch),
+            generator=Generator(engine, tokenizer, prompts, watch),
             unsupported=UnsupportedFields(),
             temperature=settings.server.temperature,
             default_max_tokens=settings.server.default_max_tokens,

@@ -63,6 +63,7 @@ def with_key_file(settings: Settings) -> Settings:
     Raises BadSetting for a file that cannot be read or holds none: a server that was meant to be guarded never opens.
     """
     keys, path = [key.get_secret_value() for key in settings.server.api_key], settings.server.api_key_file
+    _check_keys("api_key", keys)
     if path is not None:
         try:
             lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -71,10 +72,14 @@ def with_key_file(settings: Settings) -> Settings:
         from_file = [line.strip() for line in lines if line.strip()]
         if not from_file:
             raise BadSetting("api_key_file", "holds no key")
+        _check_keys("api_key_file", from_file)
         keys += from_file
-    if not all(key and all("!" <= letter <= "~" for letter in key) for key in keys):
-        raise BadSetting("api_key_file" if path else "api_key", "must hold keys of visible ASCII without blanks")
     return replace(settings, server=replace(settings.server, api_key=tuple(map(SecretStr, keys))))
+
+
+def _check_keys(setting: str, keys: Iterable[str]) -> None:
+    if not all(key and all("!" <= letter <= "~" for letter in key) for key in keys):
+        raise BadSetting(setting, "must hold keys of visible ASCII without blanks")
 
 
 def from_file(path: Path) -> Source:

@@ -21,6 +21,11 @@ class Tokenizer:
         self._backend: Backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        if processor := self._backend.post_processor:
+            # A token begins with its space, as it does where answers are read (`server.passage`).
+            untrimmed = processor.__getstate__().replace(b'"trim_offsets":true', b'"trim_offsets":false')
+            processor.__setstate__(untrimmed)
+            self._backend.post_processor = processor
         added = self._backend.get_added_tokens_decoder()
         self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
@@ -113,6 +118,10 @@ class Tokenizer:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    async def spell_all(self, ids: Sequence[int]) -> list[str]:
+        """Each as `spell` does, in a thread, since they may be many."""
+        return await asyncio.to_thread(lambda: [self.spell(id_) for id_ in ids])
 
 
 def _ascending(starts: Sequence[int]) -> list[int]:

@@ -51,6 +51,9 @@ NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
 """The neutral values beside null. Some are fields of one route and refused on the other."""
 
 REASONS: Mapping[str, str] = {
+    "best_of": "completions have it",
+    "echo": "completions have it",
+    "suffix": "completions have it",
     "chat_template": "a conversation is rendered with the model's own template",
     "max_completion_tokens": "completions have `max_tokens`",
     "prompt_logprobs": "`echo` with `logprobs` scores a prompt",

@@ -87,8 +87,10 @@ class WatchedStream:
             self._end(FinishReason.ERROR)
             raise
 
-    def finish(self, reason: FinishReason) -> None:
-        """The answer is complete; the engine need not go on with it."""
+    def finish(self, reason: FinishReason, usage: Usage | None = None) -> None:
+        """The answer is complete; the engine need not go on with it. `usage`: if it is not the engine's."""
+        if usage:
+            self.journey = replace(self.journey, usage=usage)
         self._end(reason)
         self._stream.abort()
 
@@ -97,12 +99,13 @@ class WatchedStream:
         self.finish(FinishReason.ABORT)
 
     def _saw(self, output: Output) -> None:
+        self.journey = replace(self.journey, usage=output.usage, admitted=output.admitted_at)
+        if output.finish_reason is FinishReason.ABORT:  # the engine's last word, and no block
+            return
         now, journey = time.monotonic(), self.journey
         since = journey.submitted if journey.last_block is None else journey.last_block
         self.journey = replace(
             journey,
-            usage=output.usage,
-            admitted=output.admitted_at,
             first_block=now if journey.first_block is None else journey.first_block,
             last_block=now,
         )

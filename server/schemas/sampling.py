@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from engine import DiffusionParams
@@ -18,9 +27,21 @@ MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+"""Told of the first that is wrong: a hundred thousand errors would take seconds to collect."""
 _IdString = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
 _CLOSED = Field(json_schema_extra={"additionalProperties": False})
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _few_biases(value: Any) -> Any:
+    """Before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise PydanticCustomError("logit_bias", f"may hold {MAX_BIASES} entries")
+    return value
+
+
+Biases = Annotated[dict[_IdString, Bias], _CLOSED, Field(max_length=MAX_BIASES), BeforeValidator(_few_biases)]
 Word = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), AfterValidator(check_unicode)]
 
 
@@ -79,9 +100,9 @@ class SamplingRequest(_Wire):
     """Taken off once for each time that the answer holds the token so far, wherever on the canvas."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Divides the positive logits of tokens in the prompt or the answer so far, and multiplies negative ones."""
-    logit_bias: Annotated[dict[_IdString, Bias], _CLOSED, Field(max_length=MAX_BIASES)] = Field(default_factory=dict)
+    logit_bias: Biases = Field(default_factory=dict)
     """Added to the logits of these token ids, which are written as strings, at every position."""
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
     """No other token is drawn; absent is all."""
     bad_words: Annotated[list[Word], Field(max_length=MAX_BAD_WORDS)] = Field(default_factory=list)
     """Texts that the answer must not hold, each as it is and after a space. They are kept out as tokens: the same text
@@ -92,7 +113,7 @@ class SamplingRequest(_Wire):
     """The same seed gives the same text, alone or in any batch; absent is a new one for each prompt."""
     stop: Stops = ()
     """The answer ends before the first of these texts, wherever blocks split it."""
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] = Field(default_factory=list)
+    stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] = Field(default_factory=list)
     """Tokens that end the answer, beside the model's own; they are not part of it."""
     include_stop_str_in_output: bool = False
     """Keep the stop string that ended the answer in its text."""

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.sampling import TokenId
+from server.schemas.sampling import TokenIds
 from server.schemas.template import Messages, TemplateRequest
 from server.schemas.wire import WireRequest, check_unicode
 
@@ -45,7 +45,7 @@ class DetokenizeRequest(WireRequest):
 
     model: Annotated[str, Field(max_length=256)] = ""
     """One of the names that `GET /v1/models` lists; absent is the first."""
-    tokens: list[TokenId]
+    tokens: TokenIds
     """Token ids."""
 
 

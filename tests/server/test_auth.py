@@ -133,13 +133,15 @@ def test_where_keys_come_from(tmp_path, argv, environ, lines, keys):
         (["--api-key-file", "{empty}"], "--api-key-file holds no key"),
         (["--api-key-file", "{bad}"], "--api-key-file must hold keys of visible ASCII"),
         (["--api-key", ""], "--api-key must hold keys of visible ASCII"),
+        (["--api-key", "", "--api-key-file", "{good}"], "--api-key must hold keys of visible ASCII"),
         (["--api-key", "topsecret with blanks"], "--api-key must hold keys of visible ASCII"),
     ],
 )
 def test_a_server_that_was_meant_to_be_guarded_does_not_start_open(tmp_path, argv, text):
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bad").write_text("topsecret \u00e9\n")
-    names = {name: str(tmp_path / name) for name in ("empty", "bad")}
+    (tmp_path / "good").write_text("topsecret\n")
+    names = {name: str(tmp_path / name) for name in ("empty", "bad", "good")}
     with pytest.raises(ConfigError) as error:
         load_settings([argument.format(**names) for argument in argv], {})
     assert text in str(error.value)

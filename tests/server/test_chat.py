@@ -169,6 +169,11 @@ async def test_what_no_template_should_see(api, engine, body):
     assert not engine.streams
 
 
+async def test_where_nobody_asked_for_a_length_it_is_the_conversation_that_is_too_long(api):
+    error = api.error_of(await api.chat(messages=[{"role": "user", "content": "x" * 112}]), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
 async def test_a_long_conversation_is_refused_before_it_is_tokenised(api, engine):
     messages = [{"role": "user", "content": "x" * 1500}, {"role": "user", "content": "x" * 1500}]
     error = api.error_of(await api.chat(messages=messages), 400)

@@ -160,6 +160,18 @@ async def test_a_stop_string_across_blocks_ends_the_answer(api, engine):
     assert all(stream.aborted.is_set() for stream in engine.streams)
 
 
+@pytest.mark.parametrize("extra", [{}, {"logprobs": 0}, {"include_stop_str_in_output": True}, {"min_tokens": 3}])
+async def test_tokens_behind_a_stop_string_are_not_counted(api, engine, extra):
+    """As those behind an end-of-text token are not; those of the stop string itself are, as vLLM has it."""
+    engine.script = lambda _: ["one E", "ND two", "three"]
+    answer = (await api.complete(stop="END", **extra)).json()
+    assert answer["usage"]["completion_tokens"] == len("one END")
+    assert answer["usage"]["diffusion"]["tokens_per_forward"] == 7 / 4
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    events = await api.stream(stop="END", stream_options=options, **extra)
+    assert [event["usage"]["completion_tokens"] for event in events] == [5, 7, 7]
+
+
 async def test_a_stop_string_ends_one_choice_and_not_the_others(api, engine):
     engine.script = None
     answer = asyncio.create_task(api.complete(prompt=["a", "b"], stop="END"))

@@ -4,10 +4,12 @@ The fake engine says -t/256 of token t, and of the best ones, which are 0, 1, 2,
 """
 
 import math
+from threading import get_ident
 
 import pytest
 
 from engine import TokenLogprobs
+from server.answer import WRITTEN_AT_ONCE
 from server.logprobs import FLOOR, LogprobWriter
 from server.passage import Token
 
@@ -28,6 +30,25 @@ async def test_completions(api, engine):
         "text_offset": [0, 1, 2],
     }
     assert engine.submissions[0].sampling.logprobs == 2
+
+
+@pytest.mark.parametrize("path", ["complete", "stream"])
+async def test_many_are_written_beside_the_event_loop(api, engine, tokenizer, monkeypatch, path):
+    threads = set()
+    spell = tokenizer.spell
+
+    def watched(id_):
+        threads.add(get_ident())
+        return spell(id_)
+
+    monkeypatch.setattr(tokenizer, "spell", watched)
+    engine.script = lambda _: ["a" * WRITTEN_AT_ONCE]
+    await getattr(api, path)(logprobs=1)
+    assert threads == {get_ident()}, "few are written at once, without a hop to a thread"
+    threads.clear()
+    engine.script = lambda _: ["a" * (WRITTEN_AT_ONCE + 1)]
+    await getattr(api, path)(logprobs=1)
+    assert get_ident() not in threads
 
 
 async def test_of_the_chosen_token_alone(api, engine):

@@ -7,7 +7,7 @@ from operator import itemgetter
 import pytest
 
 from engine import EngineUnavailable, FinishReason, Hole
-from server.scoring import MAX_IN_FLIGHT
+from server.scoring import MAX_IN_FLIGHT, PATIENCE_SECONDS
 
 MASK = 256
 
@@ -141,6 +141,25 @@ async def test_prompts_are_checked_even_if_the_engine_does_not_see_them(api, pro
     assert (await api.error(400, prompt=prompt, echo=True, max_tokens=0))["param"] == param
 
 
+@pytest.mark.parametrize("prompt", [[2**62], [[97], [2**32]], [257], [97] * 129])
+@pytest.mark.parametrize("extra", [{}, {"logprobs": 0}, {"suffix": "yz"}])
+async def test_ids_are_checked_before_they_are_read(api, tokenizer, monkeypatch, prompt, extra):
+    """A hundred thousand of them take a while, and the tokenizer knows none of 2**32 and more."""
+
+    def decode(ids):
+        raise AssertionError("a prompt was read that the model cannot take")
+
+    monkeypatch.setattr(tokenizer, "decode", decode)
+    assert (await api.error(400, prompt=prompt, echo=True, **extra))["param"] == "prompt"
+
+
+async def test_what_is_only_echoed_is_bounded_too(api, engine):
+    """4 requests that run and 4 that wait are all that this engine takes."""
+    assert len((await api.complete(n=8, echo=True, max_tokens=0)).json()["choices"]) == 8
+    assert (await api.error(400, n=9, echo=True, max_tokens=0))["param"] == "n"
+    assert (await api.error(400, prompt=["a"] * 9, echo=True, max_tokens=0))["param"] == "prompt"
+
+
 async def test_few_are_in_flight(api, engine):
     engine.script = None
     answer = asyncio.create_task(api.complete(prompt=[97] * 50, echo=True, logprobs=0, max_tokens=0))
@@ -164,6 +183,26 @@ async def test_a_full_queue_is_waited_for(api, engine):
     assert not answer.done()
     engine.places = 8
     assert (await answer).status_code == 200
+
+
+async def test_one_looks_at_a_full_queue_for_all(api, engine):
+    """64 clients of lm-eval would otherwise look 50,000 times a second, and nothing else would be answered."""
+    looks = []
+
+    class Watched(type(engine)):
+        @property
+        def stats(self):
+            looks.append(self)
+            return replace(self.__dict__["stats"], waiting=3)
+
+    engine.__class__ = Watched
+    answers = [
+        asyncio.create_task(api.complete(prompt="a" * 20, echo=True, logprobs=0, max_tokens=0)) for _ in range(4)
+    ]
+    await asyncio.sleep(10 * PATIENCE_SECONDS)
+    assert 1 <= len(looks) <= 12
+    engine.__class__ = Watched.__base__
+    assert [(await answer).status_code for answer in answers] == [200] * 4
 
 
 async def test_half_of_the_queue_is_left_to_others(api, engine):

@@ -6,6 +6,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from engine import LoadError
 from server.passage import Detokenizer, StopStrings
@@ -33,6 +37,20 @@ def cut(stops, pieces):
         if stopped:
             return text, True
     return text, False
+
+
+@pytest.mark.parametrize("trims", [True, False])
+async def test_a_token_begins_with_its_space(trims):
+    """As in an answer, whose tokens are located by what they write; GPT-2's and Llama's files leave the space out."""
+    space = "\u0120"  # in GPT-2's alphabet
+    backend = Backend(BPE(vocab={"a": 0, "b": 1, space: 2, f"{space}b": 3}, merges=[(space, "b")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    template = processors.TemplateProcessing(single="a:0 $A", special_tokens=[("a", 0)])
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=trims), template])
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    assert await tokenizer.encode(["a b  b"]) == [[0, 0, 3, 2, 3]]
+    assert await tokenizer.locate(["a b  b"]) == [[0, 0, 1, 3, 4]]
 
 
 def test_half_a_character_waits_for_the_rest(tokenizer):

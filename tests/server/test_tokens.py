@@ -1,6 +1,7 @@
 """/tokenize, /detokenize, and what the server says of itself."""
 
 from importlib.metadata import version
+from threading import get_ident
 
 import pytest
 
@@ -19,6 +20,21 @@ async def test_a_text(post):
     answer = (await post("/tokenize", prompt="a€", return_token_strs=True, add_special_tokens=False)).json()
     assert answer["token_strs"] == ["a", r"bytes:\xe2", r"bytes:\x82", r"bytes:\xac"]
     assert (await post("/tokenize", prompt="")).json()["count"] == 0
+
+
+async def test_tokens_are_spelled_beside_the_event_loop(post, tokenizer, monkeypatch):
+    """Half a million characters may become as many tokens."""
+    threads = set()
+    spell = tokenizer.spell
+
+    def watched(id_):
+        threads.add(get_ident())
+        return spell(id_)
+
+    monkeypatch.setattr(tokenizer, "spell", watched)
+    await post("/tokenize", prompt="ab", return_token_strs=True)
+    assert threads
+    assert get_ident() not in threads
 
 
 async def test_a_conversation(post, api, engine):

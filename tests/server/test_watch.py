@@ -97,6 +97,21 @@ async def test_a_client_that_hangs_up_is_an_abort(app, diary, engine, tokenizer)
     assert end.seconds > 0
 
 
+async def test_an_abort_is_no_block(api, diary, engine):
+    """The engine's last word has no tokens: a request that waited all the while never showed a first block."""
+    engine.script = lambda _: ["", FinishReason.ABORT]
+    api.error_of(await api.complete(), 503)
+    [end] = diary.ends
+    assert end.first_block is None
+    assert diary.gaps == []
+
+
+async def test_the_answers_usage_is_the_journeys(api, diary, engine):
+    engine.script = lambda _: ["one E", "ND two"]
+    answer = (await api.complete(stop="END")).json()
+    assert diary.ends[0].usage.completion_tokens == answer["usage"]["completion_tokens"] == 7
+
+
 async def test_a_server_that_stops_aborts(api, diary, engine):
     engine.script = lambda _: ["one ", "two", FinishReason.ABORT]
     api.error_of(await api.complete(), 503)
