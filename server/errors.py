@@ -124,7 +124,7 @@ def _http(error: HTTPException, scope: Scope) -> ApiError:
 
 def _invalid(error: Mapping[str, Any]) -> ApiError:
     """The first field at fault: its dotted path, what is wrong, and a short quote of what was sent."""
-    path = ".".join(str(part) for part in error["loc"] if part != "body")[:MAX_QUOTED]
+    path = ".".join(str(part) for part in error["loc"] if part not in ("body", "[key]"))[:MAX_QUOTED]
     match error["type"]:
         case "json_invalid":
             message = f"The body is not valid JSON: {error['ctx']['error']} at character {path}."
