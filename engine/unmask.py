@@ -5,28 +5,17 @@ They see one request's `Scores` on the host, never logits. A new policy is one c
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.bans import hold_back
 from engine.cad import Cad
 from engine.density import certainty_density
+from engine.dream_sampler import Dream
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
-from engine.request import Floats, Ids, Mask, Request, Submission, decoded_span
-
-
-def _best_first(values: Floats) -> Ids:
-    """Indices from the highest to the lowest, the leftmost first among equals."""
-    return np.argsort(-values, kind="stable")
-
-
-def _top(values: Floats, count: int) -> Mask:
-    chosen = np.zeros(len(values), dtype=np.bool_)
-    chosen[_best_first(values)[:count]] = True
-    return chosen
+from engine.ranking import best_first, top
+from engine.request import Floats, Mask, Request, Submission, decoded_span
 
 
 def scheduled_tokens(request: Request) -> int:
@@ -48,7 +37,7 @@ class Fixed(UnmaskPolicy):
     """The most confident ones, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        return _top(scores.log_odds, scheduled_tokens(request))
+        return top(scores.log_odds, scheduled_tokens(request))
 
 
 class Random(UnmaskPolicy):
@@ -56,14 +45,14 @@ class Random(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         order = uniform(request.sampling.seed, scores.positions, request.forwards)
-        return _top(order, scheduled_tokens(request))
+        return top(order, scheduled_tokens(request))
 
 
 class Threshold(UnmaskPolicy):
     """All whose confidence reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        return _top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
+        return top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
         return bool((scores.confidence < request.diffusion.threshold).all())
@@ -73,83 +62,13 @@ class Factor(UnmaskPolicy):
     """The n most confident for the largest n with (n + 1)(1 - c_n) < factor, at least one (Fast-dLLM, section 3.3)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        ordered = scores.confidence[_best_first(scores.log_odds)]
+        ordered = scores.confidence[best_first(scores.log_odds)]
         n = np.arange(1, len(ordered) + 1)
         fits = np.flatnonzero((n + 1) * (1.0 - ordered) < request.diffusion.factor)
-        return _top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
+        return top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
         return bool((2 * (1.0 - scores.confidence) >= request.diffusion.factor).all())
-
-
-@lru_cache(maxsize=64)
-def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
-    """[steps + 1] the times from 1 down to eps between which Dream's steps lie, rounded as `torch.linspace` does it."""
-    start, end = np.float32(1), np.float32(eps)
-    i, step = np.arange(steps + 1, dtype=np.float32), (end - start) / np.float32(steps)
-    times = np.where(i < (steps + 1) // 2, start + step * i, end - step * (np.float32(steps) - i))
-    times.flags.writeable = False
-    return times
-
-
-@lru_cache(maxsize=64)
-def dream_schedule(num_masked: int, steps: int, eps: float) -> tuple[int, ...]:
-    """Tokens per step of Dream's sampler: of the masks left, the share 1 - s/t of a step from time t to s.
-
-    Steps whose share is less than one token are left out: they would change nothing, so they need no forward.
-    """
-    times, counts, left = dream_times(steps, eps), [], num_masked
-    for share in 1 - times[1:-1] / times[:-2]:
-        counts.append(int(np.float32(left) * share))
-        left -= counts[-1]
-    return tuple(count for count in (*counts, left) if count)
-
-
-class Dream(UnmaskPolicy):
-    """Dream's own sampler (arXiv 2508.15487): over the canvas as one block, by `alg`, as many as its schedule says.
-
-    Its scores are those of the processed distribution. `alg_temp` draws without replacement in proportion to
-    exp(certainty / alg_temp), which is what the highest sums with Gumbel noise are.
-    """
-
-    cuts_canvas = True  # into one block
-
-    def needs(self, request: Request) -> Needs:
-        alg = request.diffusion.alg
-        return Needs(processed=True, entropy=alg == "entropy", margin=alg == "topk_margin")
-
-    def select(self, request: Request, scores: Scores) -> Mask:
-        diffusion, block = request.diffusion, request.block
-        steps = diffusion.steps or block.num_masked
-        if diffusion.alg == "origin":
-            return self._next_by_chance(request, scores, dream_times(steps, diffusion.eps))
-        schedule = dream_schedule(block.num_masked, steps, diffusion.eps)
-        certainty = self._certainty(diffusion.alg, scores)
-        if diffusion.alg_temp:
-            noise = uniform(request.sampling.seed, scores.positions, request.forwards)
-            certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
-        return _top(certainty, schedule[min(block.step, len(schedule) - 1)])
-
-    def _certainty(self, alg: str, scores: Scores) -> NDArray[np.float64]:
-        match alg:
-            case "entropy":
-                assert scores.entropy is not None
-                return -scores.entropy
-            case "topk_margin":
-                assert scores.margin is not None
-                return scores.margin
-            case _:
-                return scores.confidence
-
-    def _next_by_chance(self, request: Request, scores: Scores, times: NDArray[np.float32]) -> Mask:
-        """`origin` reveals every mask with probability 1 - s/t in the step from t to s, and the last step the rest.
-
-        So a mask is still there at time s with probability s: one uniform number per position is the time at which it
-        goes. The targets of the earliest step that has any go now; steps without any need no forward.
-        """
-        moment = uniform(request.sampling.seed, scores.positions)
-        step = np.minimum(np.searchsorted(-times[1:], -moment), len(times) - 2)
-        return np.asarray(step == step.min())
 
 
 class Entropy(UnmaskPolicy):
@@ -160,7 +79,7 @@ class Entropy(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         assert scores.entropy is not None
-        return _top(-scores.entropy, scheduled_tokens(request))
+        return top(-scores.entropy, scheduled_tokens(request))
 
 
 class Margin(UnmaskPolicy):
@@ -171,7 +90,7 @@ class Margin(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         assert scores.margin is not None
-        return _top(scores.margin, scheduled_tokens(request))
+        return top(scores.margin, scheduled_tokens(request))
 
 
 class EntropyBound(UnmaskPolicy):
@@ -185,16 +104,16 @@ class EntropyBound(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         assert scores.entropy is not None
-        ordered = scores.entropy[_best_first(scores.log_odds)]
+        ordered = scores.entropy[best_first(scores.log_odds)]
         neglected = np.cumsum(ordered) - np.maximum.accumulate(ordered)
-        return _top(scores.log_odds, int((neglected <= request.diffusion.gamma).sum()))
+        return top(scores.log_odds, int((neglected <= request.diffusion.gamma).sum()))
 
 
 class Certainty(UnmaskPolicy):
     """As many as LLaDA's schedule says, the best by confidence x certainty density: nearly left to right (d2Cache)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        return _top(_certainty(request, scores), scheduled_tokens(request))
+        return top(_certainty(request, scores), scheduled_tokens(request))
 
 
 class CertaintyThreshold(UnmaskPolicy):
@@ -202,7 +121,7 @@ class CertaintyThreshold(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         certainty = _certainty(request, scores)
-        return _top(certainty, 1) | (certainty >= request.diffusion.threshold)
+        return top(certainty, 1) | (certainty >= request.diffusion.threshold)
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
         return bool((_certainty(request, scores) < request.diffusion.threshold).all())

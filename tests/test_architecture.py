@@ -8,7 +8,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.errors", "engine.transfer", "engine.kernels", "engine.output", "engine.histogram"},
     {"engine.config", "engine.params"},
     {"engine.request"},
-    {"engine.plan", "engine.noise", "engine.faults"},
+    {"engine.plan", "engine.noise", "engine.faults", "engine.ranking"},
     {
         "engine.pages",
         "engine.attention",
@@ -18,7 +18,14 @@ FLOORS = [  # a module may import only from floors above it in this list
         "engine.vocabulary",
         "engine.bans",
     },
-    {"engine.cad", "engine.d2cache", "engine.edits", "engine.logprobs", "engine.sampling_checks"},
+    {
+        "engine.cad",
+        "engine.dream_sampler",
+        "engine.d2cache",
+        "engine.edits",
+        "engine.logprobs",
+        "engine.sampling_checks",
+    },
     {"engine.scores", "engine.cache", "engine.unmask", "engine.batch", "engine.models"},
     {
         "engine.scheduler",
@@ -51,6 +58,8 @@ NO_TORCH = {
     "engine.density",
     "engine.bans",
     "engine.cad",
+    "engine.dream_sampler",
+    "engine.ranking",
     "engine.d2cache",
     "engine.cache",
     "engine.unmask",

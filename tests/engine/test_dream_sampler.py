@@ -9,11 +9,12 @@ import torch
 
 from engine import EngineConfig, FinishReason, InvalidRequest, load
 from engine.config import ModelSpec
+from engine.dream_sampler import dream_schedule, dream_times
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Scores
 from engine.reference import decode, decode_as_dream, factor, fixed, threshold
 from engine.request import Request, Submission
-from engine.unmask import UNMASKS, dream_schedule, dream_times, effective
+from engine.unmask import UNMASKS, effective
 
 MASK = 256
 SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=4096)

@@ -21,10 +21,11 @@ from engine import (
 from engine.cache import CACHES
 from engine.checks import check
 from engine.config import ModelSpec
+from engine.dream_sampler import dream_schedule
 from engine.plan import Scores
 from engine.reference import decode, decode_as_dream, factor, threshold
 from engine.request import Request, count_blocks
-from engine.unmask import UNMASKS, dream_schedule
+from engine.unmask import UNMASKS
 
 MASK = 256
 
