@@ -102,7 +102,7 @@ class PromptScorer:
         """As soon as the queue has a place to spare. Raises EngineUnavailable if there never will be one."""
         async with self._turn:
             while True:
-                if self._engine.stats.waiting < self._max_waiting or not self._engine.accepting:
+                if self._engine.num_waiting < self._max_waiting or not self._engine.accepting:
                     try:
                         [stream] = self._engine.submit([submission])
                     except QueueFull:

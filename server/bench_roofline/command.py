@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import GEOMETRIES, HARDWARE, METHODS, ConfigError, Hardware, Workload, measure_hardware, with_graphs
+from server.arguments import positive, rate
 from server.bench_roofline.plot import pyplot
 from server.bench_roofline.tables import Question, decodes, forwards, measured, ratios
 
@@ -80,35 +81,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--hardware", nargs="+", choices=HARDWARE, default=list(HARDWARE), help="[default: both]")
     own = parser.add_argument_group("instead of those: a CPU in float32, as --measure finds it")
     own.add_argument("--measure", action="store_true", help="measure this CPU, print that, and end")
-    own.add_argument("--num-threads", type=_positive, metavar="N", help="CPU threads of torch, with --measure")
-    own.add_argument("--flops", type=_rate, metavar="G", help="billions of float32 operations a second")
-    own.add_argument("--bandwidth", type=_rate, metavar="G", help="billions of bytes a second")
-    own.add_argument("--launch", type=_rate, default=2.0, metavar="US", help="microseconds an operator [default: 2]")
+    own.add_argument("--num-threads", type=positive, metavar="N", help="CPU threads of torch, with --measure")
+    own.add_argument("--flops", type=rate, metavar="G", help="billions of float32 operations a second")
+    own.add_argument("--bandwidth", type=rate, metavar="G", help="billions of bytes a second")
+    own.add_argument("--launch", type=rate, default=2.0, metavar="US", help="microseconds an operator [default: 2]")
     shape = parser.add_argument_group("what is decoded")
     for name in SHAPE:
         default = getattr(Workload(), name)
         flag = "--" + name.replace("_", "-")
-        shape.add_argument(flag, type=_positive, default=default, metavar="N", help=f"[default: {default}]")
-    shape.add_argument("--batch", nargs="+", type=_positive, default=[1, 8, 64], help="[default: 1 8 64]")
+        shape.add_argument(flag, type=positive, default=default, metavar="N", help=f"[default: {default}]")
+    shape.add_argument("--batch", nargs="+", type=positive, default=[1, 8, 64], help="[default: 1 8 64]")
     shape.add_argument("--methods", nargs="+", choices=METHODS, default=SHOWN, metavar="METHOD",
                        help=f"[default: {' '.join(SHOWN)}]")  # fmt: skip
-    shape.add_argument("--max-batch-rows", type=_positive, default=4096, metavar="N", help="[default: 4096]")
+    shape.add_argument("--max-batch-rows", type=positive, default=4096, metavar="N", help="[default: 4096]")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw tokens a second to this picture")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return rate

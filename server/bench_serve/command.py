@@ -5,7 +5,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine import ConfigError
+from server.arguments import positive, rate
 from server.bench_serve import prompts
 from server.bench_serve.client import PATHS, Client
 from server.bench_serve.figures import summarise
@@ -100,13 +100,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--api-key", default="none", metavar="KEY", help="[default: none]")
     who.add_argument("--endpoint", choices=PATHS, default="completions", help="[default: completions]")
     what = parser.add_argument_group("what is asked")
-    what.add_argument("--num-prompts", type=_positive, metavar="N",
+    what.add_argument("--num-prompts", type=positive, metavar="N",
                       help=f"requests [default: {DEFAULT_NUMBER}, or every line of --prompts once]")  # fmt: skip
     what.add_argument("--prompt-length", default="32", metavar="N|A-B",
                       help="words of a random prompt [default: 32]")  # fmt: skip
     what.add_argument("--output-length", default="64", metavar="N|A-B", help="max_tokens [default: 64]")
     what.add_argument(
-        "--vocab-size", type=_positive, metavar="N", help="prompts of random token ids below it, not words"
+        "--vocab-size", type=positive, metavar="N", help="prompts of random token ids below it, not words"
     )
     what.add_argument(
         "--prompts", type=Path, metavar="FILE.jsonl", help='{"prompt", optionally "max_tokens"} on a line'
@@ -116,23 +116,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                       help='fields of every request, as in {"diffusion": {"cache": "window"}}')  # fmt: skip
     what.add_argument("--seed", type=int, default=0, help="of prompts, lengths and arrivals [default: 0]")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--concurrency", type=_positive, default=8, metavar="N", help="requests in flight [default: 8]")
-    how.add_argument("--request-rate", type=_rate, metavar="R", help="instead: R arrivals a second, at random times")
+    how.add_argument("--concurrency", type=positive, default=8, metavar="N", help="requests in flight [default: 8]")
+    how.add_argument("--request-rate", type=rate, metavar="R", help="instead: R arrivals a second, at random times")
     parser.add_argument("--json", action="store_true", help="JSON on standard output instead of the table")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not (rate > 0 and isfinite(rate)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return rate

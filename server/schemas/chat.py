@@ -10,7 +10,7 @@ from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64
+from server.schemas.wire import INT64, IdsIfAsked
 
 FinishReason = Literal["stop", "length"]
 
@@ -57,8 +57,8 @@ class ChatChoice(BaseModel):
     finish_reason: FinishReason
     stop_reason: str | int | None
     """The stop string or the one of `stop_token_ids` that ended the answer."""
-    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+    token_ids: IdsIfAsked = None
+    prompt_token_ids: IdsIfAsked = None
 
 
 class ChatResponse(BaseModel):
@@ -87,8 +87,8 @@ class ChatChunkChoice(BaseModel):
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+    token_ids: IdsIfAsked = None
+    prompt_token_ids: IdsIfAsked = None
 
 
 class ChatChunk(BaseModel):

@@ -9,7 +9,7 @@ from engine import MAX_LOGPROBS
 from server.schemas.logprobs import CompletionLogprobs
 from server.schemas.sampling import SamplingRequest, TokenId
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64, check_unicode
+from server.schemas.wire import INT64, IdsIfAsked, check_unicode
 
 MAX_PROMPTS = 128
 MAX_BEST_OF = 20
@@ -89,8 +89,8 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None
     stop_reason: str | int | None
     """The stop string or the one of `stop_token_ids` that ended the answer."""
-    token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
-    prompt_token_ids: list[int] | None = Field(default=None, exclude_if=lambda ids: ids is None)
+    token_ids: IdsIfAsked = None
+    prompt_token_ids: IdsIfAsked = None
 
 
 class CompletionResponse(BaseModel):

@@ -1,8 +1,8 @@
-"""What all parts of a request's body have in common, and the checks that several of them use."""
+"""What all parts of a request's body have in common, and types and checks that several wire types use."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -51,3 +51,7 @@ def check_unicode(text: str) -> str:
     except UnicodeEncodeError:
         raise PydanticCustomError("unicode", "must be valid Unicode") from None
     return text
+
+
+IdsIfAsked = Annotated[list[int] | None, Field(exclude_if=lambda ids: ids is None)]
+"""Token ids of an answer, whose field is there only where they were asked for."""

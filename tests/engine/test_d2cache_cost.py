@@ -70,4 +70,6 @@ def test_choosing_the_rows_costs_little_of_a_step(small):
         small.scheduler.commit(plans, scores, select(plans, scores))
         assert plan.rollout
         assert step == 0 or 100 < len(plan.rows) < (PROMPT + CANVAS) / 2
-    assert median(shares[1:]) < 0.15, "the first step computes the canvas, whatever is chosen later"
+    share = median(shares[1:])
+    print(f"choosing the rows is {share:.1%} of a d2 step")
+    assert share < 0.15, "the first step computes the canvas, whatever is chosen later"

@@ -159,6 +159,10 @@ class FakeEngine:
         self.streams: list[FakeStream] = []
         self.submitted = asyncio.Event()
 
+    @property
+    def num_waiting(self) -> int:
+        return self.stats.waiting
+
     def start(self) -> None:
         self.accepting = True
 

@@ -1,0 +1,22 @@
+"""Kinds of numbers on command lines. What is none raises argparse's own error, which names the flag."""
+
+import argparse
+from math import isfinite
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def rate(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not (number > 0 and isfinite(number)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
