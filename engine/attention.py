@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.kernels import attention, watched_attention
+from engine.kernels import attention, empty_keys, watched_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,24 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
 class KVPool:
     """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
 
-    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory.
+    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys lie as the
+    kernels like them best, or `keys_by_row`, as values do.
     """
 
     def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        keys_by_row: bool = False,
     ) -> None:
         # A slot is always written before a horizon reaches it: only `FlexKernel` reads others, and wants them cleared.
-        self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
+        self.values = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
+        self.keys = torch.empty_like(self.values) if keys_by_row else empty_keys(self.values)
 
     def clear(self, slots: slice | Tensor = slice(None)) -> None:
         """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN."""
@@ -63,8 +72,8 @@ class PagedContext:
     """One step's `engine.models.layers.AttentionContext` over the pool."""
 
     pool: KVPool
-    slots: Tensor
-    """[rows] where each row's key and value go."""
+    slots: slice | Tensor
+    """[rows] where each row's key and value go: a slice where they are neighbours, else int64 indices."""
     segments: Sequence[Segment]
     """With the watched ones, these cover all rows."""
     kernel: Kernel
@@ -72,8 +81,11 @@ class PagedContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys.index_copy_(1, self.slots, k.transpose(0, 1))
-        values.index_copy_(1, self.slots, v.transpose(0, 1))
+        for kept, new in ((keys, k), (values, v)):
+            if isinstance(self.slots, slice):
+                kept[:, self.slots] = new.transpose(0, 1)
+            else:
+                kept.index_copy_(1, self.slots, new.transpose(0, 1))
         out = self.kernel(q, keys, values, self.segments)
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
@@ -100,6 +112,8 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segm
 
 def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
     """One dense attention per segment; keys and values are read in place where a sequence's pages are neighbours."""
+    if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
+        return attention(q, keys[:, segments[0].visible], values[:, segments[0].visible])
     out = torch.empty_like(q)
     for segment in segments:
         rows = slice(segment.start, segment.stop)

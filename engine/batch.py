@@ -24,8 +24,8 @@ class Batch:
     """[rows] token ids."""
     positions: Tensor
     """[rows] position of each row in its own sequence."""
-    slots: Tensor
-    """[rows] KV slot of each row."""
+    slots: slice | Tensor
+    """[rows] KV slot of each row; a slice where they are neighbours."""
     logit_rows: Tensor
     """[targets] the row whose logits score each target."""
     segments: tuple[Segment, ...]
@@ -51,7 +51,7 @@ def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
     return Batch(
         ids=to_device(np.concatenate([plan.request.ids[plan.rows] for plan in plans]), device),
         positions=to_device(np.concatenate([plan.rows for plan in plans]), device),
-        slots=to_device(np.concatenate([plan.request.slots[plan.rows] for plan in plans]), device),
+        slots=_places([plan.request.slots[plan.rows] for plan in plans], device),
         logit_rows=to_device(np.concatenate(logit_rows), device),
         segments=tuple(segments),
         watched=tuple(watched),
@@ -63,14 +63,22 @@ def _segments(plan: StepPlan, first: int, device: torch.device) -> list[Segment]
     starts = np.flatnonzero(np.diff(plan.horizons, prepend=-1))
     stops = np.append(starts[1:], len(plan.rows))
     return [
-        Segment(first + int(start), first + int(stop), _visible(plan.request.slots, int(plan.horizons[start]), device))
+        Segment(
+            first + int(start), first + int(stop), _neighbours(plan.request.slots[: int(plan.horizons[start])], device)
+        )
         for start, stop in zip(starts, stops, strict=True)
     ]
 
 
-def _visible(slots: Ids, horizon: int, device: torch.device) -> slice | Tensor:
-    begin, last = int(slots[0]), int(slots[horizon - 1])
+def _places(slots: Sequence[Ids], device: torch.device) -> slice | Tensor:
+    """Of the rows of all plans."""
+    return _neighbours(slots[0], device) if len(slots) == 1 else to_device(np.concatenate(slots), device)
+
+
+def _neighbours(slots: Ids, device: torch.device) -> slice | Tensor:
+    """Slots of some positions of one sequence, in order."""
+    begin, last = int(slots[0]), int(slots[-1])
     # Pages are distinct and ascending, so slots are neighbours iff their ends say so.
-    if last - begin == horizon - 1:
-        return slice(begin, begin + horizon)
-    return to_device(slots[:horizon], device)
+    if last - begin == len(slots) - 1:
+        return slice(begin, last + 1)
+    return to_device(slots, device)

@@ -205,9 +205,16 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
     max_model_len, max_batch_rows = _limits(config, spec)
     set_threads(config, geometry)
+    model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len)
     pool = KVPool(
-        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
+        geometry.num_layers,
+        pages * config.page_size,
+        geometry.num_kv_heads,
+        geometry.head_dim,
+        dtype,
+        device,
+        keys_by_row=config.attention == "flex",
     )
     if config.attention == "flex":
         pool.clear()  # on a CPU the others leave untouched memory to the system

@@ -1,23 +1,27 @@
 """The products that a forward spends its time in, by whatever is fastest on the tensors' device: dense in, dense out.
 
-Knows shapes, dtypes and devices; nothing of layers, pages or sequences. For float32 on a CPU torch's own products go to
-MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch brings too and its compiler uses, does
-not, and is 1.5 to 2 times as fast there; it has no gradient.
+Knows shapes, dtypes, devices and how what is read again and again had best lie in memory; nothing of layers, pages or
+sequences. For float32 on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's.
+oneDNN, which torch brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn, "_linear_pointwise"
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
+
+PACKED_FOR_ROWS = 32
+"""Rows that packed weights are ordered for: a block of most models. It was seen to suit 4 rows and 1,920 as well."""
 
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
 
-FEW_WEIGHTS = 2**17
-"""Attention weights of a head below which SDPA's single call beats three calls a head."""
+FEW_WEIGHTS, TURNING = 2**15, 16
+"""Attention weights of a head below which SDPA's one call beats three calls a head, though keys that lie in oneDNN's
+order have to be turned for it, which takes as long as so many more rows."""
 
 WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
 """Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
@@ -27,18 +31,44 @@ launches cost, and a CPU's caches are small."""
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [rows, in] weight [out, in] -> [rows, out]."""
     if _has_onednn(x):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
         return product
     return F.linear(x, weight, bias)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight [out, in] that `linear` takes as well, and that nothing else can read: in oneDNN's own order on a CPU.
+
+    Else oneDNN puts it in that order at each call, which with few rows takes a quarter of the time.
+    """
+    if weight.is_mkldnn or not _is_onednns(weight):
+        return weight
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)  # noqa: SLF001
+    return reordered
+
+
+def empty_keys(values: Tensor) -> Tensor:
+    """Room for the keys of values [..., slots, head_dim], of their shape, in the order that `attention` reads fastest.
+
+    oneDNN multiplies by keys that lie [..., head_dim, slots] as they are, and turns others at each call.
+    """
+    return (
+        torch.empty_like(values.mT, memory_format=torch.contiguous_format).mT
+        if _is_onednns(values)
+        else torch.empty_like(values)
+    )
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k / sqrt(head_dim)) v: every row sees every key.
 
-    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
+    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head of values contiguous and of keys
+    that or its transpose -> as q.
     """
     if _is_many(q, keys):
         return _head_by_head(q, keys, values)
+    if keys.stride(-1) != 1:
+        keys = keys.contiguous()  # SDPA would do without its fused kernel
     attended = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         keys.unsqueeze(0),
@@ -80,7 +110,8 @@ def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None =
     for head, (k, v) in enumerate(zip(keys, values.mT, strict=True)):
         for first in range(0, count, at_once):
             rows = slice(first, first + at_once)
-            weights = linear(queries[head, :, rows].reshape(-1, head_dim), k).softmax(dim=-1)
+            weights = linear(queries[head, :, rows].reshape(-1, head_dim), k)
+            torch.softmax(weights, dim=-1, out=weights)
             out[head, :, rows] = linear(weights, v).view(group, -1, head_dim)
             if mean is not None:
                 for one in weights.view(group, -1, keys.shape[1]):
@@ -101,8 +132,13 @@ def _by_row(out: Tensor) -> Tensor:
 
 
 def _has_onednn(x: Tensor) -> bool:
-    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    return _is_onednns(x) and not torch.is_grad_enabled()
+
+
+def _is_onednns(x: Tensor) -> bool:
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _is_many(q: Tensor, keys: Tensor) -> bool:
-    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= FEW_WEIGHTS
+    rows = len(q) * q.shape[1] // len(keys)
+    return _has_onednn(q) and (rows + TURNING) * keys.shape[1] >= FEW_WEIGHTS

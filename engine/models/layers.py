@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.kernels import linear
+from engine.kernels import linear, packed
 
 
 class AttentionContext(Protocol):
@@ -60,6 +60,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Puts the weight in the order that products like best; from then on nobody else can read it."""
+        self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
 
 class RMSNorm(nn.Module):
@@ -160,6 +164,12 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, cos, sin, context)
         return x
+
+    def pack(self) -> None:
+        """Makes products faster where weights can be put in another order for them; ends all training and saving."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [targets, dim] -> logits [targets, vocab_size]."""
