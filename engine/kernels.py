@@ -30,10 +30,7 @@ launches cost, and a CPU's caches are small."""
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [rows, in] weight [out, in] -> [rows, out]."""
-    if _has_onednn(x):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
-        return product
-    return F.linear(x, weight, bias)
+    return _product(x, weight, bias) if _has_onednn(x) else F.linear(x, weight, bias)
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -102,21 +99,29 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 
 def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
     """`attention` by three calls for each head of the keys and as many rows as caches hold; adds to `mean`."""
-    heads = q.shape[1]
-    queries = _by_kv_head(q, len(keys))
-    out = torch.empty_like(queries)
-    _, group, count, head_dim = queries.shape
-    at_once = max(WEIGHTS_AT_ONCE // (group * keys.shape[1]), 1)
-    for head, (k, v) in enumerate(zip(keys, values.mT, strict=True)):
-        for first in range(0, count, at_once):
-            rows = slice(first, first + at_once)
-            weights = linear(queries[head, :, rows].reshape(-1, head_dim), k)
+    _, heads, head_dim = q.shape
+    group, visible = heads // len(keys), keys.shape[1]
+    at_once = max(WEIGHTS_AT_ONCE // (group * visible), 1)
+    attended = []
+    for queries, k, v in zip(_by_kv_head(q, len(keys)), keys, values.mT, strict=True):
+        parts = []
+        for part in queries.split(at_once, dim=1):  # [group, some rows, head_dim]
+            weights = _product(part.reshape(-1, head_dim), k)
             torch.softmax(weights, dim=-1, out=weights)
-            out[head, :, rows] = linear(weights, v).view(group, -1, head_dim)
+            parts.append(_product(weights, v).view(part.shape))
             if mean is not None:
-                for one in weights.view(group, -1, keys.shape[1]):
-                    mean[rows].add_(one, alpha=1 / heads)
-    return _by_row(out)
+                first = at_once * (len(parts) - 1)
+                for one in weights.view(group, -1, visible):
+                    mean[first : first + len(one)].add_(one, alpha=1 / heads)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        attended.append(whole.transpose(0, 1))
+    return torch.stack(attended, dim=1).view(q.shape)  # of [rows, kv_heads, group, head_dim]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
+    return product
 
 
 def _by_kv_head(q: Tensor, kv_heads: int) -> Tensor:
