@@ -80,10 +80,16 @@ def _bind(config: ServerConfig) -> socket.socket:
 def _load(config: EngineConfig) -> Engine:
     """With a progress bar where somebody watches."""
     console = Console(stderr=True)
-    columns = (TextColumn("loading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"))
+    units = {"loading": "tensors", "compiling": "forwards"}
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(config.model, total=None)
-        return load(config, lambda done, total: bar.update(task, completed=done, total=total))
+        task = bar.add_task(f"loading {config.model}", total=None, unit="tensors")
+        return load(
+            config,
+            lambda stage, done, total: bar.update(
+                task, description=f"{stage} {config.model}", completed=done, total=total, unit=units[stage]
+            ),
+        )
 
 
 def _url(sock: socket.socket) -> str:
