@@ -26,13 +26,14 @@ REQUESTS, ROWS = (8, 2), 32
 
 @torch.inference_mode()
 def warm_up(runner: Runner, max_batch_rows: int, progress: Progress | None = None) -> None:
-    """Has compiled what forwards of up to so many rows may need, and logs how long that took.
+    """Has compiled what forwards of up to so many rows may need; without a `progress` to tell, the log is told.
 
     FlexAttention is compiled for one number of blocks of rows, for any other, and for a single one; dense parts for any
     number of rows, and for a single one.
     """
-    logger.info("compiling; this takes a minute or more where nothing of it is in the compiler's cache")
     begun = time.perf_counter()
+    if not progress:
+        logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
     pool, positions = runner.pool, runner.model.config.max_positions
     slots = pool.keys.shape[2]
     room = min(max_batch_rows, slots)
@@ -46,7 +47,8 @@ def warm_up(runner: Runner, max_batch_rows: int, progress: Progress | None = Non
             runner.forward(_batch(rows, runner.device)).logits.cpu()  # what fails on the device should fail here
     finally:
         pool.keys[:, :, :most], pool.values[:, :, :most] = kept
-    logger.info("compiled in %.1f s", time.perf_counter() - begun)
+    if not progress:
+        logger.info("compiled in %.1f s", time.perf_counter() - begun)
 
 
 def _batch(rows: Sequence[int], device: torch.device) -> Batch:
