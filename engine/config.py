@@ -28,7 +28,7 @@ class EngineConfig:
     """`sdpa` attends request by request; `flex` compiles FlexAttention over the page table, one call for all of them,
     which needs a C++ compiler on the machine."""
     compile: bool = False
-    """Compile what a layer does beside attention, and the head; needs a C++ compiler, and a minute at each start."""
+    """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
     num_threads: int | None = None
     """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
     max_model_len: int | None = None
