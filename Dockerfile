@@ -28,6 +28,7 @@ ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/cache/huggingface \
+    TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor \
     UNMASK_HOST=0.0.0.0
 USER 10001:0
 EXPOSE 8000

@@ -26,7 +26,9 @@ class EngineConfig:
     """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
     attention: Attention = "sdpa"
     """`sdpa` attends request by request; `flex` compiles FlexAttention over the page table, one call for all of them,
-    for which it needs a C compiler on the machine."""
+    which needs a C++ compiler on the machine."""
+    compile: bool = False
+    """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
     num_threads: int | None = None
     """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
     max_model_len: int | None = None

@@ -4,22 +4,25 @@ Knows requests, the scheduler and the runner; refuses to know threads, text and 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from engine.attention import KVPool
 from engine.batch import build
 from engine.checks import check
+from engine.compiled import check_compiler
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import ConfigError
 from engine.faults import Fault, report
 from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
 from engine.models.layers import Transformer
-from engine.models.weights import Progress, locate
+from engine.models.weights import locate
 from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Scores, StepPlan
@@ -37,6 +40,10 @@ from engine.scheduler import Scheduler
 from engine.scores import score
 from engine.tally import DecodingStats, Tally
 from engine.unmask import effective, needs
+from engine.warmup import warm_up
+
+Progress = Callable[[Literal["loading", "compiling"], int, int], None]
+"""Called with what is under way, and how many tensors or forwards of it are done and there are in all."""
 
 MIN_BATCH_ROWS = 2048
 """Default row budget: enough for a long refresh with many blocks beside it."""
@@ -187,7 +194,7 @@ class Engine:
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
-    """The engine that a config describes. Blocks for as long as the weights take.
+    """The engine that a config describes. Blocks for as long as weights and the compiler, where it is used, take.
 
     Raises LoadError if the checkpoint cannot be served, CapacityError if it does not fit, ConfigError on settings that
     contradict each other or the machine.
@@ -196,16 +203,24 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     folder = locate(config.model, config.revision)
     description = describe(folder)
     _limits(config, description.spec)  # a setting that cannot work should not cost the minutes that weights take
-    model = load_model(folder, description, choose_dtype(config, device), device, progress)
-    return assemble(config, model, description.spec, folder)
+    _check_compiler(config, device)
+    loading = partial(progress, "loading") if progress else None
+    model = load_model(folder, description, choose_dtype(config, device), device, loading)
+    return assemble(config, model, description.spec, folder, progress)
 
 
-def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: Path) -> Engine:
+def assemble(
+    config: EngineConfig, model: Transformer, spec: ModelSpec, folder: Path, progress: Progress | None = None
+) -> Engine:
     """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
     max_model_len, max_batch_rows = _limits(config, spec)
     set_threads(config, geometry)
-    model.pack()
+    is_compiled = _check_compiler(config, device)
+    if config.compile:
+        model.compile_parts()  # which takes weights in no order but their own
+    else:
+        model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len)
     pool = KVPool(
         geometry.num_layers,
@@ -219,6 +234,8 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     if config.attention == "flex":
         pool.clear()  # on a CPU the others leave untouched memory to the system
     runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
+    if is_compiled:
+        warm_up(runner, max_batch_rows, partial(progress, "compiling") if progress else None)
     return Engine(
         runner,
         EngineInfo(
@@ -238,6 +255,15 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
             max_queued_requests=config.max_queued_requests,
         ),
     )
+
+
+def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
+    """Whether anything is compiled. Raises ConfigError if the machine cannot do it."""
+    settings = {"compile: true": config.compile, "attention: flex": config.attention == "flex"}
+    for setting, is_on in settings.items():
+        if is_on:
+            check_compiler(setting, device)
+    return any(settings.values())
 
 
 def _limits(config: EngineConfig, spec: ModelSpec) -> tuple[int, int]:

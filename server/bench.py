@@ -32,7 +32,11 @@ def main(argv: Sequence[str]) -> int:
     given = _parse(argv)
     workload = Workload(**{field.name: getattr(given, field.name) for field in fields(Workload)})
     config = EngineConfig(
-        model=given.model or given.size, device=given.device, dtype=given.dtype, num_threads=given.num_threads
+        model=given.model or given.size,
+        device=given.device,
+        dtype=given.dtype,
+        num_threads=given.num_threads,
+        compile=given.compile,
     )
     if given.plot:
         _check_plot(given.plot)
@@ -41,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(json.dumps({"rows": [asdict(row) for row in figures]}, indent=2) + "\n")
     else:
         console = Console() if sys.stdout.isatty() else Console(width=120)
-        console.print(_table(figures, workload, config.model))
+        console.print(_table(figures, workload, config.model + (" (compiled)" if config.compile else "")))
     if given.plot:
         _plot(figures, given.plot)
     return 0
@@ -72,6 +76,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights"
     )
     decode.add_argument("--num-threads", type=int, metavar="N", help="CPU threads of torch")
+    decode.add_argument(
+        "--compile", action="store_true", help="compile the dense parts of the model, which all methods share"
+    )
     decode.add_argument("--json", action="store_true", help="JSON on stdout instead of the table")
     decode.add_argument("--plot", type=Path, metavar="FILE", help="also draw tokens per second to this picture")
     return parser.parse_args(argv)

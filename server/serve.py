@@ -5,13 +5,14 @@ import errno
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server import dry_run, logs
@@ -78,12 +79,36 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 def _load(config: EngineConfig) -> Engine:
-    """With a progress bar where somebody watches."""
-    console = Console(stderr=True)
-    columns = (TextColumn("loading {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tensors"))
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(config.model, total=None)
-        return load(config, lambda done, total: bar.update(task, completed=done, total=total))
+    """With a progress bar where somebody watches; else the log tells of what takes long."""
+    if not sys.stderr.isatty():
+        with _ended_by_sigterm():
+            return load(config)
+    units = {"loading": "tensors", "compiling": "forwards"}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+    )
+    with _ended_by_sigterm(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"loading {config.model}", total=None, unit=units["loading"])
+        return load(
+            config,
+            lambda stage, done, total: bar.update(
+                task, description=f"{stage} {config.model}", completed=done, total=total, unit=units[stage]
+            ),
+        )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """There is nothing to save yet; and an exception would be lost in the callbacks that torch's compiler runs."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _url(sock: socket.socket) -> str:

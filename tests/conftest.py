@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import httpx
 import pytest
+import torch
 
 from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load
 
@@ -114,3 +116,18 @@ def serve():
                 process.wait()
 
     return running
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Iterator[list]:
+    """What torch's compiler is given from now on, graph by graph; each runs as it is, so that none needs C++."""
+    given = []
+
+    def backend(graph, _inputs):
+        given.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    yield given
+    torch._dynamo.reset()

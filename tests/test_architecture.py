@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
     {"engine.errors", "engine.transfer", "engine.kernels", "engine.output", "engine.histogram"},
-    {"engine.config", "engine.params"},
+    {"engine.config", "engine.params", "engine.compiled"},
     {"engine.request"},
     {"engine.plan", "engine.noise", "engine.faults", "engine.ranking"},
     {
@@ -37,6 +37,7 @@ FLOORS = [  # a module may import only from floors above it in this list
         "engine.tally",
     },
     {"engine.runner"},
+    {"engine.warmup"},
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},
     {"engine.benchmark"},

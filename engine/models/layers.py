@@ -5,14 +5,16 @@ attention is whatever the `context` argument does with this step's queries, keys
 Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGLU (2002.05202); GQA (2305.13245).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.kernels import linear, packed
+from engine.compiled import compiled, linear
+from engine.kernels import packed
 
 
 class AttentionContext(Protocol):
@@ -94,19 +96,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Rotary attention with q, k and v from one fused product: weight rows [all q heads | k heads | v heads]."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self.qkv = Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, config.qkv_bias)
         self.out = Linear(self.num_heads * self.head_dim, config.dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What an `AttentionContext` takes: q, k and v. `out` is for what it gives."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
-        return self.out(context.attend(self.layer, q, k, v).flatten(1))
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -123,18 +125,31 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer: what lies before attention over the context, and what lies after it."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, context: AttentionContext) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, context)
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [rows, dim] -> q, k and v as `AttentionContext.attend` takes them."""
+        return self.attention(self.attention_norm(x), cos, sin)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x [rows, dim] and attended [rows, heads * head_dim] -> [rows, dim]."""
+        x = x + self.attention.out(attended)
         return x + self.mlp(self.mlp_norm(x))
+
+
+class Parts(NamedTuple):
+    """All of a forward but embedding and attention, as functions that do not know which layer they are given."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    after: Callable[..., Tensor]
+    score: Callable[..., Tensor]
 
 
 class Transformer(nn.Module):
@@ -150,19 +165,29 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.dim, config.vocab_size)
         cos, sin = rotary_table(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.parts = Parts(Block.before, Block.after, Transformer.score)
+
+    def compile_parts(self) -> None:
+        """From now on the parts run compiled, for inference alone: one graph each, whatever the layer and the rows.
+
+        A single row has its own: to the compiler 1 is no number like others.
+        """
+        before, after, score = self.parts
+        self.parts = Parts(compiled(before), compiled(after), compiled(score))
 
     def forward(self, ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
         """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm."""
         x = F.embedding(ids, self.embed)
         cos, sin = self.cos[positions], self.sin[positions]
-        for block in self.blocks:
-            x = block(x, cos, sin, context)
+        for layer, block in enumerate(self.blocks):
+            q, k, v = self.parts.before(block, x, cos, sin)
+            x = self.parts.after(block, x, context.attend(layer, q, k, v).flatten(1))
         return x
 
     def pack(self) -> None:
@@ -173,5 +198,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [targets, dim] -> logits [targets, vocab_size]."""
+        return self.parts.score(self, hidden)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """What `logits` runs, compiled or not."""
         hidden = self.norm(hidden)
         return linear(hidden, self.embed) if self.head is None else self.head(hidden)

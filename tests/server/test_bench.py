@@ -36,6 +36,16 @@ def test_the_table_marks_samples(capsys):
     assert "~" not in lines["engine/dual"]
 
 
+def test_a_compiled_model_is_every_methods(graphs, capsys):
+    assert main([*TINY, "--compile", "--methods", "reference/dual", "engine/dual"]) == 0
+    assert "tiny (compiled)" in capsys.readouterr().out
+    num_graphs = len(graphs)
+    assert num_graphs > 3
+    assert main([*TINY, "--methods", "reference/dual"]) == 0
+    assert "compiled" not in capsys.readouterr().out
+    assert len(graphs) == num_graphs
+
+
 def test_a_picture(tmp_path):
     assert main([*TINY, "--methods", "engine/dual", "--plot", str(tmp_path / "speed.png")]) == 0
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")

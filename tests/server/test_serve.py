@@ -33,3 +33,30 @@ def test_from_start_to_sigterm(process):
     _, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
     assert "Traceback" not in err
+
+
+def test_sigterm_ends_the_loading_even_where_an_exception_would_be_lost():
+    code = """if True:
+        import os, signal, weakref
+        from server.serve import _ended_by_sigterm
+
+        class Dies: pass
+
+        with _ended_by_sigterm():
+            dies = Dies()
+            kept = weakref.ref(dies, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            del dies
+        print("still here")
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + signal.SIGTERM, "", "")
+
+
+@pytest.mark.slow
+def test_what_is_compiled_says_the_same(llada_tiny, serve):
+    body = {"prompt": [5, 6, 7], "max_tokens": 32, "diffusion": {"block_length": 8}}
+    texts = set()
+    for flags in ((), ("--compile", "--attention", "flex")):
+        with serve(str(llada_tiny), "--device", "cpu", *flags) as url:
+            texts.add(httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"])
+    assert len(texts) == 1
