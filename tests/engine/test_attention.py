@@ -9,9 +9,10 @@ from engine.attention import KVPool, PagedContext, Segment, attend_rows, attend_
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("scattered", [False, True])
-def test_segments_equal_rows(kv_heads, scattered):
+@pytest.mark.parametrize("keys_by_row", [False, True])
+def test_segments_equal_rows(kv_heads, scattered, keys_by_row):
     torch.manual_seed(0)
-    pool = KVPool(2, 64, kv_heads, 8, torch.float32, torch.device("cpu"))
+    pool = KVPool(2, 64, kv_heads, 8, torch.float32, torch.device("cpu"), keys_by_row=keys_by_row)
     pool.keys.normal_()
     pool.values.normal_()
     order = torch.randperm(64) if scattered else torch.arange(64)
@@ -21,13 +22,23 @@ def test_segments_equal_rows(kv_heads, scattered):
         Segment(6, 16, order[40:] if scattered else slice(40, 64)),
     ]
     q, k, v = torch.randn(16, 4, 8), torch.randn(16, kv_heads, 8), torch.randn(16, kv_heads, 8)
-    slots = order[:16]
+    slots = order[:16] if scattered else slice(0, 16)
     fast, slow = (
         PagedContext(pool, slots, segments, kernel).attend(1, q, k, v) for kernel in (attend_segments, attend_rows)
     )
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
     assert torch.equal(pool.keys[1, :, slots], k.transpose(0, 1)), "this step's keys are in their slots"
     assert not torch.equal(pool.keys[0, :, slots], k.transpose(0, 1)), "and only in their layer"
+
+
+def test_a_segment_of_all_rows_equals_rows():
+    torch.manual_seed(0)
+    pool = KVPool(1, 64, 2, 8, torch.float32, torch.device("cpu"))
+    pool.keys.normal_()
+    pool.values.normal_()
+    q, segments = torch.randn(5, 4, 8), [Segment(0, 5, slice(3, 20))]
+    slow = attend_rows(q, pool.keys[0], pool.values[0], segments)
+    torch.testing.assert_close(attend_segments(q, pool.keys[0], pool.values[0], segments), slow, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_are_the_textbook_formula():

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from engine import kernels
-from engine.kernels import attention, linear, watched_attention
+from engine.kernels import attention, empty_keys, linear, packed, watched_attention
 
 
-def tensors(kv_heads, rows=13, visible=37):
+def tensors(kv_heads, rows=13, visible=37, *, keys_by_row=True):
     """Four heads; queries strided as the fused projection leaves them, keys and values a part of each head's slots."""
     torch.manual_seed(0)
     q = torch.randn(rows, 4 + 2 * kv_heads, 8)[:, :4]
-    keys, values = torch.randn(2, kv_heads, 64, 8)[:, :, 5 : 5 + visible]
-    return q, keys, values
+    keys, values = torch.randn(2, kv_heads, 64, 8)
+    if not keys_by_row:
+        keys = empty_keys(values).copy_(keys)
+    return q, keys[:, 5 : 5 + visible], values[:, 5 : 5 + visible]
 
 
 def by_formula(q, keys, values):
@@ -30,19 +32,21 @@ def way(request, monkeypatch):
     monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", parts[request.param])
 
 
+@pytest.mark.parametrize("keys_by_row", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.inference_mode()
-def test_attention_is_its_formula(kv_heads, way):
-    q, keys, values = tensors(kv_heads)
+def test_attention_is_its_formula(kv_heads, keys_by_row, way):
+    q, keys, values = tensors(kv_heads, keys_by_row=keys_by_row)
     torch.testing.assert_close(attention(q, keys, values), by_formula(q, keys, values)[0], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights_at_once", [1, 2**25])
+@pytest.mark.parametrize("keys_by_row", [False, True])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.inference_mode()
-def test_watched_attention_is_its_formula(kv_heads, weights_at_once, way, monkeypatch):
+def test_watched_attention_is_its_formula(kv_heads, keys_by_row, weights_at_once, way, monkeypatch):
     monkeypatch.setattr(kernels, "WATCHED_WEIGHTS_ON_CPU", weights_at_once)
-    q, keys, values = tensors(kv_heads)
+    q, keys, values = tensors(kv_heads, keys_by_row=keys_by_row)
     torch.testing.assert_close(watched_attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
 
 
@@ -63,7 +67,7 @@ def test_many_weights_take_the_cpus_own_way(monkeypatch):
         attention(q.bfloat16(), keys.bfloat16(), values.bfloat16())
         attention(q, keys, values)
         assert not taken
-        monkeypatch.setattr(kernels, "FEW_WEIGHTS", 13 * 37 * 2)
+        monkeypatch.setattr(kernels, "FEW_WEIGHTS", (13 * 2 + kernels.TURNING) * 37)
         attention(q, keys, values)
         assert len(taken) == kernels._HAS_ONEDNN
 
@@ -76,3 +80,22 @@ def test_linear_has_a_gradient_where_one_is_wanted():
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 5))
     with torch.inference_mode():
         torch.testing.assert_close(linear(x, weight, bias), expected.float())
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32, 300])
+@pytest.mark.parametrize("has_bias", [False, True])
+@torch.inference_mode()
+def test_a_packed_weight_gives_the_same_product(rows, has_bias):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 48), torch.randn(80, 48), torch.randn(80) if has_bias else None
+    expected = linear(x.double(), weight.double(), bias.double() if has_bias else None).float()
+    torch.testing.assert_close(linear(x, packed(weight), bias), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_only_what_onednn_multiplies_is_packed_and_only_once():
+    weight = torch.randn(8, 4)
+    assert packed(weight).is_mkldnn == kernels._HAS_ONEDNN
+    assert packed(packed(weight)).shape == weight.shape
+    for other in (weight.bfloat16(), weight.to("meta")):
+        assert packed(other) is other
