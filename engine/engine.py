@@ -134,9 +134,9 @@ class Engine:
         with self.tally.step():
             plans = self.scheduler.schedule()
             plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
-            plans, scores, chosen, num_forced = choose(plans, scores, faults)
-            self.tally.chosen(plans, scores, chosen, num_forced)
-            outputs = self.scheduler.commit(plans, scores, chosen)
+            choices = choose(plans, scores, faults)
+            self.tally.chosen(choices)
+            outputs = self.scheduler.commit(choices)
             self._count(outputs)
         return [*outputs, *self._fail(faults.take())]
 

@@ -5,6 +5,7 @@ import torch
 from engine import DiffusionParams, EngineConfig, EngineLoop, FinishReason, SamplingParams, Submission, load
 from engine.batch import build
 from engine.cache import CACHES
+from engine.plan import Choice
 from engine.scores import score
 from engine.unmask import UNMASKS
 
@@ -41,7 +42,7 @@ def test_a_step_by_hand(llada_tiny):
     # The unmask policy says which proposals become tokens; the scheduler writes them.
     chosen = UNMASKS["threshold"].select(request, scores)
     assert 1 <= chosen.sum() < 8
-    assert engine.scheduler.commit([plan], [scores], [chosen]) == [], "no block is complete yet"
+    assert engine.scheduler.commit([Choice(plan, scores, chosen)]) == [], "no block is complete yet"
     assert request.masked.sum() == 16 - chosen.sum()
 
     # From now on the dual cache computes the block alone.

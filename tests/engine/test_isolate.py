@@ -16,7 +16,8 @@ from engine import FinishReason, scheduler
 from engine.cache import CACHES, DualCache
 from engine.errors import DeviceLost
 from engine.faults import Faults
-from engine.isolate import in_parts, is_device_lost, is_memory_short
+from engine.isolate import choose, in_parts, is_device_lost, is_memory_short
+from engine.plan import Scores
 from engine.runner import Runner
 from engine.unmask import UNMASKS, Threshold
 
@@ -188,6 +189,21 @@ def test_a_fault_is_one_requests_own(engine, crowd, submission, monkeypatch, cap
     [record] = caplog.records
     assert record.getMessage().startswith(f"failed: request culprit: {cause}")
     assert "Traceback" in record.getMessage()
+
+
+def test_a_choice_holds_what_belongs_together(engine, submission):
+    """Of three, the one in the middle has no numbers: what is left is each one's own plan, scores and tokens."""
+    asked = [{"unmask": "threshold", "threshold": 1.0}, {"unmask": "fixed"}, {"unmask": "threshold", "threshold": 0.0}]
+    for number, row in enumerate(asked):
+        engine.submit(engine.new_request(submission(number, gen_length=8, block_length=8, **row)))
+    plans = engine.scheduler.schedule()
+    said = zip(plans, (1.0, np.nan, 2.0), strict=True)
+    scores = [Scores(plan.targets, np.full(8, 5), np.full(8, log_odds)) for plan, log_odds in said]
+    faults = Faults()
+    first, last = choose(plans, scores, faults)
+    assert (first.plan, first.scores, first.chosen.sum(), first.is_forced) == (plans[0], scores[0], 1, True)
+    assert (last.plan, last.scores, last.chosen.sum(), last.is_forced) == (plans[2], scores[2], 8, False)
+    assert [fault.request for fault in faults.take()] == [plans[1].request]
 
 
 def test_nobody_waits_for_an_answer_that_could_not_be_put_together(engine, submission, monkeypatch):
