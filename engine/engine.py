@@ -12,9 +12,9 @@ import torch
 
 from engine.attention import KVPool
 from engine.batch import build
+from engine.budget import kv_pool_pages
 from engine.checks import check
 from engine.config import EngineConfig, ModelSpec
-from engine.errors import ConfigError
 from engine.faults import Fault, report
 from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
@@ -29,17 +29,14 @@ from engine.runner import (
     choose_device,
     choose_dtype,
     choose_kernel,
+    choose_max_batch_rows,
     choose_max_model_len,
-    kv_pool_pages,
     set_threads,
 )
 from engine.scheduler import Scheduler
 from engine.scores import score
 from engine.tally import DecodingStats, Tally
 from engine.unmask import effective, needs
-
-MIN_BATCH_ROWS = 2048
-"""Default row budget: enough for a long refresh with many blocks beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +202,7 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
     max_model_len, max_batch_rows = _limits(config, spec)
     set_threads(config, geometry)
-    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len)
+    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
@@ -236,10 +233,4 @@ def assemble(config: EngineConfig, model: Transformer, spec: ModelSpec, folder: 
 def _limits(config: EngineConfig, spec: ModelSpec) -> tuple[int, int]:
     """Longest canvas, and rows per forward."""
     max_model_len = choose_max_model_len(config, spec)
-    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
-    if max_batch_rows < max_model_len:
-        raise ConfigError(
-            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
-            f"max_model_len, {max_model_len}"
-        )
-    return max_model_len, max_batch_rows
+    return max_model_len, choose_max_batch_rows(config, max_model_len)

@@ -33,10 +33,10 @@ def test_a_step_by_hand(llada_tiny):
     assert plan.rows.tolist() == list(range(19))
     assert plan.targets.tolist() == list(range(3, 11)), "only the open block's masks are scored"
 
-    # One forward writes keys and values in place and returns the logits of the targets alone.
+    # One forward writes keys and values in place; the targets' logits are computed as they are asked for.
     with torch.inference_mode():
         logits, _ = engine.runner.forward(build([plan], engine.runner.device))
-        assert logits.shape == (8, 260)
+        assert logits[:4].shape == (4, 260)
         [scores] = score(logits, [plan], mask_id=256)
 
     # The unmask policy says which proposals become tokens; the scheduler writes them.

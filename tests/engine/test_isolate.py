@@ -45,7 +45,7 @@ class FaultyRunner(Runner):
         spoilt = self.fault(batch)
         answer = super().forward(batch)
         if spoilt is not None:
-            answer.logits[spoilt[batch.logit_rows]] = torch.nan
+            answer.logits.hidden[spoilt[batch.logit_rows]] = torch.nan
         return answer
 
 
@@ -210,7 +210,7 @@ def test_nobody_waits_for_an_answer_that_could_not_be_put_together(engine, submi
     """The last block is full, and what should be told with it is lost."""
     asked = submission("culprit", gen_length=8, block_length=8)
     asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
-    monkeypatch.setattr("engine.scores.Reported.received", lambda *_: [None])
+    monkeypatch.setattr("engine.scores.received", lambda *_: [None])
     [last] = outputs(engine, asked)["culprit"]
     assert last.finish_reason is FinishReason.ERROR
     assert engine.stats().kv_pages_used == 0
