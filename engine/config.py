@@ -44,7 +44,8 @@ class EngineConfig:
     kv_cache_tokens: int | None = None
     """Size of the KV pool in tokens; None sizes it from the memory at hand."""
     memory_fraction: float | None = None
-    """Share of the device's memory for weights and KV pool, if the pool sizes itself; None is 0.9 on CUDA, else 0.5."""
+    """Share of the device's memory for weights, the largest step and the KV pool, which gets what the others leave;
+    None is 0.9 on CUDA, else 0.5. With `kv_cache_tokens` it says nothing."""
 
     def __post_init__(self) -> None:
         for name in ("max_running_requests", "max_queued_requests", "page_size"):

@@ -19,8 +19,6 @@ from engine.plan import StepPlan
 from engine.request import Ids, Request
 from engine.transfer import to_device
 
-ROWS_AT_ONCE = 256
-"""Bounds the scratch memory of long tables: a row may change each token of its prompt."""
 LARGEST_PENALTY = 1e30
 """Repetition penalties are kept between this and its inverse: float32 logits stay finite, and still far from others."""
 
@@ -93,12 +91,10 @@ def _change(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
     tokens, penalties, added = (_to(logits, column) for column in columns)  # [tables, width]
     rows = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
     owners = np.repeat(np.arange(len(tables)), [len(plan.targets) for plan, *_ in tables])
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        owner = _to(logits, owners[some])
-        at = _to(logits, rows[some])[:, None], tokens[owner]
-        values, penalty = logits[at], penalties[owner]
-        logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[owner]
+    owner = _to(logits, owners)
+    at = _to(logits, rows)[:, None], tokens[owner]
+    values, penalty = logits[at], penalties[owner]
+    logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[owner]
 
 
 def _allow(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:

@@ -14,10 +14,10 @@ import torch
 
 from engine.attention import KVPool
 from engine.batch import build
+from engine.budget import kv_pool_pages
 from engine.checks import check
 from engine.compiled import check_compiler
 from engine.config import EngineConfig, ModelSpec
-from engine.errors import ConfigError
 from engine.faults import Fault, report
 from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
@@ -32,8 +32,8 @@ from engine.runner import (
     choose_device,
     choose_dtype,
     choose_kernel,
+    choose_max_batch_rows,
     choose_max_model_len,
-    kv_pool_pages,
     set_threads,
 )
 from engine.scheduler import Scheduler
@@ -44,9 +44,6 @@ from engine.warmup import warm_up
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]
 """Called with what is under way, and how many tensors or forwards of it are done and there are in all."""
-
-MIN_BATCH_ROWS = 2048
-"""Default row budget: enough for a long refresh with many blocks beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +138,9 @@ class Engine:
         with self.tally.step():
             plans = self.scheduler.schedule()
             plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
-            plans, scores, chosen, num_forced = choose(plans, scores, faults)
-            self.tally.chosen(plans, scores, chosen, num_forced)
-            outputs = self.scheduler.commit(plans, scores, chosen)
+            choices = choose(plans, scores, faults)
+            self.tally.chosen(choices)
+            outputs = self.scheduler.commit(choices)
             self._count(outputs)
         return [*outputs, *self._fail(faults.take())]
 
@@ -221,7 +218,7 @@ def assemble(
         model.compile_parts()  # which takes weights in no order but their own
     else:
         model.pack()
-    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len)
+    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
     pool = KVPool(
         geometry.num_layers,
         pages * config.page_size,
@@ -269,10 +266,4 @@ def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
 def _limits(config: EngineConfig, spec: ModelSpec) -> tuple[int, int]:
     """Longest canvas, and rows per forward."""
     max_model_len = choose_max_model_len(config, spec)
-    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
-    if max_batch_rows < max_model_len:
-        raise ConfigError(
-            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
-            f"max_model_len, {max_model_len}"
-        )
-    return max_model_len, max_batch_rows
+    return max_model_len, choose_max_batch_rows(config, max_model_len)

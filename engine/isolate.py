@@ -12,8 +12,7 @@ import torch
 
 from engine.errors import DeviceLost
 from engine.faults import Faults
-from engine.plan import Scores, StepPlan
-from engine.request import Mask
+from engine.plan import Choice, Scores, StepPlan
 from engine.unmask import is_forced, select
 
 logger = logging.getLogger(__name__)
@@ -64,26 +63,15 @@ def in_parts(
     return served, results
 
 
-def choose(
-    plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults
-) -> tuple[list[StepPlan], list[Scores], list[Mask], int]:
-    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise.
-
-    And for how many of them it was forced.
-    """
-    able: list[StepPlan] = []
-    sound: list[Scores] = []
-    chosen: list[Mask] = []
-    num_forced = 0
+def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) -> list[Choice]:
+    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise."""
+    choices = []
     for plan, score in zip(plans, scores, strict=True):
         with faults.of(plan.request):
             _check(score)
-            [mask] = select([plan], [score])
-            num_forced += is_forced(plan, score, mask)
-            able.append(plan)
-            sound.append(score)
-            chosen.append(mask)
-    return able, sound, chosen, num_forced
+            chosen = select(plan, score)
+            choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen)))
+    return choices
 
 
 def is_memory_short(error: Exception) -> bool:

@@ -1,15 +1,18 @@
 """What a model would take, from its `config.json` alone: for a look before weights are fetched or a machine is rented.
 
-Does the runner's arithmetic without the runner's tensors; works for geometries far larger than this machine.
+Does the arithmetic of loading (`engine.budget`) without a tensor; works for geometries far larger than this machine.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from engine.budget import kv_bytes_per_token, step_bytes
 from engine.config import EngineConfig
 from engine.models import describe
 from engine.models.weights import locate
-from engine.runner import DTYPES, choose_max_model_len, kv_bytes_per_token
+from engine.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +20,12 @@ class Footprint:
     """What a model takes in one dtype, and what that leaves of the memory."""
 
     weight_bytes: int
+    step_bytes: int
+    """What a step of `max_batch_rows` takes beside weights and KV."""
     kv_bytes_per_token: int
     """Keys and values of one position over all layers."""
     kv_tokens: int
-    """Positions whose keys and values fit beside the weights, in whole pages; 0 if not even the weights fit."""
+    """Positions whose keys and values fit beside the rest, in whole pages; 0 if not even the rest fits."""
     canvases: int
     """Requests of `max_model_len` that fit at once; without any, the model cannot be served like this."""
 
@@ -33,8 +38,9 @@ class MemoryPlan:
     family: str
     num_parameters: int
     max_model_len: int
+    max_batch_rows: int
     memory_bytes: int
-    """What weights and KV pool may take together: the memory times `memory_fraction`."""
+    """What weights, KV pool and a step may take together: the memory times `memory_fraction`."""
     footprints: Mapping[str, Footprint]
     """By the name of the dtype."""
 
@@ -42,17 +48,21 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """How the model of `config` fits into a device with this much memory; `memory_fraction` defaults to 0.9.
 
-    Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own.
+    Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own or
+    beyond what a batch may hold.
     """
     description = describe(locate(config.model, config.revision, weights=False))
     geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
+    max_batch_rows = choose_max_batch_rows(config, max_model_len)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
 
-    def footprint(itemsize: int, per_token: int) -> Footprint:
-        weight_bytes = geometry.num_parameters * itemsize
-        pages = max(budget - weight_bytes, 0) // (per_token * config.page_size)
+    def footprint(dtype: torch.dtype) -> Footprint:
+        weight_bytes, per_token = geometry.num_parameters * dtype.itemsize, kv_bytes_per_token(geometry, dtype)
+        step = step_bytes(geometry, dtype, max_batch_rows)
+        pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
         return Footprint(
             weight_bytes=weight_bytes,
+            step_bytes=step,
             kv_bytes_per_token=per_token,
             kv_tokens=pages * config.page_size,
             canvases=pages // -(-max_model_len // config.page_size),
@@ -63,8 +73,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         family=description.spec.family,
         num_parameters=geometry.num_parameters,
         max_model_len=max_model_len,
+        max_batch_rows=max_batch_rows,
         memory_bytes=budget,
-        footprints={
-            name: footprint(dtype.itemsize, kv_bytes_per_token(geometry, dtype)) for name, dtype in DTYPES.items()
-        },
+        footprints={name: footprint(dtype) for name, dtype in DTYPES.items()},
     )

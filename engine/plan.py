@@ -6,7 +6,7 @@ unmask policy says which targets become tokens. Who makes a plan and who carries
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -115,6 +115,17 @@ class Scores:
             None if self.margin is None else self.margin[:count],
             self.importance,
         )
+
+
+class Choice(NamedTuple):
+    """What one request's step comes to, still to be written."""
+
+    plan: StepPlan
+    scores: Scores
+    chosen: Mask
+    """bool [targets] which of the proposals become tokens."""
+    is_forced: bool = False
+    """Whether the one that does is taken only because every step must take one."""
 
 
 class CachePolicy(Protocol):

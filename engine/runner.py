@@ -1,9 +1,10 @@
 """The model and its KV pool on a device: turns a batch into the logits of its target rows.
 
-Chooses device, dtype, attention kernel and pool size once, at start. Knows no requests and no policies.
+Chooses device, dtype, attention kernel and what a batch may hold once, at start. Knows no requests and no policies.
 """
 
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from engine.attention import Kernel, KVPool, PagedContext, attend_segments
 from engine.batch import Batch
 from engine.config import EngineConfig, ModelSpec
-from engine.errors import CapacityError, ConfigError
+from engine.errors import ConfigError
 from engine.flex import FlexKernel, largest_tile
 from engine.models.layers import Transformer, TransformerConfig
 from engine.request import Ids
@@ -21,15 +22,29 @@ from engine.transfer import to_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+MIN_BATCH_ROWS = 2048
+"""Default row budget: enough for a long refresh with many blocks beside it."""
+
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLogits:
+    """[targets, vocab_size], each row computed when it is asked for: all at once may be gigabytes."""
+
+    head: Callable[[Tensor], Tensor]
+    hidden: Tensor
+    """[targets, dim]"""
+
+    def __getitem__(self, some: slice) -> Tensor:
+        return self.head(self.hidden[some])
 
 
 class Answer(NamedTuple):
     """What the model says of a batch, still on the device."""
 
-    logits: Tensor
-    """[targets, vocab_size]"""
+    logits: TargetLogits
     importance: list[Tensor]
     """For each plan that asks for the rollout: float32 [canvas end], the attention that reaches each position."""
 
@@ -46,14 +61,18 @@ class Runner:
         self.kernel = kernel
 
     def forward(self, batch: Batch) -> Answer:
-        """Writes K and V of the batch's rows, scores its targets."""
+        """Writes K and V of the batch's rows; the head is left to who asks for its targets' logits."""
         context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
         hidden = self.model(batch.ids, batch.positions, context)
         importance = [
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return Answer(self.model.logits(hidden[batch.logit_rows]), importance)
+        return Answer(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden [some, dim] -> logits [some, vocab_size]."""
+        return self.model.logits(hidden)
 
     def clear(self, slots: Ids) -> None:
         """Makes numbers of what these slots hold, before they are another's."""
@@ -105,46 +124,20 @@ def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
     return max_model_len
 
 
+def choose_max_batch_rows(config: EngineConfig, max_model_len: int) -> int:
+    """Raises ConfigError if a canvas of `max_model_len` could not be computed at once."""
+    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
+    if max_batch_rows < max_model_len:
+        raise ConfigError(
+            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
+            f"max_model_len, {max_model_len}"
+        )
+    return max_batch_rows
+
+
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:
     """Sets torch's CPU threads for the process; a small model's products are over before a second thread has woken."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     elif geometry.num_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
-
-
-def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
-    """K and V of one position over all layers."""
-    return 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * dtype.itemsize
-
-
-def kv_pool_pages(
-    config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device, max_model_len: int
-) -> int:
-    """Pages of the pool: what was asked for, else every running request's longest canvas, as far as memory goes.
-
-    Call it once the weights are loaded. Raises CapacityError if the longest canvas does not fit.
-    """
-    per_token = kv_bytes_per_token(geometry, dtype)
-    pages_per_canvas = -(-max_model_len // config.page_size)
-    if config.kv_cache_tokens is not None:
-        pages = config.kv_cache_tokens // config.page_size
-        source = f"kv_cache_tokens is {config.kv_cache_tokens}"
-    else:
-        free = _free_bytes(config, geometry, dtype, device)
-        pages = min(config.max_running_requests * pages_per_canvas, max(free, 0) // (per_token * config.page_size))
-        source = f"{max(free, 0) / 2**30:.2f} GiB are left for the KV cache at {per_token / 1024:.0f} KiB a token"
-    if pages < pages_per_canvas:
-        raise CapacityError(
-            f"a canvas of max_model_len {max_model_len} does not fit: {source}, which holds "
-            f"{pages * config.page_size} tokens; lower max_model_len or give it more memory"
-        )
-    return pages
-
-
-def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> int:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return int(total * (config.memory_fraction or 0.9)) - (total - free)
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(total * (config.memory_fraction or 0.5)) - geometry.num_parameters * dtype.itemsize

@@ -15,8 +15,8 @@ from engine.cache import CACHES
 from engine.faults import Faults
 from engine.output import FinishReason, Output
 from engine.pages import PagePool
-from engine.plan import Scores, StepPlan
-from engine.request import Block, History, Mask, Request
+from engine.plan import Choice, StepPlan
+from engine.request import Block, Request
 from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
@@ -86,13 +86,14 @@ class Scheduler:
         self.running.sort(key=lambda request: request.id in served)
         return chosen
 
-    def commit(self, plans: Sequence[StepPlan], scores: Sequence[Scores], chosen: Sequence[Mask]) -> list[Output]:
+    def commit(self, choices: Sequence[Choice]) -> list[Output]:
         """Writes the chosen tokens; returns the blocks that this completed, after releasing finished requests."""
         outputs = []
-        for plan, score, mask in zip(plans, scores, chosen, strict=True):
-            with self.faults.of(plan.request):
-                _write(plan, score, mask)
-                if output := self._close_block(plan.request):
+        for choice in choices:
+            request = choice.plan.request
+            with self.faults.of(request):
+                _write(choice)
+                if output := self._close_block(request):
                     outputs.append(output)
         return outputs
 
@@ -156,7 +157,8 @@ def _open_block(request: Request, index: int, start: int) -> None:
     request.block = Block(index=index, start=start, end=end, num_masked=int(request.masked[start:end].sum()))
 
 
-def _write(plan: StepPlan, scores: Scores, chosen: Mask) -> None:
+def _write(choice: Choice) -> None:
+    plan, scores, chosen, _ = choice
     request, positions = plan.request, plan.targets[chosen]
     assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
@@ -164,13 +166,15 @@ def _write(plan: StepPlan, scores: Scores, chosen: Mask) -> None:
     request.block.step += 1
     request.forwards += 1
     request.rows_computed += len(plan.rows)
-    _record(request.history, plan, scores, chosen)
+    _record(choice)
     if scores.logprobs is not None:
         request.logprobs.update(zip(positions.tolist(), scores.logprobs.of(chosen), strict=True))
 
 
-def _record(history: History, plan: StepPlan, scores: Scores, chosen: Mask) -> None:
-    confidence = scores.confidence
+def _record(choice: Choice) -> None:
+    """In the request's history, which its policies read."""
+    plan, scores, chosen, _ = choice
+    history, confidence = plan.request.history, scores.confidence
     history.confidence[plan.targets] = confidence
     history.mean_confidence.append(float(confidence[: plan.num_open].mean()))
     history.decoded = plan.targets[chosen]

@@ -1,4 +1,4 @@
-"""Target logits -> proposed tokens and how sure the model is: once for the whole batch, one transfer to the host.
+"""Target logits -> proposed tokens and how sure the model is: for the whole batch, one transfer to the host.
 
 Knows what policies need, not which they are: what becomes of a proposal is decided in `engine.unmask`.
 """
@@ -12,26 +12,24 @@ import torch
 from torch import Tensor
 
 from engine.edits import edit, is_edited
-from engine.logprobs import Reported
+from engine.logprobs import Reported, num_reported, received
 from engine.params import SamplingParams
+from engine.parts import Logits, Part, parts
 from engine.plan import Logprobs, Needs, Scores, StepPlan
 from engine.request import Floats, Ids, Mask
-from engine.sampling import Parameters, draw, heat, is_narrowed, narrow, parameters
+from engine.sampling import draw, heat, is_narrowed, narrow, parameters
 from engine.transfer import to_device
 from engine.vocabulary import Subset, most_probable
 
-ROWS_AT_ONCE = 256
-"""Bounds what sorting and noise take beside the logits: 256 rows of 152,064 are 150 MiB in float32."""
-
 
 def score(
-    logits: Tensor,
+    logits: Logits,
     plans: Sequence[StepPlan],
     mask_id: int,
     needs: Sequence[Needs] = (),
     importance: Sequence[Tensor] = (),
 ) -> list[Scores]:
-    """logits [targets of all plans, vocab] (overwritten) and what each plan needs -> one `Scores` per plan.
+    """logits [targets of all plans, vocab] and what each plan needs -> one `Scores` per plan.
 
     `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
 
@@ -41,10 +39,20 @@ def score(
     where a plan needs it `processed`, and over a part of the vocabulary where it needs that.
     """
     needs = needs or [Needs()] * len(plans)
+    num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
+    scored = [_score_part(logits[part.some], part, mask_id, spreads, num_top) for part in parts(plans, needs)]
+    host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
+    columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
+    logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
+    return _scores(plans, needs, columns, rollouts, logprobs)
+
+
+def _score_part(logits: Tensor, part: Part, mask_id: int, spreads: bool, num_top: int | None) -> list[Tensor]:
+    """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
+    _, plans, needs = part
     counts = [len(plan.targets) for plan in plans]
     samplings = [plan.request.sampling for plan in plans]
-    reports = any(sampling.logprobs is not None for sampling in samplings)
-    reported = Reported(logits, plans) if reports else None
+    reported = Reported(logits, plans, num_top) if num_top is not None else None
     logits = logits.float()
     if any(is_edited(sampling) for sampling in samplings):
         edit(logits, plans)
@@ -53,21 +61,26 @@ def score(
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
         _shape(logits, tokens, plans, needs, mask_id)
     columns = [tokens]
-    spread = _rows(counts, (need.entropy or need.margin for need in needs))
-    if len(spread):
-        columns += _spread(logits, _to(logits, spread), mask_id)
+    if spreads:
+        wanted = _rows(counts, (need.entropy or need.margin for need in needs))
+        columns += _spread(logits, _to(logits, wanted), mask_id)
     columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
-    tables = [reported.table(tokens, mask_id)] if reported else []
-    host = _to_host([*columns, *importance, *tables])
-    logprobs = reported.received(host[-1]) if reported else [None] * len(plans)
-    return _scores(plans, needs, host[: len(columns)], host[len(columns) :], logprobs)
+    if reported:
+        columns.append(reported.table(tokens, mask_id))
+    return columns
 
 
-def _to_host(parts: Sequence[Tensor]) -> list[Floats]:
-    """The step's one device synchronisation. float64 holds every token id and every float32 exactly."""
-    host = torch.cat([part.double().flatten() for part in parts]).cpu().numpy()
-    ends = accumulate(part.numel() for part in parts)
-    return [host[end - part.numel() : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
+def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
+    """Each column's parts as one array. The step's one device synchronisation.
+
+    float64 holds every token id and every float32 exactly.
+    """
+    host = torch.cat([part.double().flatten() for parts in columns for part in parts]).cpu().numpy()
+    sizes = [sum(part.numel() for part in parts) for parts in columns]
+    ends = accumulate(sizes)
+    shapes = [(-1, *parts[0].shape[1:]) for parts in columns]
+    cuts = zip(sizes, ends, shapes, strict=True)
+    return [host[end - size : end].reshape(shape) for size, end, shape in cuts]
 
 
 def _scores(
@@ -165,13 +178,7 @@ def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Seq
     indices = _rows(counts, shaped)
     processed = np.repeat([need.processed for need in needs], counts)[indices]
     rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
-    for start in range(0, len(indices), ROWS_AT_ONCE):
-        some = slice(start, start + ROWS_AT_ONCE)
-        _shape_some(logits, tokens, indices[some], rows[some], processed[some], mask_id)
-
-
-def _shape_some(logits: Tensor, tokens: Tensor, indices: Ids, rows: Parameters, processed: Mask, mask_id: int) -> None:
-    part = logits[_to(logits, indices)]  # [some, vocab]
+    part = logits[_to(logits, indices)]  # [shaped, vocab]
     if is_narrowed(rows).any():
         where = np.flatnonzero(is_narrowed(rows))
         at = _to(logits, where)
@@ -191,15 +198,13 @@ def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
     Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
     """
     entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[start : start + ROWS_AT_ONCE]
-        part = logits[some]
-        top, best = part.max(dim=-1, keepdim=True)
-        weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [some, vocab]
-        others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
-        entropy[some] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
-        lead = (1.0 - second) / (1.0 + others)
-        margin[some] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
+    part = logits[rows]
+    top, best = part.max(dim=-1, keepdim=True)
+    weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
+    others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
+    entropy[rows] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
+    lead = (1.0 - second) / (1.0 + others)
+    margin[rows] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
     return [entropy, margin]
 
 

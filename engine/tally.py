@@ -15,8 +15,7 @@ import numpy as np
 
 from engine.histogram import Distribution, Histogram
 from engine.output import FinishReason, Output
-from engine.plan import Scores, StepPlan
-from engine.request import Mask
+from engine.plan import Choice, StepPlan
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
@@ -122,16 +121,15 @@ class Tally:
             self._forward_seconds.add([self._forward])
             self._host_seconds.add([time.perf_counter() - begun - self._forward])
 
-    def chosen(
-        self, plans: Sequence[StepPlan], scores: Sequence[Scores], masks: Sequence[Mask], num_forced: int
-    ) -> None:
-        """What a step computed and chose: bool [targets] of each plan. Call it before that is written back."""
-        if not plans:
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        """What a step computed and chose. Call it before that is written back."""
+        if not choices:
             return
-        gains = [int(np.count_nonzero(mask)) for mask in masks]
-        rows = [len(plan.rows) for plan in plans]
+        gains = [int(np.count_nonzero(choice.chosen)) for choice in choices]
+        rows = [len(choice.plan.rows) for choice in choices]
         in_block = needed = full = open_positions = 0
-        for plan, gain, num_rows in zip(plans, gains, rows, strict=True):
+        for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
+            plan = choice.plan
             request = plan.request
             block, end = request.block, request.end
             needed += end
@@ -144,19 +142,19 @@ class Tally:
             account.steps += 1
             account.block_length = block.end - block.start
         counts, num_rows = self._counts, sum(rows)
-        counts["denoising_steps"] += len(plans)
+        counts["denoising_steps"] += len(choices)
         counts["tokens_decoded"] += sum(gains)
-        counts["tokens_forced"] += num_forced
+        counts["tokens_forced"] += sum(choice.is_forced for choice in choices)
         counts["cache_lookups"] += needed
         counts["cache_hits"] += needed - num_rows
         counts["full_refreshes"] += full
         counts["open_block_positions"] += open_positions
         self._rows[RowKind.BLOCK] += in_block
         self._rows[RowKind.REFRESH] += num_rows - in_block
-        log_odds = np.concatenate([score.log_odds[mask] for score, mask in zip(scores, masks, strict=True)])
+        log_odds = np.concatenate([choice.scores.log_odds[choice.chosen] for choice in choices])
         self._confidence.add(1.0 / (1.0 + np.exp(np.minimum(-log_odds, 700.0))))
         self._tokens_per_forward.add(gains)
-        self._batch_requests.add([len(plans)])
+        self._batch_requests.add([len(choices)])
         self._batch_rows.add([num_rows])
 
     def completed(self, outputs: Iterable[Output]) -> None:

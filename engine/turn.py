@@ -5,12 +5,14 @@ Knows how to run and what it cost; which methods are compared, and how, is `engi
 
 import random
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from torch import Tensor
 
 from engine.attention import KVPool
 from engine.batch import Batch
@@ -79,15 +81,23 @@ class Turn:
 
 
 class TimedRunner(Runner):
-    """A runner that knows how long its forwards have taken."""
+    """A runner that knows how long its forwards have taken, the head included."""
 
     seconds = 0.0
 
     def forward(self, batch: Batch) -> Answer:
+        with self._timed():
+            return super().forward(batch)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        with self._timed():
+            return super().head(hidden)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         started = _now(self.device)
-        answer = super().forward(batch)
+        yield
         self.seconds += _now(self.device) - started
-        return answer
 
 
 def take_turn(method: str, engine: Engine, workload: Workload) -> Turn:

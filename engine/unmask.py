@@ -164,20 +164,16 @@ def needs(plans: Sequence[StepPlan]) -> list[Needs]:
     return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
 
 
-def select(plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Mask]:
-    """Asks each request's own policy for bool [targets]; the batch may hold any mix."""
-    return [_select(plan, score) for plan, score in zip(plans, scores, strict=True)]
+def select(plan: StepPlan, scores: Scores) -> Mask:
+    """Asks the request's own policy, of the open block alone, for bool [targets]."""
+    request, count = plan.request, plan.num_open
+    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
+    chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
+    return hold_back(request, scores, chosen) if request.sampling.bad_words else chosen
 
 
-def is_forced(plan: StepPlan, score: Scores, chosen: Mask) -> bool:
+def is_forced(plan: StepPlan, scores: Scores, chosen: Mask) -> bool:
     """Whether this one token is taken only because a step must take one."""
     if np.count_nonzero(chosen) != 1:
         return False
-    return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, score.first(plan.num_open))
-
-
-def _select(plan: StepPlan, score: Scores) -> Mask:
-    request, count = plan.request, plan.num_open
-    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
-    chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, score.first(count))
-    return hold_back(request, score, chosen) if request.sampling.bad_words else chosen
+    return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, scores.first(plan.num_open))

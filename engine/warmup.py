@@ -44,7 +44,7 @@ def warm_up(runner: Runner, max_batch_rows: int, progress: Progress | None = Non
         for done, rows in enumerate([*counts, [1]]):
             if progress:
                 progress(done, len(counts) + 1)
-            runner.forward(_batch(rows, runner.device)).logits.cpu()  # what fails on the device should fail here
+            runner.forward(_batch(rows, runner.device)).logits[:].cpu()  # what fails on the device should fail here
     finally:
         pool.keys[:, :, :most], pool.values[:, :, :most] = kept
     if not progress:

@@ -22,7 +22,7 @@ from server.schemas import (
     TokenizeRequest,
 )
 from server.settings import options
-from server.unsupported import HARMLESS, NEUTRAL_VALUES, REASONS
+from server.unsupported import HARMLESS, MAX_LABEL_LENGTH, NEUTRAL_VALUES, REASONS
 
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HUGE = 2**60
@@ -88,7 +88,8 @@ def _refused() -> str:
 
 
 def _ignored() -> str:
-    return ", ".join(f"`{name}`" for name in sorted(HARMLESS)) + "\n"
+    names = ", ".join(f"`{name}`" for name in sorted(HARMLESS))
+    return f"{names}. A text in one of them may hold {MAX_LABEL_LENGTH} characters; so may each in `metadata`.\n"
 
 
 def _code(value: object) -> str:

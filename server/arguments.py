@@ -1,7 +1,18 @@
 """Kinds of numbers on command lines. What is none raises argparse's own error, which names the flag."""
 
 import argparse
+from collections.abc import Callable
 from math import isfinite
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float)
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -20,3 +31,8 @@ def rate(text: str) -> float:
     if not (number > 0 and isfinite(number)):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
+
+
+def listed(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """Numbers of a kind with commas between them."""
+    return lambda text: [kind(number.strip()) for number in text.split(",")]

@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +34,14 @@ class ConnectionLimits:
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 for one client."""
+    """HTTP/1.1 for one client. `on_refusal` hears of each request that was refused because there are too many."""
 
-    def __init__(self, *arguments: Any, limits: ConnectionLimits, **keywords: Any) -> None:
+    def __init__(
+        self, *arguments: Any, limits: ConnectionLimits, on_refusal: Callable[[], None], **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
         self._limits = limits
+        self._on_refusal = on_refusal
         self._asking: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
 
@@ -45,7 +49,7 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` means that the client does not read
         if len(self.connections) > self._limits.max_connections:
-            self.app = _Overloaded(self.app)
+            self.app = _Overloaded(self.app, self._on_refusal)
         self._watch_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -103,13 +107,15 @@ class Connection(H11Protocol):
 class _Overloaded:
     """What connections beyond the limit get, probes excepted."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, on_refusal: Callable[[], None]) -> None:
         self._app: ASGIApp = app
+        self._on_refusal = on_refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if route_path(scope) in PROBES:
             await self._app(scope, receive, send)
             return
+        self._on_refusal()
         response = api_error(TooManyConnections(), scope).response
         response.headers["x-request-id"] = uuid.uuid4().hex
         response.headers["connection"] = "close"

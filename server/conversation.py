@@ -1,14 +1,20 @@
-"""Conversations as prompts, through the model's own chat template."""
+"""Conversations as prompts, through the model's own chat template.
+
+Control tokens are the template's alone: what people write like them is text. Else whoever writes a message could end
+it, and go on in another's name.
+"""
 
 import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from engine import InvalidRequest
+from server.marks import Marks
 from server.prompts import Prompt, PromptReader
 from server.schemas import Message, TemplateRequest
 from server.text import Tokenizer
@@ -43,15 +49,33 @@ class ConversationReader:
                 )
         for message in messages:
             self._prompts.check_length(message.content, "messages")
-        text = await asyncio.to_thread(self._render, messages, options, variables or {})
-        self._prompts.check_length(text, "messages")
-        [ids] = await self._tokenizer.encode([text], add_special_tokens=add_special_tokens)
-        return Prompt(ids=ids)
+        marks = Marks()
+        turns = await self._marked([message.for_template for message in messages], marks)
+        rendered, literals = marks.split(await asyncio.to_thread(self._render, turns, options, variables or {}))
+        self._prompts.check_length("".join([*rendered, *literals]), "messages")
+        return Prompt(ids=await self._encode(rendered, literals, add_special_tokens))
 
-    def _render(self, messages: Sequence[Message], options: TemplateRequest, variables: Mapping[str, Any]) -> str:
+    async def _marked(self, turns: Sequence[dict[str, str]], marks: Marks) -> list[dict[str, str]]:
+        """The turns with marks in place of control tokens."""
+        spans = iter(await self._tokenizer.special_spans([text for turn in turns for text in turn.values()]))
+        return [{key: marks.put(text, next(spans)) for key, text in turn.items()} for turn in turns]
+
+    async def _encode(self, rendered: Sequence[str], literals: Sequence[str], add_special_tokens: bool) -> list[int]:
+        """What the template wrote, with literals between its pieces."""
+        if not literals:
+            [ids] = await self._tokenizer.encode(rendered, add_special_tokens=add_special_tokens)
+            return ids
+        before, behind = self._tokenizer.frame if add_special_tokens else ([], [])
+        pieces = await self._tokenizer.encode(rendered, add_special_tokens=False)
+        between = await self._tokenizer.encode_literally(literals)
+        return [*before, *chain(*chain(*zip_longest(pieces, between, fillvalue=[]))), *behind]
+
+    def _render(
+        self, turns: Sequence[Mapping[str, str]], options: TemplateRequest, variables: Mapping[str, Any]
+    ) -> str:
         try:
             text = self._tokenizer.render(
-                [message.for_template for message in messages],
+                turns,
                 add_generation_prompt=options.opens_answer,
                 continue_final_message=options.continue_final_message,
                 variables={**variables, **options.chat_template_kwargs},

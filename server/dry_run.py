@@ -38,7 +38,7 @@ def show(config: EngineConfig, memories: Sequence[int], console: Console) -> Non
     plans = [plan_memory(config, memory) for memory in memories]
     console.print(
         f"{plans[0].model} ({plans[0].family}): {plans[0].num_parameters / 1e9:.2f} B parameters, "
-        f"canvases of {plans[0].max_model_len:,} tokens",
+        f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows",
         highlight=False,
         soft_wrap=True,
     )
@@ -46,11 +46,13 @@ def show(config: EngineConfig, memories: Sequence[int], console: Console) -> Non
 
 
 def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:
-    table = Table("dtype", "weights", "KV a token", *(f"canvases in {memory / GIB:g} GiB" for memory in memories))
+    cards = (f"in {memory / GIB:g}\nGiB" for memory in memories)
+    table = Table("dtype", "weights", "a step", "KV a\ntoken", *cards, title="Canvases that fit beside the rest")
     for dtype, footprint in plans[0].footprints.items():
         fits = (f"{plan.footprints[dtype].canvases:,}" for plan in plans)
-        weights, per_token = footprint.weight_bytes / GIB, footprint.kv_bytes_per_token / 1024
-        table.add_row(dtype, f"{weights:.1f} GiB", f"{per_token:g} KiB", *fits)
+        weights, step = footprint.weight_bytes / GIB, footprint.step_bytes / GIB
+        per_token = footprint.kv_bytes_per_token / 1024
+        table.add_row(dtype, f"{weights:.1f} GiB", f"{step:.1f} GiB", f"{per_token:g} KiB", *fits)
     return table
 
 

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
             read_timeout=config.read_timeout,
             write_timeout=config.write_timeout,
         )
-        protocol: Any = partial(Connection, limits=limits)
+        protocol: Any = partial(Connection, limits=limits, on_refusal=app.state.count_refused_connection)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -30,6 +30,7 @@ class Observers:
     def install(self, app: FastAPI, routes: Iterable[BaseRoute]) -> None:
         """Once all other middleware is in."""
         app.state.registry = self.metrics.registry
+        app.state.count_refused_connection = self.metrics.http.count_refused_connection
         self.metrics.http.expect(routes)
         app.add_middleware(HttpCounting, metrics=self.metrics.http)
         if self.is_traced:

@@ -29,6 +29,10 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        # Whether special tokens are read is said of a tokenizer, not of a call. Made now: with a large vocabulary it
+        # takes a third of a second in which no other thread runs.
+        self._literal_backend = Backend.from_str(self._backend.to_str())
+        self._literal_backend.encode_special_tokens = True
         decoder = self._backend.decoder
         self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
@@ -52,6 +56,23 @@ class Tokenizer:
             self._backend.encode_batch_fast, list(texts), add_special_tokens=add_special_tokens
         )
         return [encoding.ids for encoding in encodings]
+
+    async def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
+        """As `encode` does without adding any, but what is spelt like a special token is text as any other."""
+        encodings = await asyncio.to_thread(
+            self._literal_backend.encode_batch_fast, list(texts), add_special_tokens=False
+        )
+        return [encoding.ids for encoding in encodings]
+
+    async def special_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where `encode` reads special tokens in each text: (start, stop) in characters, ascending."""
+        encodings = await asyncio.to_thread(self._backend.encode_batch, list(texts), add_special_tokens=False)
+        return [
+            []
+            if self._special_ids.isdisjoint(encoding.ids)
+            else [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self._special_ids]
+            for encoding in encodings
+        ]
 
     async def locate(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """For each token that `encode` makes of a text, the characters before it, in that text."""

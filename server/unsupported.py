@@ -5,7 +5,7 @@ clients expect, and named in the log once. Supporting a field means moving it fr
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from engine import InvalidRequest
 
@@ -85,6 +85,9 @@ HARMLESS = frozenset(
 )
 """Fields that say nothing about the answer, or no more than a wish."""
 
+MAX_LABEL_LENGTH = 512
+"""Characters of a text in one of these: what OpenAI allows for a value of `metadata`, and plenty for an identifier."""
+
 MAX_REMEMBERED = 256
 """Unknown names that are logged; a client that makes up more of them must not fill the memory."""
 
@@ -96,15 +99,24 @@ class UnsupportedFields:
         self._logged: set[str] = set()
 
     def check(self, extra: Mapping[str, object]) -> None:
-        """Raises InvalidRequest for a field that would have to change the answer."""
+        """Raises InvalidRequest for a field that would have to change the answer, or is too long for what it is."""
         for name, value in extra.items():
             if name in NEUTRAL_VALUES:
                 if value is not None and not any(_same(value, neutral) for neutral in NEUTRAL_VALUES[name]):
                     reason = f" ({REASONS[name]})" if name in REASONS else ""
                     raise InvalidRequest(f"`{name}` is not supported here{reason}; leave it out.", param=name)
-            elif name not in HARMLESS and name not in self._logged and len(self._logged) < MAX_REMEMBERED:
+            elif name in HARMLESS:
+                if any(len(text) > MAX_LABEL_LENGTH for text in _labels(name, value)):
+                    raise InvalidRequest(f"`{name}` may hold texts of {MAX_LABEL_LENGTH} characters.", param=name)
+            elif name not in self._logged and len(self._logged) < MAX_REMEMBERED:
                 self._logged.add(name)
                 logger.warning("ignoring the unknown request field %.80s", ascii(name))
+
+
+def _labels(name: str, value: object) -> Iterator[str]:
+    """A field's own text, or those of `metadata`. What a `prediction` holds is an answer, and may be long."""
+    texts = (*value, *value.values()) if name == "metadata" and isinstance(value, dict) else (value,)
+    return (text for text in texts if isinstance(text, str))
 
 
 def _same(value: object, neutral: object) -> bool:

@@ -11,6 +11,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"engine.plan", "engine.noise", "engine.faults", "engine.ranking"},
     {
         "engine.pages",
+        "engine.parts",
         "engine.attention",
         "engine.rollout",
         "engine.sampling",
@@ -36,7 +37,7 @@ FLOORS = [  # a module may import only from floors above it in this list
         "engine.hardware",
         "engine.tally",
     },
-    {"engine.runner"},
+    {"engine.runner", "engine.budget"},
     {"engine.warmup"},
     {"engine.engine", "engine.memory"},
     {"engine.loop", "engine.turn"},

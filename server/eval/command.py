@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, DiffusionParams, UnmaskError
+from server.arguments import count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
 from server.eval.policy import WINDOW, Policy, exact, product
@@ -129,24 +130,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--tasks", type=_names, default=["all"], help=f"all, or of {','.join(DEMO_TASKS)} [default: all]")
     what.add_argument("--data", type=Path, metavar="FILE.jsonl", help='instead of tasks: {"prompt" or "messages", '
                       '"answer"} on each line, compared exactly but for white space around it')  # fmt: skip
-    what.add_argument("--limit", type=_positive, default=100, help="problems per task, or of the file [default: 100]")
+    what.add_argument("--limit", type=positive, default=100, help="problems per task, or of the file [default: 100]")
     what.add_argument("--seed", type=int, default=20261122, help="of the tasks' problems [default: 20261122]")
-    what.add_argument("--few-shot", type=_count, default=0, metavar="N", help="solved examples first [default: 0]")
+    what.add_argument("--few-shot", type=count, default=0, metavar="N", help="solved examples first [default: 0]")
     what.add_argument("--plain", action="store_true", help="`Question: … Answer:` instead of the chat template")
-    what.add_argument("--max-tokens", type=_positive, default=64, help="longest answer [default: 64]")
+    what.add_argument("--max-tokens", type=positive, default=64, help="longest answer [default: 64]")
     what.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the tasks' problems there and end")
     how = parser.add_argument_group("how it is decoded (comma-separated lists)")
     how.add_argument("--cache", type=_names, help=f"of {','.join(CACHES)} [default: {defaults.cache}]")
     how.add_argument("--unmask", type=_names, help=f"of {','.join(UNMASKS)} [default: {defaults.unmask}]")
-    how.add_argument("--tokens-per-step", type=_numbers, default=[1.0], help="for fixed, random, dream [default: 1]")
-    how.add_argument("--threshold", type=_numbers, default=[defaults.threshold], help="for threshold [default: 0.9]")
-    how.add_argument("--factor", type=_numbers, default=[defaults.factor], help="for factor [default: 1]")
+    how.add_argument(
+        "--tokens-per-step", type=listed(rate), default=[1.0], help="for fixed, random, dream [default: 1]"
+    )
+    how.add_argument(
+        "--threshold", type=listed(rate), default=[defaults.threshold], help="for threshold [default: 0.9]"
+    )
+    how.add_argument("--factor", type=listed(rate), default=[defaults.factor], help="for factor [default: 1]")
     for name in WINDOW:
         flag = "--" + name.replace("_", "-")
-        how.add_argument(flag, type=_counts, metavar="N", help=f"for window [default: {getattr(defaults, name)}]")
-    how.add_argument("--block-length", type=_positive, default=defaults.block_length, help="[default: 32]")
+        how.add_argument(flag, type=listed(count), metavar="N", help=f"for window [default: {getattr(defaults, name)}]")
+    how.add_argument("--block-length", type=positive, default=defaults.block_length, help="[default: 32]")
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
-    how.add_argument("--concurrency", type=_positive, default=32, help="questions in flight [default: 32]")
+    how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")
     form = out.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help='{"rows": […]} on standard output, nothing else there')
@@ -157,29 +162,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
-    if not all(number > 0 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r}: every number must be greater than 0")
-    return numbers
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(number) for number in text.split(",")]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not _count(text):
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)

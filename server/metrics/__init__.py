@@ -31,10 +31,11 @@ class Metrics:
 
 def make_metrics(engine: EngineLoop, settings: Settings) -> Metrics:
     registry, model_name = CollectorRegistry(auto_describe=False), settings.model_names[0]
-    registry.register(EngineMetrics(engine, settings))
+    http = HttpMetrics(registry, model_name)
+    registry.register(EngineMetrics(engine, settings, http.rejected))
     ProcessCollector(registry=registry)
     max_model_len = engine.info.max_model_len
     witnesses: list[Witness] = [RequestMetrics(registry, model_name, max_model_len)]
     if settings.server.metrics_compat == "vllm":
         witnesses.append(VllmMetrics(registry, engine, model_name))
-    return Metrics(registry, witnesses, HttpMetrics(registry, model_name))
+    return Metrics(registry, witnesses, http)

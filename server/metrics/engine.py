@@ -1,7 +1,7 @@
 """What the engine counts, as metric families: read from its statistics at each scrape, so nothing is counted twice."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 from prometheus_client.core import Metric
@@ -15,9 +15,11 @@ from server.settings import Settings
 class EngineMetrics(Collector):
     """One engine's `EngineStats` and `EngineInfo`."""
 
-    def __init__(self, engine: EngineLoop, settings: Settings) -> None:
+    def __init__(self, engine: EngineLoop, settings: Settings, rejected: Mapping[str, int]) -> None:
+        """`rejected`: requests that never came to the engine, by reason."""
         self._engine = engine
         self._settings = settings
+        self._rejected = rejected
         self._families = Families("unmask_", {"model_name": settings.model_names[0]})
 
     def collect(self) -> Iterator[Metric]:
@@ -31,9 +33,8 @@ class EngineMetrics(Collector):
         yield make.counter("prompt_tokens", "Prompt tokens of accepted requests.", stats.prompt_tokens)
         yield make.counter("generation_tokens", "Tokens handed out.", stats.generated_tokens)
         yield make.counter("forwards", "Forwards of the model, each for a whole batch.", stats.forwards)
-        yield make.counters(
-            "requests_rejected", "Requests refused, by reason.", "reason", {"queue_full": stats.rejected}
-        )
+        rejected = {"queue_full": stats.rejected, **self._rejected}
+        yield make.counters("requests_rejected", "Requests refused, by reason.", "reason", rejected)
         # A canvas is admitted with all its pages.
         yield make.counter("preemptions", "Running requests that had to give their KV pages back.", 0)
         yield from self._decoding(stats.decoding)

@@ -1,6 +1,9 @@
-"""How many HTTP requests each route answered, by class of status; what machines poll is left out."""
+"""How many HTTP requests each route answered, by class of status, and why they were refused.
 
-from collections.abc import Iterable
+What machines poll is left out.
+"""
+
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter
 from starlette.routing import BaseRoute, Route
@@ -12,12 +15,27 @@ CLASSES = ("2xx", "3xx", "4xx", "5xx")
 OTHER = "other"
 """The handler of paths that are no route: what strangers ask for must not become labels."""
 
+TOO_MANY_CONNECTIONS = "too_many_connections"
+REASONS: Mapping[int, str] = {
+    400: "invalid",
+    401: "unauthorized",
+    404: "unknown_model",
+    405: "invalid",
+    408: "too_slow",
+    413: "too_large",
+    415: "invalid",
+    431: "too_large",
+    503: "unavailable",
+}
+"""Why a request was refused, by the status that `server.errors` has for it; a full queue (429) the engine counts."""
+
 
 class HttpMetrics:
-    """The counter behind `HttpCounting`."""
+    """The counters behind `HttpCounting`."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
         self._model_name = model_name
+        self._rejected = dict.fromkeys([*REASONS.values(), TOO_MANY_CONNECTIONS], 0)
         self._responses = Counter(
             "unmask_http_responses",
             "HTTP answers, by route and class of status.",
@@ -32,8 +50,19 @@ class HttpMetrics:
             for code in CLASSES:
                 self._responses.labels(self._model_name, handler, code)
 
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """Requests refused so far, by reason."""
+        return self._rejected
+
     def count(self, handler: str, status: int) -> None:
         self._responses.labels(self._model_name, handler, f"{status // 100}xx").inc()
+        if status in REASONS and (status, handler) != (404, OTHER):  # a path that is no route asks for no model
+            self._rejected[REASONS[status]] += 1
+
+    def count_refused_connection(self) -> None:
+        """One answered before it came to `HttpCounting`."""
+        self._rejected[TOO_MANY_CONNECTIONS] += 1
 
 
 class HttpCounting:

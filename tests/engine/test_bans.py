@@ -104,7 +104,7 @@ def test_every_policy_holds_back(unmask):
         count = len(targets)
         scores = Scores(targets, tokens, np.linspace(3, 1, count), np.full(count, 0.1), np.full(count, 0.5))
         plan = StepPlan(asked, targets, np.full(count, asked.end), targets)
-        [chosen] = select([plan], [scores])
+        chosen = select(plan, scores)
         assert chosen.any()
         asked.ids[targets[chosen]], asked.masked[targets[chosen]] = tokens[chosen], False
         asked.history.tokens.extend(tokens[chosen].tolist())

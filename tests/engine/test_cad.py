@@ -33,10 +33,11 @@ def vocabularies(engine, monkeypatch):
     """Request id -> the size of the vocabulary at each of its steps, as the engine runs."""
     sizes, commit = {}, engine.scheduler.commit
 
-    def watch(plans, scores, chosen):
+    def watch(choices):
+        plans = [choice.plan for choice in choices]
         for plan, need in zip(plans, needs(plans), strict=True):
             sizes.setdefault(plan.request.id, []).append(need.vocabulary)
-        return commit(plans, scores, chosen)
+        return commit(choices)
 
     monkeypatch.setattr(engine.scheduler, "commit", watch)
     return sizes

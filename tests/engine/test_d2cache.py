@@ -40,10 +40,10 @@ def rows_per_step(engine, monkeypatch):
     """Request id -> the positions of each of its steps, as the engine runs."""
     computed, commit = {}, engine.scheduler.commit
 
-    def watch(plans, scores, chosen):
-        for plan in plans:
-            computed.setdefault(plan.request.id, []).append(plan.rows.tolist())
-        return commit(plans, scores, chosen)
+    def watch(choices):
+        for choice in choices:
+            computed.setdefault(choice.plan.request.id, []).append(choice.plan.rows.tolist())
+        return commit(choices)
 
     monkeypatch.setattr(engine.scheduler, "commit", watch)
     return computed

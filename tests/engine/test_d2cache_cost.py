@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.engine import assemble
 from engine.models.synthetic import random_model
 from engine.params import DiffusionParams, SamplingParams
+from engine.plan import Choice
 from engine.request import Submission
 from engine.scores import score
 from engine.unmask import needs, select
@@ -67,7 +68,8 @@ def test_choosing_the_rows_costs_little_of_a_step(small):
         else:
             (without, _), (seconds, scores) = run(bare), run(plans)
         shares.append((planning + seconds - without) / (planning + seconds))
-        small.scheduler.commit(plans, scores, select(plans, scores))
+        [said] = scores
+        small.scheduler.commit([Choice(plan, said, select(plan, said))])
         assert plan.rollout
         assert step == 0 or 100 < len(plan.rows) < (PROMPT + CANVAS) / 2
     share = median(shares[1:])

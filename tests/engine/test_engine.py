@@ -64,6 +64,14 @@ def test_sampling_is_the_same_alone_and_among_others(engine, submission, run):
         assert run(engine, submission(number, seed=number, **row))[str(number)] == crowd[str(number)]
 
 
+def test_a_step_whose_targets_are_scored_in_parts_decodes_the_same(engine, submission, run, monkeypatch):
+    rng = random.Random(7)
+    rows = [{**random_row(rng, rng.choice(["fixed", "threshold", "entropy"])), "temperature": 0.5} for _ in range(8)]
+    whole = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
+    monkeypatch.setattr("engine.parts.TARGETS_AT_ONCE", 5)
+    assert run(engine, *(submission(number, **row) for number, row in enumerate(rows))) == whole
+
+
 def test_every_policy_in_one_batch_decodes_as_alone(engine, submission, run):
     """d2, cad, dual and none at four block lengths, arriving one after the other; also what comes out per block."""
     kinds = [

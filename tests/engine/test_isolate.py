@@ -1,10 +1,8 @@
-"""One request's fault is that request's end and nobody else's; memory that runs out costs time, not requests."""
+"""One request's fault is that request's end and nobody else's."""
 
 import re
 from dataclasses import replace
-from itertools import pairwise
 from types import SimpleNamespace
-from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -12,68 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import FinishReason, scheduler
+from engine import FinishReason
 from engine.cache import CACHES, DualCache
 from engine.errors import DeviceLost
 from engine.faults import Faults
-from engine.isolate import in_parts, is_device_lost, is_memory_short
-from engine.runner import Runner
+from engine.isolate import choose, in_parts
+from engine.plan import Scores
 from engine.unmask import UNMASKS, Threshold
 
-CROWD = [
-    {"cache": "dual", "unmask": "threshold", "threshold": 0.3, "block_length": 8},
-    {"cache": "none", "unmask": "fixed", "block_length": 16, "temperature": 0.8},
-    {"cache": "d2", "unmask": "threshold", "threshold": 0.3, "current_k": 8, "block_length": 16},
-    {"cache": "prefix", "unmask": "factor", "block_length": 8, "temperature": 1.2},
-    {"cache": "window", "unmask": "cad", "initial_block_length": 12},
-    {"cache": "none", "unmask": "dream", "steps": 20},
-    {"cache": "dual", "unmask": "entropy_bound", "block_length": 8, "holes": [(2, 20), (9, 28)], "stop_ids": {5}},
-]
-
-
-class FaultyRunner(Runner):
-    """Asks `fault` before each forward, which may raise or return a bool [rows] of those whose logits are NaN."""
-
-    def __init__(self, runner, fault):
-        super().__init__(runner.model, runner.pool, runner.device, runner.kernel)
-        self.fault = fault
-        self.calls = 0
-
-    def forward(self, batch):
-        self.calls += 1
-        spoilt = self.fault(batch)
-        answer = super().forward(batch)
-        if spoilt is not None:
-            answer.logits[spoilt[batch.logit_rows]] = torch.nan
-        return answer
-
-
-@pytest.fixture
-def crowd(submission):
-    return [
-        submission(f"good-{n}", prompt=list(range(20 + n, 34 + n)), gen_length=48, **row) for n, row in enumerate(CROWD)
-    ]
-
-
-def outputs(engine, *asked):
-    """Request id -> its outputs, with everything that was counted."""
-    for one in asked:
-        engine.submit(engine.new_request(one))
-    by_id = {one.request_id: [] for one in asked}
-    while engine.request_ids:
-        for output in engine.step():
-            by_id[output.request_id].append(output)
-    return by_id
-
-
-def find(engine, request_id):
-    return next((request for request in engine.scheduler.running if request.id == request_id), None)
-
-
-def rows_of(engine, batch, request_id):
-    """bool [rows] of the batch that are this request's, by the slots that it holds."""
-    request = find(engine, request_id)
-    return torch.isin(batch.slots, torch.from_numpy(request.slots)) if request else torch.zeros_like(batch.slots).bool()
+from .faulty import FaultyRunner, find, outputs, rows_of
 
 
 class LateDual(DualCache):
@@ -190,11 +135,26 @@ def test_a_fault_is_one_requests_own(engine, crowd, submission, monkeypatch, cap
     assert "Traceback" in record.getMessage()
 
 
+def test_a_choice_holds_what_belongs_together(engine, submission):
+    """Of three, the one in the middle has no numbers: what is left is each one's own plan, scores and tokens."""
+    asked = [{"unmask": "threshold", "threshold": 1.0}, {"unmask": "fixed"}, {"unmask": "threshold", "threshold": 0.0}]
+    for number, row in enumerate(asked):
+        engine.submit(engine.new_request(submission(number, gen_length=8, block_length=8, **row)))
+    plans = engine.scheduler.schedule()
+    said = zip(plans, (1.0, np.nan, 2.0), strict=True)
+    scores = [Scores(plan.targets, np.full(8, 5), np.full(8, log_odds)) for plan, log_odds in said]
+    faults = Faults()
+    first, last = choose(plans, scores, faults)
+    assert (first.plan, first.scores, first.chosen.sum(), first.is_forced) == (plans[0], scores[0], 1, True)
+    assert (last.plan, last.scores, last.chosen.sum(), last.is_forced) == (plans[2], scores[2], 8, False)
+    assert [fault.request for fault in faults.take()] == [plans[1].request]
+
+
 def test_nobody_waits_for_an_answer_that_could_not_be_put_together(engine, submission, monkeypatch):
     """The last block is full, and what should be told with it is lost."""
     asked = submission("culprit", gen_length=8, block_length=8)
     asked = replace(asked, sampling=replace(asked.sampling, logprobs=1))
-    monkeypatch.setattr("engine.scores.Reported.received", lambda *_: [None])
+    monkeypatch.setattr("engine.scores.received", lambda *_: [None])
     [last] = outputs(engine, asked)["culprit"]
     assert last.finish_reason is FinishReason.ERROR
     assert engine.stats().kv_pages_used == 0
@@ -224,102 +184,6 @@ def test_several_at_fault_at_once_cost_a_few_forwards(engine, crowd, submission,
     assert record.getMessage().startswith("failed: request bad-0, bad-1, bad-2: ValueError"), "one cause, one entry"
 
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    torch.AcceleratorError("CUDA error: out of memory"),
-    MemoryError(),
-]
-
-
-def at_most(rows, error, seen):
-    def fault(batch):
-        seen.append(len(batch.ids))
-        if len(batch.ids) > rows:
-            raise error
-
-    return fault
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_costs_nobody_anything(engine, crowd, monkeypatch, caplog, error):
-    expected = outputs(engine, *crowd)
-    seen = []
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, error, seen)))
-    assert outputs(engine, *crowd) == expected
-    assert max(seen) > 130, "it has happened"
-    assert sum(rows > 130 for rows in seen) <= 3 < len(seen), "the lower budget is remembered"
-    assert engine.stats().kv_pages_used == 0
-    assert all("out of memory with" in record.getMessage() for record in caplog.records)
-
-
-def test_the_whole_budget_is_tried_again_after_a_while(engine, crowd, monkeypatch):
-    monkeypatch.setattr(scheduler, "SPARING_STEPS", 6)
-    seen = []
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, OUT_OF_MEMORY[0], seen)))
-    outputs(engine, *crowd)
-    over = [i for i, rows in enumerate(seen) if rows > 130]
-    assert len(over) > 3
-    assert any(later - earlier > 6 for earlier, later in pairwise(over))
-
-
-def test_only_a_request_that_cannot_run_alone_fails_for_memory(engine, crowd, submission, monkeypatch):
-    expected = outputs(engine, *crowd)
-    seen = []
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, OUT_OF_MEMORY[0], seen)))
-    by_id = outputs(engine, *crowd, submission("huge", prompt=[9] * 100, gen_length=64))
-    [last] = by_id.pop("huge")
-    assert last.finish_reason is FinishReason.ERROR
-    assert by_id == expected
-    assert engine.stats().kv_pages_used == 0
-
-
-def test_a_single_request_has_a_second_try_once_memory_is_released(engine, submission, run, monkeypatch):
-    expected = run(engine, submission())
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, lambda _: None))
-    released = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(engine.runner.calls))
-
-    def fault(_):
-        if not released:
-            raise OUT_OF_MEMORY[0]
-
-    engine.runner.fault = fault
-    assert run(engine, submission()) == expected
-    assert released == [1]
-
-
-def test_so_has_each_of_a_batch_that_was_split(engine, submission, monkeypatch):
-    asked = [submission(number, prompt=[number + 1] * 9) for number in range(2)]
-    expected = outputs(engine, *asked)
-    failed = set()
-
-    def fault(batch):
-        key = tuple(batch.slots[:1].tolist()), len(batch.ids)
-        if key not in failed:
-            failed.add(key)
-            raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
-    assert outputs(engine, *asked) == expected
-
-
-def test_no_tensor_of_a_failed_attempt_is_kept_while_it_is_tried_again(engine, crowd, monkeypatch):
-    """Else an out-of-memory step would be retried with its memory still taken."""
-    made = WeakSet()
-
-    def fault(batch):
-        assert not made, "what the attempt before has made"
-        hidden = torch.empty(len(batch.ids))
-        made.add(hidden)
-        if len(hidden) > 130:
-            raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
-    assert all(ends[-1].finish_reason is not FinishReason.ERROR for ends in outputs(engine, *crowd).values())
-
-
 @pytest.mark.parametrize(
     "error",
     [torch.AcceleratorError("CUDA error: device-side assert triggered"), RuntimeError("CUDA error: unknown error")],
@@ -334,16 +198,6 @@ def test_a_lost_device_is_asked_once(engine, crowd, monkeypatch, error):
     with pytest.raises(DeviceLost, match=re.escape(str(error))):
         engine.step()
     assert engine.runner.calls == 1
-
-
-def test_errors_are_what_torch_calls_them():
-    assert all(is_memory_short(error) and not is_device_lost(error) for error in OUT_OF_MEMORY)
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**50)
-    assert is_memory_short(caught.value)
-    for error in (ValueError("out of memory"), AssertionError(), RuntimeError("shapes do not match")):
-        assert not is_memory_short(error)
-        assert not is_device_lost(error)
 
 
 @given(

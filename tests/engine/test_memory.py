@@ -25,8 +25,8 @@ def folder(published, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "max_model_len", "billions", "kib_per_token", "canvases_in_80_gib"),
-    # (0.9 * 80 GiB - 2 bytes a parameter) // (bytes of a canvas), by hand
-    [("llada-8b", 4096, 8.0, 512, 28), ("dream-7b", 2048, 7.6, 56, 528)],
+    # (0.9 * 80 GiB - 2 bytes a parameter - a step) // (bytes of a canvas), by hand
+    [("llada-8b", 4096, 8.0, 512, 27), ("dream-7b", 2048, 7.6, 56, 512)],
 )
 def test_the_published_sizes(folder, name, max_model_len, billions, kib_per_token, canvases_in_80_gib):
     engine_config = EngineConfig(model=folder(name), max_model_len=max_model_len)
@@ -54,11 +54,12 @@ def test_it_is_the_arithmetic_of_loading(dream_tiny):
     plan = plan_memory(EngineConfig(model=str(dream_tiny), memory_fraction=0.5), memory)
     planned = plan.footprints["float32"]
     info = load(EngineConfig(model=str(dream_tiny), kv_cache_tokens=planned.kv_tokens)).info
+    assert info.max_batch_rows == plan.max_batch_rows
     assert (info.num_parameters, info.weight_bytes) == (plan.num_parameters, planned.weight_bytes)
     assert info.kv_tokens == planned.kv_tokens
     assert info.kv_bytes == planned.kv_tokens * planned.kv_bytes_per_token
     one_page = planned.kv_bytes_per_token * info.page_size
-    assert memory // 2 - one_page < info.weight_bytes + info.kv_bytes <= memory // 2
+    assert memory // 2 - one_page < info.weight_bytes + planned.step_bytes + info.kv_bytes <= memory // 2
     assert plan.memory_bytes == memory // 2
 
 
@@ -83,6 +84,8 @@ def test_refusals(folder, tmp_path):
         plan_memory(EngineConfig(model=str(tmp_path)), GIB)
     with pytest.raises(ConfigError, match="own limit is 4096"):
         plan_memory(EngineConfig(model=folder("llada-8b"), max_model_len=5000), GIB)
+    with pytest.raises(ConfigError, match="max_batch_rows is 100"):
+        plan_memory(EngineConfig(model=folder("llada-8b"), max_batch_rows=100), GIB)
 
 
 @pytest.mark.parametrize("name", ["dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"])

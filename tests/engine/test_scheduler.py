@@ -11,7 +11,7 @@ from engine.config import ModelSpec
 from engine.output import FinishReason
 from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
-from engine.plan import Scores
+from engine.plan import Choice, Scores
 from engine.request import Hole, Request, Submission
 from engine.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask import UNMASKS, effective, select
@@ -48,7 +48,8 @@ def scored(plan, rng):
 def step(scheduler, rng):
     plans = scheduler.schedule()
     scores = [scored(plan, rng) for plan in plans]
-    return plans, scheduler.commit(plans, scores, select(plans, scores))
+    choices = [Choice(plan, said, select(plan, said)) for plan, said in zip(plans, scores, strict=True)]
+    return plans, scheduler.commit(choices)
 
 
 def later(request):
@@ -210,10 +211,9 @@ def test_a_lowered_budget_holds_one_plan_in_any_case():
 def test_where_an_answer_ends(tokens, max_tokens, expected, reason):
     scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
     scheduler.add(request(0, 4, max_tokens, unmask="threshold", threshold=0.0))
-    plans = scheduler.schedule()
-    [output] = scheduler.commit(
-        plans, [Scores(plans[0].targets, np.array(tokens), np.zeros(8))], [np.ones(8, np.bool_)]
-    )
+    [plan] = scheduler.schedule()
+    said = Scores(plan.targets, np.array(tokens), np.zeros(8))
+    [output] = scheduler.commit([Choice(plan, said, np.ones(8, np.bool_))])
     assert output.token_ids == expected
     assert output.finish_reason is reason
     assert output.usage.completion_tokens == len(expected)
@@ -225,10 +225,10 @@ def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
     scheduler.add(request(0, 4, 8))
     [plan] = scheduler.schedule()
     chosen = np.arange(8) == 2
-    assert scheduler.commit([plan], [Scores(plan.targets, np.full(8, 48), np.zeros(8))], [chosen]) == []
+    assert scheduler.commit([Choice(plan, Scores(plan.targets, np.full(8, 48), np.zeros(8)), chosen)]) == []
     [plan] = scheduler.schedule()
     chosen = np.arange(7) < 2
-    [output] = scheduler.commit([plan], [Scores(plan.targets, np.full(7, 5), np.zeros(7))], [chosen])
+    [output] = scheduler.commit([Choice(plan, Scores(plan.targets, np.full(7, 5), np.zeros(7)), chosen)])
     assert (output.token_ids, output.finish_reason) == ((5, 5), FinishReason.STOP)
 
 
@@ -240,7 +240,7 @@ def test_a_request_remembers_what_its_steps_said():
     assert len(plan.targets) == 16, "d2 scores what is not open yet"
     log_odds, importance = np.linspace(-2.0, 2.0, 16), np.linspace(0.0, 1.0, 20)
     said = Scores(plan.targets, np.arange(16), log_odds, importance=importance)
-    scheduler.commit([plan], [said], [np.isin(np.arange(16), [1, 3])])
+    scheduler.commit([Choice(plan, said, np.isin(np.arange(16), [1, 3]))])
     history = asked.history
     np.testing.assert_array_equal(history.confidence[4:], said.confidence)
     assert history.mean_confidence == [pytest.approx(said.confidence[:4].mean())], "of the open block alone"
@@ -249,7 +249,7 @@ def test_a_request_remembers_what_its_steps_said():
     [plan] = scheduler.schedule()
     said = Scores(plan.targets, np.full(len(plan.targets), 9), np.full(len(plan.targets), 3.0))
     chosen = np.arange(len(plan.targets)) == 0
-    scheduler.commit([plan], [said], [chosen])
+    scheduler.commit([Choice(plan, said, chosen)])
     assert (history.confidence[plan.targets] == said.confidence).all()
     np.testing.assert_array_equal(history.importance, importance)
     assert history.tokens == [1, 3, 9]

@@ -140,18 +140,6 @@ def test_top_p_and_top_k_leave_confidence_alone_unless_processed():
     np.testing.assert_array_equal(greedy.log_odds, plain.log_odds)
 
 
-def test_many_rows_are_scored_as_few(monkeypatch):
-    """Scratch memory is bounded by taking some rows after the others."""
-    logits = torch.randn(24, VOCAB)
-    plans = [plan(temperature=0.9, top_p=0.7, seed=2), plan(), plan(top_k=4, temperature=0.4)]
-    needs = [Needs(processed=True, entropy=True), Needs(margin=True), Needs()]
-    at_once = score(logits.clone(), plans, MASK, needs)
-    monkeypatch.setattr("engine.scores.ROWS_AT_ONCE", 5)
-    for some, whole in zip(score(logits.clone(), plans, MASK, needs), at_once, strict=True):
-        for name in ("tokens", "log_odds", "entropy", "margin"):
-            np.testing.assert_array_equal(getattr(some, name), getattr(whole, name))
-
-
 def test_the_only_token_left_is_certain():
     [scores] = score(torch.randn(8, VOCAB), [plan(top_k=1)], MASK, [Needs(processed=True, entropy=True, margin=True)])
     assert scores.confidence.tolist() == [1.0] * 8

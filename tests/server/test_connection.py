@@ -150,3 +150,5 @@ async def test_one_client_too_many_is_a_503_but_probes_are_answered(api, connect
             idle.pop()[1].close()
             await asyncio.sleep(0.05)
             assert (await client.post("/v1/completions", json={"prompt": "ab"})).status_code == 200
+            metrics = (await client.get("/metrics")).text
+            assert 'unmask_requests_rejected_total{model_name="demo",reason="too_many_connections"} 1.0' in metrics

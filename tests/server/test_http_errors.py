@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest
-from server.unsupported import MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
+from server.unsupported import HARMLESS, MAX_LABEL_LENGTH, MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
 
 JSON = {"content-type": "application/json"}
 
@@ -141,6 +141,24 @@ async def test_a_field_that_cannot_be_honoured_is_refused(api, engine, field):
         for neutral in (None, *NEUTRAL_VALUES[field]):
             assert (await ask(**{field: neutral})).status_code == 200
     assert len(engine.streams) == len(asks) * (1 + len(NEUTRAL_VALUES[field]))
+
+
+@pytest.mark.parametrize("field", sorted(HARMLESS))
+async def test_a_field_without_effect_may_not_be_a_book(api, engine, field):
+    for ask in (api.complete, api.chat):
+        error = api.error_of(await ask(**{field: "x" * (MAX_LABEL_LENGTH + 1)}), 400)
+        assert error["param"] == field
+        assert str(MAX_LABEL_LENGTH) in error["message"]
+        assert not engine.streams
+    assert (await api.complete(**{field: "x" * MAX_LABEL_LENGTH})).status_code == 200
+
+
+async def test_what_metadata_holds_has_the_same_limit(api):
+    long = "x" * (MAX_LABEL_LENGTH + 1)
+    for metadata in ({"key": long}, {long: "value"}):
+        assert (await api.error(400, metadata=metadata))["param"] == "metadata"
+    assert (await api.complete(metadata={"key": "x" * MAX_LABEL_LENGTH, "other": 5})).status_code == 200
+    assert (await api.complete(prediction={"type": "content", "content": long})).status_code == 200
 
 
 async def test_true_is_not_one(api):

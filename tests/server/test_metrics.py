@@ -142,6 +142,45 @@ async def test_requests_are_timed_and_counted(api, engine):
     assert value(families, "unmask_request_generation_tokens_sum") == 13 + len("one tw") + 4
 
 
+def refusals(families):
+    [family] = [family for name, family in families.items() if name == "unmask_requests_rejected"]
+    return {sample.labels["reason"]: sample.value for sample in family.samples}
+
+
+GOOD = {"json": {"prompt": "ab"}, "headers": {"authorization": "Bearer key"}}
+
+
+@pytest.mark.parametrize(
+    ("reason", "request_"),
+    [
+        ("unauthorized", {"json": {"prompt": "ab"}}),
+        ("unauthorized", {"json": {"prompt": "ab"}, "url": "/no/such/route"}),
+        ("too_large", GOOD | {"json": {"prompt": "a" * 1000}}),
+        ("too_large", GOOD | {"headers": {"authorization": "Bearer key", **{f"x-{n}": "y" for n in range(100)}}}),
+        ("invalid", GOOD | {"json": {"prompt": 5}}),
+        ("invalid", GOOD | {"json": {"prompt": "ab", "max_tokens": 500}}),
+        ("invalid", GOOD | {"method": "PUT"}),
+        ("unknown_model", GOOD | {"json": {"prompt": "ab", "model": "gpt"}}),
+        ("unavailable", GOOD),
+        (None, GOOD),
+        (None, GOOD | {"url": "/no/such/route"}),
+        (None, {"url": "/ready", "method": "GET"}),
+    ],
+)
+async def test_refusals_are_counted_by_their_reason(engine, tokenizer, reason, request_):
+    settings = build({"served_model_name": ["fake"], "api_key": ["key"], "max_body_bytes": 500})
+    app = create_app(cast(EngineLoop, engine), tokenizer, settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        before = refusals(await scrape(client))
+        engine.accepting = reason != "unavailable" and request_.get("url") != "/ready"
+        await client.request(**{"method": "POST", "url": "/v1/completions", **request_})
+        after = refusals(await scrape(client))
+    assert before == dict.fromkeys(before, 0) | {"queue_full": 23}, "which the engine counts"
+    assert {name: count - before[name] for name, count in after.items() if count != before[name]} == (
+        {reason: 1} if reason else {}
+    )
+
+
 async def test_answers_are_counted_by_route_and_class(api):
     await api.complete()
     await api.complete(temperature=9)

@@ -70,6 +70,7 @@ class TestLangChain:
 
     async def test_chat_stream(self, chat, expected):
         pieces = [piece async for piece in chat.astream(MESSAGES)]
+        await chat.root_async_client.close()  # LangChain keeps it, and its socket, to the end
         assert "".join(piece.content for piece in pieces) == expected[1]
 
     def test_a_wrong_key(self, options):

@@ -1,0 +1,20 @@
+"""Fixtures that several of the engine's test modules share."""
+
+import pytest
+
+CROWD = [
+    {"cache": "dual", "unmask": "threshold", "threshold": 0.3, "block_length": 8},
+    {"cache": "none", "unmask": "fixed", "block_length": 16, "temperature": 0.8},
+    {"cache": "d2", "unmask": "threshold", "threshold": 0.3, "current_k": 8, "block_length": 16},
+    {"cache": "prefix", "unmask": "factor", "block_length": 8, "temperature": 1.2},
+    {"cache": "window", "unmask": "cad", "initial_block_length": 12},
+    {"cache": "none", "unmask": "dream", "steps": 20},
+    {"cache": "dual", "unmask": "entropy_bound", "block_length": 8, "holes": [(2, 20), (9, 28)], "stop_ids": {5}},
+]
+
+
+@pytest.fixture
+def crowd(submission):
+    return [
+        submission(f"good-{n}", prompt=list(range(20 + n, 34 + n)), gen_length=48, **row) for n, row in enumerate(CROWD)
+    ]

@@ -1,0 +1,117 @@
+"""Memory that runs out costs time, not requests."""
+
+from itertools import pairwise
+from weakref import WeakSet
+
+import pytest
+import torch
+
+from engine import FinishReason, scheduler
+from engine.isolate import is_device_lost, is_memory_short
+
+from .faulty import FaultyRunner, outputs
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    MemoryError(),
+]
+
+
+def at_most(rows, error, seen):
+    def fault(batch):
+        seen.append(len(batch.ids))
+        if len(batch.ids) > rows:
+            raise error
+
+    return fault
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_costs_nobody_anything(engine, crowd, monkeypatch, caplog, error):
+    expected = outputs(engine, *crowd)
+    seen = []
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, error, seen)))
+    assert outputs(engine, *crowd) == expected
+    assert max(seen) > 130, "it has happened"
+    assert sum(rows > 130 for rows in seen) <= 3 < len(seen), "the lower budget is remembered"
+    assert engine.stats().kv_pages_used == 0
+    assert all("out of memory with" in record.getMessage() for record in caplog.records)
+
+
+def test_the_whole_budget_is_tried_again_after_a_while(engine, crowd, monkeypatch):
+    monkeypatch.setattr(scheduler, "SPARING_STEPS", 6)
+    seen = []
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, OUT_OF_MEMORY[0], seen)))
+    outputs(engine, *crowd)
+    over = [i for i, rows in enumerate(seen) if rows > 130]
+    assert len(over) > 3
+    assert any(later - earlier > 6 for earlier, later in pairwise(over))
+
+
+def test_only_a_request_that_cannot_run_alone_fails_for_memory(engine, crowd, submission, monkeypatch):
+    expected = outputs(engine, *crowd)
+    seen = []
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, OUT_OF_MEMORY[0], seen)))
+    by_id = outputs(engine, *crowd, submission("huge", prompt=[9] * 100, gen_length=64))
+    [last] = by_id.pop("huge")
+    assert last.finish_reason is FinishReason.ERROR
+    assert by_id == expected
+    assert engine.stats().kv_pages_used == 0
+
+
+def test_a_single_request_has_a_second_try_once_memory_is_released(engine, submission, run, monkeypatch):
+    expected = run(engine, submission())
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, lambda _: None))
+    released = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append(engine.runner.calls))
+
+    def fault(_):
+        if not released:
+            raise OUT_OF_MEMORY[0]
+
+    engine.runner.fault = fault
+    assert run(engine, submission()) == expected
+    assert released == [1]
+
+
+def test_so_has_each_of_a_batch_that_was_split(engine, submission, monkeypatch):
+    asked = [submission(number, prompt=[number + 1] * 9) for number in range(2)]
+    expected = outputs(engine, *asked)
+    failed = set()
+
+    def fault(batch):
+        key = tuple(batch.slots[:1].tolist()), len(batch.ids)
+        if key not in failed:
+            failed.add(key)
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
+    assert outputs(engine, *asked) == expected
+
+
+def test_no_tensor_of_a_failed_attempt_is_kept_while_it_is_tried_again(engine, crowd, monkeypatch):
+    """Else an out-of-memory step would be retried with its memory still taken."""
+    made = WeakSet()
+
+    def fault(batch):
+        assert not made, "what the attempt before has made"
+        hidden = torch.empty(len(batch.ids))
+        made.add(hidden)
+        if len(hidden) > 130:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
+    assert all(ends[-1].finish_reason is not FinishReason.ERROR for ends in outputs(engine, *crowd).values())
+
+
+def test_errors_are_what_torch_calls_them():
+    assert all(is_memory_short(error) and not is_device_lost(error) for error in OUT_OF_MEMORY)
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_memory_short(caught.value)
+    for error in (ValueError("out of memory"), AssertionError(), RuntimeError("shapes do not match")):
+        assert not is_memory_short(error)
+        assert not is_device_lost(error)

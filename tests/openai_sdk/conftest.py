@@ -1,0 +1,48 @@
+"""OpenAI's own client, sync and async, over a real socket to one server with the demo model."""
+
+import asyncio
+from types import SimpleNamespace
+
+import httpx
+import openai
+import pytest
+
+
+@pytest.fixture(scope="package")
+def url(serve):
+    with serve("demo") as url:
+        yield url
+
+
+@pytest.fixture(params=["sync", "async"])
+async def sdk(request, url):
+    """`await sdk.complete(...)` and `await sdk.chat(...)` by either client; streams come as lists of chunks."""
+    options = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0}
+    if request.param == "sync":
+        with openai.OpenAI(**options) as client:
+
+            def gather(create, body):
+                answer = create(model="demo", **body)
+                return list(answer) if body.get("stream") else answer
+
+            yield SimpleNamespace(
+                complete=lambda **body: asyncio.to_thread(gather, client.completions.create, body),
+                chat=lambda **body: asyncio.to_thread(gather, client.chat.completions.create, body),
+            )
+    else:
+        async with openai.AsyncOpenAI(**options) as client:
+
+            async def collect(create, body):
+                answer = await create(model="demo", **body)
+                return [chunk async for chunk in answer] if body.get("stream") else answer
+
+            yield SimpleNamespace(
+                complete=lambda **body: collect(client.completions.create, body),
+                chat=lambda **body: collect(client.chat.completions.create, body),
+            )
+
+
+@pytest.fixture
+async def http(url):
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        yield client
