@@ -18,6 +18,8 @@ from engine import (
     load,
 )
 
+from .faulty import rows_of
+
 
 @pytest.fixture
 async def loop(engine):
@@ -251,8 +253,7 @@ async def test_one_faulty_request_leaves_the_other_streams_alone(loop, submissio
     forward, engine = loop._engine.runner.forward, loop._engine
 
     def faulty(batch):
-        culprit = next((request for request in engine.scheduler.running if request.id == "culprit"), None)
-        if culprit and torch.isin(batch.slots, torch.from_numpy(culprit.slots)).any():
+        if rows_of(engine, batch, "culprit").any():
             raise ValueError("a fault in the forward")
         return forward(batch)
 
