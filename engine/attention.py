@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from engine.kernels import attention, empty_keys, watched_attention
+from engine.kernels import attention, watched_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +39,17 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
 class KVPool:
     """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
 
-    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys lie as the
-    kernels like them best, or `keys_by_row`, as values do.
+    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys turned round,
+    [head_dim, slots], would be read faster where a canvas fills the pool, and a thousand times slower elsewhere:
+    oneDNN has no kernel for a part of such a matrix.
     """
 
     def __init__(
-        self,
-        layers: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        *,
-        keys_by_row: bool = False,
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         # A slot is always written before a horizon reaches it: only `FlexKernel` reads others, and wants them cleared.
-        self.values = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
-        self.keys = torch.empty_like(self.values) if keys_by_row else empty_keys(self.values)
+        self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
 
     def clear(self, slots: slice | Tensor = slice(None)) -> None:
         """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN."""

@@ -220,13 +220,7 @@ def assemble(
         model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
     pool = KVPool(
-        geometry.num_layers,
-        pages * config.page_size,
-        geometry.num_kv_heads,
-        geometry.head_dim,
-        dtype,
-        device,
-        keys_by_row=config.attention == "flex",
+        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
     if config.attention == "flex":
         pool.clear()  # on a CPU the others leave untouched memory to the system

@@ -1,8 +1,8 @@
 """The products that a forward spends its time in, by whatever is fastest on the tensors' device: dense in, dense out.
 
-Knows shapes, dtypes, devices and how what is read again and again had best lie in memory; nothing of layers, pages or
-sequences. For float32 on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's.
-oneDNN, which torch brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient.
+Knows shapes, dtypes, devices and how weights had best lie in memory; nothing of layers, pages or sequences. For float32
+on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch
+brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient.
 """
 
 import torch
@@ -19,9 +19,8 @@ PACKED_FOR_ROWS = 32
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
 
-FEW_WEIGHTS, TURNING = 2**15, 16
-"""Attention weights of a head below which SDPA's one call beats three calls a head, though keys that lie in oneDNN's
-order have to be turned for it, which takes as long as so many more rows."""
+FEW_WEIGHTS = 2**15
+"""Attention weights of a head below which SDPA's single call beats three calls a head."""
 
 WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
 """Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
@@ -44,28 +43,13 @@ def packed(weight: Tensor) -> Tensor:
     return reordered
 
 
-def empty_keys(values: Tensor) -> Tensor:
-    """Room for the keys of values [..., slots, head_dim], of their shape, in the order that `attention` reads fastest.
-
-    oneDNN multiplies by keys that lie [..., head_dim, slots] as they are, and turns others at each call.
-    """
-    return (
-        torch.empty_like(values.mT, memory_format=torch.contiguous_format).mT
-        if _is_onednns(values)
-        else torch.empty_like(values)
-    )
-
-
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k / sqrt(head_dim)) v: every row sees every key.
 
-    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head of values contiguous and of keys
-    that or its transpose -> as q.
+    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
     """
     if _is_many(q, keys):
         return _head_by_head(q, keys, values)
-    if keys.stride(-1) != 1:
-        keys = keys.contiguous()  # SDPA would do without its fused kernel
     attended = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         keys.unsqueeze(0),
@@ -145,5 +129,4 @@ def _is_onednns(x: Tensor) -> bool:
 
 
 def _is_many(q: Tensor, keys: Tensor) -> bool:
-    rows = len(q) * q.shape[1] // len(keys)
-    return _has_onednn(q) and (rows + TURNING) * keys.shape[1] >= FEW_WEIGHTS
+    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= FEW_WEIGHTS

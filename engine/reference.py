@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.kernels import attention, empty_keys
+from engine.kernels import attention
 from engine.models.layers import Transformer
 
 Rule = Callable[[Tensor, int], Tensor]
@@ -25,8 +25,8 @@ class DenseContext:
     def __init__(self, model: Transformer, length: int) -> None:
         config, weight = model.config, model.embed
         shape = (config.num_layers, config.num_kv_heads, length, config.head_dim)
-        self.values = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.keys = empty_keys(self.values)
+        self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.values = torch.zeros_like(self.keys)
         self.rows = slice(0, length)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

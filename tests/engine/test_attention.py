@@ -9,10 +9,9 @@ from engine.attention import KVPool, PagedContext, Segment, attend_rows, attend_
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("scattered", [False, True])
-@pytest.mark.parametrize("keys_by_row", [False, True])
-def test_segments_equal_rows(kv_heads, scattered, keys_by_row):
+def test_segments_equal_rows(kv_heads, scattered):
     torch.manual_seed(0)
-    pool = KVPool(2, 64, kv_heads, 8, torch.float32, torch.device("cpu"), keys_by_row=keys_by_row)
+    pool = KVPool(2, 64, kv_heads, 8, torch.float32, torch.device("cpu"))
     pool.keys.normal_()
     pool.values.normal_()
     order = torch.randperm(64) if scattered else torch.arange(64)

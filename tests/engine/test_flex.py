@@ -44,7 +44,7 @@ def test_flex_equals_segments(kv_heads):
         torch.manual_seed(seed)
         segments, rows = batch(seed, page_size, pages)
         kinds |= {type(segment.visible) for segment in segments}
-        pool = KVPool(1, pages * page_size, kv_heads, 16, torch.float32, CPU, keys_by_row=True)
+        pool = KVPool(1, pages * page_size, kv_heads, 16, torch.float32, CPU)
         keys, values, q = pool.keys[0].normal_(), pool.values[0].normal_(), torch.randn(rows, 4, 16)
         expected = attend_segments(q, keys, values, segments)
         torch.testing.assert_close(kernel(q, keys, values, segments), expected, atol=2e-6, rtol=1e-5)
@@ -64,8 +64,8 @@ def test_every_third_golden_row_in_one_batch(llada_tiny, golden, submission, run
 class Unwritten(KVPool):
     """What memory holds by chance."""
 
-    def __init__(self, *geometry, **layout):
-        super().__init__(*geometry, **layout)
+    def __init__(self, *geometry):
+        super().__init__(*geometry)
         self.values.fill_(torch.nan)
 
 

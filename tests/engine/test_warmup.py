@@ -13,8 +13,8 @@ from engine.warmup import _batch, warm_up
 class Marked(KVPool):
     """A pool whose content nobody has written."""
 
-    def __init__(self, *geometry, **layout):
-        super().__init__(*geometry, **layout)
+    def __init__(self, *geometry):
+        super().__init__(*geometry)
         for number, tensor in enumerate((self.keys, self.values)):
             tensor.copy_(torch.arange(tensor.numel()).view_as(tensor) + number)
 
