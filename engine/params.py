@@ -116,7 +116,7 @@ class DiffusionParams:
     """dream: the time at which its schedule ends, from 1."""
     refresh_before: Annotated[int, Ge(0)] = 32
     """window, delayed: positions before a block that are recomputed when it opens."""
-    refresh_after: Annotated[int, Ge(0)] = 32
+    refresh_after: Annotated[int, Ge(0)] = 0
     """window, delayed: positions behind the block that are recomputed when it opens."""
     prompt_refresh: Annotated[int, Ge(0)] = 0
     """window, delayed: the prompt is recomputed every so many blocks; 0 is never."""
