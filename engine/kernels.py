@@ -19,8 +19,8 @@ PACKED_FOR_ROWS = 32
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
 
-FEW_WEIGHTS = 2**15
-"""Attention weights of a head below which SDPA's single call beats three calls a head."""
+FEW_WEIGHTS, FEW_WEIGHTS_ON_A_THREAD = 2**16, 2**15
+"""Attention weights of a head below which SDPA's single call beats three calls a head; its threads share the heads."""
 
 WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
 """Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
@@ -129,4 +129,5 @@ def _is_onednns(x: Tensor) -> bool:
 
 
 def _is_many(q: Tensor, keys: Tensor) -> bool:
-    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= FEW_WEIGHTS
+    few = FEW_WEIGHTS if torch.get_num_threads() > 1 else FEW_WEIGHTS_ON_A_THREAD
+    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= few

@@ -28,7 +28,8 @@ def by_formula(q, keys, values):
 def way(request, monkeypatch):
     """Which branch runs; `few` is the batched products of every device, the others are a CPU's head by head."""
     parts = {"few": 2**19, "many in one part": 2**19, "many in parts of a row": 1, "many in parts of three rows": 300}
-    monkeypatch.setattr(kernels, "FEW_WEIGHTS", 2**40 if request.param == "few" else 1)
+    for name in ("FEW_WEIGHTS", "FEW_WEIGHTS_ON_A_THREAD"):
+        monkeypatch.setattr(kernels, name, 2**40 if request.param == "few" else 1)
     monkeypatch.setattr(kernels, "WEIGHTS_AT_ONCE", parts[request.param])
 
 
@@ -65,7 +66,8 @@ def test_many_weights_take_the_cpus_own_way(monkeypatch):
         attention(q.bfloat16(), keys.bfloat16(), values.bfloat16())
         attention(q, keys, values)
         assert not taken
-        monkeypatch.setattr(kernels, "FEW_WEIGHTS", 13 * 37 * 2)
+        for name in ("FEW_WEIGHTS", "FEW_WEIGHTS_ON_A_THREAD"):
+            monkeypatch.setattr(kernels, name, 13 * 37 * 2)
         attention(q, keys, values)
         assert len(taken) == kernels._HAS_ONEDNN
 
