@@ -72,6 +72,7 @@ def text(events):
     return "".join(event["choices"][0]["text"] for event in events)
 
 
+@pytest.mark.slow
 async def test_sigterm_under_load(start):
     async with start() as (client, process):
         alone = await stream(client)

@@ -122,6 +122,7 @@ def fails(capsys, *argv):
     return captured.err
 
 
+@pytest.mark.slow
 def test_the_projects_own_server(capsys, serve):
     params = {"diffusion": {"cache": "window", "unmask": "fixed", "steps": 16, "block_length": 16}}
     flags = ("--num-prompts", "6", "--concurrency", "3", "--output-length", "64", "--ignore-eos")

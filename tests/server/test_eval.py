@@ -158,6 +158,7 @@ def test_an_empty_file_is_an_error(capsys, problems):
     assert "holds no problems" in fails(capsys, "--data", problems())
 
 
+@pytest.mark.slow
 def test_a_server_gives_the_figures_of_the_model_itself(capsys, serve, problems):
     asked = ["--tasks", "sort,facts", "--limit", "8", "--plain"]
     policy = ["--cache", "dual", "--unmask", "threshold", "--threshold", "0.7"]
