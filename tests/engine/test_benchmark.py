@@ -26,7 +26,7 @@ def test_rows_and_forwards_of_every_method():
     rows = figures(sample_steps=1000)
     in_block = BLOCKS * 3 * 16
     prefix = BLOCKS * LENGTH + 3 * sum((64, 48, 32, 16))
-    window = LENGTH + sum((88 - 8, 88 - 24, 88 - 40))  # 32 before and 64 after the blocks at 40, 56 and 72
+    window = LENGTH + 3 * (32 + 16)  # 32 before the blocks at 40, 56 and 72, and the blocks
     expected = {
         "reference/baseline": (64, 64 * LENGTH),
         "reference/prefix": (16, prefix),
