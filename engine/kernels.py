@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def packed(weight: Tensor) -> Tensor:
     """A weight [out, in] that `linear` takes as well, and that nothing else can read: in oneDNN's own order on a CPU.
 
-    Else oneDNN puts it in that order at each call, which with few rows takes a fifth of the time.
+    Else oneDNN puts it in that order at each call, which few rows do not make up for.
     """
     if weight.is_mkldnn or not _is_onednns(weight):
         return weight
