@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+import engine.native as native
 from engine.attention import KVPool
 from engine.batch import build
 from engine.budget import kv_pool_pages
@@ -213,6 +214,8 @@ def assemble(
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
     max_model_len, max_batch_rows = _limits(config, spec)
     set_threads(config, geometry)
+    if device.type == "cpu":
+        native.kernel()  # a moment for the compiler, once on a machine: here, and not in somebody's first request
     is_compiled = _check_compiler(config, device)
     if config.compile:
         model.compile_parts()  # which takes weights in no order but their own

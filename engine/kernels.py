@@ -2,12 +2,15 @@
 
 Knows shapes, dtypes, devices and how weights had best lie in memory; nothing of layers, pages or sequences. For float32
 on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch
-brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient.
+brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient. Attention there is
+this project's own kernel (`engine.native`) where a C++ compiler is at hand.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+import engine.native as native
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -19,8 +22,8 @@ PACKED_FOR_ROWS = 32
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
 
-FEW_WEIGHTS, FEW_WEIGHTS_ON_A_THREAD = 2**16, 2**15
-"""Attention weights of a head below which SDPA's single call beats three calls a head; its threads share the heads."""
+FEW_WEIGHTS = 2**15
+"""Attention weights for each head of the keys below which SDPA's single call beats three calls a head."""
 
 WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
 """Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
@@ -48,8 +51,11 @@ def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
     """
+    if native.takes(q, keys, values) and (attend := native.kernel()):
+        return attend(q, keys, values)
     if _is_many(q, keys):
-        return _head_by_head(q, keys, values)
+        parts = [_head_by_head(part, keys, values) for part in torch.split(q, _rows_at_once(q, keys))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     attended = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         keys.unsqueeze(0),
@@ -66,8 +72,10 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
     """
     mean = torch.zeros(len(q), keys.shape[1], device=q.device)
     if _is_many(q, keys):
-        return _head_by_head(q, keys, values, mean), mean
-    heads, queries = q.shape[1], _by_kv_head(q, len(keys)).flatten(1, 2)
+        at_once = _rows_at_once(q, keys)
+        parts = zip(torch.split(q, at_once), torch.split(mean, at_once), strict=True)
+        return torch.cat([_head_by_head(part, keys, values, its_mean) for part, its_mean in parts]), mean
+    heads, queries = q.shape[1], _by_kv_head(q, len(keys))
     out = torch.empty_like(queries)
     share = torch.full((heads,), 1 / heads, device=q.device)
     most = WATCHED_WEIGHTS_ON_CPU if q.device.type == "cpu" else WATCHED_WEIGHTS
@@ -78,28 +86,24 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
         out[part] = weights.to(values.dtype) @ values[part]
         by_head = weights.view(-1, mean.numel())
         mean.view(-1).addmv_(by_head.T, share[: len(by_head)])
-    return _by_row(out.view(len(keys), -1, *q.shape[::2])), mean
+    return _by_row(out, len(q)), mean
 
 
 def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
-    """`attention` by three calls for each head of the keys and as many rows as caches hold; adds to `mean`."""
-    _, heads, head_dim = q.shape
-    group, visible = heads // len(keys), keys.shape[1]
-    at_once = max(WEIGHTS_AT_ONCE // (group * visible), 1)
+    """`attention` by three calls for each head of the keys; adds to `mean`.
+
+    The loop has no other calls on purpose: where rows are few, what a call costs beside its work is what it costs.
+    """
+    heads, group = q.shape[1], q.shape[1] // len(keys)
     attended = []
     for queries, k, v in zip(_by_kv_head(q, len(keys)), keys, values.mT, strict=True):
-        parts = []
-        for part in queries.split(at_once, dim=1):  # [group, some rows, head_dim]
-            weights = _product(part.reshape(-1, head_dim), k)
-            torch.softmax(weights, dim=-1, out=weights)
-            parts.append(_product(weights, v).view(part.shape))
-            if mean is not None:
-                first = at_once * (len(parts) - 1)
-                for one in weights.view(group, -1, visible):
-                    mean[first : first + len(one)].add_(one, alpha=1 / heads)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        attended.append(whole.transpose(0, 1))
-    return torch.stack(attended, dim=1).view(q.shape)  # of [rows, kv_heads, group, head_dim]
+        weights = _product(queries, k)
+        torch.softmax(weights, dim=-1, out=weights)
+        attended.append(_product(weights, v))
+        if mean is not None:
+            for one in weights.view(group, *mean.shape):
+                mean.add_(one, alpha=1 / heads)
+    return _by_row(torch.stack(attended), len(q))
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -109,15 +113,15 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _by_kv_head(q: Tensor, kv_heads: int) -> Tensor:
-    """[rows, heads, head_dim] -> scaled [kv_heads, group, rows, head_dim], contiguous: a group shares its keys."""
-    count, heads, head_dim = q.shape
+    """[rows, heads, head_dim] -> scaled [kv_heads, group * rows, head_dim], contiguous: a group shares its keys."""
+    rows, heads, head_dim = q.shape
     scaled: Tensor = q * head_dim**-0.5
-    return scaled.view(count, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3).contiguous()
+    return scaled.view(rows, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
 
 
-def _by_row(out: Tensor) -> Tensor:
-    """[kv_heads, group, rows, head_dim] -> [rows, heads, head_dim]."""
-    return out.permute(2, 0, 1, 3).flatten(1, 2)
+def _by_row(out: Tensor, rows: int) -> Tensor:
+    """[kv_heads, group * rows, head_dim] -> [rows, heads, head_dim]."""
+    return out.view(-1, rows, out.shape[-1]).transpose(0, 1)
 
 
 def _has_onednn(x: Tensor) -> bool:
@@ -129,5 +133,13 @@ def _is_onednns(x: Tensor) -> bool:
 
 
 def _is_many(q: Tensor, keys: Tensor) -> bool:
-    few = FEW_WEIGHTS if torch.get_num_threads() > 1 else FEW_WEIGHTS_ON_A_THREAD
-    return _has_onednn(q) and len(q) * q.shape[1] // len(keys) * keys.shape[1] >= few
+    return _has_onednn(q) and len(q) * _weights_of_a_row(q, keys) >= FEW_WEIGHTS
+
+
+def _rows_at_once(q: Tensor, keys: Tensor) -> int:
+    return max(WEIGHTS_AT_ONCE // _weights_of_a_row(q, keys), 1)
+
+
+def _weights_of_a_row(q: Tensor, keys: Tensor) -> int:
+    """For each head of the keys."""
+    return q.shape[1] // len(keys) * keys.shape[1]

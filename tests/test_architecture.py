@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
+    {"engine.native"},
     {"engine.errors", "engine.transfer", "engine.kernels", "engine.output", "engine.histogram"},
     {"engine.config", "engine.params", "engine.compiled"},
     {"engine.request"},

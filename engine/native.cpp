@@ -1,0 +1,158 @@
+// softmax(q k / sqrt(head_dim)) v in one pass over keys and values, float32, for whatever vectors the CPU has.
+//
+// Queries stand side by side in a vector's lanes, so that each number of a key or a value is read once, where it lies,
+// for up to 2 * LANES of them. Keys come in tiles; sums are scaled down whenever a tile brings a larger score
+// (online softmax: Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, 2205.14135). What `engine.native` loads.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifndef LANES
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+
+namespace {
+
+typedef float Vector __attribute__((vector_size(LANES * 4)));
+typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
+
+constexpr int TILE = 64;     // keys between two looks at the largest score
+constexpr int BLOCK = 8;     // of a tile's keys, and of the values' numbers, summed up at once: they fill the registers
+constexpr int LINE = 16;     // floats that a prefetch brings
+constexpr int MAX_DIM = 256; // of a head; its sums live on the stack
+
+struct Head {
+    const float *keys, *values; // [visible, dim]
+    int64_t visible, dim;
+};
+
+// Cephes' expf: to the last bit or two down to -87, and no less than e^-87 below. NaN stays NaN.
+inline Vector exponential(Vector x) {
+    x = x < -87.0f ? Vector{} - 87.0f : x;
+    const Vector rounded = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+    const Vector rest = x - rounded * 0.693359375f + rounded * 2.12194440e-4f;
+    Vector sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const Integers power = (__builtin_convertvector(rounded, Integers) + 127) << 23;
+    return sum * (Vector)power;
+}
+
+// N vectors of queries, turned round to [dim][N], against one head -> sums [dim][N], softmax'ed.
+template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N]) {
+    Vector weights[TILE][N], best[N], total[N];
+    std::memset(sums, 0, head.dim * sizeof(*sums));
+    for (int n = 0; n < N; n++) {
+        best[n] = Vector{} - INFINITY;
+        total[n] = Vector{};
+    }
+    for (int64_t begin = 0; begin < head.visible; begin += TILE) {
+        const int64_t left = head.visible - begin;
+        const int count = left < TILE ? (int)left : TILE;
+        const float *keys = head.keys + begin * head.dim, *values = head.values + begin * head.dim;
+        Vector peak[N], shrink[N];
+        for (int n = 0; n < N; n++)
+            peak[n] = best[n];
+        for (int first = 0; first < count; first += BLOCK) {
+            const float *key[BLOCK]; // the last one again where there are fewer: it changes no maximum
+            for (int b = 0; b < BLOCK; b++)
+                key[b] = keys + (first + b < count ? first + b : count - 1) * head.dim;
+            // The hardware sees no pattern in so many streams; without this it waits for memory half of the time.
+            if (left >= 2 * TILE)
+                for (int64_t at = first * head.dim; at < (first + BLOCK) * head.dim; at += LINE) {
+                    __builtin_prefetch(keys + TILE * head.dim + at);
+                    __builtin_prefetch(values + TILE * head.dim + at);
+                }
+            Vector scores[BLOCK][N] = {};
+            for (int64_t d = 0; d < head.dim; d++)
+                for (int b = 0; b < BLOCK; b++)
+                    for (int n = 0; n < N; n++)
+                        scores[b][n] += turned[d][n] * key[b][d];
+            for (int b = 0; b < BLOCK; b++)
+                for (int n = 0; n < N; n++) {
+                    weights[first + b][n] = scores[b][n];
+                    peak[n] = scores[b][n] > peak[n] ? scores[b][n] : peak[n];
+                }
+        }
+        for (int n = 0; n < N; n++) {
+            shrink[n] = exponential(best[n] - peak[n]);
+            best[n] = peak[n];
+            Vector part = {};
+            for (int j = 0; j < count; j++)
+                part += weights[j][n] = exponential(weights[j][n] - peak[n]);
+            total[n] = total[n] * shrink[n] + part;
+        }
+        // A tile's own sums first: thousands of terms in one row would each be rounded to the size of their sum.
+        for (int64_t first = 0; first < head.dim; first += BLOCK) {
+            Vector part[BLOCK][N] = {};
+            for (int j = 0; j < count; j++)
+                for (int b = 0; b < BLOCK; b++)
+                    for (int n = 0; n < N; n++)
+                        part[b][n] += weights[j][n] * values[j * head.dim + first + b];
+            for (int b = 0; b < BLOCK; b++)
+                for (int n = 0; n < N; n++)
+                    sums[first + b][n] = sums[first + b][n] * shrink[n] + part[b][n];
+        }
+    }
+    for (int64_t d = 0; d < head.dim; d++)
+        for (int n = 0; n < N; n++)
+            sums[d][n] /= total[n];
+}
+
+// Queries [first, last) of one head of the keys: a row has `group` of them.
+struct Queries {
+    const float *q;
+    float *out;
+    int64_t q_row, out_row, group, first, last;
+};
+
+template <int N> void attend(const Queries &queries, const Head &head) {
+    Vector turned[MAX_DIM][N], sums[MAX_DIM][N];
+    const int64_t count = queries.last - queries.first;
+    const float scale = 1.0f / std::sqrt((float)head.dim);
+    std::memset(turned, 0, head.dim * sizeof(*turned));
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
+        const float *q = queries.q + row * queries.q_row + member * head.dim;
+        for (int64_t d = 0; d < head.dim; d++)
+            ((float *)turned[d])[i] = q[d] * scale;
+    }
+    attend<N>(head, turned, sums);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
+        float *out = queries.out + row * queries.out_row + member * head.dim;
+        for (int64_t d = 0; d < head.dim; d++)
+            out[d] = ((const float *)sums[d])[i];
+    }
+}
+
+} // namespace
+
+// q and out [rows, kv_heads * group, dim], rows q_row and out_row floats apart; keys and values [kv_heads, visible, dim],
+// heads kv_head floats apart. dim is a multiple of 8, at most 256.
+extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
+                          const float *values, int64_t kv_head, int64_t rows, int64_t kv_heads, int64_t group,
+                          int64_t visible, int64_t dim, int threads) {
+    const int64_t all = rows * group, at_once = 2 * LANES, parts = (all + at_once - 1) / at_once;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t item = 0; item < kv_heads * parts; item++) {
+        const int64_t kv = item / parts, first = item % parts * at_once;
+        const int64_t last = first + at_once < all ? first + at_once : all;
+        const Queries queries = {q + kv * group * dim, out + kv * group * dim, q_row, out_row, group, first, last};
+        const Head head = {keys + kv * kv_head, values + kv * kv_head, visible, dim};
+        if (last - first > LANES)
+            attend<2>(queries, head);
+        else
+            attend<1>(queries, head);
+    }
+}

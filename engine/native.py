@@ -1,0 +1,144 @@
+"""Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the machine that runs it.
+
+Knows compilers, where their work is kept, and the kernel's arguments; why it is there: docs/adr/012. Where there is no
+compiler nothing is lost but speed: `engine.kernels` then takes torch's kernels.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim] -> as q."""
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# OpenMP's functions are left open: torch, in whose threads the kernel has to run, has brought them into the process.
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs")
+LIBRARIES = ("-lm", "-lc")
+MAX_HEAD_DIM = 256
+
+_Integer, _Pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+@cache
+def kernel() -> Attention | None:
+    """None where it cannot be had, for a reason that the log has."""
+    try:
+        attend = bind(_library())
+    except (OSError, subprocess.SubprocessError) as error:
+        stderr = getattr(error, "stderr", None)
+        logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
+        return None
+    if not _agrees(attend):
+        logger.warning("the attention kernel for this CPU computes something else than torch: not used")
+        return None
+    return attend
+
+
+def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel is made for them: float32 on a CPU, each head's numbers in one piece, and no gradient."""
+    head_dim = q.shape[-1]
+    return (
+        q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and head_dim % 8 == 0
+        and head_dim <= MAX_HEAD_DIM
+        and q.stride()[1:] == (head_dim, 1)
+        and keys.stride()[1:] == (head_dim, 1)
+        and values.stride() == keys.stride()
+    )
+
+
+def compile_to(path: Path, flags: Sequence[str] = ()) -> None:
+    """Raises OSError where there is no compiler, SubprocessError if it fails."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    command = [*compiler.split(), *FLAGS, *flags, "-o", str(path), str(SOURCE), *LIBRARIES]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
+
+
+def bind(library: Path) -> Attention:
+    """The kernel in a shared library. Raises OSError if that cannot be loaded."""
+    function = ctypes.CDLL(str(library)).attention
+    function.argtypes = [_Pointer, _Integer, _Pointer, _Integer, _Pointer, _Pointer, *[_Integer] * 6, ctypes.c_int]
+    function.restype = None
+
+    def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        rows, heads, head_dim = q.shape
+        kv_heads, visible, _ = keys.shape
+        out = torch.empty(q.shape)
+        function(
+            out.data_ptr(),
+            out.stride(0),
+            q.data_ptr(),
+            q.stride(0),
+            keys.data_ptr(),
+            values.data_ptr(),
+            keys.stride(0),
+            rows,
+            kv_heads,
+            heads // kv_heads,
+            visible,
+            head_dim,
+            torch.get_num_threads(),
+        )
+        return out
+
+    return attend
+
+
+def _library() -> Path:
+    """Compiled now, unless an earlier process on such a CPU has done it."""
+    kept = _cache_folder() / f"attention-{_key()}.so"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as folder:
+            compile_to(built := Path(folder) / kept.name)
+            built.replace(kept)  # whole or not at all, whoever else does the same
+    return kept
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "unmask"
+
+
+def _key() -> str:
+    """Of the source, and of the processor: a home folder may be shared by machines that are not alike."""
+    processor = platform.processor() + platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor += "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, processor)).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _agrees(attend: Attention) -> bool:
+    """With SDPA, on numbers that leave every loop of the kernel with a remainder."""
+    rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
+    q, keys, values = (
+        torch.arange(count * head_dim, dtype=torch.float32).mul_(step).sin_().mul_(3.0)
+        for count, step in ((rows * heads, 0.7), (kv_heads * visible, 1.1), (kv_heads * visible, 1.3))
+    )
+    q, keys, values = q.view(rows, heads, -1), keys.view(kv_heads, visible, -1), values.view(kv_heads, visible, -1)
+    expected = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
+    )
+    return torch.allclose(attend(q, keys, values), expected.squeeze(0).transpose(0, 1), atol=1e-5)
