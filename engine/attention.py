@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+import engine.native as native
 from engine.kernels import attention, watched_attention
 
 
@@ -104,7 +105,12 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segm
 
 
 def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """One dense attention per segment; keys and values are read in place where a sequence's pages are neighbours."""
+    """One call for all segments where a CPU has a kernel of ours, which reads every page in place.
+
+    Else one dense attention per segment; keys and values are read in place where a sequence's pages are neighbours.
+    """
+    if native.takes(q, keys, values) and (attend := native.kernel()):
+        return attend(q, keys, values, [_reach(segment) for segment in segments])
     if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
         return attention(q, keys[:, segments[0].visible], values[:, segments[0].visible])
     out = torch.empty_like(q)
@@ -121,3 +127,10 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     """
     rows = q[segment.start : segment.stop]
     return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])
+
+
+def _reach(segment: Segment) -> native.Reach:
+    start, stop, visible = segment.start, segment.stop, segment.visible
+    if isinstance(visible, slice):
+        return native.Reach(start, stop, visible.stop - visible.start, first=visible.start)
+    return native.Reach(start, stop, len(visible), slots=visible.data_ptr())

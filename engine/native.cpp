@@ -29,8 +29,12 @@ constexpr int LINE = 16;     // floats that a prefetch brings
 constexpr int MAX_DIM = 256; // of a head; its sums live on the stack
 
 struct Head {
-    const float *keys, *values; // [visible, dim]
+    const float *keys, *values; // [slots, dim]
+    int64_t first;              // slot of the first key that is seen; the others follow it,
+    const int64_t *slots;       // unless these are theirs
     int64_t visible, dim;
+
+    int64_t offset(int64_t number) const { return (slots ? slots[number] : first + number) * dim; }
 };
 
 // Cephes' expf: to the last bit or two down to -87, and no less than e^-87 below. NaN stays NaN.
@@ -59,20 +63,23 @@ template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector
     for (int64_t begin = 0; begin < head.visible; begin += TILE) {
         const int64_t left = head.visible - begin;
         const int count = left < TILE ? (int)left : TILE;
-        const float *keys = head.keys + begin * head.dim, *values = head.values + begin * head.dim;
+        const float *value[TILE];
+        for (int j = 0; j < count; j++)
+            value[j] = head.values + head.offset(begin + j);
         Vector peak[N], shrink[N];
         for (int n = 0; n < N; n++)
             peak[n] = best[n];
         for (int first = 0; first < count; first += BLOCK) {
             const float *key[BLOCK]; // the last one again where there are fewer: it changes no maximum
             for (int b = 0; b < BLOCK; b++)
-                key[b] = keys + (first + b < count ? first + b : count - 1) * head.dim;
+                key[b] = head.keys + head.offset(begin + (first + b < count ? first + b : count - 1));
             // The hardware sees no pattern in so many streams; without this it waits for memory half of the time.
             if (left >= 2 * TILE)
-                for (int64_t at = first * head.dim; at < (first + BLOCK) * head.dim; at += LINE) {
-                    __builtin_prefetch(keys + TILE * head.dim + at);
-                    __builtin_prefetch(values + TILE * head.dim + at);
-                }
+                for (int b = 0; b < BLOCK; b++)
+                    for (int64_t at = head.offset(begin + TILE + first + b), end = at + head.dim; at < end; at += LINE) {
+                        __builtin_prefetch(head.keys + at);
+                        __builtin_prefetch(head.values + at);
+                    }
             Vector scores[BLOCK][N] = {};
             for (int64_t d = 0; d < head.dim; d++)
                 for (int b = 0; b < BLOCK; b++)
@@ -98,7 +105,7 @@ template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector
             for (int j = 0; j < count; j++)
                 for (int b = 0; b < BLOCK; b++)
                     for (int n = 0; n < N; n++)
-                        part[b][n] += weights[j][n] * values[j * head.dim + first + b];
+                        part[b][n] += weights[j][n] * value[j][first + b];
             for (int b = 0; b < BLOCK; b++)
                 for (int n = 0; n < N; n++)
                     sums[first + b][n] = sums[first + b][n] * shrink[n] + part[b][n];
@@ -109,7 +116,7 @@ template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector
             sums[d][n] /= total[n];
 }
 
-// Queries [first, last) of one head of the keys: a row has `group` of them.
+// Queries [first, last) of one head of the keys, counted over all rows: a row has `group` of them.
 struct Queries {
     const float *q;
     float *out;
@@ -138,18 +145,34 @@ template <int N> void attend(const Queries &queries, const Head &head) {
 
 } // namespace
 
-// q and out [rows, kv_heads * group, dim], rows q_row and out_row floats apart; keys and values [kv_heads, visible, dim],
-// heads kv_head floats apart. dim is a multiple of 8, at most 256.
+// Rows [start, stop) of q, which see `visible` keys: see Head.
+struct Segment {
+    int64_t start, stop, visible, first;
+    const int64_t *slots;
+
+    int64_t parts(int64_t group) const { return ((stop - start) * group + 2 * LANES - 1) / (2 * LANES); }
+};
+
+// q and out [rows, kv_heads * group, dim], rows q_row and out_row floats apart; keys and values [kv_heads, slots, dim],
+// heads kv_head floats apart. dim is a multiple of 8, at most 256. Rows of no segment are left as they are.
 extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
-                          const float *values, int64_t kv_head, int64_t rows, int64_t kv_heads, int64_t group,
-                          int64_t visible, int64_t dim, int threads) {
-    const int64_t all = rows * group, at_once = 2 * LANES, parts = (all + at_once - 1) / at_once;
+                          const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
+                          const Segment *segments, int64_t num_segments, int threads) {
+    int64_t items = 0;
+    for (int64_t i = 0; i < num_segments; i++)
+        items += segments[i].parts(group) * kv_heads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t item = 0; item < kv_heads * parts; item++) {
-        const int64_t kv = item / parts, first = item % parts * at_once;
-        const int64_t last = first + at_once < all ? first + at_once : all;
+    for (int64_t item = 0; item < items; item++) {
+        const Segment *segment = segments;
+        int64_t number = item;
+        for (; number >= segment->parts(group) * kv_heads; segment++)
+            number -= segment->parts(group) * kv_heads;
+        const int64_t kv = number / segment->parts(group), part = number % segment->parts(group);
+        const int64_t first = segment->start * group + part * 2 * LANES, end = segment->stop * group;
+        const int64_t last = first + 2 * LANES < end ? first + 2 * LANES : end;
         const Queries queries = {q + kv * group * dim, out + kv * group * dim, q_row, out_row, group, first, last};
-        const Head head = {keys + kv * kv_head, values + kv * kv_head, visible, dim};
+        const Head head = {keys + kv * kv_head, values + kv * kv_head, segment->first,
+                           segment->slots,      segment->visible,      dim};
         if (last - first > LANES)
             attend<2>(queries, head);
         else

@@ -16,15 +16,32 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 logger = logging.getLogger(__name__)
 
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim] -> as q."""
+
+class Reach(NamedTuple):
+    """Rows [start, stop) and what they see; the struct `Segment` of `native.cpp`."""
+
+    start: int
+    stop: int
+    visible: int
+    """Keys."""
+    first: int = 0
+    """Slot of the first of them; the others follow it,"""
+    slots: int = 0
+    """unless an array of int64 at this address has theirs."""
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Sequence[Reach]], Tensor]
+"""q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q; rows that none reaches for are
+undefined."""
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("c++", "g++", "clang++")
@@ -33,7 +50,7 @@ FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-sh
 LIBRARIES = ("-lm", "-lc")
 MAX_HEAD_DIM = 256
 
-_Integer, _Pointer = ctypes.c_int64, ctypes.c_void_p
+_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
 
 @cache
@@ -78,13 +95,12 @@ def compile_to(path: Path, flags: Sequence[str] = ()) -> None:
 def bind(library: Path) -> Attention:
     """The kernel in a shared library. Raises OSError if that cannot be loaded."""
     function = ctypes.CDLL(str(library)).attention
-    function.argtypes = [_Pointer, _Integer, _Pointer, _Integer, _Pointer, _Pointer, *[_Integer] * 6, ctypes.c_int]
+    out_and_q, keys_and_values = (_Pointer, _Integer) * 2, (_Pointer, _Pointer, _Integer)
+    function.argtypes = (*out_and_q, *keys_and_values, _Integer, _Integer, _Integer, _Pointer, _Integer, ctypes.c_int)
     function.restype = None
 
-    def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        rows, heads, head_dim = q.shape
-        kv_heads, visible, _ = keys.shape
-        out = torch.empty(q.shape)
+    def attend(q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
+        out, table = torch.empty(q.shape), np.array(reaches, dtype=np.int64)
         function(
             out.data_ptr(),
             out.stride(0),
@@ -93,11 +109,11 @@ def bind(library: Path) -> Attention:
             keys.data_ptr(),
             values.data_ptr(),
             keys.stride(0),
-            rows,
-            kv_heads,
-            heads // kv_heads,
-            visible,
-            head_dim,
+            len(keys),
+            q.shape[1] // len(keys),
+            q.shape[2],
+            table.ctypes.data,
+            len(table),
             torch.get_num_threads(),
         )
         return out
@@ -141,4 +157,5 @@ def _agrees(attend: Attention) -> bool:
     expected = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
     )
-    return torch.allclose(attend(q, keys, values), expected.squeeze(0).transpose(0, 1), atol=1e-5)
+    out = attend(q, keys, values, [Reach(0, rows, visible)])
+    return torch.allclose(out, expected.squeeze(0).transpose(0, 1), atol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine import EngineConfig, kernels, load, native
+from engine.attention import KVPool, Segment, attend_rows, attend_segments
 from engine.kernels import attention
 
 WIDTHS = ["the machine's", 4, 8, 16]
@@ -17,7 +18,12 @@ WIDTHS = ["the machine's", 4, 8, 16]
 def attend(request, tmp_path_factory):
     library = tmp_path_factory.mktemp("native") / "attention.so"
     native.compile_to(library, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
-    return native.bind(library)
+    return alone(native.bind(library))
+
+
+def alone(kernel):
+    """All rows see all keys."""
+    return lambda q, keys, values: kernel(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
 
 
 @pytest.fixture
@@ -88,6 +94,29 @@ def test_threads_change_nothing(attend):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@torch.inference_mode()
+def test_segments_of_neighbouring_and_scattered_pages_equal_rows(kv_heads, monkeypatch):
+    """In one call; rows of no segment belong to somebody else."""
+    calls, attend = [], native.kernel()
+    monkeypatch.setattr(native, "kernel", lambda: lambda *arguments: calls.append(1) or attend(*arguments))
+    torch.manual_seed(0)
+    pool = KVPool(2, 512, kv_heads, 16, torch.float32, torch.device("cpu"))
+    keys, values, order = pool.keys[1].normal_(), pool.values[1].normal_(), torch.randperm(512)
+    segments = [
+        Segment(0, 1, slice(7, 8)),
+        Segment(1, 40, order[:300]),
+        Segment(40, 57, slice(100, 263)),
+        Segment(60, 93, order[300:]),
+    ]
+    q = torch.randn(93, 4 + 2 * kv_heads, 16)[:, :4]
+    out, slow = attend_segments(q, keys, values, segments), attend_rows(q, keys, values, segments)
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        torch.testing.assert_close(out[rows], slow[rows], atol=2e-6, rtol=1e-5)
+    assert calls == [1]
+
+
 @torch.inference_mode()
 def test_it_takes_what_it_is_made_for_and_nothing_else():
     q, keys, values = tensors()
@@ -106,7 +135,7 @@ def test_it_takes_what_it_is_made_for_and_nothing_else():
 @torch.inference_mode()
 def test_attention_is_its_business_where_it_takes_it(monkeypatch):
     calls, attend = [], native.kernel()
-    monkeypatch.setattr(native, "kernel", lambda: lambda *tensors: calls.append(1) or attend(*tensors))
+    monkeypatch.setattr(native, "kernel", lambda: lambda *arguments: calls.append(1) or attend(*arguments))
     for head_dim in (8, 12):
         q, keys, values = tensors(head_dim=head_dim)
         torch.testing.assert_close(attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
@@ -142,7 +171,7 @@ def test_without_a_compiler_the_log_says_why(anew, monkeypatch, caplog, name, va
 
 def test_one_that_computes_something_else_is_not_used(anew, monkeypatch, caplog):
     bind = native.bind
-    monkeypatch.setattr(native, "bind", lambda library: lambda *tensors: bind(library)(*tensors) * 1.001)
+    monkeypatch.setattr(native, "bind", lambda library: lambda *arguments: bind(library)(*arguments) * 1.001)
     assert native.kernel() is None
     assert "not used" in caplog.text
 
