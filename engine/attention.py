@@ -109,8 +109,8 @@ def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[
 
     Else one dense attention per segment; keys and values are read in place where a sequence's pages are neighbours.
     """
-    if native.takes(q, keys, values) and (attend := native.kernel()):
-        return attend(q, keys, values, [_reach(segment) for segment in segments])
+    if native.takes(q, keys, values) and (own := native.kernel()):
+        return own.attend(q, keys, values, [_reach(segment) for segment in segments])
     if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
         return attention(q, keys[:, segments[0].visible], values[:, segments[0].visible])
     out = torch.empty_like(q)

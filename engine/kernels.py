@@ -51,8 +51,8 @@ def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
     q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
     """
-    if native.takes(q, keys, values) and (attend := native.kernel()):
-        return attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
+    if native.takes(q, keys, values) and (own := native.kernel()):
+        return own.attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
     if _is_many(q, keys):
         parts = [_head_by_head(part, keys, values) for part in torch.split(q, _rows_at_once(q, keys))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -70,6 +70,8 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 
     A part of the weights at a time, so that what is held does not grow with the number of heads.
     """
+    if native.takes(q, keys, values) and (own := native.kernel()):
+        return own.watch(q, keys, values)
     mean = torch.zeros(len(q), keys.shape[1], device=q.device)
     if _is_many(q, keys):
         at_once = _rows_at_once(q, keys)

@@ -52,8 +52,15 @@ inline Vector exponential(Vector x) {
     return sum * (Vector)power;
 }
 
+// Where weights are wanted: adds those of a head to `mean`, with room for what is known only at the end.
+template <int N> struct Watch {
+    Vector (*mean)[N], (*weights)[N]; // [visible]
+    Vector (*peaks)[N];               // [tiles]
+};
+
 // N vectors of queries, turned round to [dim][N], against one head -> sums [dim][N], softmax'ed.
-template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N]) {
+template <int N>
+void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N], const Watch<N> *watch) {
     Vector weights[TILE][N], best[N], total[N];
     std::memset(sums, 0, head.dim * sizeof(*sums));
     for (int n = 0; n < N; n++) {
@@ -99,6 +106,10 @@ template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector
                 part += weights[j][n] = exponential(weights[j][n] - peak[n]);
             total[n] = total[n] * shrink[n] + part;
         }
+        if (watch) {
+            std::memcpy(watch->weights + begin, weights, count * sizeof(*weights));
+            std::memcpy(watch->peaks + begin / TILE, peak, sizeof peak);
+        }
         // A tile's own sums first: thousands of terms in one row would each be rounded to the size of their sum.
         for (int64_t first = 0; first < head.dim; first += BLOCK) {
             Vector part[BLOCK][N] = {};
@@ -114,6 +125,13 @@ template <int N> void attend(const Head &head, const Vector (*turned)[N], Vector
     for (int64_t d = 0; d < head.dim; d++)
         for (int n = 0; n < N; n++)
             sums[d][n] /= total[n];
+    for (int64_t j = 0; watch && j < head.visible; j += TILE)
+        for (int n = 0; n < N; n++) {
+            const Vector share = exponential(watch->peaks[j / TILE][n] - best[n]) / total[n];
+            const int64_t end = j + TILE < head.visible ? j + TILE : head.visible;
+            for (int64_t key = j; key < end; key++)
+                watch->mean[key][n] += watch->weights[key][n] * share;
+        }
 }
 
 // Queries [first, last) of one head of the keys, counted over all rows: a row has `group` of them.
@@ -123,7 +141,7 @@ struct Queries {
     int64_t q_row, out_row, group, first, last;
 };
 
-template <int N> void attend(const Queries &queries, const Head &head) {
+template <int N> void attend(const Queries &queries, const Head &head, const Watch<N> *watch = nullptr) {
     Vector turned[MAX_DIM][N], sums[MAX_DIM][N];
     const int64_t count = queries.last - queries.first;
     const float scale = 1.0f / std::sqrt((float)head.dim);
@@ -134,7 +152,7 @@ template <int N> void attend(const Queries &queries, const Head &head) {
         for (int64_t d = 0; d < head.dim; d++)
             ((float *)turned[d])[i] = q[d] * scale;
     }
-    attend<N>(head, turned, sums);
+    attend<N>(head, turned, sums, watch);
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
         float *out = queries.out + row * queries.out_row + member * head.dim;
@@ -143,7 +161,30 @@ template <int N> void attend(const Queries &queries, const Head &head) {
     }
 }
 
+// Rows [first, last), for all heads one after the other, so that their weights add up: to mean [rows][visible].
+template <int N>
+void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head head, int64_t kv_head, int64_t heads,
+           int64_t group, int64_t first, int64_t last, float *mean, Vector *room) {
+    Vector(*sums)[N] = (Vector(*)[N])room;
+    const Watch<N> watch = {sums, sums + head.visible, sums + 2 * head.visible};
+    std::memset(sums, 0, head.visible * sizeof(*sums));
+    const Head of_first = head;
+    for (int64_t h = 0; h < heads; h++) {
+        head.keys = of_first.keys + h / group * kv_head;
+        head.values = of_first.values + h / group * kv_head;
+        attend<N>({q + h * head.dim, out + h * head.dim, q_row, out_row, 1, first, last}, head, &watch);
+    }
+    for (int64_t begin = 0; begin < head.visible; begin += TILE) {
+        const int64_t end = begin + TILE < head.visible ? begin + TILE : head.visible;
+        for (int64_t row = first; row < last; row++)
+            for (int64_t key = begin; key < end; key++)
+                mean[row * head.visible + key] = ((const float *)sums[key])[row - first] / (float)heads;
+    }
+}
+
 } // namespace
+
+extern "C" int omp_get_thread_num() noexcept;
 
 // Rows [start, stop) of q, which see `visible` keys: see Head.
 struct Segment {
@@ -177,5 +218,23 @@ extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q
             attend<2>(queries, head);
         else
             attend<1>(queries, head);
+    }
+}
+
+// As `attention` for rows that all see [kv_heads, visible, dim], and mean [rows, visible] of their weights over heads.
+// room: for each thread (2 * visible + visible / 64 + 1) * 32 floats.
+extern "C" void watched_attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
+                                  const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
+                                  int64_t rows, int64_t visible, float *mean, float *room, int threads) {
+    const Head head = {keys, values, 0, nullptr, visible, dim};
+    const int64_t heads = kv_heads * group, room_size = (2 * visible + visible / TILE + 1) * 32;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t first = 0; first < rows; first += 2 * LANES) {
+        const int64_t last = first + 2 * LANES < rows ? first + 2 * LANES : rows;
+        Vector *own = (Vector *)(room + omp_get_thread_num() * room_size);
+        if (last - first > LANES)
+            watch<2>(out, out_row, q, q_row, head, kv_head, heads, group, first, last, mean, own);
+        else
+            watch<1>(out, out_row, q, q_row, head, kv_head, heads, group, first, last, mean, own);
     }
 }

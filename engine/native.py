@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -39,33 +39,76 @@ class Reach(NamedTuple):
     """unless an array of int64 at this address has theirs."""
 
 
-Attention = Callable[[Tensor, Tensor, Tensor, Sequence[Reach]], Tensor]
-"""q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q; rows that none reaches for are
-undefined."""
-
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("c++", "g++", "clang++")
 # OpenMP's functions are left open: torch, in whose threads the kernel has to run, has brought them into the process.
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-nodefaultlibs")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fopenmp",
+    "-fno-exceptions",
+    "-fPIC",
+    "-shared",
+    "-nodefaultlibs",
+)
 LIBRARIES = ("-lm", "-lc")
 MAX_HEAD_DIM = 256
 
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
 
+class Kernel:
+    """The functions of a shared library. Raises OSError if that cannot be loaded."""
+
+    def __init__(self, library: Path) -> None:
+        functions = ctypes.CDLL(str(library))
+        self._attention, self._watched_attention = functions.attention, functions.watched_attention
+        tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
+        self._attention.argtypes = (*tensors, _Pointer, _Integer, ctypes.c_int)
+        self._watched_attention.argtypes = (*tensors, _Integer, _Integer, _Pointer, _Pointer, ctypes.c_int)
+        self._attention.restype = self._watched_attention.restype = None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
+        """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
+
+        Rows that none reaches for are undefined.
+        """
+        out, table = torch.empty(q.shape), np.array(reaches, dtype=np.int64)
+        tensors = _tensors(out, q, keys, values)
+        self._attention(*tensors, table.ctypes.data, len(table), torch.get_num_threads())
+        return out
+
+    def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows see all keys -> as q, and the weights' mean over heads [rows, slots]."""
+        rows, visible, threads = len(q), keys.shape[1], torch.get_num_threads()
+        out, mean = torch.empty(q.shape), torch.empty(rows, visible)
+        room = torch.empty(threads, 2 * visible + visible // 64 + 1, 32)
+        tensors = _tensors(out, q, keys, values)
+        self._watched_attention(*tensors, rows, visible, mean.data_ptr(), room.data_ptr(), threads)
+        return out, mean
+
+
+def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
+    """As both functions take them first."""
+    heads, head_dim = q.shape[1:]
+    pointers = (out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr())
+    return *pointers, keys.stride(0), len(keys), heads // len(keys), head_dim
+
+
 @cache
-def kernel() -> Attention | None:
+def kernel() -> Kernel | None:
     """None where it cannot be had, for a reason that the log has."""
     try:
-        attend = bind(_library())
+        own = Kernel(_library())
     except (OSError, subprocess.SubprocessError) as error:
         stderr = getattr(error, "stderr", None)
         logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
         return None
-    if not _agrees(attend):
+    if not _agrees(own):
         logger.warning("the attention kernel for this CPU computes something else than torch: not used")
         return None
-    return attend
+    return own
 
 
 def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
@@ -90,35 +133,6 @@ def compile_to(path: Path, flags: Sequence[str] = ()) -> None:
         raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
     command = [*compiler.split(), *FLAGS, *flags, "-o", str(path), str(SOURCE), *LIBRARIES]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
-
-
-def bind(library: Path) -> Attention:
-    """The kernel in a shared library. Raises OSError if that cannot be loaded."""
-    function = ctypes.CDLL(str(library)).attention
-    out_and_q, keys_and_values = (_Pointer, _Integer) * 2, (_Pointer, _Pointer, _Integer)
-    function.argtypes = (*out_and_q, *keys_and_values, _Integer, _Integer, _Integer, _Pointer, _Integer, ctypes.c_int)
-    function.restype = None
-
-    def attend(q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
-        out, table = torch.empty(q.shape), np.array(reaches, dtype=np.int64)
-        function(
-            out.data_ptr(),
-            out.stride(0),
-            q.data_ptr(),
-            q.stride(0),
-            keys.data_ptr(),
-            values.data_ptr(),
-            keys.stride(0),
-            len(keys),
-            q.shape[1] // len(keys),
-            q.shape[2],
-            table.ctypes.data,
-            len(table),
-            torch.get_num_threads(),
-        )
-        return out
-
-    return attend
 
 
 def _library() -> Path:
@@ -146,7 +160,7 @@ def _key() -> str:
 
 
 @torch.no_grad()
-def _agrees(attend: Attention) -> bool:
+def _agrees(own: Kernel) -> bool:
     """With SDPA, on numbers that leave every loop of the kernel with a remainder."""
     rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
     q, keys, values = (
@@ -157,5 +171,5 @@ def _agrees(attend: Attention) -> bool:
     expected = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
     )
-    out = attend(q, keys, values, [Reach(0, rows, visible)])
+    out = own.attend(q, keys, values, [Reach(0, rows, visible)])
     return torch.allclose(out, expected.squeeze(0).transpose(0, 1), atol=1e-5)

@@ -15,15 +15,16 @@ WIDTHS = ["the machine's", 4, 8, 16]
 
 
 @pytest.fixture(scope="module", params=WIDTHS)
-def attend(request, tmp_path_factory):
+def kernel(request, tmp_path_factory):
     library = tmp_path_factory.mktemp("native") / "attention.so"
     native.compile_to(library, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
-    return alone(native.bind(library))
+    return native.Kernel(library)
 
 
-def alone(kernel):
-    """All rows see all keys."""
-    return lambda q, keys, values: kernel(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
+@pytest.fixture
+def attend(kernel):
+    """For rows that all see all keys."""
+    return lambda q, keys, values: kernel.attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
 
 
 @pytest.fixture
@@ -44,10 +45,14 @@ def tensors(rows=13, visible=37, kv_heads=2, group=2, head_dim=8):
 
 
 def by_formula(q, keys, values):
+    return watched_by_formula(q, keys, values)[0]
+
+
+def watched_by_formula(q, keys, values):
     group = q.shape[1] // len(keys)
     k, v = (x.double().repeat_interleave(group, dim=0) for x in (keys, values))
     weights = (torch.einsum("rhd,hsd->hrs", q.double(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return torch.einsum("hrs,hsd->rhd", weights, v).float()
+    return torch.einsum("hrs,hsd->rhd", weights, v).float(), weights.mean(dim=0).float()
 
 
 @pytest.mark.parametrize("visible", [1, 7, 64, 65, 300])
@@ -56,6 +61,22 @@ def test_it_is_its_formula(attend, rows, visible):
     for kv_heads, group, head_dim in ((1, 4, 8), (2, 1, 64), (2, 7, 16), (3, 2, 128)):
         q, keys, values = tensors(rows, visible, kv_heads, group, head_dim)
         torch.testing.assert_close(attend(q, keys, values), by_formula(q, keys, values), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("visible", [1, 7, 64, 65, 300])
+@pytest.mark.parametrize("rows", [1, 5, 17, 70])
+def test_watched_it_is_its_formula_and_its_weights(kernel, rows, visible):
+    for kv_heads, group, head_dim in ((1, 4, 8), (2, 1, 64), (2, 7, 16), (3, 2, 128)):
+        q, keys, values = tensors(rows, visible, kv_heads, group, head_dim)
+        watched = kernel.watch(q, keys, values)
+        torch.testing.assert_close(watched, watched_by_formula(q, keys, values), atol=2e-6, rtol=1e-5)
+
+
+def test_weights_are_of_the_largest_score_there_is(kernel):
+    """Not of the largest of their tile: here scores grow from tile to tile."""
+    q, keys, values = tensors(visible=300)
+    q[:], keys[:] = 1.0, torch.arange(300.0).view(1, -1, 1) / 30
+    torch.testing.assert_close(kernel.watch(q, keys, values), watched_by_formula(q, keys, values), atol=2e-6, rtol=1e-5)
 
 
 def test_one_key_that_outweighs_all_is_met_anywhere(attend):
@@ -98,8 +119,9 @@ def test_threads_change_nothing(attend):
 @torch.inference_mode()
 def test_segments_of_neighbouring_and_scattered_pages_equal_rows(kv_heads, monkeypatch):
     """In one call; rows of no segment belong to somebody else."""
-    calls, attend = [], native.kernel()
-    monkeypatch.setattr(native, "kernel", lambda: lambda *arguments: calls.append(1) or attend(*arguments))
+    assert native.kernel()
+    calls, attend = [], native.Kernel.attend
+    monkeypatch.setattr(native.Kernel, "attend", lambda *arguments: calls.append(1) or attend(*arguments))
     torch.manual_seed(0)
     pool = KVPool(2, 512, kv_heads, 16, torch.float32, torch.device("cpu"))
     keys, values, order = pool.keys[1].normal_(), pool.values[1].normal_(), torch.randperm(512)
@@ -134,8 +156,9 @@ def test_it_takes_what_it_is_made_for_and_nothing_else():
 
 @torch.inference_mode()
 def test_attention_is_its_business_where_it_takes_it(monkeypatch):
-    calls, attend = [], native.kernel()
-    monkeypatch.setattr(native, "kernel", lambda: lambda *arguments: calls.append(1) or attend(*arguments))
+    assert native.kernel()
+    calls, attend = [], native.Kernel.attend
+    monkeypatch.setattr(native.Kernel, "attend", lambda *arguments: calls.append(1) or attend(*arguments))
     for head_dim in (8, 12):
         q, keys, values = tensors(head_dim=head_dim)
         torch.testing.assert_close(attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
@@ -170,8 +193,8 @@ def test_without_a_compiler_the_log_says_why(anew, monkeypatch, caplog, name, va
 
 
 def test_one_that_computes_something_else_is_not_used(anew, monkeypatch, caplog):
-    bind = native.bind
-    monkeypatch.setattr(native, "bind", lambda library: lambda *arguments: bind(library)(*arguments) * 1.001)
+    attend = native.Kernel.attend
+    monkeypatch.setattr(native.Kernel, "attend", lambda *arguments: attend(*arguments) * 1.001)
     assert native.kernel() is None
     assert "not used" in caplog.text
 
