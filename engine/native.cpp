@@ -37,7 +37,7 @@ struct Head {
     int64_t offset(int64_t number) const { return (slots ? slots[number] : first + number) * dim; }
 };
 
-// Cephes' expf: to the last bit or two down to -87, and no less than e^-87 below. NaN stays NaN.
+// Cephes' expf down to -87, and no less than e^-87 below. NaN stays NaN.
 inline Vector exponential(Vector x) {
     x = x < -87.0f ? Vector{} - 87.0f : x;
     const Vector rounded = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;

@@ -101,7 +101,7 @@ def kernel() -> Kernel | None:
     """None where it cannot be had, for a reason that the log has."""
     try:
         own = Kernel(_library())
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         stderr = getattr(error, "stderr", None)
         logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
         return None
@@ -128,15 +128,20 @@ def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 def compile_to(path: Path, flags: Sequence[str] = ()) -> None:
     """Raises OSError where there is no compiler, SubprocessError if it fails."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    command = [*compiler.split(), *FLAGS, *flags, "-o", str(path), str(SOURCE), *LIBRARIES]
+    command = [*_compiler().split(), *FLAGS, *flags, "-o", str(path), str(SOURCE), *LIBRARIES]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
 
 
+def _compiler() -> str:
+    """With its own flags, if the user has named it so. Raises FileNotFoundError if there is none."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    return compiler
+
+
 def _library() -> Path:
-    """Compiled now, unless an earlier process on such a CPU has done it."""
+    """Compiled now, unless an earlier process with this compiler on such a CPU has done it."""
     kept = _cache_folder() / f"attention-{_key()}.so"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -151,12 +156,12 @@ def _cache_folder() -> Path:
 
 
 def _key() -> str:
-    """Of the source, and of the processor: a home folder may be shared by machines that are not alike."""
+    """Of the source, the compiler and the processor: a home folder may be shared by machines that are not alike."""
     processor = platform.processor() + platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor += "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    return hashlib.sha256(SOURCE.read_bytes() + repr((FLAGS, processor)).encode()).hexdigest()[:16]
+    return hashlib.sha256(SOURCE.read_bytes() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -174,6 +174,13 @@ def test_it_is_compiled_once_on_a_machine(anew, monkeypatch):
     assert list(anew.iterdir()) == [library], "and nothing half done beside it"
 
 
+def test_what_another_compiler_made_is_not_used(anew, monkeypatch):
+    assert native.kernel()
+    native.kernel.cache_clear()
+    monkeypatch.setenv("CXX", "none")
+    assert native.kernel() is None
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
@@ -190,6 +197,15 @@ def test_without_a_compiler_the_log_says_why(anew, monkeypatch, caplog, name, va
     assert native.kernel() is None
     [record] = caplog.records
     assert reason in record.getMessage()
+
+
+def test_nor_does_a_user_without_a_home_need_one(anew, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, native.__name__)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does for an unknown user
+    assert native.kernel() is None
+    assert "home" in caplog.text
 
 
 def test_one_that_computes_something_else_is_not_used(anew, monkeypatch, caplog):
