@@ -11,6 +11,8 @@ import torch
 from engine import kernels, native
 from engine.kernels import attention, linear, packed, watched_attention
 
+from .formula import watched_by_formula
+
 
 @pytest.fixture(autouse=True)
 def without_our_own(monkeypatch):
@@ -25,13 +27,6 @@ def tensors(kv_heads, rows=13, visible=37):
     return q, keys, values
 
 
-def by_formula(q, keys, values):
-    group = q.shape[1] // len(keys)
-    k, v = (x.double().repeat_interleave(group, dim=0) for x in (keys, values))
-    weights = (torch.einsum("rhd,hsd->hrs", q.double(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return torch.einsum("hrs,hsd->rhd", weights, v).float(), weights.mean(dim=0).float()
-
-
 @pytest.fixture(params=["few", "many in one part", "many in parts of a row", "many in parts of three rows"])
 def way(request, monkeypatch):
     """Which branch runs; `few` is the batched products of every device, the others are a CPU's head by head."""
@@ -44,7 +39,7 @@ def way(request, monkeypatch):
 @torch.inference_mode()
 def test_attention_is_its_formula(kv_heads, way):
     q, keys, values = tensors(kv_heads)
-    torch.testing.assert_close(attention(q, keys, values), by_formula(q, keys, values)[0], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention(q, keys, values), watched_by_formula(q, keys, values)[0], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("weights_at_once", [1, 2**25])
@@ -53,7 +48,9 @@ def test_attention_is_its_formula(kv_heads, way):
 def test_watched_attention_is_its_formula(kv_heads, weights_at_once, way, monkeypatch):
     monkeypatch.setattr(kernels, "WATCHED_WEIGHTS_ON_CPU", weights_at_once)
     q, keys, values = tensors(kv_heads)
-    torch.testing.assert_close(watched_attention(q, keys, values), by_formula(q, keys, values), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        watched_attention(q, keys, values), watched_by_formula(q, keys, values), atol=1e-6, rtol=1e-5
+    )
 
 
 @torch.inference_mode()

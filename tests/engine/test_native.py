@@ -10,6 +10,8 @@ from engine import EngineConfig, kernels, load, native
 from engine.attention import KVPool, Segment, attend_rows, attend_segments
 from engine.kernels import attention
 
+from .formula import watched_by_formula
+
 WIDTHS = ["the machine's", 4, 8, 16]
 """Floats in a vector: of NEON and SSE, AVX and AVX-512. Compilers make the wide ones of narrow ones where they must."""
 
@@ -46,13 +48,6 @@ def tensors(rows=13, visible=37, kv_heads=2, group=2, head_dim=8):
 
 def by_formula(q, keys, values):
     return watched_by_formula(q, keys, values)[0]
-
-
-def watched_by_formula(q, keys, values):
-    group = q.shape[1] // len(keys)
-    k, v = (x.double().repeat_interleave(group, dim=0) for x in (keys, values))
-    weights = (torch.einsum("rhd,hsd->hrs", q.double(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return torch.einsum("hrs,hsd->rhd", weights, v).float(), weights.mean(dim=0).float()
 
 
 @pytest.mark.parametrize("visible", [1, 7, 64, 65, 300])
