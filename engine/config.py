@@ -25,8 +25,8 @@ class EngineConfig:
     dtype: Dtype = "auto"
     """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
     attention: Attention = "sdpa"
-    """`sdpa` attends request by request; `flex` compiles FlexAttention over the page table, one call for all of them,
-    which needs a C++ compiler on the machine."""
+    """`sdpa` attends request by request, and on a float32 CPU with a C++ compiler to all of them in one call; `flex`
+    compiles FlexAttention over the page table, one call for all of them, which needs a C++ compiler on the machine."""
     compile: bool = False
     """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
     num_threads: int | None = None

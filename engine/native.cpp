@@ -80,7 +80,7 @@ void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N], cons
             const float *key[BLOCK]; // the last one again where there are fewer: it changes no maximum
             for (int b = 0; b < BLOCK; b++)
                 key[b] = head.keys + head.offset(begin + (first + b < count ? first + b : count - 1));
-            // The hardware sees no pattern in so many streams; without this it waits for memory half of the time.
+            // The hardware sees no pattern in so many streams: without this, keys and values are waited for.
             if (left >= 2 * TILE)
                 for (int b = 0; b < BLOCK; b++)
                     for (int64_t at = head.offset(begin + TILE + first + b), end = at + head.dim; at < end; at += LINE) {
@@ -222,7 +222,7 @@ extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q
 }
 
 // As `attention` for rows that all see [kv_heads, visible, dim], and mean [rows, visible] of their weights over heads.
-// room: for each thread (2 * visible + visible / 64 + 1) * 32 floats.
+// room: for each thread (2 * visible + visible / TILE + 1) * 32 floats; 2 * LANES are no more than 32.
 extern "C" void watched_attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
                                   const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
                                   int64_t rows, int64_t visible, float *mean, float *room, int threads) {

@@ -54,6 +54,8 @@ FLAGS = (
 )
 LIBRARIES = ("-lm", "-lc")
 MAX_HEAD_DIM = 256
+TILE, MOST_QUERIES = 64, 32
+"""Of `native.cpp`: keys between two looks at the largest score, and queries that are computed at once at most."""
 
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
@@ -74,7 +76,7 @@ class Kernel:
 
         Rows that none reaches for are undefined.
         """
-        out, table = torch.empty(q.shape), np.array(reaches, dtype=np.int64)
+        out, table = q.new_empty(q.shape), np.array(reaches, dtype=np.int64)
         tensors = _tensors(out, q, keys, values)
         self._attention(*tensors, table.ctypes.data, len(table), torch.get_num_threads())
         return out
@@ -82,8 +84,8 @@ class Kernel:
     def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All rows see all keys -> as q, and the weights' mean over heads [rows, slots]."""
         rows, visible, threads = len(q), keys.shape[1], torch.get_num_threads()
-        out, mean = torch.empty(q.shape), torch.empty(rows, visible)
-        room = torch.empty(threads, 2 * visible + visible // 64 + 1, 32)
+        out, mean = q.new_empty(q.shape), q.new_empty(rows, visible)
+        room = q.new_empty(threads, 2 * visible + visible // TILE + 1, MOST_QUERIES)
         tensors = _tensors(out, q, keys, values)
         self._watched_attention(*tensors, rows, visible, mean.data_ptr(), room.data_ptr(), threads)
         return out, mean
@@ -166,7 +168,7 @@ def _key() -> str:
 
 @torch.no_grad()
 def _agrees(own: Kernel) -> bool:
-    """With SDPA, on numbers that leave every loop of the kernel with a remainder."""
+    """With SDPA, and weights sum to 1, on numbers that leave every loop of the kernel with a remainder."""
     rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
     q, keys, values = (
         torch.arange(count * head_dim, dtype=torch.float32).mul_(step).sin_().mul_(3.0)
@@ -176,5 +178,7 @@ def _agrees(own: Kernel) -> bool:
     expected = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
     )
-    out = own.attend(q, keys, values, [Reach(0, rows, visible)])
-    return torch.allclose(out, expected.squeeze(0).transpose(0, 1), atol=1e-5)
+    expected = expected.squeeze(0).transpose(0, 1)
+    out, (watched, mean) = own.attend(q, keys, values, [Reach(0, rows, visible)]), own.watch(q, keys, values)
+    pairs = (out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))
+    return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
