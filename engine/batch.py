@@ -76,9 +76,9 @@ def _places(slots: Sequence[Ids], device: torch.device) -> slice | Tensor:
 
 
 def _neighbours(slots: Ids, device: torch.device) -> slice | Tensor:
-    """Slots of some positions of one sequence, in order."""
+    """Slots of some positions of one sequence, in order; pages stand in any order."""
     begin, last = int(slots[0]), int(slots[-1])
-    # Pages are distinct and ascending, so slots are neighbours iff their ends say so.
-    if last - begin == len(slots) - 1:
+    # The ends alone tell most tables that are scattered, and not all of them.
+    if last - begin == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
         return slice(begin, last + 1)
     return to_device(slots, device)

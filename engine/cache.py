@@ -1,8 +1,8 @@
 """Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
 
 Those of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `engine.d2cache`. All
-are for models that attend in both directions, so that every row's horizon is the end of the canvas. A new policy is one
-class and one line in `CACHES`.
+are for models that attend in both directions, so that every row's horizon is the end of the canvas; one for other
+families says so in its `fits`. A new policy is one class and one line in `CACHES`.
 """
 
 from functools import reduce
@@ -27,21 +27,21 @@ def _window_start(request: Request) -> int:
     return max(request.block.start - request.spec.shift, 0)
 
 
-class NoCache:
+class NoCache(CachePolicy):
     """The whole canvas at every step: exact, as LLaDA's and Dream's own samplers do it."""
 
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, 0, request.end)
 
 
-class PrefixCache:
+class PrefixCache(CachePolicy):
     """A block's first step refreshes the canvas; later steps compute from the block to the canvas's end."""
 
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, _window_start(request) if request.block.step else 0, request.end)
 
 
-class DualCache:
+class DualCache(CachePolicy):
     """A block's first step refreshes the canvas; later steps compute the block alone (Fast-dLLM's DualCache)."""
 
     def plan(self, request: Request) -> StepPlan:
@@ -50,7 +50,7 @@ class DualCache:
         return _rows(request, _window_start(request), request.block.end)
 
 
-class WindowCache:
+class WindowCache(CachePolicy):
     """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
 
     With what the last step decoded, wherever that is: these tokens have no keys and values yet.

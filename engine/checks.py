@@ -31,6 +31,7 @@ def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
     _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
+    _check_cache(submission.diffusion.cache, spec)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
@@ -81,6 +82,18 @@ def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], pr
 def _check_name(param: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
+
+
+def _check_cache(cache: str, spec: ModelSpec) -> None:
+    if CACHES[cache].fits(spec):
+        return
+    fitting = ", ".join(name for name, policy in CACHES.items() if policy.fits(spec)) or "none that this engine has"
+    attention = "attends in both directions" if spec.bidirectional else "is block-causal"
+    raise InvalidRequest(
+        f"diffusion.cache is {cache!r}, which does not fit the model: it {attention} ({spec.family}). "
+        f"Caches that fit it: {fitting}.",
+        "diffusion.cache",
+    )
 
 
 def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:

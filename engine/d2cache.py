@@ -8,11 +8,11 @@ stays the whole block.
 import numpy as np
 
 from engine.density import certainty_density
-from engine.plan import StepPlan
+from engine.plan import CachePolicy, StepPlan
 from engine.request import Floats, Ids, Mask, Request
 
 
-class D2Cache:
+class D2Cache(CachePolicy):
     """The first step computes the canvas; later ones the best masked positions and what attention flows to.
 
     Section 4: (1) `current_k` masked positions by confidence x certainty density, those of the open block first;

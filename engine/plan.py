@@ -10,6 +10,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from engine.config import ModelSpec
 from engine.output import TokenLogprobs
 from engine.request import Floats, Ids, Mask, Request
 
@@ -130,6 +131,10 @@ class Choice(NamedTuple):
 
 class CachePolicy(Protocol):
     """Which rows to recompute; everything else is attended to as it was last computed."""
+
+    def fits(self, spec: ModelSpec) -> bool:
+        """Whether it computes what a model of this family needs: here, a model whose rows see the whole canvas."""
+        return spec.bidirectional
 
     def plan(self, request: Request) -> StepPlan: ...
 

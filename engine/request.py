@@ -128,7 +128,7 @@ class Request:
     block: Block
     history: History
     pages: tuple[int, ...] = ()
-    """The KV pages it holds, ascending; empty while it waits."""
+    """The KV pages it holds, in the order of positions; empty while it waits."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     """The KV slot of each position, while it holds pages."""
     admitted_at: float | None = None

@@ -184,6 +184,11 @@ def _record(choice: Choice) -> None:
 
 
 def _first_stop(request: Request, start: int, limit: int) -> int:
-    """The first position in [start, limit) that holds a decoded stop token, else limit."""
-    stops = np.isin(request.ids[start:limit], list(request.stop_ids)) & ~request.masked[start:limit]
-    return start + int(stops.argmax()) if stops.any() else limit
+    """The first position of the answer in [start, limit) that holds a decoded stop token, else limit.
+
+    A block may hold tokens of the prompt, and an end-of-sequence token there ends nothing.
+    """
+    answer = request.answer[slice(*np.searchsorted(request.answer, (start, limit)))]
+    decoded = answer[~request.masked[answer]]
+    stops = decoded[np.isin(request.ids[decoded], list(request.stop_ids))]
+    return int(stops[0]) if len(stops) else limit

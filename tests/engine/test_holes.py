@@ -17,7 +17,7 @@ from engine import (
 from engine.cache import CACHES
 from engine.checks import check
 from engine.config import ModelSpec
-from engine.plan import Scores
+from engine.plan import CachePolicy, Scores
 from engine.request import Request
 from engine.unmask import UNMASKS
 
@@ -135,7 +135,12 @@ def test_steps_are_at_least_as_many_as_blocks_with_masks(engine, submission):
     assert caught.value.param == "diffusion.steps"
 
 
-def test_a_block_causal_model_says_why_not():
+def test_a_block_causal_model_says_why_not(monkeypatch):
+    class BlockCausal(CachePolicy):
+        def fits(self, spec):
+            return not spec.bidirectional
+
+    monkeypatch.setitem(CACHES, "block", BlockCausal())
     spec = ModelSpec(
         family="sdar", vocab_size=300, mask_id=MASK, eos_ids=frozenset(), max_model_len=200, bidirectional=False
     )
@@ -143,7 +148,7 @@ def test_a_block_causal_model_says_why_not():
         request_id="r",
         prompt_ids=[1, 2],
         sampling=SamplingParams(max_tokens=4),
-        diffusion=DiffusionParams(block_length=4),
+        diffusion=DiffusionParams(block_length=4, cache="block"),
         holes=(Hole(1, 4),),
     )
     with pytest.raises(InvalidRequest, match="block-causal") as caught:

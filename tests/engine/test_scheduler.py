@@ -220,6 +220,18 @@ def test_where_an_answer_ends(tokens, max_tokens, expected, reason):
     assert (scheduler.pool.num_free == 10) == (reason is not None)
 
 
+def test_a_stop_token_of_the_prompt_within_a_block_ends_nothing():
+    scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
+    asked = request(0, 4, 4, holes=[Hole(2, 2), Hole(3, 2)], unmask="threshold", threshold=0.0)
+    asked.ids[4], asked.stop_ids = 48, frozenset({48})  # as in a family whose blocks do not begin behind the prompt
+    scheduler.add(asked)
+    [plan] = scheduler.schedule()
+    assert plan.targets.tolist() == [2, 3, 5, 6]
+    said = Scores(plan.targets, np.array([7, 8, 9, 48]), np.zeros(4))
+    [output] = scheduler.commit([Choice(plan, said, np.ones(4, np.bool_))])
+    assert (output.token_ids, output.finish_reason) == ((7, 8, 9), FinishReason.STOP), "the decoded one does"
+
+
 def test_a_block_is_over_once_nothing_before_the_end_of_the_answer_is_masked():
     scheduler = Scheduler(PagePool(10, 16), max_batch_rows=LONGEST, max_running=4)
     scheduler.add(request(0, 4, 8))
