@@ -14,19 +14,20 @@ from engine.cache import CACHES
 from engine.config import ModelSpec
 from engine.errors import ContextLengthExceeded, InvalidRequest
 from engine.params import DiffusionParams, SamplingParams
-from engine.request import Submission, answer_positions, canvas_length, count_blocks
+from engine.request import Submission, answer_positions, count_blocks
 from engine.sampling_checks import check_ids, check_sampling
 from engine.unmask import UNMASKS
 
 Constraint = Ge | Gt | Le | Lt
 
 
-def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
+def check(submission: Submission, spec: ModelSpec) -> None:
     """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
     _check_prompt(submission.prompt_ids, spec)
     _check_holes(submission, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
     check_sampling(submission, spec)
+    _check_length(submission, spec.max_model_len)  # before `block_length`, which some policies make of max_tokens
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
@@ -35,8 +36,7 @@ def check(submission: Submission, spec: ModelSpec, max_model_len: int) -> None:
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
-    _check_length(submission, max_model_len)
-    _check_steps(submission)
+    _check_steps(submission, spec.max_model_len)
 
 
 def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
@@ -127,11 +127,11 @@ def _check_holes(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"The holes are {total} tokens long together, but max_tokens is {max_tokens}.", "prompt")
 
 
-def _check_steps(submission: Submission) -> None:
+def _check_steps(submission: Submission, max_model_len: int) -> None:
     steps = submission.diffusion.steps
     if steps is None:
         return
-    blocks = count_blocks(answer_positions(submission), submission.diffusion.block_length)
+    blocks = count_blocks(answer_positions(submission, max_model_len), submission.diffusion.block_length)
     if steps < blocks:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
@@ -149,14 +149,9 @@ def _check_order(diffusion: DiffusionParams, low: str, high: str) -> None:
 
 def _check_length(submission: Submission, max_model_len: int) -> None:
     prompt, max_tokens = len(submission.prompt_ids), submission.sampling.max_tokens
-    if submission.holes:
-        canvas, words = max_tokens, f"{max_tokens} to fill"
-    else:
-        canvas = canvas_length(submission.sampling, submission.diffusion)
-        words = f"a canvas of {canvas} (max_tokens {max_tokens} in blocks of {submission.diffusion.block_length})"
-    if prompt + canvas > max_model_len:
+    if prompt + max_tokens > max_model_len:
         raise ContextLengthExceeded(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {prompt + canvas} "
-            f"tokens: {prompt} in the prompt and {words}.",
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{prompt + max_tokens} tokens: {prompt} in the prompt and {max_tokens} to generate.",
             "prompt" if submission.holes or prompt >= max_model_len else "max_tokens",
         )

@@ -72,7 +72,7 @@ class ModelSpec:
     eos_ids: frozenset[int]
     """Tokens that end an answer."""
     max_model_len: int
-    """Longest prompt plus canvas, in tokens."""
+    """Longest prompt plus canvas, in tokens: the model's own limit, or less where it is served with less."""
     shift: int = 0
     """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
     bidirectional: bool = True

@@ -5,7 +5,7 @@ Knows requests, the scheduler and the runner; refuses to know threads, text and 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -54,6 +54,7 @@ class EngineInfo:
     model: str
     folder: Path
     spec: ModelSpec
+    """As it is served: its `max_model_len` is this engine's."""
     device: str
     dtype: str
     num_parameters: int
@@ -62,10 +63,14 @@ class EngineInfo:
     """Capacity of the KV pool."""
     kv_bytes: int
     page_size: int
-    max_model_len: int
     max_batch_rows: int
     max_running_requests: int
     max_queued_requests: int
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt plus canvas, in tokens."""
+        return self.spec.max_model_len
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +118,7 @@ class Engine:
     def new_request(self, submission: Submission) -> Request:
         """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
         submission = effective(submission)
-        check(submission, self.info.spec, self.info.max_model_len)
+        check(submission, self.info.spec)
         return Request.new(submission, self.info.spec)
 
     def submit(self, request: Request) -> None:
@@ -235,7 +240,7 @@ def assemble(
         EngineInfo(
             model=config.model,
             folder=folder,
-            spec=spec,
+            spec=replace(spec, max_model_len=max_model_len),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             num_parameters=runner.num_parameters,
@@ -243,7 +248,6 @@ def assemble(
             kv_tokens=pages * config.page_size,
             kv_bytes=pool.num_bytes,
             page_size=config.page_size,
-            max_model_len=max_model_len,
             max_batch_rows=max_batch_rows,
             max_running_requests=config.max_running_requests,
             max_queued_requests=config.max_queued_requests,

@@ -38,7 +38,7 @@ class SamplingParams:
     """
 
     max_tokens: Annotated[int, Ge(1)]
-    """Tokens to generate at most; the canvas is this, rounded up to blocks."""
+    """Tokens to generate at most; the canvas is this, rounded up to blocks as far as the context goes."""
     temperature: Annotated[float, Ge(0), Le(2)] = 0.0
     """0 takes the most probable token; above, Gumbel noise is added as in LLaDA's `generate.py`."""
     top_p: Annotated[float, Gt(0), Le(1)] = 1.0
@@ -98,7 +98,7 @@ class DiffusionParams:
     """Which rows each step recomputes."""
     unmask: str = "threshold"
     """Which scored positions become tokens."""
-    block_length: Annotated[int, Ge(1)] = 32
+    block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 32
     """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
     steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""

@@ -78,24 +78,15 @@ class History:
         return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
 
 
-def canvas_length(sampling: SamplingParams, diffusion: DiffusionParams) -> int:
-    """`max_tokens` rounded up to whole blocks, in tokens."""
-    return -(-sampling.max_tokens // diffusion.block_length) * diffusion.block_length
+def answer_positions(submission: Submission, max_model_len: int) -> Ids:
+    """The masked positions of a fresh canvas, ascending: the holes', or behind the prompt.
 
-
-def decoded_span(submission: Submission) -> tuple[int, int]:
-    """[start, end) of the canvas that is cut into blocks: what is behind the prompt, or first to last hole."""
-    if submission.holes:
-        first, last = submission.holes[0], submission.holes[-1]
-        return first.offset, last.offset + sum(hole.length for hole in submission.holes)
-    start = len(submission.prompt_ids)
-    return start, start + canvas_length(submission.sampling, submission.diffusion)
-
-
-def answer_positions(submission: Submission) -> Ids:
-    """The masked positions of a fresh canvas, ascending."""
+    There they are `max_tokens` rounded up to whole blocks; where the context ends before, the last block is shorter.
+    """
     if not submission.holes:
-        return np.arange(*decoded_span(submission))
+        start, length = len(submission.prompt_ids), submission.diffusion.block_length
+        canvas = -(-submission.sampling.max_tokens // length) * length
+        return np.arange(start, min(start + canvas, max_model_len))
     lengths = np.array([hole.length for hole in submission.holes])
     return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
 
@@ -141,16 +132,13 @@ class Request:
 
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
-        """A fresh canvas, the first block open: the prompt, then `max_tokens` masks rounded up to blocks.
-
-        Or the prompt with its holes, each as many masks as it is long.
-        """
-        sampling, answer = submission.sampling, answer_positions(submission)
+        """A fresh canvas, the first block open: the prompt, and masks where the answer will be."""
+        sampling, answer = submission.sampling, answer_positions(submission, spec.max_model_len)
         masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
         masked[answer] = True
         ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
         ids[~masked] = submission.prompt_ids
-        start, end = decoded_span(submission)
+        start, end = int(answer[0]), int(answer[-1]) + 1
         end = min(start + submission.diffusion.block_length, end)
         ends_early = not submission.holes
         model_stops = frozenset() if sampling.ignore_eos else spec.eos_ids

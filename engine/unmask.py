@@ -15,7 +15,7 @@ from engine.dream_sampler import Dream
 from engine.noise import uniform
 from engine.plan import Needs, Scores, StepPlan, UnmaskPolicy
 from engine.ranking import best_first, top
-from engine.request import Floats, Mask, Request, Submission, decoded_span
+from engine.request import Floats, Mask, Request, Submission
 
 
 def scheduled_tokens(request: Request) -> int:
@@ -152,10 +152,9 @@ def effective(submission: Submission) -> Submission:
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
         return submission
-    length = submission.sampling.max_tokens
-    if submission.holes:
-        start, end = decoded_span(submission)
-        length = end - start
+    holes, length = submission.holes, submission.sampling.max_tokens
+    if holes:
+        length += holes[-1].offset - holes[0].offset  # with what stands between them
     return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
 
 

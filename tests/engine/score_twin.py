@@ -25,7 +25,7 @@ def plan(num_targets=8, decoded=(), forwards=0, **sampling):
     sampling = SamplingParams(max_tokens=num_targets, **sampling)
     diffusion = DiffusionParams(block_length=num_targets)
     submission = Submission(request_id="r", prompt_ids=PROMPT, sampling=sampling, diffusion=diffusion)
-    check(submission, SPEC, 4096)
+    check(submission, SPEC)
     request = Request.new(submission, SPEC)
     request.forwards = forwards
     for offset, token in decoded:

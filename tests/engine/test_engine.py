@@ -222,15 +222,17 @@ def test_a_policy_with_blocks_of_its_own_asks_for_no_other_length(engine, submis
 
 
 @pytest.mark.parametrize(
-    ("prompt_len", "max_tokens", "fits"), [(992, 32, True), (993, 32, False), (992, 1, True), (1024, 1, False)]
+    ("prompt_len", "max_tokens", "fits"),
+    [(992, 32, True), (993, 32, False), (1004, 10, True), (1023, 1, True), (1024, 1, False)],
 )
 def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max_tokens, fits):
     asked = submission(prompt=[1] * prompt_len, gen_length=max_tokens)
     if fits:
         assert engine.new_request(asked).end == 1024
     else:
-        with pytest.raises(ContextLengthExceeded, match="maximum context length is 1024"):
+        with pytest.raises(ContextLengthExceeded, match="maximum context length is 1024") as caught:
             engine.new_request(asked)
+        assert caught.value.param == ("max_tokens" if prompt_len < 1024 else "prompt")
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,6 @@ def test_a_block_causal_model_says_why_not(monkeypatch):
         holes=(Hole(1, 4),),
     )
     with pytest.raises(InvalidRequest, match="block-causal") as caught:
-        check(asked, spec, 200)
+        check(asked, spec)
     assert caught.value.param == "prompt"
-    check(replace(asked, holes=()), spec, 200)
+    check(replace(asked, holes=()), spec)

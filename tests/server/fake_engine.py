@@ -106,7 +106,6 @@ class FakeEngine:
             kv_tokens=4096,
             kv_bytes=1 << 20,
             page_size=32,
-            max_model_len=MAX_LEN,
             max_batch_rows=2048,
             max_running_requests=4,
             max_queued_requests=4,
