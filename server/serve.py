@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server import dry_run, logs
 from server.app import create_app
+from server.environment import service_links
 from server.lifecycle import Server
 from server.observe import tracer_of
 from server.report import start_report
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
         dry_run.show(settings.engine, memories, Console())
         return 0
     logs.set_up(settings.server)
+    if links := service_links(os.environ):
+        logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
     tracer = tracer_of(settings)
     with closing(_bind(settings.server)) as sock:
         engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)

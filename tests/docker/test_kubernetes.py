@@ -7,6 +7,7 @@ import httpx
 import pytest
 import yaml
 
+from server.environment import service_links
 from server.lifecycle import GRACE_SECONDS
 from server.routes import router
 from server.sources import from_file, load_settings
@@ -69,6 +70,57 @@ def test_its_settings_are_settings(settings, container, pod):
     claim = manifest("PersistentVolumeClaim")["metadata"]["name"]
     assert volumes["model-cache"]["persistentVolumeClaim"]["claimName"] == claim
     assert written["api_key_file"].startswith(mounts["api-keys"])
+
+
+def kubelet_variables(name, ports, host="10.96.7.1"):
+    """What a kubelet gives every container for a Service with a cluster IP (`envvars.FromServices`, Docker's links)."""
+    prefix = name.upper().replace("-", "_")
+    first = ports[0]["port"]
+    named = {f"SERVICE_PORT_{port['name'].upper().replace('-', '_')}": port["port"] for port in ports if "name" in port}
+    address = f"[{host}]" if ":" in host else host
+    variables = {"SERVICE_HOST": host, "SERVICE_PORT": first, **named, "PORT": f"tcp://{address}:{first}"}
+    for port in ports:
+        protocol = port.get("protocol", "TCP")
+        link = f"PORT_{port['port']}_{protocol}"
+        variables |= {
+            link: f"{protocol.lower()}://{address}:{port['port']}",
+            f"{link}_PROTO": protocol.lower(),
+            f"{link}_PORT": port["port"],
+            f"{link}_ADDR": host,
+        }
+    return {f"{prefix}_{suffix}": str(value) for suffix, value in variables.items()}
+
+
+def test_services_are_no_settings_of_the_pod(pod, settings, tmp_path):
+    assert pod["enableServiceLinks"] is False
+    service = manifest("Service")
+    environ = kubelet_variables(service["metadata"]["name"], service["spec"]["ports"])
+    assert environ["UNMASK_PORT"].startswith("tcp://")
+    argv = ["--config", str(K8S / "settings.yaml"), "--api-key-file", str(tmp_path / "api-keys")]
+    assert load_settings(argv, environ) == settings
+
+
+@pytest.mark.parametrize("name", ["unmask", "unmask-cpu", "unmask-max-model-len", "unmask-service", "unmask-port-80"])
+@pytest.mark.parametrize("host", ["10.96.7.1", "fd00:10:96::A1"])
+def test_whatever_a_service_is_called_it_is_no_setting(name, host):
+    ports = [{"port": 80, "name": "http-api"}, {"port": 53, "name": "dns", "protocol": "UDP"}, {"port": 9, "name": "x"}]
+    links = kubelet_variables(name, ports, host)
+    assert service_links({**links, "UNMASK_HOST": "::", "UNMASK_PORT_FORWARD": "80", "HOME": "/"}) == list(links)
+    given = load_settings([], {**links, "UNMASK_LOG_LEVEL": "error"})
+    assert given == load_settings(["--log-level", "error"], {})
+
+
+def test_a_port_that_is_set_is_not_taken_for_a_service():
+    """A container's own `env` stands in place of what the kubelet would give it."""
+    environ = kubelet_variables("unmask", [{"port": 80}]) | {"UNMASK_PORT": "8001"}
+    assert load_settings([], environ).server.port == 8001
+
+
+def test_only_one_of_them_counts_the_pods():
+    target = manifest("HorizontalPodAutoscaler")["spec"]["scaleTargetRef"]
+    deployment = manifest("Deployment")
+    assert (target["kind"], target["name"]) == (deployment["kind"], deployment["metadata"]["name"])
+    assert "replicas" not in deployment["spec"], "each `kubectl apply` would undo what the autoscaler has decided"
 
 
 def test_a_pod_has_time_to_drain(settings, pod, container):

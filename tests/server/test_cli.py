@@ -73,6 +73,15 @@ def test_an_address_of_another_machine(complaint, no_model, host):
     assert f"cannot listen on {host}:0" in complaint("serve", "--host", host, "--port", "0")
 
 
+def test_variables_of_services_are_named_in_one_line_of_the_log(complaint, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setenv("UNMASK_SERVICE_HOST", "10.96.0.7")
+    monkeypatch.setenv("UNMASK_PORT", "tcp://10.96.0.7:80")
+    complaint("serve", "/nowhere", "--port", "0")
+    [line] = [record.message for record in caplog.records if "Kubernetes" in record.message]
+    assert "UNMASK_SERVICE_HOST, UNMASK_PORT:" in line
+
+
 def test_an_interrupt_while_loading_is_no_stack_trace(monkeypatch, capsys):
     def load(*_):
         raise KeyboardInterrupt
