@@ -14,15 +14,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError
 
 from engine import CACHES, DEMO_MODEL, UNMASKS, DiffusionParams, EngineConfig
+from server.origin import origin
 
 DEMO = "demo"
 """The name under which settings know the bundled model."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Origin = Annotated[str, AfterValidator(origin)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class ServerConfig:
     """A file of further keys, one a line, where neither the process list nor the environment shows them."""
     metrics_need_key: bool = False
     """Guard /metrics by the keys too; /health, /ready and /ping are open always."""
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
     """Web pages that may call the API from a browser, as https://example.org, or * for all; without any, none may."""
     docs: bool = False
     """Serve /docs, a page that loads its scripts from a public CDN; /openapi.json is there always."""
@@ -167,20 +169,46 @@ def build(values: Mapping[str, object]) -> Settings:
         option = table[key]
         if option.choices and value not in option.choices:
             raise BadSetting(key, f"must be one of {', '.join(option.choices)}")
-        sections[option.section][option.name] = value.split(",") if option.is_list and isinstance(value, str) else value
+        if isinstance(value, bool):  # YAML's `yes`, which would pass for the number 1
+            _read(option.type, value, option.key, strict=True)
+        sections[option.section][option.name] = _entries(key, value) if option.is_list else value
     if sections["engine"]["model"] == DEMO:
         sections["engine"]["model"] = DEMO_MODEL
     return Settings(**{name: _section(name, given) for name, given in sections.items()})
 
 
+def split(text: str) -> list[str]:
+    """The entries of a list that is given as one text: what stands between commas. One at its end is no entry's."""
+    return text.strip().removesuffix(",").split(",")
+
+
+def _entries(key: str, value: object) -> list[str]:
+    """The entries of a list setting, without the blanks round them."""
+    entries = split(value) if isinstance(value, str) else value
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
+        raise BadSetting(key, "should be a text or a list of texts, in quotes where one looks like a number")
+    entries = [entry.strip() for entry in entries]
+    if "" in entries:
+        raise BadSetting(key, "holds an empty entry")
+    if any(entry[0] == entry[-1] and entry[0] in "'\"" for entry in entries):
+        raise BadSetting(key, "holds quotes that would be part of the value")
+    return entries
+
+
 def _section(name: str, given: Mapping[str, object]) -> Any:
     prefix, cls = _SECTIONS[name]
+    return _read(cls, given, prefix)
+
+
+def _read(type_: Any, value: object, key: str, *, strict: bool = False) -> Any:
+    """The value as this type. Raises BadSetting: of a field of a section, whose prefix is then the key."""
     try:
-        return TypeAdapter(cls).validate_python(given)
+        return TypeAdapter(type_).validate_python(value, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
-        message = first["msg"].removeprefix("Input ").partition(", unable")[0]
-        raise BadSetting(f"{prefix}{first['loc'][0]}", message) from None
+        message = first["msg"].removeprefix("Input ").removeprefix("Value error, ").partition(", unable")[0]
+        field = first["loc"][0] if isinstance(value, Mapping) else ""
+        raise BadSetting(f"{key}{field}", message) from None
 
 
 def _field_docs(cls: type) -> dict[str, str]:

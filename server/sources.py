@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import SecretStr
 
 from engine import ConfigError
-from server.settings import BadSetting, Option, Settings, build, options
-
-ENV_PREFIX = "UNMASK_"
+from server import environment, settings_file
+from server.settings import BadSetting, Option, Settings, build, options, split
 
 _PRECEDENCE = """\
 Every option can also stand in the YAML file under its own name (`max_model_len: 4096`; `diffusion:` is a mapping) and
@@ -66,8 +64,8 @@ def with_key_file(settings: Settings) -> Settings:
     _check_keys("api_key", keys)
     if path is not None:
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
             raise BadSetting("api_key_file", f"cannot be read ({type(error).__name__})") from None
         from_file = [line.strip() for line in lines if line.strip()]
         if not from_file:
@@ -83,30 +81,14 @@ def _check_keys(setting: str, keys: Iterable[str]) -> None:
 
 
 def from_file(path: Path) -> Source:
-    """A YAML mapping; `-` and `_` in keys are the same."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, not a {type(document).__name__}")
-    values: dict[str, object] = {}
-    for name, value in document.items():
-        key = str(name).replace("-", "_")
-        values |= {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
-    return Source(values, lambda key: f"{key} in {path}")
+    """A YAML mapping."""
+    sections = frozenset(key.partition(".")[0] for key in options() if "." in key)
+    return Source(settings_file.read(path, sections), lambda key: f"{key} in {path}")
 
 
 def from_environment(environ: Mapping[str, str]) -> Source:
-    """Variables that start with UNMASK_; an empty one counts as absent, as compose files leave them."""
-    values = {
-        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): value
-        for name, value in environ.items()
-        if name.startswith(ENV_PREFIX) and value
-    }
-    return Source(values, lambda key: ENV_PREFIX + key.upper().replace(".", "__"))
+    """Variables that start with UNMASK_, but for those that Kubernetes makes of Services."""
+    return Source(environment.settings_of(environ), environment.spell)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -145,20 +127,32 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in flags and name != "--":
             raise ConfigError(f"{name} is not a flag{_hint(name, flags, str)}")
-    return vars(parser.parse_args(argv))
+    given, rest = parser.parse_known_args(argv)
+    if rest and rest[0].startswith("-"):
+        raise ConfigError(f"{rest[0]} is not a flag")
+    if rest:
+        lists = [_as_flag(option.key) for option in table.values() if option.is_list and option.key in given]
+        # What is too many for a list may be a key, which is not shown.
+        cure = f"give {lists[0]} again for each entry, or put commas between" if lists else f"{rest[0]} is too many"
+        raise ConfigError(f"there is one MODEL at most: {cure}")
+    return vars(given)
 
 
 def _form(option: Option) -> dict[str, Any]:
-    """How argparse reads the option: `--docs` and `--no-docs`; `--api-key A B`, or once for each."""
+    """How argparse reads the option: `--docs` and `--no-docs`; `--api-key A --api-key B` or `--api-key A,B`.
+
+    No flag takes several arguments: the last of them may be meant as MODEL.
+    """
     if option.type is bool:
         return {"action": argparse.BooleanOptionalAction}
     metavar = "{" + ",".join(option.choices) + "}" if option.choices else option.name.split("_")[-1].upper()
-    return {"metavar": metavar} | ({"nargs": "+", "action": "extend"} if option.is_list else {})
+    return {"metavar": metavar} | ({"action": "extend", "type": split} if option.is_list else {})
 
 
 def _help(option: Option) -> str:
     default = "" if option.default in (None, (), False) else f" [default: {option.default}]"
-    return (option.doc + default).replace("%", "%%")
+    form = " A list: give it again for each, or put commas between." if option.is_list else ""
+    return (option.doc + form + default).replace("%", "%%")
 
 
 def _as_flag(key: str) -> str:

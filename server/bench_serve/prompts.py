@@ -67,7 +67,7 @@ def from_file(path: Path, number: int | None, output: Lengths, seed: int) -> lis
     Raises ConfigError with the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

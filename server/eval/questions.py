@@ -57,7 +57,7 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
     A line's "task" is the row it counts for; without one it is the file's name. Raises ConfigError with the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

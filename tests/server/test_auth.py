@@ -112,7 +112,7 @@ async def test_without_keys_everybody_is_served(api):
     ("argv", "environ", "lines", "keys"),
     [
         (["--api-key", "a", "--api-key", "b"], {}, None, ["a", "b"]),
-        (["--api-key", "a", "b"], {}, None, ["a", "b"]),
+        (["--api-key", "a,b"], {}, None, ["a", "b"]),
         ([], {"UNMASK_API_KEY": "a,b"}, None, ["a", "b"]),
         ([], {}, "a\n\n  b  \r\n", ["a", "b"]),
         (["--api-key", "c"], {}, "a\n", ["c", "a"]),
@@ -132,8 +132,10 @@ def test_where_keys_come_from(tmp_path, argv, environ, lines, keys):
         (["--api-key-file", "/nowhere"], "--api-key-file cannot be read"),
         (["--api-key-file", "{empty}"], "--api-key-file holds no key"),
         (["--api-key-file", "{bad}"], "--api-key-file must hold keys of visible ASCII"),
-        (["--api-key", ""], "--api-key must hold keys of visible ASCII"),
-        (["--api-key", "", "--api-key-file", "{good}"], "--api-key must hold keys of visible ASCII"),
+        (["--api-key", ""], "--api-key holds an empty entry"),
+        (["--api-key", ","], "--api-key holds an empty entry"),
+        (["--api-key", "", "--api-key-file", "{good}"], "--api-key holds an empty entry"),
+        (["--api-key", "'topsecret'"], "--api-key holds quotes"),
         (["--api-key", "topsecret with blanks"], "--api-key must hold keys of visible ASCII"),
     ],
 )

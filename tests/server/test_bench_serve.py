@@ -188,7 +188,7 @@ def test_running_usage_tells_tokens_that_have_no_text(capsys):
 
 def test_the_request(capsys, tmp_path):
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "one", "max_tokens": 5}\n\n{"prompt": [1, 2]}\n')
+    path.write_text('{"prompt": "one", "max_tokens": 5}\n\n{"prompt": [1, 2]}\n', encoding="utf-8-sig")
     fake = Fake(["a"])
     flags = ("--prompts", str(path), "--output-length", "9", "--api-key", "secret", "--ignore-eos", "--model", "mine")
     bench(

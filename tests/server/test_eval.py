@@ -45,7 +45,8 @@ def problems(tmp_path):
 
     def write(*lines):
         path = tmp_path / "problems.jsonl"
-        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8-sig")  # as some editors write it
         return str(path)
 
     return write

@@ -75,9 +75,13 @@ def test_dashes_and_underscores_are_the_same(file):
 @pytest.mark.parametrize(
     ("argv", "environ", "text"),
     [
-        (["--served-model-name", "a", "b"], {}, ""),
+        (["--served-model-name", "a", "--served-model-name=b"], {}, ""),
+        (["--served-model-name", "a, b"], {}, ""),
         ([], {"UNMASK_SERVED_MODEL_NAME": "a,b"}, ""),
+        ([], {"UNMASK_SERVED_MODEL_NAME": " a , b, "}, ""),
         ([], {}, "served_model_name: [a, b]"),
+        ([], {}, "served_model_name: [a, ' b ']"),
+        ([], {}, "served_model_name: a, b"),
     ],
 )
 def test_a_list_in_each_source(file, argv, environ, text):
@@ -112,12 +116,31 @@ def test_an_empty_variable_counts_as_absent():
     [
         (["--prot", "1"], {}, "", "--prot is not a flag; did you mean --port?"),
         (["--kv"], {}, "", "--kv is not a flag"),
-        (["a", "b"], {}, "", "unrecognized arguments: b"),
+        (["a", "b"], {}, "", "there is one MODEL at most: b is too many"),
+        (["-p", "80"], {}, "", "-p is not a flag"),
         (["--port"], {}, "", "argument --port: expected one argument"),
         ([], {"UNMASK_PROT": "1"}, "", "UNMASK_PROT is not a setting; did you mean UNMASK_PORT?"),
         ([], {"UNMASK_DIFFUSION__CASH": "1"}, "", "did you mean UNMASK_DIFFUSION__CACHE?"),
         ([], {}, "prot: 1", "prot in {path} is not a setting; did you mean port in {path}?"),
         ([], {}, "diffusion: {cash: 1}", "diffusion.cash in {path} is not a setting; did you mean diffusion.cache"),
+        ([], {}, "diffusion:\nport: 1", "diffusion in {path} is empty: give its settings"),
+        ([], {}, "diffusion: dual", "diffusion in {path} is no mapping: give its settings"),
+        ([], {}, "port: 1\nport: 2", "port is set twice (line 2, column 1)"),
+        ([], {}, "page-size: 1\npage_size: 2", "page_size is set twice (line 2"),
+        ([], {}, "diffusion: {steps: 1, steps: 2}", "steps is set twice (line 1"),
+        ([], {}, "diffusion.steps: 1\ndiffusion: {steps: 2}", "diffusion.steps in {path} is set twice"),
+        ([], {}, "port: yes", "port in {path} should be a valid integer, not True"),
+        ([], {}, "max_batch_rows: on", "max_batch_rows in {path} should be a valid integer, not True"),
+        ([], {}, "temperature: no", "temperature in {path} should be a valid number, not False"),
+        ([], {}, "diffusion: {threshold: yes}", "diffusion.threshold in {path} should be a valid number, not True"),
+        ([], {}, "host: off", "host in {path} should be a valid string, not False"),
+        ([], {}, "port: 2026-13-01", "{path} is not valid YAML (ValueError)"),
+        ([], {}, "port: " + "[" * 2000, "{path} is not valid YAML: it is nested too deeply"),
+        ([], {}, "[]", "{path} must hold a mapping of settings, not a list"),
+        ([], {}, "served_model_name: 1.5", "served_model_name in {path} should be a text or a list of texts"),
+        ([], {}, "served_model_name: [a, '']", "served_model_name in {path} holds an empty entry, not ['a', '']"),
+        ([], {"UNMASK_SERVED_MODEL_NAME": "a,,b"}, "", "UNMASK_SERVED_MODEL_NAME holds an empty entry, not 'a,,b'"),
+        (["--served-model-name="], {}, "", "--served-model-name holds an empty entry"),
         ([], {}, "server: {port: 1}", "server.port in {path} is not a setting"),
         ([], {}, "[1, 2]", "{path} must hold a mapping"),
         ([], {}, "a: [", "{path} is not valid YAML"),
@@ -138,6 +161,96 @@ def test_mistakes_are_named(file, argv, environ, text, complaint):
     with pytest.raises(ConfigError) as error:
         load_settings([*argv, "--config", path], environ)
     assert complaint.format(path=path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("https://a.example, https://b.example", ("https://a.example", "https://b.example")),
+        ("https://a.example,", ("https://a.example",)),
+        ("HTTPS://A.Example:443/", ("https://a.example",)),
+        ("http://localhost:80,http://[::1]:3000", ("http://localhost", "http://[::1]:3000")),
+        ("*", ("*",)),
+        ("null,tauri://localhost", ("null", "tauri://localhost")),
+    ],
+)
+def test_origins_are_what_browsers_send(file, text, origins):
+    assert load_settings([], {"UNMASK_ALLOWED_ORIGINS": text}).server.allowed_origins == origins
+    assert load_settings(["--allowed-origins", text], {}).server.allowed_origins == origins
+    assert load_settings(["--config", file(f"allowed_origins: '{text}'")], {}).server.allowed_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.example",
+        "https://a.example/page",
+        "https://*.example",
+        "https://a.example?",
+        "https://a b",
+        "https://k@a",
+        "'*'",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(text):
+    with pytest.raises(ConfigError, match=r"UNMASK_ALLOWED_ORIGINS (must hold origins as|holds quotes)"):
+        load_settings([], {"UNMASK_ALLOWED_ORIGINS": text})
+
+
+@pytest.mark.parametrize("key", [option.key for option in options().values() if option.is_list])
+def test_a_list_does_not_take_the_model(key):
+    flag = f"--{key.replace('_', '-')}"
+    settings = load_settings([flag, "https://a.example", "demo"], {"UNMASK_MODEL": "not/this"})
+    assert settings.engine.model == DEMO_MODEL
+    [entry] = getattr(settings.server, key)
+    assert getattr(entry, "get_secret_value", lambda: entry)() == "https://a.example"
+
+
+def test_what_is_too_many_for_a_list_is_told_how_to_give_it():
+    with pytest.raises(ConfigError, match="give --api-key again for each entry") as error:
+        load_settings(["model", "--api-key", "key-one", "key-two"], {})
+    assert "key-two" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "api_key: [SECRET",
+        "api_key: 'SECRET",
+        "api_key: *SECRET",
+        "api_key: !SECRET x",
+        "api_key: SECRET: x",
+        'api_key: "\\SECRET"',
+        "api_key: SECRET\n\tport: 1",
+        "api_key: &SECRET a\nhost: &SECRET b\nport: [",
+        "- SECRET",
+        "SECRET",
+        "api_key: {SECRET",
+        "api_key: [[SECRET]]",
+        "api_key: '\"SECRET\"'",
+        "api_key: ['', SECRET]",
+        "api_keys: SECRET",
+        "port: 1\nport: 2 # SECRET",
+    ],
+)
+def test_no_complaint_about_a_file_quotes_it(file, text):
+    with pytest.raises(ConfigError) as error:
+        load_settings(["--config", file(text)], {})
+    assert "SECRET" not in str(error.value)
+
+
+def test_a_tab_is_named(file):
+    with pytest.raises(ConfigError, match=r"found character '\\t' that cannot start any token \(line 1, column 7\)"):
+        load_settings(["--config", file("port: \t1")], {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-8"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, encoding):
+    keys, config = tmp_path / "keys", tmp_path / "settings.yaml"
+    keys.write_text("key-one\r\n\r\n key-two \n", encoding=encoding)
+    config.write_text(f"api_key_file: {keys}\n", encoding=encoding)
+    settings = load_settings(["--config", str(config)], {})
+    assert [key.get_secret_value() for key in settings.server.api_key] == ["key-one", "key-two"]
 
 
 def test_a_missing_file_is_named(tmp_path):
