@@ -34,7 +34,8 @@ class EngineConfig:
     max_model_len: int | None = None
     """Longest prompt plus canvas, in tokens; None takes the model's own limit."""
     max_batch_rows: int | None = None
-    """Rows that one forward may compute; None is 2,048 or `max_model_len`, whichever is more."""
+    """Rows that one forward may compute: at least a refresh of `max_model_len` with a block of 32 beside it for each of
+    `max_running_requests`, which is what None takes, or 2,048."""
     max_running_requests: int = 64
     """Requests that may hold KV pages at once."""
     max_queued_requests: int = 256

@@ -205,7 +205,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     device = choose_device(config)
     folder = locate(config.model, config.revision)
     description = describe(folder)
-    _limits(config, description.spec)  # a setting that cannot work should not cost the minutes that weights take
+    choose_max_batch_rows(config, description.spec)  # what cannot work should not cost the minutes that weights take
     _check_compiler(config, device)
     loading = partial(progress, "loading") if progress else None
     model = load_model(folder, description, choose_dtype(config, device), device, loading)
@@ -217,7 +217,7 @@ def assemble(
 ) -> Engine:
     """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
-    max_model_len, max_batch_rows = _limits(config, spec)
+    max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
     set_threads(config, geometry)
     if device.type == "cpu":
         native.kernel()  # a moment for the compiler, once on a machine: here, and not in somebody's first request
@@ -262,9 +262,3 @@ def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
         if is_on:
             check_compiler(setting, device)
     return any(settings.values())
-
-
-def _limits(config: EngineConfig, spec: ModelSpec) -> tuple[int, int]:
-    """Longest canvas, and rows per forward."""
-    max_model_len = choose_max_model_len(config, spec)
-    return max_model_len, choose_max_batch_rows(config, max_model_len)

@@ -53,7 +53,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     """
     description = describe(locate(config.model, config.revision, weights=False))
     geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
-    max_batch_rows = choose_max_batch_rows(config, max_model_len)
+    max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
 
     def footprint(dtype: torch.dtype) -> Footprint:

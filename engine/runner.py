@@ -16,6 +16,7 @@ from engine.config import EngineConfig, ModelSpec
 from engine.errors import ConfigError
 from engine.flex import FlexKernel, largest_tile
 from engine.models.layers import Transformer, TransformerConfig
+from engine.params import DiffusionParams
 from engine.request import Ids
 from engine.rollout import column_sums
 from engine.transfer import to_device
@@ -23,7 +24,7 @@ from engine.transfer import to_device
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MIN_BATCH_ROWS = 2048
-"""Default row budget: enough for a long refresh with many blocks beside it."""
+"""Default row budget where canvases and requests are few: enough for several refreshes at once."""
 
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
@@ -124,13 +125,21 @@ def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
     return max_model_len
 
 
-def choose_max_batch_rows(config: EngineConfig, max_model_len: int) -> int:
-    """Raises ConfigError if a canvas of `max_model_len` could not be computed at once."""
-    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, max_model_len)
-    if max_batch_rows < max_model_len:
+def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
+    """The longest refresh with everybody's open block beside it, or more. Raises ConfigError if less was asked for.
+
+    A refresh of a canvas is indivisible. Where it fills a step, its request is alone in every step: the blocks that are
+    smaller go first, so that no other refresh gets a turn before the one that runs needs its next.
+    """
+    max_model_len = choose_max_model_len(config, spec)
+    block = min(DiffusionParams().block_length + spec.shift, max_model_len)
+    least = max_model_len + config.max_running_requests * block
+    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, least)
+    if max_batch_rows < least:
         raise ConfigError(
-            f"max_batch_rows is {max_batch_rows}: a refresh of a canvas is indivisible, so it must be at least "
-            f"max_model_len, {max_model_len}"
+            f"max_batch_rows is {max_batch_rows}: it must hold a refresh of max_model_len, {max_model_len} rows, and "
+            f"beside it a block's {block} for each of max_running_requests, {config.max_running_requests}: at least "
+            f"{least}; leave it out, or lower one of the others"
         )
     return max_batch_rows
 

@@ -59,7 +59,9 @@ def filled(submission):
         spec = ModelSpec(
             family="toy", vocab_size=vocab, mask_id=vocab - 1, eos_ids=frozenset(), max_model_len=geometry.max_positions
         )
-        config = EngineConfig(model="toy", device="cpu", max_batch_rows=ROWS, kv_cache_tokens=2 * ROWS)
+        config = EngineConfig(
+            model="toy", device="cpu", max_batch_rows=ROWS, max_running_requests=4, kv_cache_tokens=2 * ROWS
+        )
         engine = assemble(config, model, spec, None)
         for number in range(4):
             row = {"prompt": [1], "gen_length": 127, "block_length": 127, "cache": "none", "unmask": "entropy"}

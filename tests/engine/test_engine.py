@@ -239,7 +239,8 @@ def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max
     ("settings", "error", "message"),
     [
         ({"max_model_len": 2048}, ConfigError, "own limit is 1024"),
-        ({"max_batch_rows": 512}, ConfigError, "indivisible"),
+        ({"max_batch_rows": 1024 + 64 * 32 - 1}, ConfigError, "beside it a block's 32 .* 64: at least 3072"),
+        ({"max_model_len": 20, "max_batch_rows": 99, "max_running_requests": 4}, ConfigError, "block's 20 .* 100"),
         ({"kv_cache_tokens": 512}, CapacityError, "lower max_model_len"),
         ({"device": "cuda:7"}, ConfigError, "no CUDA"),
         ({"device": "toaster"}, ConfigError, "no torch device"),

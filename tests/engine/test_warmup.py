@@ -25,7 +25,7 @@ def marked(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "limits", [{}, {"max_model_len": 20, "max_batch_rows": 20}, {"max_model_len": 1, "max_batch_rows": 1}]
+    "limits", [{}, {"max_model_len": 20, "max_running_requests": 1}, {"max_model_len": 1, "max_running_requests": 1}]
 )
 def test_nothing_is_left_of_it(graphs, marked, llada_tiny, caplog, limits):
     caplog.set_level(logging.INFO)

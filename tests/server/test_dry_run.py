@@ -17,8 +17,8 @@ def dream_7b(published, tmp_path):
 def test_a_plan_needs_no_weights(dream_7b, capsys):
     assert main(["serve", "--dry-run", dream_7b, "--max-model-len", "2048", "--memory", "24"]) == 0
     printed = capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
-    assert "7.62 B parameters, canvases of 2,048 tokens, steps of 2,048 rows" in printed
-    assert "bfloat16 │ 14.2 GiB │ 1.8 GiB │ 56 KiB" in printed
+    assert "7.62 B parameters, canvases of 2,048 tokens, steps of 4,160 rows" in printed
+    assert "bfloat16 │ 14.2 GiB │ 2.1 GiB │ 56 KiB" in printed
 
 
 def test_without_a_memory_common_ones_are_shown(dream_7b, capsys):
