@@ -19,6 +19,7 @@ from engine.budget import kv_pool_pages
 from engine.checks import check
 from engine.compiled import check_compiler
 from engine.config import EngineConfig, ModelSpec
+from engine.errors import InvalidRequest
 from engine.faults import Fault, report
 from engine.isolate import choose, in_parts
 from engine.models import describe, load_model
@@ -122,7 +123,9 @@ class Engine:
         return Request.new(submission, self.info.spec)
 
     def submit(self, request: Request) -> None:
-        """Queues a request made by `new_request`."""
+        """Queues a request made by `new_request`. Raises InvalidRequest if another with its id is here."""
+        if request.id in self.request_ids:
+            raise InvalidRequest(f"A request with the id {request.id!r} is here already.", "request_id")
         self._prompt_tokens += request.prompt_len
         self.scheduler.add(request)
 

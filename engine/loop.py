@@ -8,11 +8,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from engine.engine import Engine, EngineInfo, EngineStats
-from engine.errors import DeviceLost, EngineUnavailable, QueueFull, RequestFailed
+from engine.errors import DeviceLost, EngineUnavailable, InvalidRequest, QueueFull, RequestFailed
 from engine.output import FinishReason, Output, Usage
 from engine.request import Request, Submission
 
@@ -120,14 +121,15 @@ class EngineLoop:
     def submit(self, submissions: Sequence[Submission]) -> list[OutputStream]:
         """Hands requests over, all or none; call it on an event loop.
 
-        Raises InvalidRequest for one that can never be served, QueueFull if there are not places for all,
-        EngineUnavailable before `start` and from `stop` on.
+        Raises InvalidRequest for one that can never be served or has another's id, QueueFull if there are not places for
+        all, EngineUnavailable before `start` and from `stop` on.
         """
         requests = [self._engine.new_request(submission) for submission in submissions]
         streams = [OutputStream(request.id, self._abort) for request in requests]
         with self._changed:
             if not self.accepting:
                 raise EngineUnavailable("The engine is not accepting requests.")
+            self._check_ids(requests)
             if len(requests) > self._places():
                 self._rejected += len(requests)
                 raise QueueFull("The request queue is full; try again later.")
@@ -153,6 +155,12 @@ class EngineLoop:
         if self._thread.is_alive():
             logger.error("the engine has been in one step for %.0f s; its thread is left behind", self.heartbeat_age)
             self._fail_all()
+
+    def _check_ids(self, requests: Sequence[Request]) -> None:
+        """Of two requests with one id, one stream would get the outputs of both, and the other would wait for ever."""
+        for request_id, count in Counter(request.id for request in requests).items():
+            if count > 1 or request_id in self._streams:
+                raise InvalidRequest(f"A request with the id {request_id!r} is here already.", "request_id")
 
     def _places(self) -> int:
         """Requests that may still come: free places in the queue, and to run at once if nobody waits before them."""
@@ -226,7 +234,7 @@ class EngineLoop:
                 if output.finish_reason:
                     del self._streams[output.request_id]
         for event_loop, deliveries in by_event_loop.items():
-            if not event_loop.is_closed():
+            with suppress(RuntimeError):  # the event loop is closed, and may have been closed just now: nobody listens
                 event_loop.call_soon_threadsafe(_put_all, deliveries)
 
 

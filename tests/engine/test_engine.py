@@ -266,6 +266,15 @@ def test_settings_out_of_range(name, value):
         EngineConfig(model="x", **{name: value})
 
 
+def test_a_second_request_with_an_id_is_refused_while_the_first_is_here(engine, submission, run):
+    engine.submit(engine.new_request(submission("a")))
+    with pytest.raises(InvalidRequest, match="'a' is here already"):
+        engine.submit(engine.new_request(submission("a")))
+    assert engine.stats().prompt_tokens == 3
+    assert len(run(engine)["a"][0]) == 32
+    engine.submit(engine.new_request(submission("a")))
+
+
 def test_scattered_pages_give_the_same_tokens(llada_tiny, submission, run):
     """A pool that has become a sieve: no two free pages are neighbours."""
     engine = load(EngineConfig(model=str(llada_tiny), page_size=8, kv_cache_tokens=2048))

@@ -90,6 +90,41 @@ async def test_one_bad_request_refuses_the_whole_submission(loop, submission):
     assert loop.stats.prompt_tokens == 0
 
 
+async def test_of_two_requests_with_one_id_the_second_is_refused(loop, submission):
+    with pytest.raises(InvalidRequest, match="'twice'") as caught:
+        loop.submit([submission("twice"), submission("other"), submission("twice")])
+    assert caught.value.param == "request_id"
+    [first] = loop.submit([submission("one", gen_length=512, unmask="fixed")])
+    with pytest.raises(InvalidRequest, match="'one'"):
+        loop.submit([submission("two"), submission("one")])
+    first.abort()
+    assert [output async for output in first][-1].finish_reason is FinishReason.ABORT
+    [again] = loop.submit([submission("one")])
+    assert len(await collect(again)) == 32, "once the first has ended, its id is free"
+
+
+def test_an_event_loop_that_closes_while_it_is_told_ends_nobody_else(engine, submission, monkeypatch):
+    """The engine's thread has looked whether it is closed; then it closes."""
+    loop, closed = EngineLoop(engine), asyncio.new_event_loop()
+
+    async def submit():
+        return loop.submit([submission("unheard", gen_length=64, block_length=8, unmask="fixed")])
+
+    loop.start()
+    closed.run_until_complete(submit())
+    monkeypatch.setattr(closed, "is_closed", lambda: False)
+    closed.close()
+
+    async def served():
+        [stream] = loop.submit([submission("heard", gen_length=64, block_length=8, unmask="fixed")])
+        tokens = await asyncio.wait_for(collect(stream), 30)
+        assert loop.healthy
+        await loop.stop(0)
+        return tokens
+
+    assert len(asyncio.run(served())) == 64
+
+
 async def test_a_failing_step_fails_its_requests_and_no_more(loop, submission, monkeypatch, caplog):
     forward = loop._engine.runner.forward
 
