@@ -22,7 +22,7 @@ from engine.config import EngineConfig, ModelSpec
 from engine.errors import InvalidRequest
 from engine.faults import Fault, report
 from engine.isolate import choose, in_parts
-from engine.models import describe, load_model
+from engine.models import find, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import locate
 from engine.output import FinishReason, Output
@@ -206,10 +206,10 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     contradict each other or the machine.
     """
     device = choose_device(config)
-    folder = locate(config.model, config.revision)
-    description = describe(folder)
+    description = find(config.model, config.revision)
     choose_max_batch_rows(config, description.spec)  # what cannot work should not cost the minutes that weights take
     _check_compiler(config, device)
+    folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
     model = load_model(folder, description, choose_dtype(config, device), device, loading)
     return assemble(config, model, description.spec, folder, progress)

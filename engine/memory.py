@@ -10,8 +10,7 @@ import torch
 
 from engine.budget import kv_bytes_per_token, step_bytes
 from engine.config import EngineConfig
-from engine.models import describe
-from engine.models.weights import locate
+from engine.models import find
 from engine.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
 
 
@@ -51,7 +50,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own or
     beyond what a batch may hold.
     """
-    description = describe(locate(config.model, config.revision, weights=False))
+    description = find(config.model, config.revision)
     geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
     max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))

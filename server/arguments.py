@@ -1,7 +1,11 @@
-"""Kinds of numbers on command lines. What is none raises argparse's own error, which names the flag."""
+"""Words on command lines: numbers of a kind, and what a misspelt one may have meant.
+
+What is no number raises argparse's own error, which names the flag.
+"""
 
 import argparse
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import TypeVar
 
@@ -36,3 +40,9 @@ def rate(text: str) -> float:
 def listed(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
     """Numbers of a kind with commas between them."""
     return lambda text: [kind(number.strip()) for number in text.split(",")]
+
+
+def hint(word: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """`; did you mean …?` with the nearest of the words that are known, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {spell(close[0])}?" if close else ""

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from engine import ConfigError
+from server.arguments import hint
 
 COMMANDS = {
     "decode": ("server.bench", "this engine and the papers' own loops decoding on this machine, in turns"),
@@ -29,7 +30,12 @@ def main(argv: Sequence[str]) -> int:
         epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=COMMANDS, metavar="WHAT", help="see below; each has its own --help")
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="see below; each has its own --help")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...")
     given = parser.parse_args(argv)
+    if given.what is None:
+        raise ConfigError(f"say what to measure: unmask bench {' or '.join(COMMANDS)} (--help explains them)")
+    if given.what not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise ConfigError(f"{given.what} is nothing that is measured, but {known} are{hint(given.what, COMMANDS)}")
     return int(import_module(COMMANDS[given.what][0]).main([given.what, *given.rest]))

@@ -4,6 +4,7 @@ What the user can mend is one line on stderr and exit code 2, never a stack trac
 """
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
+
+from server.arguments import hint
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -31,6 +34,14 @@ COMMANDS = {
     ),
     "eval": Command("server.eval.command", "measure what decoding policies cost in quality"),
 }
+
+
+def run() -> NoReturn:
+    """The whole life of the process."""
+    code = main()
+    # The interpreter's last collection would walk all of torch: seconds between Ctrl-C and the prompt, for nothing.
+    gc.freeze()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +69,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand and what follows it; the rest is the subcommand's own to parse."""
+    """The subcommand and what follows it; the rest is the subcommand's own to parse.
+
+    `help bench serve` is `bench serve --help`.
+    """
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
     width = max(map(len, COMMANDS))
     parser = _Parser(
         prog="unmask",
@@ -67,15 +83,15 @@ def _parse(argv: Sequence[str]) -> tuple[str, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"unmask {version('unmask')}")
-    parser.add_argument(
-        "command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="see below; each has its own --help"
-    )
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="see below; each has its own --help")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...")
     given = parser.parse_args(argv)
     if given.command is None:
-        parser.error(f"give a command: {' or '.join(COMMANDS)}")
+        parser.error(f"give a command: {' or '.join(COMMANDS)} (`unmask help` explains them)")
+    if given.command not in COMMANDS:
+        parser.error(f"{given.command} is no command, but {', '.join(COMMANDS)} are{hint(given.command, COMMANDS)}")
     return given.command, given.rest
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine import ConfigError, EngineConfig, MemoryPlan, plan_memory
+from server.units import parameters, size
 
 GIB = 2**30
 COMMON_MEMORIES = (24 * GIB, 48 * GIB, 80 * GIB, 141 * GIB)
@@ -37,7 +38,7 @@ def show(config: EngineConfig, memories: Sequence[int], console: Console) -> Non
     """Prints the plan for each memory. Raises what `plan_memory` raises."""
     plans = [plan_memory(config, memory) for memory in memories]
     console.print(
-        f"{plans[0].model} ({plans[0].family}): {plans[0].num_parameters / 1e9:.2f} B parameters, "
+        f"{plans[0].model} ({plans[0].family}): {parameters(plans[0].num_parameters)} parameters, "
         f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows",
         highlight=False,
         soft_wrap=True,
@@ -50,9 +51,8 @@ def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:
     table = Table("dtype", "weights", "a step", "KV a\ntoken", *cards, title="Canvases that fit beside the rest")
     for dtype, footprint in plans[0].footprints.items():
         fits = (f"{plan.footprints[dtype].canvases:,}" for plan in plans)
-        weights, step = footprint.weight_bytes / GIB, footprint.step_bytes / GIB
-        per_token = footprint.kv_bytes_per_token / 1024
-        table.add_row(dtype, f"{weights:.1f} GiB", f"{step:.1f} GiB", f"{per_token:g} KiB", *fits)
+        sizes = (footprint.weight_bytes, footprint.step_bytes, footprint.kv_bytes_per_token)
+        table.add_row(dtype, *map(size, sizes), *fits)
     return table
 
 

@@ -94,7 +94,14 @@ class Server(uvicorn.Server):
         if self._draining:
             self._end_at_once("second signal")
             return
-        logger.info("shutting down: running requests get %g s; press Ctrl-C again to end at once", self._drain_seconds)
+        if unfinished := self._engine.stats.running + self._engine.stats.waiting:
+            logger.info(
+                "shutting down: unfinished requests (%d) get %g s; a second signal ends it at once",
+                unfinished,
+                self._drain_seconds,
+            )
+        else:
+            logger.info("shutting down: nothing is running")
         self._draining = asyncio.create_task(self._drain())
         loop = asyncio.get_running_loop()
         loop.call_later(self._drain_seconds + GRACE_SECONDS, self._end_at_once, "the shutdown hangs")

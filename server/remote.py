@@ -27,6 +27,16 @@ def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
     return client
 
 
+def complaint(http: httpx.AsyncClient, path: str, error: Exception) -> str:
+    """What the user is told of a request that got no answer."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return (
+            f"no server answers at {http.base_url} ({error or type(error).__name__}): start one with `unmask serve`, "
+            "or give another's address with --base-url"
+        )
+    return f"{http.base_url}{path}: {error or type(error).__name__}"
+
+
 async def first_model(http: httpx.AsyncClient) -> str:
     """The first that the server lists. Raises ConfigError."""
     listed = await call(http, "GET", "models", None)
@@ -43,7 +53,7 @@ async def call(http: httpx.AsyncClient, method: str, path: str, body: object) ->
         try:
             response = await http.request(method, path, json=body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise ConfigError(f"{http.base_url}{path}: {error or type(error).__name__}") from None
+            raise ConfigError(complaint(http, path, error)) from None
         if response.status_code not in (429, 503):
             break
         await asyncio.sleep(0.1 * 2**attempt)

@@ -3,6 +3,7 @@
 import json
 
 from engine import EngineInfo
+from server.units import parameters, size
 
 EXAMPLE_PROMPT = "Question: Sort these numbers: 7 3 12 5.\nAnswer:"
 TYPICAL_CANVAS = 512
@@ -11,11 +12,11 @@ TYPICAL_CANVAS = 512
 
 def start_report(info: EngineInfo, name: str, url: str) -> str:
     example = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 64, "stream": True}
-    fits = [f"{_canvases(info, size)} canvases of {size:,}" for size in _sizes(info)]
+    fits = [f"{_canvases(info, length)} canvases of {length:,}" for length in _lengths(info)]
     lines = {
-        "model": f"{name} ({info.spec.family}, {info.num_parameters / 1e6:,.1f} M parameters)",
-        "weights": f"{_bytes(info.weight_bytes)} in {info.dtype} on {info.device}, from {info.model}",
-        "KV cache": f"{info.kv_tokens:,} tokens ({_bytes(info.kv_bytes)}): {' or '.join(fits)} tokens at once",
+        "model": f"{name} ({info.spec.family}, {parameters(info.num_parameters)} parameters)",
+        "weights": f"{size(info.weight_bytes)} in {info.dtype} on {info.device}, from {info.model}",
+        "KV cache": f"{info.kv_tokens:,} tokens ({size(info.kv_bytes)}): {' or '.join(fits)} tokens at once",
         "address": f"{url}/v1",
     }
     body = json.dumps(example).replace("'", r"\u0027")
@@ -28,19 +29,11 @@ def start_report(info: EngineInfo, name: str, url: str) -> str:
     )
 
 
-def _sizes(info: EngineInfo) -> list[int]:
-    return [size for size in (TYPICAL_CANVAS,) if size < info.max_model_len] + [info.max_model_len]
+def _lengths(info: EngineInfo) -> list[int]:
+    return [length for length in (TYPICAL_CANVAS,) if length < info.max_model_len] + [info.max_model_len]
 
 
 def _canvases(info: EngineInfo, tokens: int) -> int:
     """How many canvases of that many tokens the pool holds; pages are not shared."""
     pages = -(-tokens // info.page_size)
     return info.kv_tokens // (pages * info.page_size)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

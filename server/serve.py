@@ -42,15 +42,17 @@ def main(argv: Sequence[str]) -> int:
     with closing(_bind(settings.server)) as sock:
         engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)
         app = create_app(engine, Tokenizer.load(engine.info.folder), settings, tracer)
-        report = start_report(engine.info, settings.model_names[0], _url(sock))
+        name, url = settings.model_names[0], _url(sock)
+        report = start_report(engine.info, name, url)
+
+        def announce() -> None:
+            Console().print(report, highlight=False, markup=False, soft_wrap=True)
+            if not sys.stderr.isatty():
+                logger.info("listening on %s and serving %s", url, name)
+
         if is_exposed(settings.server):
             logger.warning("listening on %s without an API key: whoever reaches it is served", settings.server.host)
-        server = Server(
-            app,
-            engine,
-            settings.server,
-            announce=lambda: Console().print(report, highlight=False, markup=False, soft_wrap=True),
-        )
+        server = Server(app, engine, settings.server, announce)
         asyncio.run(server.serve(sockets=[sock]))
     if tracer:
         tracer.shutdown()  # sends what is still held
@@ -84,6 +86,7 @@ def _bind(config: ServerConfig) -> socket.socket:
 def _load(config: EngineConfig) -> Engine:
     """With a progress bar where somebody watches; else the log tells of what takes long."""
     if not sys.stderr.isatty():
+        logger.info("loading %s", config.model)
         with _ended_by_sigterm():
             return load(config)
     units = {"loading": "tensors", "compiling": "forwards"}

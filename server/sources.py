@@ -5,7 +5,6 @@ complaint names the very thing to change. What no option knows is an error, neve
 """
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import SecretStr
 
 from engine import ConfigError
 from server import environment, settings_file
+from server.arguments import hint
 from server.settings import BadSetting, Option, Settings, build, options, split
 
 _PRECEDENCE = """\
@@ -34,7 +34,7 @@ class Source:
         known = list(known)
         for key in self.values:
             if key not in known:
-                raise ConfigError(f"{self.spell(key)} is not a setting{_hint(key, known, self.spell)}")
+                raise ConfigError(f"{self.spell(key)} is not a setting{hint(key, known, self.spell)}")
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -126,7 +126,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     for argument in argv:
         name = argument.partition("=")[0]
         if name.startswith("--") and name not in flags and name != "--":
-            raise ConfigError(f"{name} is not a flag{_hint(name, flags, str)}")
+            raise ConfigError(f"{name} is not a flag{hint(name, flags)}")
     given, rest = parser.parse_known_args(argv)
     if rest and rest[0].startswith("-"):
         raise ConfigError(f"{rest[0]} is not a flag")
@@ -163,8 +163,3 @@ def _dashed(argument: str) -> str:
     """`--max_model_len=8` as `--max-model-len=8`; values are left alone."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def _hint(word: str, known: Iterable[str], spell: Callable[[str], str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {spell(close[0])}?" if close else ""

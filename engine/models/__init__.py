@@ -14,7 +14,7 @@ from engine.config import ModelSpec
 from engine.errors import LoadError
 from engine.models import dream, llada
 from engine.models.layers import Transformer, TransformerConfig, rotary_table
-from engine.models.weights import Destinations, Progress, load_weights, read_json, special_tokens
+from engine.models.weights import Destinations, Progress, load_weights, locate, read_json, special_tokens
 
 
 class Family(Protocol):
@@ -38,6 +38,15 @@ class Description(NamedTuple):
     family: Family
     geometry: TransformerConfig
     spec: ModelSpec
+
+
+def find(model: str, revision: str | None = None) -> Description:
+    """Describes a folder or a hub id, of which no weights are fetched. Raises LoadError, which says what is served."""
+    try:
+        folder = locate(model, revision, weights=False)
+    except LoadError as error:
+        raise LoadError(f"{error}; known families: {_known()}") from None
+    return describe(folder)
 
 
 def describe(folder: Path) -> Description:
@@ -75,6 +84,9 @@ def _family(folder: Path, config: Mapping[str, Any]) -> Family:
     for family in FAMILIES.values():
         if any(name in family.ARCHITECTURES for name in architectures):
             return family
-    known = ", ".join(f"{name} ({', '.join(family.ARCHITECTURES)})" for name, family in FAMILIES.items())
     named = ", ".join(architectures) or config.get("model_type") or "nothing"
-    raise LoadError(f"{folder}: unknown architecture {named}; known families: {known}")
+    raise LoadError(f"{folder}: unknown architecture {named}; known families: {_known()}")
+
+
+def _known() -> str:
+    return ", ".join(f"{name} ({', '.join(family.ARCHITECTURES)})" for name, family in FAMILIES.items())

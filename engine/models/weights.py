@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -42,14 +42,31 @@ def locate(model: str, revision: str | None = None, *, weights: bool = True) -> 
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise LoadError(f"{model} is a file, not the folder of a checkpoint")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise LoadError(f"{model}: no such folder, and not a hub id of the form owner/name")
     try:
         files = ["*.json", "merges.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
         return Path(snapshot_download(model, revision=revision, allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except HFValidationError:
+        raise LoadError(f"{model}: no such folder, and not a hub id of the form owner/name") from None
+    except OSError as error:  # whatever else the hub's client raises is one
+        reason = _why_not(error, revision)
         raise LoadError(f"{model}: no such folder, and the hub does not give it: {reason}") from None
+
+
+def _why_not(error: OSError, revision: str | None) -> str:
+    """What the user can do about a model that was not downloaded."""
+    match error:
+        case GatedRepoError():
+            return "its owner wants its terms accepted on its page first, then `hf auth login` or HF_TOKEN"
+        case RepositoryNotFoundError():
+            return "it has none of this name, or a private one, which needs `hf auth login` or HF_TOKEN"
+        case RevisionNotFoundError():
+            return f"it has no revision {revision}"
+    said = str(error).strip().partition("\n")[0]
+    return f"{said} (without a network give a folder, or an id that was downloaded before)"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import httpx
 
 from engine import ConfigError
 from server.bench_serve.prompts import Ask
+from server.remote import complaint
 
 Endpoint = Literal["completions", "chat"]
 PATHS: Mapping[Endpoint, str] = {"completions": "completions", "chat": "chat/completions"}
@@ -89,7 +90,7 @@ class Client:
             except BrokenStream as error:
                 raise ConfigError(f"{self._http.base_url}{self._path}: {error}") from None
             except httpx.HTTPError as error:
-                raise ConfigError(f"{self._http.base_url}{self._path}: {error or type(error).__name__}") from None
+                raise ConfigError(complaint(self._http, self._path, error)) from None
             return
 
     async def ask(self, ask: Ask) -> Sample | Failure:

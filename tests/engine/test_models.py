@@ -5,6 +5,12 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 
 from engine import EngineConfig, LoadError, load
@@ -79,6 +85,53 @@ def test_a_missing_folder(tmp_path):
 def test_a_hub_id_that_the_hub_does_not_give(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refuses("nobody/nothing", "nobody/nothing: no such folder, and the hub does not give it")
+
+
+@pytest.mark.parametrize("model", ["gpt2", "owner/na--me", "owner/..", "a/b/c"])
+def test_what_is_no_hub_id(model):
+    refuses(model, "no such folder, and not a hub id of the form owner/name")
+
+
+def test_a_file_is_no_checkpoint(llada_tiny):
+    refuses(llada_tiny / "config.json", "is a file, not the folder of a checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (GatedRepoError, "its owner wants its terms accepted"),
+        (RepositoryNotFoundError, "it has none of this name, or a private one, which needs `hf auth login`"),
+        (RevisionNotFoundError, "it has no revision v2"),
+        (LocalEntryNotFoundError, r"without a network give a folder, or an id that was downloaded before"),
+        (PermissionError, "denied"),
+    ],
+)
+def test_why_the_hub_does_not_give_a_model(monkeypatch, kind, remedy):
+    error = kind.__new__(kind)
+    error.args = ("denied\nand more",)
+
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr("engine.models.weights.snapshot_download", download)
+    with pytest.raises(LoadError, match=remedy) as told:
+        load(EngineConfig(model="owner/name", revision="v2"))
+    assert "known families: llada" in str(told.value)
+
+
+def test_no_weights_are_fetched_of_a_model_that_cannot_be_served(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    asked = []
+
+    def download(_, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return tmp_path
+
+    monkeypatch.setattr("engine.models.weights.snapshot_download", download)
+    with pytest.raises(LoadError, match="unknown architecture gpt2"):
+        load(EngineConfig(model="openai-community/gpt2"))
+    assert asked
+    assert "*.safetensors" not in asked
 
 
 def test_a_folder_without_config(tmp_path):

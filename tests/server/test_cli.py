@@ -1,12 +1,16 @@
 """The command line: one line and exit code 2 for what the user can mend."""
 
+import json
 import socket
+import sys
 
 import pytest
 
 import server.serve
 from engine import CapacityError, LoadError
+from server import cli
 from server.cli import main
+from server.lifecycle import Server
 from server.report import start_report
 
 
@@ -37,12 +41,51 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("unmask 0.")
 
 
-@pytest.mark.parametrize("argv", [[], ["srve"]])
-def test_a_command_is_needed(argv, capsys):
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        ([], "give a command: serve or bench or eval (`unmask help` explains them)"),
+        (["srve"], "srve is no command, but serve, bench, eval are; did you mean serve?"),
+        (["GSAI-ML/LLaDA-8B-Instruct"], "GSAI-ML/LLaDA-8B-Instruct is no command, but serve, bench, eval are\n"),
+    ],
+)
+def test_a_command_is_needed(argv, text, capsys):
     with pytest.raises(SystemExit) as end:
         main(argv)
     assert end.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    complaint = capsys.readouterr().err
+    assert text in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "usage"),
+    [
+        (["help"], "unmask ["),
+        (["help", "serve"], "unmask serve [MODEL]"),
+        (["help", "bench", "serve"], "unmask bench serve ["),
+        (["serve", "--help"], "unmask serve [MODEL]"),
+    ],
+)
+def test_help_is_a_word_too(argv, usage, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0
+    assert f"usage: {usage}" in capsys.readouterr().out
+
+
+def test_bench_alone_says_what_it_measures(complaint):
+    assert "say what to measure: unmask bench decode or serve or roofline" in complaint("bench")
+    assert "did you mean roofline?" in complaint("bench", "rofline")
+
+
+@pytest.mark.parametrize("argv", [["bench", "serve"], ["bench", "serve", "--model", "m"], ["eval", "--limit", "1"]])
+def test_without_a_server_it_says_how_to_start_one(argv, complaint):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    said = complaint(*argv, "--base-url", url)
+    assert f"no server answers at {url}/v1/" in said
+    assert "start one with `unmask serve`, or give another's address with --base-url" in said
 
 
 def test_a_bad_flag(complaint, no_model):
@@ -51,6 +94,20 @@ def test_a_bad_flag(complaint, no_model):
 
 def test_a_missing_model(complaint):
     assert "/nowhere" in complaint("serve", "/nowhere", "--port", "0")
+
+
+@pytest.mark.parametrize("flags", [["--port", "0"], ["--dry-run"]])
+def test_a_model_that_is_not_served_is_told_which_are(complaint, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_head": 12}))
+    families = "known families: llada (LLaDAModelLM), Dream (DreamModel)"
+    assert f"{tmp_path}: unknown architecture gpt2; {families}" in complaint("serve", str(tmp_path), *flags)
+    assert f"gpt2: no such folder, and not a hub id of the form owner/name; {families}" in complaint(
+        "serve", "gpt2", *flags
+    )
+    said = complaint("serve", "openai-community/gpt2", *flags)
+    assert "the hub does not give it" in said
+    assert families in said
 
 
 @pytest.mark.parametrize("error", [LoadError("too\nbad"), CapacityError("too bad")])
@@ -80,6 +137,43 @@ def test_variables_of_services_are_named_in_one_line_of_the_log(complaint, monke
     complaint("serve", "/nowhere", "--port", "0")
     [line] = [record.message for record in caplog.records if "Kubernetes" in record.message]
     assert "UNMASK_SERVICE_HOST, UNMASK_PORT:" in line
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Servers that end as soon as they have come up."""
+
+    async def serve(server, sockets):
+        server.started = True
+        server._announce()
+
+    monkeypatch.setattr(Server, "serve", serve)
+
+
+@pytest.mark.parametrize(("watched", "lines"), [(False, ["loading {}", "listening on {}"]), (True, [])])
+def test_without_a_terminal_the_log_tells_how_far_it_is(
+    at_once, llada_tiny, monkeypatch, caplog, capsys, watched, lines
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    assert main(["serve", str(llada_tiny), "--port", "0"]) == 0
+    address = next(word for word in capsys.readouterr().out.split() if word.startswith("http")).removesuffix("/v1")
+    told = [record.message for record in caplog.records if record.message.startswith(("loading", "listening"))]
+    assert told == [
+        *[line.format(llada_tiny) for line in lines[:1]],
+        *[line.format(address) + " and serving llada-tiny" for line in lines[1:]],
+    ]
+
+
+def test_the_end_does_not_wait_for_a_collection_of_all_of_torch(monkeypatch):
+    """Its objects are left out of the interpreter's last one."""
+    happened = []
+    monkeypatch.setattr(cli, "main", lambda: happened.append("served") or 3)
+    monkeypatch.setattr(cli.gc, "freeze", lambda: happened.append("frozen"))
+    with pytest.raises(SystemExit) as end:
+        cli.run()
+    assert end.value.code == 3
+    assert happened == ["served", "frozen"]
 
 
 def test_an_interrupt_while_loading_is_no_stack_trace(monkeypatch, capsys):

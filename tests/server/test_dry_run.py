@@ -21,6 +21,14 @@ def test_a_plan_needs_no_weights(dream_7b, capsys):
     assert "bfloat16 │ 14.2 GiB │ 2.1 GiB │ 56 KiB" in printed
 
 
+def test_a_small_model_has_figures_too(llada_tiny, capsys):
+    assert main(["serve", "--dry-run", str(llada_tiny), "--memory", "24"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "llada-tiny (llada): 184 K parameters" in printed
+    assert "float32 │ 720 KiB │" in printed
+    assert "MiB │ 1.5 KiB" in printed
+
+
 def test_without_a_memory_common_ones_are_shown(dream_7b, capsys):
     assert main(["serve", dream_7b, "--dry-run"]) == 0
     words = capsys.readouterr().out.replace("│", " ").replace("┃", " ").split()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -67,6 +68,22 @@ async def test_a_signal_lets_streams_finish_and_refuses_new_requests(running, en
         assert await next_event(lines) == "data: [DONE]"
     await asyncio.wait_for(task, 5)
     assert draining.stops[0] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "line"),
+    [
+        (0, 0, "shutting down: nothing is running"),
+        (2, 3, "shutting down: unfinished requests (5) get 5 s; a second signal ends it at once"),
+    ],
+)
+async def test_the_log_says_what_the_end_waits_for(engine, tokenizer, listening, caplog, running, waiting, line):
+    caplog.set_level("INFO")
+    engine.stats = replace(engine.stats, running=running, waiting=waiting)
+    async with listening(engine, tokenizer) as (_, task):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.wait_for(asyncio.shield(task), 5)
+    assert [record.message for record in caplog.records if record.name == "server.lifecycle"] == [line]
 
 
 async def test_a_second_signal_ends_it_at_once(running, monkeypatch):

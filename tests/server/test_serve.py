@@ -22,7 +22,7 @@ def process(llada_tiny):
 
 def test_from_start_to_sigterm(process):
     report = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
-    assert "llada-tiny (llada, 0.2 M parameters)" in report
+    assert "llada-tiny (llada, 184 K parameters)" in report
     url = re.search(r"curl -N (\S+)", report)[1]
     body = {"prompt": [5, 6, 7], "max_tokens": 32, "stream": True, "diffusion": {"block_length": 8}}
     with httpx.stream("POST", url, json=body, timeout=60) as response:
