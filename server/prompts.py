@@ -102,6 +102,8 @@ class PromptReader:
         """Each prompt, a hole, and the suffix. Raises InvalidRequest."""
         self._check(prompts)
         self.check_length(suffix, "suffix")
+        if _HOLE.search(suffix):
+            raise InvalidRequest("A `suffix` cannot have holes, `<|fill:N|>`; write all of it as the prompt.", "suffix")
         read = []
         for prompt in prompts:
             if isinstance(prompt, str):

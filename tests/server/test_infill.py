@@ -136,6 +136,9 @@ async def test_several_prompts_and_choices(api, engine):
         ({"suffix": "b", "echo": True, "max_tokens": 0}, "max_tokens"),
         ({"suffix": "b", "echo": True, "logprobs": 1}, "logprobs"),
         ({"suffix": "x" * 2049}, "suffix"),
+        ({"suffix": "b<|fill:2|>c"}, "suffix"),
+        ({"suffix": "b<|fill:|>c"}, "suffix"),
+        ({"prompt": [97], "suffix": "b<|fill:2|>c"}, "suffix"),
         ({"prompt": "a<|fill:999999999|>"}, "max_tokens"),
     ],
 )
