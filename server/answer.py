@@ -43,8 +43,8 @@ class Extras:
     stop_ids: frozenset[int] = frozenset()
     """Stop tokens that are told as the reason: those that the request named."""
 
-    def of(self, delta: Delta, *, is_first: bool) -> dict[str, Any]:
-        """Why the choice ended, and its token ids; the prompt's go with its first part."""
+    def of(self, delta: Delta) -> dict[str, Any]:
+        """Why the choice ended, and its token ids."""
         is_told = isinstance(delta.stop, str) or delta.stop in self.stop_ids
         extras: dict[str, Any] = {
             "finish_reason": _finish_reason(delta.finish_reason),
@@ -52,8 +52,11 @@ class Extras:
         }
         if self.prompt_ids is not None:
             extras["token_ids"] = [token.id for token in delta.tokens]
-            extras["prompt_token_ids"] = list(self.prompt_ids[delta.index]) if is_first else None
         return extras
+
+    def prompt_of(self, index: int) -> list[int] | None:
+        """The token ids of this choice's prompt, if they were asked for."""
+        return None if self.prompt_ids is None else list(self.prompt_ids[index])
 
 
 class Form(Protocol):
@@ -99,15 +102,20 @@ class TextForm:
             index=delta.index,
             text=delta.text,
             logprobs=writer.for_completion(delta.tokens) if writer else None,
-            **self.extras.of(delta, is_first=is_first),
+            prompt_token_ids=self.extras.prompt_of(delta.index) if is_first else None,
+            **self.extras.of(delta),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatForm:
-    """/v1/chat/completions: a message, or the deltas of one after its role."""
+    """/v1/chat/completions: a message, or the deltas of one after its role. There is one prompt for all choices."""
 
     extras: Extras
+    service_tier: str | None = None
+    """As the request has it, and ..."""
+    metadata: dict[str, str] | None = None
+    """... so this, in whole answers."""
     prefix = "chatcmpl-"
 
     def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> ChatResponse:
@@ -117,11 +125,18 @@ class ChatForm:
                 index=delta.index,
                 message=ChatMessage(content=delta.text),
                 logprobs=writer.for_chat(delta.tokens) if writer else None,
-                **self.extras.of(delta, is_first=True),
+                **self.extras.of(delta),
             )
             for delta in deltas
         ]
-        return ChatResponse(**head, choices=choices, usage=usage)
+        return ChatResponse(
+            **head,
+            choices=choices,
+            usage=usage,
+            service_tier=self.service_tier,
+            metadata=self.metadata,
+            prompt_token_ids=self.extras.prompt_of(0),
+        )
 
     def chunk(
         self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
@@ -132,16 +147,17 @@ class ChatForm:
                 index=delta.index,
                 delta=ChatDelta(content=delta.text),
                 logprobs=writer.for_chat(delta.tokens) if writer else None,
-                **self.extras.of(delta, is_first=is_first),
+                **self.extras.of(delta),
             )
             for delta in (delta,)
             if delta
         ]
-        return ChatChunk(**head, choices=choices, usage=usage)
+        return ChatChunk(**head, choices=choices, usage=usage, service_tier=self.service_tier)
 
     def opening(self, head: dict[str, Any], index: int) -> ChatChunk:
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
-        return ChatChunk(**head, choices=[choice])
+        ids = None if index else self.extras.prompt_of(0)
+        return ChatChunk(**head, choices=[choice], service_tier=self.service_tier, prompt_token_ids=ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +166,8 @@ class Answer:
 
     form: Form
     model: str
+    fingerprint: str
+    """Of the server, as `server.service` takes it."""
     diffusion: DiffusionParams
     """As it was decoded, the server's defaults included."""
     key: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -184,7 +202,7 @@ class Answer:
 
     @property
     def _head(self) -> dict[str, Any]:
-        return {"id": self.id, "created": self.created, "model": self.model}
+        return {"id": self.id, "created": self.created, "model": self.model, "system_fingerprint": self.fingerprint}
 
     def _usage(self, completion: Completion) -> CompletionUsage:
         usage = completion.usage

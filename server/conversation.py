@@ -18,6 +18,7 @@ from server.marks import Marks
 from server.prompts import Prompt, PromptReader
 from server.schemas import Message, TemplateRequest
 from server.text import Tokenizer
+from server.turns import changed, texts
 
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 """Names that steer the renderer itself (`chat_template`, `tokenize`, ...) and are no variables of a template."""
@@ -47,18 +48,20 @@ class ConversationReader:
                     f"`chat_template_kwargs` may hold variables of the template only, not `{name}`.",
                     "chat_template_kwargs",
                 )
-        for message in messages:
-            self._prompts.check_length(message.content, "messages")
+        turns = [message.for_template for message in messages]
+        for text in texts(turns):
+            self._prompts.check_length(text, "messages")
         marks = Marks()
-        turns = await self._marked([message.for_template for message in messages], marks)
+        turns = await self._marked(turns, marks)
         rendered, literals = marks.split(await asyncio.to_thread(self._render, turns, options, variables or {}))
         self._prompts.check_length("".join([*rendered, *literals]), "messages")
         return Prompt(ids=await self._encode(rendered, literals, add_special_tokens))
 
-    async def _marked(self, turns: Sequence[dict[str, str]], marks: Marks) -> list[dict[str, str]]:
+    async def _marked(self, turns: list[dict[str, Any]], marks: Marks) -> list[dict[str, Any]]:
         """The turns with marks in place of control tokens."""
-        spans = iter(await self._tokenizer.special_spans([text for turn in turns for text in turn.values()]))
-        return [{key: marks.put(text, next(spans)) for key, text in turn.items()} for turn in turns]
+        spans = iter(await self._tokenizer.special_spans(texts(turns)))
+        marked: list[dict[str, Any]] = changed(turns, lambda text: marks.put(text, next(spans)))
+        return marked
 
     async def _encode(self, rendered: Sequence[str], literals: Sequence[str], add_special_tokens: bool) -> list[int]:
         """What the template wrote, with literals between its pieces."""
@@ -71,7 +74,7 @@ class ConversationReader:
         return [*before, *chain(*chain(*zip_longest(pieces, between, fillvalue=[]))), *behind]
 
     def _render(
-        self, turns: Sequence[Mapping[str, str]], options: TemplateRequest, variables: Mapping[str, Any]
+        self, turns: Sequence[Mapping[str, Any]], options: TemplateRequest, variables: Mapping[str, Any]
     ) -> str:
         try:
             text = self._tokenizer.render(

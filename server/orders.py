@@ -31,7 +31,8 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
         logprobs=0 if drawn > body.n and body.logprobs is None else body.logprobs,
     )
     extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
-    answer = Answer(form=TextForm(extras=extras), model=model, diffusion=diffusion)
+    form = TextForm(extras=extras)
+    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
     order = Order(
         answer_id=answer.id,
         prompts=prompts,
@@ -87,7 +88,8 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
-    answer = Answer(form=ChatForm(extras=extras), model=model, diffusion=diffusion)
+    form = ChatForm(extras=extras, service_tier=body.service_tier, metadata=body.metadata)
+    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
     order = Order(
         answer_id=answer.id,
         prompts=[prompt],

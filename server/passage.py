@@ -71,10 +71,14 @@ class StopStrings:
         return text[:kept], None
 
     def _longest_start(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string starts with."""
-        longest = max(map(len, self._stops), default=1) - 1
-        sizes = range(min(longest, len(text)), 0, -1)
-        return next((size for size in sizes if any(stop.startswith(text[-size:]) for stop in self._stops)), 0)
+        """Length of the longest end of `text` that a stop string starts with, but for the whole of it."""
+        return max((_overlap(text, stop) for stop in self._stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """As many comparisons as the stop string has characters: with many of them, it is their sum that costs."""
+    sizes = range(min(len(stop) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,43 +8,44 @@ import logging
 from collections.abc import Iterator, Mapping
 
 from engine import InvalidRequest
+from server.schemas import DiffusionRequest, WireRequest
 
 logger = logging.getLogger(__name__)
 
 NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
+    "best_of": (0, 1),
     "echo": (False,),
     "suffix": ("",),
     "max_completion_tokens": (),
-    "top_logprobs": (),
-    "prompt_logprobs": (),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (0,),
     "logprob_token_ids": ([],),
-    "repetition_detection": (),
+    "repetition_detection": ({},),
     "length_penalty": (1,),
     "use_beam_search": (False,),
     "logits_processors": ([],),
     "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_embeds": (),
-    "response_format": ({"type": "text"},),
+    "truncate_prompt_tokens": (-1,),
+    "prompt_embeds": ("", []),
+    "response_format": ({"type": "text"}, {}),
     "structured_outputs": ({},),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
+    "guided_json": ({}, ""),
+    "guided_regex": ("",),
+    "guided_choice": ([],),
+    "guided_grammar": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "modalities": (["text"],),
+    "modalities": (["text"], []),
     "audio": (),
     "web_search_options": (),
     "documents": ([],),
-    "chat_template": (),
+    "chat_template": ("",),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
     "return_prompt_text": (False,),
-    "thinking_token_budget": (),
+    "thinking_token_budget": (-1,),
     "stream_interval": (1,),
     "vllm_xargs": ({},),
 }
@@ -57,13 +58,20 @@ REASONS: Mapping[str, str] = {
     "chat_template": "a conversation is rendered with the model's own template",
     "max_completion_tokens": "completions have `max_tokens`",
     "prompt_logprobs": "`echo` with `logprobs` scores a prompt",
+    "tools": "no tool is called; they may stand beside a `tool_choice` of `none`",
+    "functions": "none is called; they may stand beside a `function_call` of `none`",
     "top_logprobs": "in completions `logprobs` is the number of alternatives",
 }
 """What to do instead, where there is something."""
 
+CHOICES_OF = {"tools": "tool_choice", "functions": "function_call"}
+"""What a request may call, and the field that says with "none" that it does not."""
+
 HARMLESS = frozenset(
     {
         "cache_salt",
+        "guided_decoding_backend",
+        "guided_whitespace_pattern",
         "include_reasoning",
         "metadata",
         "moderation",
@@ -98,19 +106,55 @@ class UnsupportedFields:
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
-    def check(self, extra: Mapping[str, object]) -> None:
-        """Raises InvalidRequest for a field that would have to change the answer, or is too long for what it is."""
+    def check(self, body: WireRequest) -> None:
+        """Raises InvalidRequest for a field that would have to change the answer, or is too long for what it is.
+
+        Names what nobody knows in the log, at whatever depth. What stands in `diffusion` is judged there.
+        """
+        extra = body.model_extra or {}
         for name, value in extra.items():
             if name in NEUTRAL_VALUES:
-                if value is not None and not any(_same(value, neutral) for neutral in NEUTRAL_VALUES[name]):
+                if not _is_neutral(name, value, extra):
                     reason = f" ({REASONS[name]})" if name in REASONS else ""
                     raise InvalidRequest(f"`{name}` is not supported here{reason}; leave it out.", param=name)
             elif name in HARMLESS:
                 if any(len(text) > MAX_LABEL_LENGTH for text in _labels(name, value)):
                     raise InvalidRequest(f"`{name}` may hold texts of {MAX_LABEL_LENGTH} characters.", param=name)
-            elif name not in self._logged and len(self._logged) < MAX_REMEMBERED:
-                self._logged.add(name)
-                logger.warning("ignoring the unknown request field %.80s", ascii(name))
+            else:
+                self._log(name)
+        for path in _unknown_within(body):
+            self._log(path)
+
+    def _log(self, path: str) -> None:
+        if path not in self._logged and len(self._logged) < MAX_REMEMBERED:
+            self._logged.add(path)
+            logger.warning("ignoring the unknown request field %.80s", ascii(path))
+
+
+def _is_neutral(name: str, value: object, extra: Mapping[str, object]) -> bool:
+    if extra.get(CHOICES_OF.get(name, "")) == "none":
+        return isinstance(value, list)
+    value = _without_nulls(value)
+    return value is None or any(_same(value, neutral) for neutral in NEUTRAL_VALUES[name])
+
+
+def _without_nulls(value: object) -> object:
+    """null is the same as leaving a field out: in an object such as `response_format` as well."""
+    if not isinstance(value, dict):
+        return value
+    return {name: inner for name, inner in value.items() if inner is not None}
+
+
+def _unknown_within(part: WireRequest, path: str = "") -> Iterator[str]:
+    """Fields below this part of a body that it does not declare, as `messages[].content[].x`."""
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        below = f"{path}{field.alias or name}"
+        inner, below = (value, f"{below}[]") if isinstance(value, list | tuple) else ([value], below)
+        for item in inner if inner and isinstance(inner[0], WireRequest) else ():
+            if not isinstance(item, DiffusionRequest):
+                yield from (f"{below}.{unknown}" for unknown in item.model_extra or ())
+                yield from _unknown_within(item, f"{below}.")
 
 
 def _labels(name: str, value: object) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from engine import MAX_LOGPROBS
@@ -10,9 +10,20 @@ from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64, IdsIfAsked
+from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off
 
 FinishReason = Literal["stop", "length"]
+
+
+MAX_LABELS = 16
+MAX_LABEL_LENGTH = 512
+
+_Key = Annotated[str, Field(max_length=64), AfterValidator(check_unicode)]
+_Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH), AfterValidator(check_unicode)]
+_NumTokens = Annotated[int, Field(ge=1, lt=INT64)]
+_Length = Annotated[
+    _NumTokens | None, BeforeValidator(spelled_off(-1), json_schema_input_type=_NumTokens | Literal[-1] | None)
+]
 
 
 class ChatRequest(SamplingRequest, TemplateRequest):
@@ -20,22 +31,28 @@ class ChatRequest(SamplingRequest, TemplateRequest):
 
     messages: Messages
     """The conversation so far, rendered with the model's own chat template; a model without one answers 400."""
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=INT64)] | None = None
-    """Tokens to generate at most; absent is `max_tokens`. Without either, the server's setting `default_max_tokens` or
-    what the context still holds, whichever is less: a canvas is allocated whole."""
-    max_tokens: Annotated[int, Field(ge=1, lt=INT64)] | None = None
+    max_completion_tokens: _Length = None
+    """Tokens to generate at most; absent or -1 is `max_tokens`. Without either, the server's setting
+    `default_max_tokens` or what the context still holds, whichever is less: a canvas is allocated whole."""
+    max_tokens: _Length = None
     """The older name of `max_completion_tokens`, which wins."""
-    logprobs: bool = False
+    logprobs: Annotated[bool, BeforeValidator(spelled_off(0, as_=False), json_schema_input_type=bool | Literal[0])] = (
+        False
+    )
     """Answer with each token's log-probability in the step that decoded it."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """With `logprobs`: also those of this many of the most probable tokens."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """Handed to the chat template, under this name."""
+    service_tier: _Label | None = None
+    """Comes back with the answer; there is one tier."""
+    metadata: Annotated[dict[_Key, _Label], Field(max_length=MAX_LABELS)] | None = None
+    """Comes back with a whole answer; at most 16 texts of 512 characters, under names of 64."""
 
     @field_validator("top_logprobs")
     @classmethod
     def _with_logprobs(cls, top: int | None, info: ValidationInfo) -> int | None:
-        if top is not None and not info.data.get("logprobs"):
+        if top and not info.data.get("logprobs"):
             raise PydanticCustomError("top_logprobs", "is only for requests with `logprobs` true")
         return top
 
@@ -58,7 +75,6 @@ class ChatChoice(BaseModel):
     stop_reason: str | int | None
     """The stop string or the one of `stop_token_ids` that ended the answer."""
     token_ids: IdsIfAsked = None
-    prompt_token_ids: IdsIfAsked = None
 
 
 class ChatResponse(BaseModel):
@@ -70,6 +86,10 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: CompletionUsage
+    system_fingerprint: str
+    service_tier: IfGiven[str] = None
+    metadata: IfGiven[dict[str, str]] = None
+    prompt_token_ids: IdsIfAsked = None
 
 
 class ChatDelta(BaseModel):
@@ -88,7 +108,6 @@ class ChatChunkChoice(BaseModel):
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     token_ids: IdsIfAsked = None
-    prompt_token_ids: IdsIfAsked = None
 
 
 class ChatChunk(BaseModel):
@@ -100,3 +119,7 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: CompletionUsage | None = None
+    system_fingerprint: str
+    service_tier: IfGiven[str] = None
+    prompt_token_ids: IdsIfAsked = None
+    """Of the stream's first chunk only."""

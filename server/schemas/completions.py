@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from engine import MAX_LOGPROBS
 from server.schemas.logprobs import CompletionLogprobs
 from server.schemas.sampling import SamplingRequest, TokenId
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64, IdsIfAsked, check_unicode
+from server.schemas.wire import INT64, IdsIfAsked, check_unicode, spelled_off, whole_numbers
 
 MAX_PROMPTS = 128
 MAX_BEST_OF = 20
@@ -19,12 +19,14 @@ DEFAULT_MAX_TOKENS = 16
 _Ids = Annotated[list[TokenId], Field(min_length=1)]
 _Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
 _AnyPrompt = str | _Texts | _Ids | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+_NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 Prompts = list[str] | list[list[int]]
 """Each has its choices in the answer."""
 
 
 def _read_prompts(value: Any) -> Prompts:
     """By hand, since a union would report a long list of ids once per element and branch."""
+    value = whole_numbers(value)
     prompts = [value] if isinstance(value, str) or (value and _is_ids(value)) else value
     if not isinstance(prompts, list) or not prompts:
         message = "must be a string, a list of strings, a list of token ids, or a list of such lists"
@@ -33,6 +35,7 @@ def _read_prompts(value: Any) -> Prompts:
         raise PydanticCustomError("prompt", f"must not hold more than {MAX_PROMPTS} prompts")
     if all(isinstance(prompt, str) for prompt in prompts):
         return [check_unicode(prompt) for prompt in prompts]
+    prompts = list(map(whole_numbers, prompts))
     if all(_is_ids(prompt) for prompt in prompts):
         return prompts
     raise PydanticCustomError("prompt", "must hold either strings, or token ids, or lists of token ids")
@@ -51,15 +54,19 @@ class CompletionRequest(SamplingRequest):
     """Text behind the answer, which is kept while `max_tokens` positions between it and the prompt are filled."""
     echo: bool = False
     """Answer with the prompt before the text; of infilling, with the completed text."""
-    max_tokens: Annotated[int, Field(ge=0, lt=INT64)] | None = None
+    max_tokens: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
     """Tokens to generate at most; absent is 16. The canvas is this, rounded up to whole blocks, and must fit the
-    context with the prompt. 0 needs `echo`; with holes in the prompt it may only be their sum."""
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    context with the prompt. 0 needs `echo`; with holes in the prompt it may only be their sum. -1 is no wish: the
+    server's setting `default_max_tokens`, or what the context still holds."""
+    logprobs: Annotated[
+        _NumLogprobs | None,
+        BeforeValidator(spelled_off(False), json_schema_input_type=_NumLogprobs | Literal[False] | None),
+    ] = None
     """Answer with each token's log-probability in the step that decoded it, and those of this many of the most
     probable tokens. With `echo`, the prompt is scored too."""
-    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
+    best_of: Annotated[int, Field(ge=0, le=MAX_BEST_OF)] | None = None
     """Draw this many answers to each prompt and return the `n` with the highest mean log-probability of their tokens;
-    absent is `n`. More than `n` is not for streams."""
+    absent or 0 is `n`. More than `n` is not for streams."""
 
     @field_validator("max_tokens")
     @classmethod
@@ -72,9 +79,9 @@ class CompletionRequest(SamplingRequest):
     @classmethod
     def _best_of_several(cls, best_of: int | None, info: ValidationInfo) -> int | None:
         n = info.data.get("n", 1)
-        if best_of is not None and best_of < n:
+        if best_of and best_of < n:
             raise PydanticCustomError("best_of", "must be at least `n`")
-        if best_of is not None and best_of > n and info.data.get("stream"):
+        if best_of and best_of > n and info.data.get("stream"):
             raise PydanticCustomError("best_of", "must not be more than `n` with `stream` true")
         return best_of
 
@@ -102,3 +109,4 @@ class CompletionResponse(BaseModel):
     model: str
     choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
+    system_fingerprint: str

@@ -5,7 +5,6 @@ from typing import Annotated, Any, get_type_hints
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainValidator,
     ValidationInfo,
@@ -15,19 +14,21 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine import DiffusionParams
-from server.schemas.wire import INT64, StreamOptions, WireRequest, check_unicode
+from server.schemas.wire import INT64, StreamOptions, WireRequest, check_unicode, spelled_off, whole_numbers
 from server.settings import options
 
 MAX_CHOICES = 128
-MAX_STOPS = 4
+MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
+MAX_STOP_LENGTHS = 1024
+"""Characters of all stop strings together: each may cost as many comparisons at every token."""
 MAX_STOP_IDS = 128
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(whole_numbers)]
 """Told of the first that is wrong: a hundred thousand errors would take seconds to collect."""
 _IdString = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
 _CLOSED = Field(json_schema_extra={"additionalProperties": False})
@@ -46,23 +47,20 @@ Word = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH), AfterVali
 
 
 def _read_stop(value: Any) -> tuple[str, ...]:
+    """An empty one stops nothing: forms with nothing filled in send it."""
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise PydanticCustomError("stop", "must be a string or a list of strings")
-    if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_LENGTH for stop in stops):
-        raise PydanticCustomError("stop", f"may hold {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters")
-    return tuple(check_unicode(stop) for stop in stops)
+    if len(stops) > MAX_STOPS or not all(len(stop) <= MAX_STOP_LENGTH for stop in stops):
+        raise PydanticCustomError("stop", f"may hold {MAX_STOPS} strings of up to {MAX_STOP_LENGTH} characters")
+    if sum(map(len, stops)) > MAX_STOP_LENGTHS:
+        raise PydanticCustomError("stop", f"may hold {MAX_STOP_LENGTHS} characters in all its strings together")
+    return tuple(check_unicode(stop) for stop in stops if stop)
 
 
-_StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+_StopString = Annotated[str, Field(max_length=MAX_STOP_LENGTH)]
 _StopInput = _StopString | Annotated[list[_StopString], Field(max_length=MAX_STOPS)]
 Stops = Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_type=_StopInput)]
-
-
-class _Wire(WireRequest):
-    """Keeps unknown fields in `model_extra`, for whoever judges them."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 _DIFFUSION_DOCS = {option.name: option.doc for option in options().values() if option.section == "diffusion"}
@@ -72,11 +70,11 @@ _DIFFUSION_FIELDS: dict[str, Any] = {
 }
 
 
-class DiffusionRequest(create_model("DiffusionFields", __base__=_Wire, **_DIFFUSION_FIELDS)):  # type: ignore[misc]
+class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_DIFFUSION_FIELDS)):  # type: ignore[misc]
     """How the canvas is decoded: the engine's own parameters; what is absent or null takes the server's default."""
 
 
-class SamplingRequest(_Wire):
+class SamplingRequest(WireRequest):
     """What every request for text may say."""
 
     model: Annotated[str, Field(max_length=256)] = ""
@@ -109,10 +107,10 @@ class SamplingRequest(_Wire):
     from other tokens is not."""
     min_tokens: Annotated[int, Field(ge=0, lt=INT64)] = 0
     """No stop token is drawn, and no stop string looked for, in the answer's first so many tokens."""
-    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
-    """The same seed gives the same text, alone or in any batch; absent is a new one for each prompt."""
+    seed: Annotated[Annotated[int, Field(ge=-INT64, lt=INT64)] | None, BeforeValidator(spelled_off(-1))] = None
+    """The same seed gives the same text, alone or in any batch; absent or -1 is a new one for each prompt."""
     stop: Stops = ()
-    """The answer ends before the first of these texts, wherever blocks split it."""
+    """The answer ends before the first of these texts, wherever blocks split it; at most 1024 characters in all."""
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] = Field(default_factory=list)
     """Tokens that end the answer, beside the model's own; they are not part of it."""
     include_stop_str_in_output: bool = False
@@ -131,13 +129,13 @@ class SamplingRequest(_Wire):
     stream: bool = False
     """Send the answer as server-sent events: one chunk for each completed block, so usually of many tokens."""
     stream_options: StreamOptions | None = None
-    """Only with `stream`."""
+    """Only with `stream`, unless it asks for nothing."""
     diffusion: DiffusionRequest | None = None
     """How the canvas is decoded; its fields are below. What is absent is as the server's settings say."""
 
     @field_validator("stream_options")
     @classmethod
     def _only_for_streams(cls, options: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
-        if options and not info.data.get("stream"):
+        if options and options.asks_for_anything and not info.data.get("stream"):
             raise PydanticCustomError("stream_options", "is only for requests with `stream` true")
         return options

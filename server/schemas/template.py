@@ -10,12 +10,16 @@ from pydantic_core import PydanticCustomError
 from server.schemas.wire import WireRequest, check_unicode
 
 MAX_MESSAGES = 1024
+MAX_TOOL_CALLS = 128
+MAX_DEPTH = 64
+"""Objects and arrays inside each other in the arguments of a call; as in a body."""
 MAX_KWARGS = 32
 MAX_KWARGS_LENGTH = 8192
 """Characters of `chat_template_kwargs` as JSON."""
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
 Text = Annotated[str, AfterValidator(check_unicode)]
+Name = Annotated[str, Field(max_length=256), AfterValidator(check_unicode)]
 
 
 class TextPart(WireRequest):
@@ -23,60 +27,162 @@ class TextPart(WireRequest):
 
     type: Literal["text"]
     text: Text
+    prompt_cache_breakpoint: Any = None
+    """Accepted, and without effect."""
 
 
-def _read_content(value: Any) -> str:
+class RefusalPart(WireRequest):
+    """The assistant's words where it refused: text as any other."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
+def _read_parts(value: Any, info: ValidationInfo) -> tuple[TextPart | RefusalPart, ...]:
     """By hand, for an error that names what is wrong with a part."""
     if isinstance(value, str):
-        return check_unicode(value)
-    if not isinstance(value, list) or not value:
+        return (TextPart(type="text", text=check_unicode(value)),)
+    is_answer = info.data.get("role") == "assistant"
+    if not isinstance(value, list) or not (value or is_answer):
         raise PydanticCustomError("content", "must be a string or a list of text parts")
-    return "\n".join(map(_read_part, value))
+    return tuple(_read_part(part, is_answer) for part in value)
 
 
-def _read_part(part: Any) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        message = "may hold parts of type `text` only: the model reads and writes text, no images, audio or files"
-        raise PydanticCustomError("content", message)
-    if kind != "text" or not isinstance(part.get("text"), str):
-        raise PydanticCustomError("content", 'must hold parts of the form {"type": "text", "text": "..."}')
-    return check_unicode(part["text"])
+def _read_part(part: Any, is_answer: bool) -> TextPart | RefusalPart:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            check_unicode(text)
+            return TextPart.model_validate(part)
+        case {"type": "refusal", "refusal": str(text)} if is_answer:
+            check_unicode(text)
+            return RefusalPart.model_validate(part)
+        case {"type": str(kind)} if kind not in ("text", "refusal"):
+            message = "may hold parts of type `text` only: the model reads and writes text, no images, audio or files"
+        case {"type": "refusal"} if not is_answer:
+            message = "may hold parts of type `refusal` only in a message of the assistant"
+        case {"type": "refusal"}:
+            message = 'must hold refusals of the form {"type": "refusal", "refusal": "..."}'
+        case _:
+            message = 'must hold parts of the form {"type": "text", "text": "..."}'
+    raise PydanticCustomError("content", message)
 
 
-_AnyContent = str | Annotated[list[TextPart], Field(min_length=1)]
+_AnyContent = str | list[TextPart | RefusalPart]
+
+
+class FunctionCall(WireRequest):
+    """What the assistant called."""
+
+    name: Name
+    arguments: Text
+    """JSON as it came; models write wrong JSON at times."""
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": _parsed(self.arguments)}
+
+
+class ToolCall(WireRequest):
+    """A call within a message of the assistant, as an application's history has it; none is ever made here."""
+
+    id: Name | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
 
 
 class Message(WireRequest):
     """One turn of a conversation. `developer` is read as `system`, which is what models know."""
 
     role: Role
-    content: Annotated[str, PlainValidator(_read_content, json_schema_input_type=_AnyContent)] = ""
+    parts: Annotated[
+        tuple[TextPart | RefusalPart, ...], PlainValidator(_read_parts, json_schema_input_type=_AnyContent)
+    ] = Field(default=(), alias="content")
     """A text, or a list of text parts, which are joined by line breaks. Only the assistant may have none."""
-    name: Annotated[str, Field(max_length=256), AfterValidator(check_unicode)] | None = None
+    name: Name | None = None
     """For templates that show it."""
-    tool_call_id: Annotated[str, Field(max_length=256), AfterValidator(check_unicode)] | None = None
+    tool_call_id: Name | None = None
     """For templates that show it."""
-    tool_calls: Annotated[list[Any], Field(max_length=0)] = Field(default_factory=list)
-    """Not supported: only an empty list."""
-    function_call: None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS)] = Field(default_factory=list)
+    """Of the assistant, for templates that show them."""
+    function_call: FunctionCall | None = None
+    """The older form of a single one of `tool_calls`."""
+    reasoning_content: Text | None = None
+    """Of the assistant, for templates that show it."""
+    reasoning: Text | None = None
+    """The newer name of `reasoning_content`."""
+    refusal: Text | None = None
+    """Of the assistant: its words where it has no `content`."""
+    annotations: Any = None
+    """Accepted, and without effect."""
+    audio: None = None
     """Not supported: only null."""
+
+    @field_validator("tool_calls", "function_call", "refusal")
+    @classmethod
+    def _only_of_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("role", "is only for messages of the assistant")
+        return value
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
-        if self.role != "assistant" and "content" not in self.model_fields_set:
+        if self.role != "assistant" and not self.parts:
             raise PydanticCustomError("content", "needs `content`")
         return self
 
     @property
-    def for_template(self) -> dict[str, str]:
+    def content(self) -> str:
+        texts = [part.text if isinstance(part, TextPart) else part.refusal for part in self.parts]
+        return "\n".join(texts) if texts else self.refusal or ""
+
+    @property
+    def for_template(self) -> dict[str, Any]:
         """As templates expect it."""
         role = "system" if self.role == "developer" else self.role
-        given = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return {"role": role, "content": self.content, **{key: text for key, text in given.items() if text is not None}}
+        reasoning = self.reasoning_content or self.reasoning
+        given = {
+            "name": self.name,
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": self._calls or None,
+            "reasoning_content": reasoning,
+            "reasoning": reasoning,
+        }
+        return {
+            "role": role,
+            "content": self.content,
+            **{key: value for key, value in given.items() if value is not None},
+        }
+
+    @property
+    def _calls(self) -> list[dict[str, Any]]:
+        calls = self.tool_calls or [ToolCall(function=call) for call in (self.function_call,) if call]
+        return [{"id": call.id or "", "type": call.type, "function": call.function.for_template} for call in calls]
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def _parsed(arguments: str) -> dict[str, Any] | str:
+    """An object, which is what templates write as JSON; the text itself where it is none that could be written."""
+    try:
+        value = json.loads(arguments)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else arguments
+
+
+def _depth(value: object) -> int:
+    """Objects and arrays inside each other."""
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for item in level
+        if isinstance(item, dict | list)
+        for inner in (item.values() if isinstance(item, dict) else item)
+    ]:
+        depth += 1
+    return depth
 
 
 def _check_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,28 @@ class DiffusionUsage(BaseModel):
     """Of infilling: the text of each hole, in the order of choices and of holes in them."""
 
 
+class PromptTokensDetails(BaseModel):
+    """Of the prompts' tokens: nothing is kept from one request for another, and all is text."""
+
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(BaseModel):
+    """Of the choices' tokens: reasoning is text as any other here, and no `prediction` is looked at."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
 class CompletionUsage(BaseModel):
     """Tokens of the prompts, each counted once, and of all choices."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
     diffusion: DiffusionUsage

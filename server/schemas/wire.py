@@ -1,6 +1,7 @@
 """What all parts of a request's body have in common, and types and checks that several wire types use."""
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -9,15 +10,41 @@ from pydantic_core import CoreSchema, PydanticCustomError
 INT64 = 2**63
 
 
-class WireRequest(BaseModel):
-    """A part of a request's body. In every field but the required ones, null is the same as leaving it out."""
+def whole(value: Any) -> Any:
+    """16 for 16.0: JSON knows one kind of number, and clients in some languages write all of them so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+def whole_numbers(values: Any) -> Any:
+    """The same for each of a list, which may be long."""
+    return list(map(whole, values)) if isinstance(values, list) and float in map(type, values) else values
+
+
+def spelled_off(*spellings: object, as_: object = None) -> Callable[[Any], Any]:
+    """A check that takes these values for `as_`, by default for an absent field."""
+
+    def read(value: Any) -> Any:
+        return as_ if any(value == other and type(value) is type(other) for other in spellings) else value
+
+    return read
+
+
+class WireRequest(BaseModel):
+    """A part of a request's body. In every field but the required ones, null is the same as leaving it out.
+
+    Unknown fields stay in `model_extra`, for whoever judges them (`server.unsupported`).
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, extra="allow"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        return {name: value for name, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def _as_meant(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: whole(value) for name, value in data.items() if value is not None}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -43,6 +70,10 @@ class StreamOptions(WireRequest):
     include_obfuscation: bool = False
     """Accepted; nothing is obfuscated."""
 
+    @property
+    def asks_for_anything(self) -> bool:
+        return any(getattr(self, name) for name in type(self).model_fields)
+
 
 def check_unicode(text: str) -> str:
     """JSON can spell lone surrogates, which no tokenizer takes."""
@@ -53,5 +84,8 @@ def check_unicode(text: str) -> str:
     return text
 
 
-IdsIfAsked = Annotated[list[int] | None, Field(exclude_if=lambda ids: ids is None)]
+Value = TypeVar("Value")
+IfGiven = Annotated[Value | None, Field(exclude_if=lambda value: value is None)]
+"""A field of an answer that is there only where the request has brought it about."""
+IdsIfAsked = IfGiven[list[int]]
 """Token ids of an answer, whose field is there only where they were asked for."""

@@ -8,6 +8,8 @@ from engine import FinishReason
 from server.text import Tokenizer
 
 JSON = {"content-type": "application/json"}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": [2]}'}}
+REFUSAL = {"type": "refusal", "refusal": "I cannot."}
 
 
 def prompt_of(engine, number=-1):
@@ -27,6 +29,7 @@ async def test_a_whole_answer(api, engine):
     assert prompt_of(engine) == "<user>hi<assistant>"
     assert answer.pop("id").startswith("chatcmpl-")
     assert isinstance(answer.pop("created"), int)
+    assert answer.pop("system_fingerprint").startswith("fp_")
     usage = answer.pop("usage")
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (19, 7, 26)
     assert answer == {
@@ -56,7 +59,7 @@ async def test_a_stream(api, engine):
     ]
     assert [choice["finish_reason"] for choice in choices] == [None, None, None, "stop"]
     assert all(event["object"] == "chat.completion.chunk" and "usage" not in event for event in events)
-    for shared in ("id", "created", "model"):
+    for shared in ("id", "created", "model", "system_fingerprint"):
         assert len({event[shared] for event in events}) == 1
 
 
@@ -128,14 +131,27 @@ async def test_the_template_itself_is_not_a_variable(api, engine, name):
         ({"messages": [{"role": "user", "content": [{"type": {}, "text": "hi"}]}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": "refuse"}]}, "messages"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
-        ({"messages": [{"role": "assistant", "function_call": {}}]}, "messages.0.function_call"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls.0.function"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]}, "messages.0.tool_calls.0.type"),
+        ({"messages": [{"role": "assistant", "function_call": {}}]}, "messages.0.function_call.name"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "user", "content": "a", "refusal": "b"}]}, "messages.0.refusal"),
+        ({"messages": [{"role": "user", "content": [REFUSAL]}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages.0.content"),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "messages.0.audio"),
+        ({"messages": [{"role": "user", "parts": []}]}, "messages.0"),
+        ({"service_tier": "x" * 513}, "service_tier"),
+        ({"metadata": {"a": 5}}, "metadata.a"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"metadata": {f"a{i}": "x" for i in range(17)}}, "metadata"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_tokens": 1000}, "max_tokens"),
         ({"max_completion_tokens": 1000, "max_tokens": 5}, "max_completion_tokens"),
         ({"logprobs": 3}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),

@@ -19,6 +19,7 @@ async def test_a_whole_answer(api, engine):
     assert response.headers["content-type"] == "application/json"
     assert answer.pop("id").startswith("cmpl-")
     assert isinstance(answer.pop("created"), int)
+    assert answer.pop("system_fingerprint").startswith("fp_")
     assert answer == {
         "object": "text_completion",
         "model": "fake",
@@ -27,6 +28,13 @@ async def test_a_whole_answer(api, engine):
             "prompt_tokens": 2,
             "completion_tokens": 7,
             "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0,
+                "audio_tokens": 0,
+                "accepted_prediction_tokens": 0,
+                "rejected_prediction_tokens": 0,
+            },
             "diffusion": {
                 "cache": "dual",
                 "unmask": "threshold",
@@ -45,7 +53,7 @@ async def test_a_stream_has_one_chunk_for_each_block(api, engine):
     assert [event["choices"][0]["finish_reason"] for event in events] == [None, None, "length"]
     assert all(len(event["choices"]) == 1 and event["choices"][0]["logprobs"] is None for event in events)
     assert all("usage" not in event for event in events)
-    for shared in ("id", "created", "model", "object"):
+    for shared in ("id", "created", "model", "object", "system_fingerprint"):
         assert len({event[shared] for event in events}) == 1
 
 

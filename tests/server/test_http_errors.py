@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest
+from server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, WireRequest
 from server.unsupported import HARMLESS, MAX_LABEL_LENGTH, MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
 
 JSON = {"content-type": "application/json"}
@@ -26,12 +26,17 @@ JSON = {"content-type": "application/json"}
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "16"}, "max_tokens"),
         ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
+        ({"max_tokens": 1e300}, "max_tokens"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"logprobs": True}, "logprobs"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"seed": 2**63}, "seed"),
-        ({"stop": ""}, "stop"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"stop": ["x" * 200] * 6}, "stop"),
+        ({"stop": ["a", None]}, "stop"),
         ({"stop": ["x" * 257]}, "stop"),
         ({"stop": 3}, "stop"),
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
@@ -145,7 +150,8 @@ async def test_a_field_that_cannot_be_honoured_is_refused(api, engine, field):
 
 @pytest.mark.parametrize("field", sorted(HARMLESS))
 async def test_a_field_without_effect_may_not_be_a_book(api, engine, field):
-    for ask in (api.complete, api.chat):
+    asks = [api.complete] if field in ChatRequest.model_fields else [api.complete, api.chat]
+    for ask in asks:
         error = api.error_of(await ask(**{field: "x" * (MAX_LABEL_LENGTH + 1)}), 400)
         assert error["param"] == field
         assert str(MAX_LABEL_LENGTH) in error["message"]
@@ -167,7 +173,7 @@ async def test_true_is_not_one(api):
 
 def test_made_up_fields_do_not_fill_the_memory(caplog):
     fields = UnsupportedFields()
-    fields.check({f"made_up_{i}": i for i in range(2 * MAX_REMEMBERED)})
+    fields.check(WireRequest(**{f"made_up_{i}": i for i in range(2 * MAX_REMEMBERED)}))
     assert len(caplog.records) == MAX_REMEMBERED
 
 

@@ -167,12 +167,23 @@ async def test_special_tokens_may_stay(ask, engine):
     assert texts(await ask(skip_special_tokens=False)) == ["a<|endoftext|>b"]
 
 
-async def test_token_ids(ask, engine):
+async def test_token_ids(api, engine):
+    """The prompt's stand where vLLM has them: a chat has one for all its choices."""
     engine.script = lambda _: ["on", "e"]
-    [choice] = (await ask(return_token_ids=True)).json()["choices"]
-    assert choice["token_ids"] == list(b"one")
-    assert choice["prompt_token_ids"] == list(engine.submissions[0].prompt_ids)
-    assert "token_ids" not in (await ask()).json()["choices"][0]
+    completion = (await api.complete(return_token_ids=True)).json()
+    chat = (await api.chat(return_token_ids=True, n=2)).json()
+    for choice in (*completion["choices"], *chat["choices"]):
+        assert choice["token_ids"] == list(b"one")
+    assert completion["choices"][0]["prompt_token_ids"] == list(engine.submissions[0].prompt_ids)
+    assert "prompt_token_ids" not in completion
+    assert chat["prompt_token_ids"] == list(engine.submissions[1].prompt_ids)
+    assert all("prompt_token_ids" not in choice for choice in chat["choices"])
+
+
+async def test_token_ids_are_left_out_where_nobody_asked(ask):
+    answer = (await ask()).json()
+    assert "prompt_token_ids" not in answer
+    assert answer["choices"][0].keys().isdisjoint({"token_ids", "prompt_token_ids"})
 
 
 async def test_token_ids_in_a_stream(api, engine):
@@ -182,6 +193,16 @@ async def test_token_ids_in_a_stream(api, engine):
         parts = [event["choices"][0] for event in events if event["choices"][0]["index"] == index]
         assert [part["token_ids"] for part in parts] == [list(b"on"), list(b"e")]
         assert [part.get("prompt_token_ids") for part in parts] == [[97, 98], None]
+
+
+async def test_token_ids_in_a_streamed_chat(api, engine):
+    engine.script = lambda _: ["on", "e"]
+    first, *others = api.events_of((await api.chat(stream=True, return_token_ids=True, n=2)).text)
+    assert first["prompt_token_ids"] == list(engine.submissions[0].prompt_ids)
+    assert all("prompt_token_ids" not in event for event in others)
+    for index in (0, 1):
+        parts = [event["choices"][0] for event in others if event["choices"][0]["index"] == index]
+        assert [part["token_ids"] for part in parts if "token_ids" in part] == [list(b"on"), list(b"e")]
 
 
 async def test_special_tokens_are_added_unless_unwanted(api, engine, tokenizer, monkeypatch):
