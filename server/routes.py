@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from engine import EngineUnavailable, InvalidRequest
@@ -14,9 +15,12 @@ from server.answer import Answer
 from server.convert import ENGINE_NAMES
 from server.disconnect import unless_disconnected
 from server.generation import Order
+from server.openapi import events_of
 from server.orders import chat_order, completion_order
 from server.prompts import check_vocabulary
 from server.schemas import (
+    AddedToken,
+    ChatChunk,
     ChatRequest,
     ChatResponse,
     CompletionRequest,
@@ -32,6 +36,7 @@ from server.schemas import (
     StreamOptions,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
     VersionResponse,
 )
 from server.service import Service
@@ -57,10 +62,10 @@ def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses}
 
 
-def _streamed(chunk: str) -> dict[int | str, dict[str, Any]]:
+def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of an answer that may come as server-sent events."""
-    events = {"schema": {"type": "string"}, "example": f"data: {{{chunk}}}\n\ndata: [DONE]\n\n"}
-    return {200: {"description": "The answer, whole or as events.", "content": {"text/event-stream": events}}}
+    told = "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON."
+    return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse)}}}
 
 
 router = APIRouter(responses=_told(401, 431, 500, 503, 504))
@@ -85,12 +90,12 @@ _POSTS: dict[str, Any] = {"dependencies": [Depends(require_json)]}
 @router.post(
     "/v1/completions",
     response_model=CompletionResponse,
-    responses=_told(400, 404, 408, 413, 415, 429) | _streamed('"object": "text_completion", ...'),
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(CompletionResponse),
     **_POSTS,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: Shared) -> Response:
     """Go on with a text, or fill the holes in it."""
-    service.unsupported.check(body.model_extra or {})
+    service.unsupported.check(body)
     with _in_words(ENGINE_NAMES):
         answer, order = await completion_order(body, service)
         return await _answer(answer, order, body, request, service)
@@ -99,12 +104,12 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
 @router.post(
     "/v1/chat/completions",
     response_model=ChatResponse,
-    responses=_told(400, 404, 408, 413, 415, 429) | _streamed('"object": "chat.completion.chunk", ...'),
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(ChatChunk),
     **_POSTS,
 )
 async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
     """Answer a conversation."""
-    service.unsupported.check(body.model_extra or {})
+    service.unsupported.check(body)
     named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
     length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
@@ -137,6 +142,7 @@ def _in_words(names: Mapping[str, str]) -> Iterator[None]:
 @router.post("/tokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
 async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     """The tokens of a text, or of a conversation as the model would see it."""
+    service.unsupported.check(body)
     service.models.resolve(body.model)
     if body.messages is None:
         special = body.add_special_tokens is not False
@@ -146,7 +152,7 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     else:
         special = bool(body.add_special_tokens)
         ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
-    strings = await service.tokenizer.spell_all(ids) if body.return_token_strs else None
+    strings = await service.tokenizer.pieces(ids) if body.return_token_strs else None
     max_model_len = service.engine.info.max_model_len
     return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
 
@@ -154,9 +160,27 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
 @router.post("/detokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
 async def detokenize(body: DetokenizeRequest, service: Shared) -> DetokenizeResponse:
     """The text of tokens, special ones included."""
+    service.unsupported.check(body)
     service.models.resolve(body.model)
     check_vocabulary(body.tokens, service.engine.info.spec.vocab_size, "tokens")
     return DetokenizeResponse(prompt=service.tokenizer.decode(body.tokens))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: Shared) -> TokenizerInfo:
+    """The tokenizer's special tokens and the chat template."""
+    tokenizer = service.tokenizer
+    roles = {f"{role}_token": tokenizer.roles.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk", "mask")}
+    return TokenizerInfo(
+        **roles,
+        tokenizer_class=tokenizer.kind,
+        model_max_length=service.engine.info.max_model_len,
+        chat_template=tokenizer.chat_template,
+        added_tokens_decoder={
+            id_: AddedToken(content=token.content, special=token.special)
+            for id_, token in tokenizer.added_tokens.items()
+        },
+    )
 
 
 @router.get("/v1/models")

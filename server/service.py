@@ -3,8 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
 
-from engine import DiffusionParams, EngineLoop
+from engine import DiffusionParams, EngineInfo, EngineLoop
 from server.conversation import ConversationReader
 from server.errors import ModelNotFound
 from server.generation import Generator
@@ -19,7 +21,9 @@ from server.watch import Watch
 class ServedModels:
     """The ids under which the one model is known."""
 
-    def __init__(self, names: Sequence[str], max_model_len: int) -> None:
+    def __init__(self, names: Sequence[str], root: str, max_model_len: int) -> None:
+        """`root`: what the model is called where it comes from."""
+        self._root = root
         self._max_model_len = max_model_len
         self._names = tuple(names)
         self._created = int(time.time())
@@ -32,7 +36,9 @@ class ServedModels:
         return name
 
     def card(self, name: str) -> ModelCard:
-        return ModelCard(id=self.resolve(name), created=self._created, max_model_len=self._max_model_len)
+        return ModelCard(
+            id=self.resolve(name), created=self._created, root=self._root, max_model_len=self._max_model_len
+        )
 
     def cards(self) -> list[ModelCard]:
         return [self.card(name) for name in self._names]
@@ -52,6 +58,8 @@ class Service:
     temperature: float
     default_max_tokens: int
     diffusion: DiffusionParams
+    fingerprint: str
+    """Of everything that an answer follows from beside its request: while it stays, a `seed` does."""
 
     @classmethod
     def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
@@ -61,7 +69,7 @@ class Service:
         return cls(
             engine=engine,
             tokenizer=tokenizer,
-            models=ServedModels(settings.model_names, max_model_len=max_model_len),
+            models=ServedModels(settings.model_names, settings.own_name, max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
             generator=Generator(engine, tokenizer, prompts, watch),
@@ -69,4 +77,18 @@ class Service:
             temperature=settings.server.temperature,
             default_max_tokens=settings.server.default_max_tokens,
             diffusion=settings.diffusion,
+            fingerprint=_fingerprint(engine.info, settings),
         )
+
+
+def _fingerprint(info: EngineInfo, settings: Settings) -> str:
+    running = (
+        info.model,
+        info.folder.name,
+        info.device,
+        info.dtype,
+        settings.engine.attention,
+        settings.engine.compile,
+    )
+    defaults = (settings.diffusion, settings.server.temperature)
+    return "fp_" + sha256(repr((version("unmask"), running, defaults)).encode()).hexdigest()[:10]

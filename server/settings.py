@@ -89,11 +89,15 @@ class Settings:
     """How requests that do not say otherwise are decoded."""
 
     @property
+    def own_name(self) -> str:
+        """What the model is called where it comes from: a hub id, or the name of a folder, but not where that is."""
+        folder = Path(self.engine.model)
+        return folder.resolve().name if folder.is_dir() else self.engine.model
+
+    @property
     def model_names(self) -> tuple[str, ...]:
         """The ids under which the model is served, the default one first."""
-        folder = Path(self.engine.model)
-        own_name = folder.resolve().name if folder.is_dir() else self.engine.model
-        return self.server.served_model_name or (own_name,)
+        return self.server.served_model_name or (self.own_name,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
@@ -89,12 +90,32 @@ class Tokenizer:
         return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 
     @property
+    def kind(self) -> str:
+        """The class that reads it, in transformers."""
+        return type(self._tokenizer).__name__
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """The tokens that have a role, such as `eos_token`, by its name."""
+        return {role: str(token) for role, token in self._tokenizer.special_tokens_map.items()}
+
+    @property
+    def added_tokens(self) -> Mapping[int, AddedToken]:
+        """Those that stand beside the vocabulary, control tokens among them."""
+        return self._backend.get_added_tokens_decoder()
+
+    @property
+    def chat_template(self) -> str | None:
+        """Of several, the one that conversations are rendered with."""
+        return self._tokenizer.get_chat_template() if self.has_chat_template else None
+
+    @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
     def render(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -111,7 +132,7 @@ class Tokenizer:
             )
         )
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """The template's text up to where the answer begins. It writes the special tokens itself, so none are added."""
         return list(self._backend.encode(self.render(messages), add_special_tokens=False).ids)
 
@@ -140,9 +161,9 @@ class Tokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
-    async def spell_all(self, ids: Sequence[int]) -> list[str]:
-        """Each as `spell` does, in a thread, since they may be many."""
-        return await asyncio.to_thread(lambda: [self.spell(id_) for id_ in ids])
+    async def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each as the vocabulary writes it, in a thread, since they may be many."""
+        return await asyncio.to_thread(lambda: [self._backend.id_to_token(id_) or self.spell(id_) for id_ in ids])
 
 
 def _ascending(starts: Sequence[int]) -> list[int]:

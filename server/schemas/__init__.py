@@ -19,11 +19,19 @@ from server.schemas.logprobs import ChatLogprob, ChatLogprobs, CompletionLogprob
 from server.schemas.sampling import DiffusionRequest, SamplingRequest
 from server.schemas.server import ErrorResponse, LoadResponse, ModelCard, ModelList, Status, VersionResponse
 from server.schemas.template import Message, TemplateRequest
-from server.schemas.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.schemas.tokens import (
+    AddedToken,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+)
 from server.schemas.usage import CompletionUsage, DiffusionUsage
 from server.schemas.wire import StreamOptions, WireRequest
 
 __all__ = [
+    "AddedToken",
     "ChatChoice",
     "ChatChunk",
     "ChatChunkChoice",
@@ -54,6 +62,7 @@ __all__ = [
     "TemplateRequest",
     "TokenizeRequest",
     "TokenizeResponse",
+    "TokenizerInfo",
     "TopLogprob",
     "VersionResponse",
     "WireRequest",

@@ -12,6 +12,9 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "unmask"
+    root: str
+    """What was loaded: a hub id, or the name of a folder."""
+    parent: None = None
     max_model_len: int
 
 

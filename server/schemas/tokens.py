@@ -22,7 +22,7 @@ class TokenizeRequest(TemplateRequest):
     add_special_tokens: bool | None = None
     """Whether the tokenizer adds its special tokens; absent is true for a text and false for a conversation."""
     return_token_strs: bool = False
-    """Answer with the tokens as text too."""
+    """Answer with the tokens as the vocabulary writes them too."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":
@@ -53,3 +53,26 @@ class DetokenizeResponse(BaseModel):
     """The text of the tokens, special ones included."""
 
     prompt: str
+
+
+class AddedToken(BaseModel):
+    """A token beside the vocabulary."""
+
+    content: str
+    special: bool
+    """Whether it is a control token."""
+
+
+class TokenizerInfo(BaseModel):
+    """What clients that render and count for themselves need, under the names of `tokenizer_config.json`."""
+
+    tokenizer_class: str
+    model_max_length: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    mask_token: str | None
+    chat_template: str | None
+    added_tokens_decoder: dict[int, AddedToken]
+    """By token id."""

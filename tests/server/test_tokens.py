@@ -18,20 +18,26 @@ async def test_a_text(post):
     answer = (await post("/tokenize", prompt="ab", model="fake")).json()
     assert answer == {"count": 2, "max_model_len": 128, "tokens": [97, 98], "token_strs": None}
     answer = (await post("/tokenize", prompt="a€", return_token_strs=True, add_special_tokens=False)).json()
-    assert answer["token_strs"] == ["a", r"bytes:\xe2", r"bytes:\x82", r"bytes:\xac"]
+    assert answer["token_strs"] == ["a", "â", "Ĥ", "¬"], "as the vocabulary writes them, and vLLM"
+    answer = (await post("/tokenize", prompt=" <|endoftext|>", return_token_strs=True)).json()
+    assert answer["token_strs"] == ["Ġ", "<|endoftext|>"]
     assert (await post("/tokenize", prompt="")).json()["count"] == 0
 
 
 async def test_tokens_are_spelled_beside_the_event_loop(post, tokenizer, monkeypatch):
     """Half a million characters may become as many tokens."""
     threads = set()
-    spell = tokenizer.spell
 
-    def watched(id_):
-        threads.add(get_ident())
-        return spell(id_)
+    class Backend:
+        def id_to_token(self, id_):
+            threads.add(get_ident())
+            return str(id_)
 
-    monkeypatch.setattr(tokenizer, "spell", watched)
+        def __getattr__(self, name):
+            return getattr(backend, name)
+
+    backend = tokenizer._backend
+    monkeypatch.setattr(tokenizer, "_backend", Backend())
     await post("/tokenize", prompt="ab", return_token_strs=True)
     assert threads
     assert get_ident() not in threads
@@ -77,6 +83,54 @@ async def test_a_bad_value_names_its_field(post, api, path, body, param):
 async def test_an_unknown_model_is_a_404(post, api):
     api.error_of(await post("/tokenize", prompt="a", model="gpt"), 404)
     api.error_of(await post("/detokenize", tokens=[1], model="gpt"), 404)
+
+
+async def test_the_tokenizer(api, tokenizer):
+    """What lm-eval's remote tokenizer asks a server for, as vLLM's has it."""
+    info = (await api.client.get("/tokenizer_info")).json()
+    assert info.pop("chat_template") == tokenizer._tokenizer.chat_template
+    assert info.pop("tokenizer_class")
+    assert info == {
+        "model_max_length": 128,
+        "eos_token": "<|endoftext|>",
+        **dict.fromkeys(("bos_token", "pad_token", "unk_token", "mask_token")),
+        "added_tokens_decoder": {"256": {"content": "<|endoftext|>", "special": True}},
+    }
+
+
+async def test_a_tokenizer_without_a_template(api, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", None)
+    assert (await api.client.get("/tokenizer_info")).json()["chat_template"] is None
+
+
+async def test_what_a_model_comes_from(api):
+    for card in (await api.client.get("/v1/models")).json()["data"]:
+        assert card["root"] == "demo", "the folder's name, and not where it stands"
+        assert card["parent"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"prompt": "a", "chat_template": "{{ 1 }}"}, "chat_template"),
+        ("/tokenize", {"prompt": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ("/detokenize", {"tokens": [97], "tools": [{}]}, "tools"),
+    ],
+)
+async def test_what_would_change_the_tokens_is_refused(post, api, path, body, param):
+    assert api.error_of(await post(path, **body), 400)["param"] == param
+
+
+async def test_unknown_fields_are_named_in_the_log(post, caplog):
+    await post("/tokenize", prompt="a", flux=1)
+    await post("/detokenize", tokens=[97], flow=1)
+    told = [record.getMessage() for record in caplog.records]
+    assert "ignoring the unknown request field 'flux'" in told
+    assert "ignoring the unknown request field 'flow'" in told
+
+
+async def test_whole_numbers_may_be_written_with_a_point(post):
+    assert (await post("/detokenize", tokens=[97.0, 98])).json() == {"prompt": "ab"}
 
 
 async def test_the_version(api):

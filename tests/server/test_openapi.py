@@ -1,0 +1,48 @@
+"""/openapi.json: what it says of streams and of numbers."""
+
+import json
+
+import jsonschema
+import pytest
+
+from server.schemas.wire import INT64
+
+
+@pytest.fixture
+async def described(api):
+    return (await api.client.get("/openapi.json")).json()
+
+
+def events_of(described, path):
+    return described["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["itemSchema"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_the_chunks_of_a_stream(api, described, path):
+    data = events_of(described, path)["properties"]["data"]
+    assert data["contentMediaType"] == "application/json"
+    schema = {**data["contentSchema"], "components": described["components"]}
+    ask = api.complete if path == "/v1/completions" else api.chat
+    body = {"stream": True, "n": 2, "stream_options": {"include_usage": True}, "return_token_ids": True}
+    chunks = api.events_of((await ask(**body)).text)
+    assert len(chunks) > 4
+    for chunk in chunks:
+        jsonschema.validate(chunk, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**chunks[0], "choices": None}, schema)
+    jsonschema.validate({"error": {"message": "a", "type": "b", "param": None, "code": None}}, schema)
+
+
+async def test_bounds_of_integers_are_integers(described):
+    properties = described["components"]["schemas"]["CompletionRequest"]["properties"]
+    seed = properties["seed"]["anyOf"][0]
+    assert (seed["minimum"], seed["exclusiveMaximum"]) == (-INT64, INT64)
+    assert type(seed["minimum"]) is int
+    text = json.dumps(described)
+    assert "e+18" not in text
+
+
+async def test_a_field_named_as_a_keyword_is_left_alone(described):
+    """`type` is a field of messages' parts, too."""
+    part = described["components"]["schemas"]["TextPart"]["properties"]["type"]
+    assert part["const"] == "text"
