@@ -36,7 +36,7 @@ def test_the_table_of_a_field():
     table = updated("<!-- table: sampling -->\n<!-- end -->")
     assert "| `n` | integer 1 to 128 | `1` | Answers to each prompt" in table
     assert (
-        "| `stop` | string (at most 256 characters) or list of string (at most 256 characters) (at most 4) |" in table
+        "| `stop` | string (at most 256 characters) or list of string (at most 256 characters) (at most 64) |" in table
     )
 
 

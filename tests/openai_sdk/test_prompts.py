@@ -150,7 +150,7 @@ async def test_token_ids(sdk, http):
 async def test_a_conversation_is_tokenised_as_it_is_served(sdk, http):
     tokens = (await http.post("/tokenize", json={"messages": CHAT})).json()
     answer = await sdk.chat(messages=CHAT, max_tokens=16, extra_body={"return_token_ids": True})
-    assert answer.choices[0].prompt_token_ids == tokens["tokens"]
+    assert answer.prompt_token_ids == tokens["tokens"]
     assert answer.usage.prompt_tokens == tokens["count"]
     told = (await http.post("/detokenize", json={"tokens": tokens["tokens"]})).json()["prompt"]
     assert told.startswith("<|startoftext|>")
