@@ -52,9 +52,15 @@ class KVPool:
         self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
-    def clear(self, slots: slice | Tensor = slice(None)) -> None:
-        """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN."""
-        self.values[:, :, slots] = 0
+    def clear(self, slots: Tensor | None = None) -> None:
+        """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN.
+
+        Of these slots, int64 indices, or of all.
+        """
+        if slots is None:
+            self.values.zero_()
+        else:
+            self.values.index_fill_(2, slots, 0)
 
     @property
     def num_bytes(self) -> int:

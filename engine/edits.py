@@ -17,7 +17,7 @@ from engine.bans import banned_everywhere, bans
 from engine.params import SamplingParams
 from engine.plan import StepPlan
 from engine.request import Ids, Request
-from engine.transfer import to_device
+from engine.transfer import fill, to_device
 
 LARGEST_PENALTY = 1e30
 """Repetition penalties are kept between this and its inverse: float32 logits stay finite, and still far from others."""
@@ -104,7 +104,7 @@ def _allow(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
         return
     owners = np.repeat(np.arange(len(allowed)), [len(ids) for ids in allowed])
     others = torch.ones(len(allowed), logits.shape[-1], dtype=torch.bool, device=logits.device)
-    others[_to(logits, owners), _to(logits, np.concatenate(allowed))] = False
+    fill(others, (_to(logits, owners), _to(logits, np.concatenate(allowed))), False)
     limited = [each for each in limited if each[2] is not None]
     for (plan, start, _), other in zip(limited, others, strict=True):
         logits[start : start + len(plan.targets)].masked_fill_(other, -torch.inf)
@@ -118,7 +118,7 @@ def _ban(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
             rows.append(start + indices)
             tokens.append(banned)
     if any(len(part) for part in rows):
-        logits[_to(logits, np.concatenate(rows)), _to(logits, np.concatenate(tokens))] = -torch.inf
+        fill(logits, (_to(logits, np.concatenate(rows)), _to(logits, np.concatenate(tokens))), -torch.inf)
 
 
 def _to(like: Tensor, array: NDArray[np.generic]) -> Tensor:

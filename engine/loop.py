@@ -121,8 +121,8 @@ class EngineLoop:
     def submit(self, submissions: Sequence[Submission]) -> list[OutputStream]:
         """Hands requests over, all or none; call it on an event loop.
 
-        Raises InvalidRequest for one that can never be served or has another's id, QueueFull if there are not places for
-        all, EngineUnavailable before `start` and from `stop` on.
+        Raises InvalidRequest for one that can never be served or has another's id, QueueFull if there are not places
+        for all, EngineUnavailable before `start` and from `stop` on.
         """
         requests = [self._engine.new_request(submission) for submission in submissions]
         streams = [OutputStream(request.id, self._abort) for request in requests]

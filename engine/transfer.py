@@ -1,10 +1,15 @@
-"""Host arrays to the device, without making the host wait for it."""
+"""Host arrays and numbers to the device, without making the host wait for it."""
 
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def fill(tensor: Tensor, places: tuple[Tensor, ...], value: float) -> None:
+    """`tensor[places] = value`, which on CUDA would copy the value from pageable memory and wait for all work queued."""
+    tensor.index_put_(places, tensor.new_full((), value))
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
