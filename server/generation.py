@@ -24,6 +24,8 @@ class Order:
     """Of every choice, but for its seed; with `max_tokens` of 0 there is nothing to generate."""
     diffusion: DiffusionParams
     seed: int | None
+    takes_room: bool = False
+    """`max_tokens` is nobody's wish: where the context holds less behind a prompt, that is enough."""
     num_drawn: int = 1
     """Choices of each prompt that are decoded, and ..."""
     num_kept: int = 1
@@ -105,12 +107,19 @@ class Generator:
                     Submission(
                         request_id=f"{order.answer_id}-{len(submissions)}",
                         prompt_ids=prompt.ids,
-                        sampling=replace(sampling, seed=seed, max_tokens=prompt.num_filled or sampling.max_tokens),
+                        sampling=replace(sampling, seed=seed, max_tokens=self._length(order, prompt)),
                         diffusion=diffusion,
                         holes=prompt.holes,
                     )
                 )
         return list(map(self._watch.over, self._engine.submit(submissions), submissions))
+
+    def _length(self, order: Order, prompt: Prompt) -> int:
+        """Positions of one answer; 1 where the context has none left, for the engine to say so."""
+        wanted = prompt.num_filled or order.sampling.max_tokens
+        if prompt.fills or not order.takes_room:
+            return wanted
+        return max(min(wanted, self._engine.info.max_model_len - len(prompt.ids)), 1)
 
     def _check_count(self, order: Order) -> None:
         """More than there will ever be places for must not be told to try again later.

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from engine import UNMASKS, DiffusionParams, InvalidRequest
+from engine import InvalidRequest
 from server.answer import Answer, ChatForm, Extras, TextForm
 from server.convert import diffusion_params, sampling_params
 from server.generation import Order
 from server.logprobs import LogprobWriter
 from server.prompts import Prompt
 from server.schemas import ChatRequest, CompletionRequest, SamplingRequest
-from server.schemas.completions import DEFAULT_MAX_TOKENS
+from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 from server.service import Service
 
 
@@ -22,11 +22,11 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
     if is_infill and body.echo and body.logprobs is not None:
         raise InvalidRequest("With holes to fill, `logprobs` is of the fills: leave `echo` out.", "logprobs")
     drawn = max(body.best_of or 1, body.n)
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
     sampling = await sampling_params(
         body,
         service.tokenizer,
-        max_tokens=max_tokens,
+        max_tokens=default if body.num_asked is None else body.num_asked,
         temperature=service.temperature,
         logprobs=0 if drawn > body.n and body.logprobs is None else body.logprobs,
     )
@@ -39,6 +39,7 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
         sampling=sampling,
         diffusion=diffusion,
         seed=body.seed,
+        takes_room=body.num_asked is None,
         num_drawn=drawn,
         num_kept=body.n,
         stops=body.stop,
@@ -54,7 +55,7 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
 async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     special = body.add_special_tokens is not False
     if body.suffix:
-        length = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        length = DEFAULT_MAX_TOKENS if body.num_asked is None else body.num_asked
         if not length:
             raise InvalidRequest("Prompt and `suffix` need room between them: `max_tokens` of 1 or more.", "max_tokens")
         return await service.prompts.read_infix(
@@ -64,7 +65,7 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
         body.prompt, add_special_tokens=special, echo=body.echo, locate=body.echo and body.logprobs is not None
     )
     for prompt in prompts:
-        if prompt.fills and body.max_tokens not in (None, prompt.num_filled):
+        if prompt.fills and body.num_asked not in (None, prompt.num_filled):
             raise InvalidRequest(
                 f"The holes of a prompt have {prompt.num_filled} positions; leave `max_tokens` out, or let it be that.",
                 "max_tokens",
@@ -80,10 +81,11 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
     prompt = await service.conversations.read(
         body.messages, body, add_special_tokens=bool(body.add_special_tokens), variables=effort
     )
+    asked = body.max_completion_tokens or body.max_tokens
     sampling = await sampling_params(
         body,
         service.tokenizer,
-        max_tokens=body.max_completion_tokens or body.max_tokens or _fitting(len(prompt.ids), diffusion, service),
+        max_tokens=asked or service.default_max_tokens,
         temperature=service.temperature,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
@@ -96,6 +98,7 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
         sampling=sampling,
         diffusion=diffusion,
         seed=body.seed,
+        takes_room=asked is None,
         num_drawn=body.n,
         num_kept=body.n,
         stops=body.stop,
@@ -104,14 +107,6 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
         is_tracked=body.logprobs or body.return_token_ids,
     )
     return answer, order
-
-
-def _fitting(num_prompt_tokens: int, diffusion: DiffusionParams, service: Service) -> int:
-    """The server's default, or the whole blocks that the context still holds; 1 where it holds none."""
-    policy = UNMASKS.get(diffusion.unmask)
-    block = 1 if policy and policy.cuts_canvas else diffusion.block_length
-    room = max(service.engine.info.max_model_len - num_prompt_tokens, 0)
-    return max(min(service.default_max_tokens, room // block * block), 1)
 
 
 def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:

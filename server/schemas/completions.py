@@ -15,6 +15,8 @@ MAX_PROMPTS = 128
 MAX_BEST_OF = 20
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for completions."""
+NO_LIMIT = -1
+"""As `max_tokens`: some clients write so that they have no wish, where leaving it out would be `DEFAULT_MAX_TOKENS`."""
 
 _Ids = Annotated[list[TokenId], Field(min_length=1)]
 _Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -55,9 +57,9 @@ class CompletionRequest(SamplingRequest):
     echo: bool = False
     """Answer with the prompt before the text; of infilling, with the completed text."""
     max_tokens: Annotated[int, Field(ge=-1, lt=INT64)] | None = None
-    """Tokens to generate at most; absent is 16. The canvas is this, rounded up to whole blocks, and must fit the
-    context with the prompt. 0 needs `echo`; with holes in the prompt it may only be their sum. -1 is no wish: the
-    server's setting `default_max_tokens`, or what the context still holds."""
+    """Tokens to generate at most; they must fit the context with the prompt. Absent is 16, and -1 the server's setting
+    `default_max_tokens`, or what the context still holds, whichever is less. 0 needs `echo`; with holes in the prompt
+    it may only be their sum."""
     logprobs: Annotated[
         _NumLogprobs | None,
         BeforeValidator(spelled_off(False), json_schema_input_type=_NumLogprobs | Literal[False] | None),
@@ -67,6 +69,11 @@ class CompletionRequest(SamplingRequest):
     best_of: Annotated[int, Field(ge=0, le=MAX_BEST_OF)] | None = None
     """Draw this many answers to each prompt and return the `n` with the highest mean log-probability of their tokens;
     absent or 0 is `n`. More than `n` is not for streams."""
+
+    @property
+    def num_asked(self) -> int | None:
+        """`max_tokens`, if it is a number of tokens."""
+        return None if self.max_tokens == NO_LIMIT else self.max_tokens
 
     @field_validator("max_tokens")
     @classmethod

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import openai
 import pytest
 
 from engine import DEMO_MODEL, EngineConfig, load
@@ -161,3 +162,24 @@ async def test_the_last_message_may_go_on(sdk):
     messages = [*CHAT, {"role": "assistant", "content": "Sorted: 3 5"}]
     answer = await sdk.chat(messages=messages, max_tokens=8, extra_body={"continue_final_message": True})
     assert answer.choices[0].message.content == " 7 12."
+
+
+async def test_the_last_tokens_of_the_context_are_used(sdk, http):
+    """The demo model has 1,024: less than a block is left behind these prompts."""
+    ids = (await tokens_of(http, STORY)) * 60
+    body = {"prompt": ids[:1004], "extra_body": {"ignore_eos": True}}
+    for max_tokens, completed in ((10, 10), (-1, 20)):
+        answer = await sdk.complete(**body, max_tokens=max_tokens)
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (1004, completed)
+    with pytest.raises(openai.BadRequestError) as error:
+        await sdk.complete(**body, max_tokens=21)
+    assert error.value.code == "context_length_exceeded"
+
+
+async def test_a_chat_without_a_length_uses_the_room_that_is_left(sdk, http):
+    def said(length):
+        return [{"role": "user", "content": "x" * length}]  # a token each
+
+    frame = (await http.post("/tokenize", json={"messages": said(1)})).json()["count"] - 1
+    usage = (await sdk.chat(messages=said(1009 - frame), extra_body={"ignore_eos": True})).usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (1009, 15)

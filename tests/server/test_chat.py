@@ -210,10 +210,14 @@ async def test_a_model_without_a_template_says_so(tokenizer_folder, app, api):
     [
         ({"max_tokens": 5}, 5),
         ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
-        ({}, 96),  # 128 tokens hold 19 of the prompt and 3 blocks of 32
-        ({"diffusion": {"block_length": 10}}, 100),
+        ({}, 109),  # 128 tokens hold 19 of the prompt
+        ({"max_tokens": -1}, 109),
+        ({"max_tokens": 5, "max_completion_tokens": -1}, 5),
+        ({"max_tokens": -1, "max_completion_tokens": -1.0}, 109),
+        ({"diffusion": {"block_length": 10}}, 109),
         ({"diffusion": {"unmask": "cad"}}, 109),
-        ({"messages": [{"role": "user", "content": "x" * 80}]}, 1),
+        ({"messages": [{"role": "user", "content": "x" * 80}]}, 31),
+        ({"messages": [{"role": "user", "content": "x" * 110}]}, 1),
     ],
 )
 async def test_how_many_tokens(api, engine, body, max_tokens):

@@ -157,6 +157,34 @@ async def test_absent_and_null_are_the_defaults(api, engine):
     assert len(seeds) == 2, "requests without a seed share one"
 
 
+@pytest.mark.parametrize(
+    ("body", "max_tokens"),
+    [
+        ({}, [16]),
+        ({"max_tokens": -1}, [126]),
+        ({"prompt": "x" * 120}, [8]),
+        ({"prompt": ["x" * 120, "x" * 110, "x"], "n": 1}, [8, 16, 16]),
+        ({"prompt": ["x" * 120, "x"], "max_tokens": -1}, [8, 127]),
+        ({"prompt": "a<|fill:3|>", "max_tokens": -1}, [3]),
+        ({"suffix": "c", "max_tokens": -1}, [16]),
+    ],
+)
+async def test_where_nobody_asked_for_a_length_it_is_the_room_that_is_left(api, engine, body, max_tokens):
+    response = await api.complete(**body)
+    assert response.status_code == 200, response.text
+    assert [submission.sampling.max_tokens for submission in engine.submissions] == max_tokens
+
+
+async def test_a_length_that_was_asked_for_is_not_shortened(api, engine):
+    error = await api.error(400, prompt="x" * 120, max_tokens=16)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+
+
+async def test_a_prompt_that_leaves_no_room_is_too_long(api, engine):
+    for body in ({}, {"max_tokens": -1}):
+        assert (await api.error(400, prompt="x" * 128, **body))["code"] == "context_length_exceeded"
+
+
 async def test_a_stop_string_across_blocks_ends_the_answer(api, engine):
     engine.script = lambda _: ["one E", "ND two", "three"]
     whole = (await api.complete(stop="END")).json()
