@@ -37,6 +37,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await tokenizer.start()
         engine.start()
         try:
             async with stats_lines(engine):

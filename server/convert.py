@@ -60,7 +60,8 @@ async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[
     if not words:
         return ()
     bare = [word.lstrip() for word in words]
-    encoded = await tokenizer.encode([*bare, *(f" {word}" for word in bare)], add_special_tokens=False)
+    both = [*bare, *(f" {word}" for word in bare)]
+    encoded = await tokenizer.encode(both, add_special_tokens=False, param="bad_words")
     return tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
 
 

@@ -31,6 +31,20 @@ class Marks:
             end = stop
         return "".join([*pieces, text[end:]])
 
+    def open(self, text: str) -> str:
+        """The text with a mark of its own kind at its end, for `cut`. Space stands behind it for templates to trim."""
+        return f"{text.rstrip()}-{self._name}- "
+
+    def cut(self, rendered: str, text: str) -> str | None:
+        """What was rendered up to the end of the text that was opened; None where a template does not show that.
+
+        The space at the end of `text` is part of it unless the template trims.
+        """
+        before, mark, behind = rendered.rpartition(f"-{self._name}-")
+        if not mark:
+            return None
+        return before + text[len(text.rstrip()) :] if behind.startswith(" ") else before
+
     def split(self, text: str) -> tuple[list[str], list[str]]:
         """The text around the marks in it, one piece more than there are, and what they stand for."""
         pieces = re.split(rf"-{self._name}-([0-9]+)-", text)

@@ -5,7 +5,7 @@ A text may hold holes, `<|fill:8|>`; a `suffix` makes one between itself and the
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from engine import ContextLengthExceeded, Hole, InvalidRequest
@@ -17,6 +17,8 @@ _HOLE = re.compile(r"<\|fill:(.{0,20}?)\|>", re.DOTALL)
 _LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
 CHARACTERS_PER_TOKEN = 16
 """A text of more than that many for each token of the context is refused before it is tokenised."""
+LONGEST_TOGETHER = 16
+"""A list of prompts may be as long as so many of the longest: 4 MB of text take seconds to tokenise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +51,29 @@ class Prompt:
 
 
 class PromptReader:
-    """Turns what a request holds into prompts, in a thread where that takes long."""
+    """Turns what a request holds into prompts, beside the event loop where that takes long."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_model_len: int, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    def check_length(self, text: str, param: str = "prompt") -> None:
-        """Raises ContextLengthExceeded for a text that is too long whatever its tokens are."""
-        if len(text) > self._max_model_len * CHARACTERS_PER_TOKEN:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._max_model_len} tokens. However, `{param}` has "
-                f"{len(text)} characters.",
-                param,
-            )
+    @property
+    def max_characters(self) -> int:
+        """Of one prompt, whatever its tokens are."""
+        return self._max_model_len * CHARACTERS_PER_TOKEN
+
+    def check_length(self, texts: Iterable[str], param: str = "prompt") -> None:
+        """Raises ContextLengthExceeded for texts that are too long for one prompt together."""
+        if (length := sum(map(len, texts))) > self.max_characters:
+            raise self.too_long(length, param)
+
+    def too_long(self, num_characters: int, param: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's maximum context length is {self._max_model_len} tokens. However, `{param}` has "
+            f"{num_characters} characters.",
+            param,
+        )
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Raises InvalidRequest for tokens that the model does not have, ContextLengthExceeded for too many of them."""
@@ -101,7 +111,7 @@ class PromptReader:
     ) -> list[Prompt]:
         """Each prompt, a hole, and the suffix. Raises InvalidRequest."""
         self._check(prompts)
-        self.check_length(suffix, "suffix")
+        self.check_length([suffix], "suffix")
         if _HOLE.search(suffix):
             raise InvalidRequest("A `suffix` cannot have holes, `<|fill:N|>`; write all of it as the prompt.", "suffix")
         read = []
@@ -122,23 +132,27 @@ class PromptReader:
         """All of them before anything is made of the first."""
         for prompt in prompts:
             if isinstance(prompt, str):
-                self.check_length(prompt)
+                self.check_length([prompt])
             else:
                 self.check_ids(prompt)
+        length = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+        if length > (most := LONGEST_TOGETHER * self.max_characters):
+            raise InvalidRequest(
+                f"`prompt` holds {length} characters; a list may hold {most}, so send it in parts.", "prompt"
+            )
 
     async def _join(self, literals: Sequence[str], lengths: Sequence[int], add_special_tokens: bool) -> Prompt:
         """Pieces of one text with holes between them; special tokens stand where the whole text's would."""
-        before, behind = self._tokenizer.frame if add_special_tokens else ([], [])
-        pieces = await self._tokenizer.encode(literals, add_special_tokens=False)
-        ids, fills = [*before, *pieces[0]], []
+        pieces = await self._tokenizer.encode_parts(literals, add_special_tokens=add_special_tokens)
+        ids, fills = list(pieces[0]), []
         for length, piece in zip(lengths, pieces[1:], strict=True):
             fills.append(Hole(offset=len(ids), length=length))
             ids += piece
-        return Prompt(ids=ids + behind, literals=literals, fills=tuple(fills))
+        return Prompt(ids=ids, literals=literals, fills=tuple(fills))
 
     async def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
         """Special tokens are part of its text: they are part of the prompt."""
-        text = self._tokenizer.decode(ids) if echo else ""
+        text = await asyncio.to_thread(self._tokenizer.decode, ids) if echo else ""
         starts = await asyncio.to_thread(self._starts, ids) if locate else ()
         return Prompt(ids=ids, literals=(text, ""), starts=starts)
 
@@ -161,6 +175,5 @@ def _split(text: str) -> tuple[list[str], list[int]]:
 
 def check_vocabulary(ids: Sequence[int], vocab_size: int, param: str) -> None:
     """Raises InvalidRequest for a token that the model does not have."""
-    for id_ in ids:
-        if id_ >= vocab_size:
-            raise InvalidRequest(f"Token id {id_} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)
+    if (highest := max(ids, default=0)) >= vocab_size:
+        raise InvalidRequest(f"Token id {highest} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)

@@ -97,7 +97,7 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Go on with a text, or fill the holes in it."""
     service.unsupported.check(body)
     with _in_words(ENGINE_NAMES):
-        answer, order = await completion_order(body, service)
+        answer, order = await unless_disconnected(request.receive, completion_order(body, service))
         return await _answer(answer, order, body, request, service)
 
 
@@ -113,7 +113,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
     length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
-        answer, order = await chat_order(body, service)
+        answer, order = await unless_disconnected(request.receive, chat_order(body, service))
         return await _answer(answer, order, body, request, service)
 
 
@@ -147,7 +147,7 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
     if body.messages is None:
         special = body.add_special_tokens is not False
         assert body.prompt is not None
-        service.prompts.check_length(body.prompt)
+        service.prompts.check_length([body.prompt])
         [ids] = await service.tokenizer.encode([body.prompt], add_special_tokens=special)
     else:
         special = bool(body.add_special_tokens)

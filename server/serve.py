@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,9 +39,11 @@ def main(argv: Sequence[str]) -> int:
     if links := service_links(os.environ):
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
     tracer = tracer_of(settings)
-    with closing(_bind(settings.server)) as sock:
+    with ExitStack() as stack:
+        sock = stack.enter_context(closing(_bind(settings.server)))
         engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)
-        app = create_app(engine, Tokenizer.load(engine.info.folder), settings, tracer)
+        tokenizer = stack.enter_context(closing(Tokenizer.load(engine.info.folder)))
+        app = create_app(engine, tokenizer, settings, tracer)
         name, url = settings.model_names[0], _url(sock)
         report = start_report(engine.info, name, url)
 

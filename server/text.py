@@ -1,16 +1,26 @@
-"""Between strings and token ids: a checkpoint's own tokenizer, its chat template, and how single tokens are spelled."""
+"""Between strings and token ids: a checkpoint's own tokenizer, and how single tokens are spelled.
+
+Texts become tokens in another process (`server.workers`), where a tokenizer or a template that hangs can be ended.
+Tokens become text here.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
-from engine import LoadError
+from engine import InvalidRequest, LoadError
+from server.encoder import Unreadable
+from server.turns import texts as texts_in
+from server.workers import TookTooLong, Workers
+
+JOB_CHARACTERS = 65536
+"""Texts of a list are read together up to so many."""
 
 
 class Tokenizer:
@@ -30,12 +40,11 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        # Whether special tokens are read is said of a tokenizer, not of a call. Made now: with a large vocabulary it
-        # takes a third of a second in which no other thread runs.
-        self._literal_backend = Backend.from_str(self._backend.to_str())
-        self._literal_backend.encode_special_tokens = True
         decoder = self._backend.decoder
         self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
+        if decoder is not None and b'"Regex"' in decoder.__getstate__():
+            raise LoadError("its decoder searches by a regular expression, which could hang the server")
+        self._workers = Workers(self._setup)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -51,43 +60,65 @@ class Tokenizer:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
-    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """In a thread, since a long text takes a while; of the backend's calls, the batch alone lets go of the GIL."""
-        encodings = await asyncio.to_thread(
-            self._backend.encode_batch_fast, list(texts), add_special_tokens=add_special_tokens
-        )
-        return [encoding.ids for encoding in encodings]
+    async def start(self) -> None:
+        """Returns when texts can be read; else that begins with the first."""
+        await self._workers.start()
 
-    async def encode_literally(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode` does without adding any, but what is spelt like a special token is text as any other."""
-        encodings = await asyncio.to_thread(
-            self._literal_backend.encode_batch_fast, list(texts), add_special_tokens=False
-        )
-        return [encoding.ids for encoding in encodings]
+    def close(self) -> None:
+        """Ends the process that reads texts."""
+        self._workers.close()
 
-    async def special_spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where `encode` reads special tokens in each text: (start, stop) in characters, ascending."""
-        encodings = await asyncio.to_thread(self._backend.encode_batch, list(texts), add_special_tokens=False)
-        return [
-            []
-            if self._special_ids.isdisjoint(encoding.ids)
-            else [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self._special_ids]
-            for encoding in encodings
-        ]
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """The tokens of each text. Raises InvalidRequest, which names `param`, if that takes too long."""
+        return await self._read("encode", texts, add_special_tokens, param)
 
     async def locate(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """For each token that `encode` makes of a text, the characters before it, in that text."""
-        encodings = await asyncio.to_thread(
-            self._backend.encode_batch, list(texts), add_special_tokens=add_special_tokens
-        )
-        return [_ascending([start for start, _ in encoding.offsets]) for encoding in encodings]
+        return await self._read("locate", texts, add_special_tokens, "prompt")
 
-    @property
-    def frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens that are added before a text, and behind it."""
-        encoding = self._backend.encode("a")
-        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
-        return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+    async def encode_parts(
+        self, parts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """Those of parts of one text; special tokens stand where the whole text's would."""
+        with _told_of("The tokenizer", param):
+            ids: list[list[int]] = await self._workers.ask(
+                "texts",
+                "encode_parts",
+                characters=sum(map(len, parts)),
+                parts=list(parts),
+                add_special_tokens=add_special_tokens,
+            )
+        return ids
+
+    async def converse(
+        self,
+        turns: list[dict[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        max_characters: int,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """The tokens of a conversation as the chat template writes it, which is `max_characters` at most.
+
+        Templates write the special tokens themselves, so none are added. Raises InvalidRequest.
+        """
+        with _told_of("The model's chat template", "messages"):
+            ids: list[int] = await self._workers.ask(
+                "chats",
+                "converse",
+                characters=sum(map(len, texts_in(turns))),
+                turns=turns,
+                variables=dict(variables or {}),
+                max_characters=max_characters,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                add_special_tokens=add_special_tokens,
+            )
+        return ids
 
     @property
     def kind(self) -> str:
@@ -107,34 +138,38 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         """Of several, the one that conversations are rendered with."""
-        return self._tokenizer.get_chat_template() if self.has_chat_template else None
+        try:
+            return self._tokenizer.get_chat_template() or None
+        except ValueError:  # none, or several without a default
+            return None
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
+        return self.chat_template is not None
 
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        variables: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The conversation as the model's own chat template writes it. Raises whatever the template raises."""
-        return str(
-            self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **(variables or {}),
-            )
-        )
+    def _setup(self) -> dict[str, Any]:
+        """What `server.encoder.Encoder` is made from."""
+        return {
+            "backend": self._backend.to_str(),
+            "template": self.chat_template,
+            "variables": dict(self.roles),
+        }
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The template's text up to where the answer begins. It writes the special tokens itself, so none are added."""
-        return list(self._backend.encode(self.render(messages), add_special_tokens=False).ids)
+    async def _read(
+        self, do: Literal["encode", "locate"], texts: Sequence[str], add_special_tokens: bool, param: str
+    ) -> list[list[int]]:
+        """A long list in several jobs, between which others have their turn."""
+        read: list[list[int]] = []
+        for batch in _batches(texts):
+            with _told_of("The tokenizer", param):
+                read += await self._workers.ask(
+                    "texts",
+                    do,
+                    characters=sum(map(len, batch)),
+                    texts=batch,
+                    add_special_tokens=add_special_tokens,
+                )
+        return read
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)
@@ -166,9 +201,27 @@ class Tokenizer:
         return await asyncio.to_thread(lambda: [self._backend.id_to_token(id_) or self.spell(id_) for id_ in ids])
 
 
-def _ascending(starts: Sequence[int]) -> list[int]:
-    """Special tokens at the end of a text are said to stand at its beginning."""
-    return list(accumulate(starts, max))
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Of so many characters, or of one text that is longer."""
+    batch: list[str] = []
+    for text in texts:
+        if batch and sum(map(len, batch)) + len(text) > JOB_CHARACTERS:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _told_of(subject: str, param: str) -> Iterator[None]:
+    """What reading texts raises, as an error of the request."""
+    try:
+        yield
+    except TookTooLong:
+        raise InvalidRequest(f"{subject} takes too long over this.", param) from None
+    except Unreadable as error:
+        raise InvalidRequest(f"{subject} {error}.", param) from None
 
 
 def _byte_letters() -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Answers from a model in this process, through the same engine loop that serves."""
 
 import itertools
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -49,7 +50,7 @@ class LocalModel:
         if self._options.plain or not self._tokenizer.has_chat_template:
             [ids] = await self._tokenizer.encode([question.plain])
             return ids
-        return self._tokenizer.encode_chat(question.messages)
+        return await self._tokenizer.converse([dict(turn) for turn in question.messages], max_characters=sys.maxsize)
 
 
 @asynccontextmanager
@@ -61,4 +62,5 @@ async def running(model: str, options: Options, concurrency: int) -> AsyncIterat
     try:
         yield LocalModel(engine, tokenizer, options)
     finally:
+        tokenizer.close()
         await engine.stop(0.0)

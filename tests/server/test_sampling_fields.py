@@ -1,8 +1,12 @@
 """What a request says of drawing tokens: each field reaches the engine, or is a 400 that names it."""
 
 import pytest
+from tokenizers import processors
 
 from engine import FinishReason, SamplingParams
+from server.text import Tokenizer
+
+from .fake_engine import EOS
 
 
 def texts(response):
@@ -205,22 +209,14 @@ async def test_token_ids_in_a_streamed_chat(api, engine):
         assert [part["token_ids"] for part in parts if "token_ids" in part] == [list(b"on"), list(b"e")]
 
 
-async def test_special_tokens_are_added_unless_unwanted(api, engine, tokenizer, monkeypatch):
-    given = []
-    encode = tokenizer._backend.encode_batch_fast
-
-    class Backend:
-        def __getattr__(self, name):
-            return getattr(tokenizer_backend, name)
-
-        def encode_batch_fast(self, texts, add_special_tokens):
-            given.append(add_special_tokens)
-            return encode(texts, add_special_tokens=add_special_tokens)
-
-    tokenizer_backend = tokenizer._backend
-    monkeypatch.setattr(tokenizer, "_backend", Backend())
+async def test_special_tokens_are_added_unless_unwanted(app, api, engine, tokenizer_folder):
+    framing = Tokenizer.load(tokenizer_folder)
+    framing._backend.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", EOS)]
+    )
+    app.state.service.prompts._tokenizer = app.state.service.conversations._tokenizer = framing
     await api.complete()
     await api.complete(add_special_tokens=False)
     await api.chat()
     await api.chat(add_special_tokens=True)
-    assert given == [True, False, False, True]
+    assert [submission.prompt_ids[0] == EOS for submission in engine.submissions] == [True, False, False, True]
