@@ -49,6 +49,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> Iterator[Tokenizer]:
     with closing(Tokenizer.load(tokenizer_folder)) as tokenizer:
+        asyncio.run(tokenizer.start())  # or the first test of a time limit would wait for it
         yield tokenizer
 
 

@@ -28,7 +28,7 @@ async def test_a_stream_that_takes_too_long_says_so_at_its_end(api, engine, limi
     sending = asyncio.create_task(limited.post("/v1/completions", json={"prompt": "ab", "stream": True}))
     await engine.submitted.wait()
     for _ in range(2):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.02)
         engine.streams[0].put("one ")
     response = await sending
     assert response.status_code == 200

@@ -56,9 +56,20 @@ async def test_hanging_up_aborts_every_choice(app, engine, stream):
 async def test_hanging_up_before_the_first_block(app, engine):
     engine.script = None
     client = Client(app, stream=True)
+    running = asyncio.create_task(client.run())
+    await engine.submitted.wait()
+    client.hung_up.set()
+    await asyncio.wait_for(running, 1)
+    assert engine.streams[0].aborted.is_set()
+
+
+async def test_hanging_up_before_the_prompt_is_read(app, engine, tokenizer, monkeypatch):
+    """Nobody reads for a client that has gone, though it waited behind others."""
+    monkeypatch.setattr(tokenizer, "encode", lambda *_, **__: asyncio.Event().wait())
+    client = Client(app)
     client.hung_up.set()
     await asyncio.wait_for(client.run(), 1)
-    assert engine.streams[0].aborted.is_set()
+    assert not engine.streams
 
 
 async def test_a_cancelled_server_task_aborts_too(app, engine):
