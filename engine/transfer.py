@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fill(tensor: Tensor, places: tuple[Tensor, ...], value: float) -> None:
-    """`tensor[places] = value`, which on CUDA would copy the value from pageable memory and wait for all work queued."""
+    """`tensor[places] = value`, which on CUDA copies the value from pageable memory and waits for all work queued."""
     tensor.index_put_(places, tensor.new_full((), value))
 
 

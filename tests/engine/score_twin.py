@@ -16,7 +16,7 @@ from engine.plan import Needs, StepPlan
 from engine.request import Request, Submission
 
 VOCAB, MASK, EOS = 24, 23, 22
-SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset({EOS}), max_model_len=4096)
+SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset({EOS}), max_model_len=32_768)
 PROMPT = (1, 2, MASK, EOS, 1)
 
 

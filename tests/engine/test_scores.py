@@ -11,7 +11,7 @@ from engine.request import Request, Submission
 from engine.scores import score
 
 VOCAB, MASK = 50, 49
-SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset(), max_model_len=4096)
+SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset(), max_model_len=32_768)
 
 
 @pytest.fixture(autouse=True)
