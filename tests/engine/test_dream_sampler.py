@@ -17,7 +17,7 @@ from engine.request import Request, Submission
 from engine.unmask import UNMASKS, effective
 
 MASK = 256
-SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=4096)
+SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=32_768)
 
 
 @pytest.fixture

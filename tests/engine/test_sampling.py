@@ -12,7 +12,7 @@ from engine.request import Request, Submission
 from engine.sampling import draw, is_narrowed, narrow, parameters
 
 VOCAB = 40
-SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=39, eos_ids=frozenset(), max_model_len=4096)
+SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=39, eos_ids=frozenset(), max_model_len=32_768)
 
 
 def plan(num_targets=1, **sampling):
