@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import EngineLoop
-from server.auth import PROBES, ApiKeys
+from server.auth import PROBES, ApiKeys, KnownHosts
 from server.deadline import RequestTimeLimit
 from server.errors import HANDLED, api_error
 from server.logs import stats_lines
@@ -21,6 +21,7 @@ from server.openapi import Api
 from server.routes import router
 from server.service import Service
 from server.settings import ServerConfig, Settings
+from server.target import OneForm
 from server.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -46,8 +47,14 @@ def create_app(
             await engine.stop(0.0)
 
     config = settings.server
-    docs_url = "/docs" if config.docs else None
-    app = Api(title="unmask", version=version("unmask"), lifespan=lifespan, docs_url=docs_url, redoc_url=None)
+    app = Api(
+        title="unmask",
+        version=version("unmask"),
+        lifespan=lifespan,
+        docs_url="/docs" if config.docs else None,
+        redoc_url=None,
+        redirect_slashes=False,  # `OneForm` takes them off; a redirect would name the host behind a proxy
+    )
     watching = observers(engine, tokenizer, settings, tracer)
     app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
     app.include_router(router)
@@ -75,6 +82,9 @@ def _guard(app: FastAPI, config: ServerConfig) -> None:
             allow_headers=("*",),
             expose_headers=("x-request-id", "retry-after"),
         )
+    if config.allowed_hosts and "*" not in config.allowed_hosts:
+        app.add_middleware(KnownHosts, hosts=config.allowed_hosts)
+    app.add_middleware(OneForm)
     app.add_middleware(RequestIds)
 
 

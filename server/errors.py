@@ -5,7 +5,7 @@ a request id and nothing more.
 """
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 from starlette.types import Scope
 
 from engine import ContextLengthExceeded, EngineUnavailable, InvalidRequest, QueueFull
@@ -21,6 +22,8 @@ INVALID = "invalid_request_error"
 INTERNAL = 500
 """The one status whose cause is logged and not told."""
 RETRY = {"Retry-After": "1"}
+CLOSING = {"Connection": "close"}
+"""For a client that would else ask again, or go on sending, over the same connection."""
 NO_RETRY = {"x-should-retry": "false"}
 """For OpenAI's clients, which would send the same long request again."""
 MAX_QUOTED = 200
@@ -32,6 +35,22 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model '{model:.200}' does not exist; GET /v1/models lists those that do.", param="model")
+
+
+class Busy(QueueFull):
+    """The queue is full, and likely to have room again after `retry_after` seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ForeignHost(Exception):
+    """The request is for a host that this server does not answer for."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
 
 
 class InvalidApiKey(Exception):
@@ -81,12 +100,19 @@ def api_error(error: Exception, scope: Scope) -> ApiError:
             return ApiError(status=400, message=str(error), param=error.param)
         case QueueFull():
             kind, code = "rate_limit_error", "rate_limit_exceeded"
-            return ApiError(status=429, message=str(error), type=kind, code=code, headers=RETRY)
+            headers = {"Retry-After": str(error.retry_after)} if isinstance(error, Busy) else RETRY
+            return ApiError(status=429, message=str(error), type=kind, code=code, headers=headers)
         case EngineUnavailable():
-            return ApiError(status=503, message=str(error), type="service_unavailable_error", headers=RETRY)
+            kind, headers = "service_unavailable_error", {**RETRY, **CLOSING}  # another server may answer
+            return ApiError(status=503, message=str(error), type=kind, headers=headers)
         case TooManyConnections():
             message = "Too many clients are connected; try again later."
             return ApiError(status=503, message=message, type="service_unavailable_error", headers=RETRY)
+        case ForeignHost():
+            message = (
+                f"This server does not answer for the host {_quoted(error.host)}; its `allowed_hosts` may name it."
+            )
+            return ApiError(status=403, message=message, type="permission_error", code="unknown_host")
         case InvalidApiKey():
             return ApiError(
                 status=401,
@@ -116,10 +142,20 @@ def request_id(scope: Scope) -> str:
 
 def _http(error: HTTPException, scope: Scope) -> ApiError:
     """Errors of routing and of reading the body, raised by the framework or in its words."""
-    message = str(error.detail)
+    message, headers = str(error.detail), error.headers
     if error.status_code in (404, 405):
         message = f"{message}: {scope['method']} {scope['path'][:MAX_QUOTED]}"
-    return ApiError(status=error.status_code, message=message, headers=error.headers)
+    if error.status_code == 405:
+        headers = {"Allow": ", ".join(_allowed_methods(scope))}
+    return ApiError(status=error.status_code, message=message, headers=headers)
+
+
+def _allowed_methods(scope: Scope) -> Iterator[str]:
+    """Of the path, whichever of its routes has them; the framework knows of the first route alone."""
+    for method, names in {"GET": ("GET", "HEAD"), "POST": ("POST",)}.items():
+        asked = {**scope, "method": method}
+        if any(route.matches(asked)[0] is Match.FULL for route in scope["app"].router.routes):
+            yield from names
 
 
 def _invalid(error: Mapping[str, Any]) -> ApiError:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from engine import DiffusionParams, EngineLoop, InvalidRequest, SamplingParams, Submission
+from engine import DiffusionParams, EngineLoop, InvalidRequest, QueueFull, SamplingParams, Submission
 from server.choice import NOTHING, Choice, EmptyStream, Stream
 from server.completion import Completion
 from server.convert import seeds
+from server.errors import Busy
 from server.passage import Detokenizer, Passage, StopStrings, Token
 from server.prompts import Prompt, PromptReader
 from server.scoring import PromptScorer
@@ -112,7 +113,11 @@ class Generator:
                         holes=prompt.holes,
                     )
                 )
-        return list(map(self._watch.over, self._engine.submit(submissions), submissions))
+        try:
+            streams = self._engine.submit(submissions)
+        except QueueFull as error:
+            raise Busy(str(error), self._watch.pace.seconds_to_halve(self._engine.num_waiting)) from None
+        return list(map(self._watch.over, streams, submissions))
 
     def _length(self, order: Order, prompt: Prompt) -> int:
         """Positions of one answer; 1 where the context has none left, for the engine to say so."""

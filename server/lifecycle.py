@@ -5,12 +5,14 @@ running ones finish, both while the engine drains, for a bounded time. A server 
 """
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import inf
 from socket import socket
 from typing import Any
 
@@ -20,10 +22,15 @@ from fastapi import FastAPI
 from engine import EngineLoop
 from server.connection import Connection, ConnectionLimits
 from server.middleware import MAX_HEADER_BYTES
+from server.places import ACCEPTED_AT_ONCE, Places
 from server.settings import ServerConfig
 
+BACKLOG = 2048
+"""Connections that the kernel keeps until they are accepted."""
 FLUSH_SECONDS = 5
 """For what is already generated to reach slow readers."""
+COMPLAINT_SECONDS = 10.0
+"""Between lines in the log that say the same of the whole process."""
 GRACE_SECONDS = 2 * FLUSH_SECONDS
 """After `shutdown_timeout` the process ends within these, whatever hangs."""
 FORCED = 1
@@ -34,16 +41,31 @@ ENGINE_DIED = 70
 logger = logging.getLogger(__name__)
 
 
+class _SparingHandler:
+    """The event loop's complaint that no file can be opened any more comes many times a second; once is enough."""
+
+    def __init__(self) -> None:
+        self._told = -inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._told > COMPLAINT_SECONDS:
+            self._told = loop.time()
+            logger.error("no more files can be opened (%s): new connections wait", error.strerror)
+
+
 class Server(uvicorn.Server):
     """Uvicorn under our signals."""
 
     def __init__(self, app: FastAPI, engine: EngineLoop, config: ServerConfig, announce: Callable[[], None]) -> None:
-        limits = ConnectionLimits(
-            max_connections=config.max_connections,
-            read_timeout=config.read_timeout,
-            write_timeout=config.write_timeout,
+        protocol: Any = partial(
+            Connection,
+            limits=ConnectionLimits(read_timeout=config.read_timeout, write_timeout=config.write_timeout),
+            places=Places(config.max_connections),
+            on_refusal=app.state.count_refused_connection,
         )
-        protocol: Any = partial(Connection, limits=limits, on_refusal=app.state.count_refused_connection)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -55,7 +77,10 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                backlog=ACCEPTED_AT_ONCE,
+                timeout_keep_alive=config.keep_alive_timeout,  # type: ignore[arg-type]  # the loop takes fractions too
                 timeout_graceful_shutdown=FLUSH_SECONDS,
+                forwarded_allow_ips=list(config.trusted_proxies),
             )
         )
         self._engine = engine
@@ -72,7 +97,10 @@ class Server(uvicorn.Server):
         return 0 if self.started else 1
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(_SparingHandler())
         await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(BACKLOG)  # asyncio's one number is how many wait and how many it accepts in one go
         if self.started:
             self._announce()
 

@@ -6,9 +6,11 @@ Text or JSON, the same facts in both. A prompt's text is logged only where it wa
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from engine import EngineLoop, EngineStats
 from server.settings import ServerConfig
@@ -16,6 +18,8 @@ from server.text import Tokenizer
 from server.watch import Journey
 
 STATS_SECONDS = 10.0
+
+_shared_facts: ContextVar[Mapping[str, object]] = ContextVar("shared_facts", default=MappingProxyType({}))
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,16 @@ def set_up(config: ServerConfig) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+
+
+@contextmanager
+def facts_of_all_lines(**facts: object) -> Iterator[None]:
+    """Every line that is logged while the body runs, and by tasks that it begins, carries these facts too."""
+    token = _shared_facts.set({**_shared_facts.get(), **facts})
+    try:
+        yield
+    finally:
+        _shared_facts.reset(token)
 
 
 class RequestLog:
@@ -121,8 +135,8 @@ def _log_stats(before: EngineStats, now: EngineStats) -> None:
 
 
 def _facts(record: logging.LogRecord) -> Mapping[str, object]:
-    facts: Mapping[str, object] = getattr(record, "facts", {})
-    return facts
+    """The record's own first; those of its request are read here since a line is formatted where it is logged."""
+    return {**getattr(record, "facts", {}), **_shared_facts.get()}
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -14,7 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import PROBES
 from server.body import check_json
-from server.errors import api_error
+from server.errors import CLOSING, MAX_QUOTED, api_error
+from server.logs import facts_of_all_lines
 
 MAX_ID_LENGTH = 128
 MAX_HEADERS = 100
@@ -40,7 +41,7 @@ class RequestIds:
             return
         request_id = _acceptable(Headers(scope=scope).get("x-request-id")) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        status, begun = 0, time.perf_counter()
+        status, begun, method = 0, time.perf_counter(), scope["method"]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -49,22 +50,23 @@ class RequestIds:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception as error:
-            logger.exception("request %s failed", request_id)
-            if status:
-                raise
-            await api_error(error, scope).response(scope, receive, send_with_id)
-        finally:
-            level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
-            milliseconds = 1e3 * (time.perf_counter() - begun)
-            path = ascii(scope["path"][:200])
-            logger.log(level, "%s %s %s in %.0f ms, %s", scope["method"], path, status, milliseconds, request_id)
+        with facts_of_all_lines(client=(scope.get("client") or ("-",))[0], request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception as error:
+                logger.exception("request %s failed", request_id)
+                if status:
+                    raise
+                await api_error(error, scope).response(scope, receive, send_with_id)
+            finally:
+                level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+                milliseconds = 1e3 * (time.perf_counter() - begun)
+                path = ascii(scope["path"][:200])
+                logger.log(level, "%s %s %s in %.0f ms", method, path, status, milliseconds)
 
 
 class HeaderLimit:
-    """Refuses a request with more headers, or longer ones, than any honest client sends.
+    """Refuses a request with more headers, or longer ones, than any honest client sends, or with two lengths.
 
     The connection bounds them while they arrive; what arrives at once is parsed before it is measured.
     """
@@ -73,11 +75,21 @@ class HeaderLimit:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._within_limits(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-        else:
+            return
+        names = {name for name, _ in scope["headers"]}
+        if not self._within_limits(scope):
             message = f"The request has more than {MAX_HEADERS} headers, or than {MAX_HEADER_BYTES} bytes of them."
-            await api_error(HTTPException(431, message), scope).response(scope, receive, send)
+            error = HTTPException(431, message)
+        elif {b"content-length", b"transfer-encoding"} <= names:
+            # Whoever stands in front may go by the other one, and take the end of this body for a request.
+            message = "The request has both a Content-Length and a Transfer-Encoding; it may have one of them."
+            error = HTTPException(400, message, CLOSING)
+        else:
+            await self._app(scope, receive, send)
+            return
+        await api_error(error, scope).response(scope, receive, send)
 
     def _within_limits(self, scope: Scope) -> bool:
         size = len(scope["path"]) + len(scope["query_string"])
@@ -98,7 +110,8 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        announced, coding = headers.get("content-length", ""), headers.get("content-encoding", "identity")
         is_read = False
 
         async def receive_within_limits() -> Message:
@@ -106,13 +119,17 @@ class BodyLimit:
             if is_read:
                 return await receive()
             is_read = True
+            if coding.strip().lower() != "identity":
+                message = f"A body with the Content-Encoding {coding[:MAX_QUOTED]!a} is not read: send it plain."
+                raise HTTPException(415, message, {"Accept-Encoding": "identity"})
             if announced.isdecimal() and int(announced) > self._max_bytes:
                 raise self._too_large()
             try:
                 async with asyncio.timeout(self._seconds):
                     body = await self._read(receive)
             except TimeoutError:
-                raise HTTPException(408, f"The body did not arrive within {self._seconds:g} seconds.") from None
+                message = f"The body did not arrive within {self._seconds:g} seconds."
+                raise HTTPException(408, message, CLOSING) from None
             if body is None:
                 return {"type": "http.disconnect"}
             if len(body) <= CHECKED_AT_ONCE:

@@ -45,10 +45,11 @@ from server.sse import EventStream
 _ERRORS = {
     400: "The request cannot be served as it is; `param` names the field at fault.",
     401: "The key is missing or wrong.",
+    403: "The host is none that this server answers for.",
     404: "There is no such model.",
     408: "The body did not arrive in time.",
     413: "The body is too long.",
-    415: "The content type is not application/json.",
+    415: "The content type is not application/json, or the body is compressed.",
     429: "There are no places left in the queue.",
     431: "The headers are too many or too long.",
     500: "The server failed.",
@@ -68,7 +69,7 @@ def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse)}}}
 
 
-router = APIRouter(responses=_told(401, 431, 500, 503, 504))
+router = APIRouter(responses=_told(401, 403, 431, 500, 503, 504))
 
 
 async def service_of(request: Request) -> Service:

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server import dry_run, logs
 from server.app import create_app
+from server.auth import LOOPBACK
 from server.environment import service_links
 from server.lifecycle import Server
 from server.observe import tracer_of
+from server.places import affordable_connections
 from server.report import start_report
 from server.settings import ServerConfig
 from server.sources import load_settings
@@ -38,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     logs.set_up(settings.server)
     if links := service_links(os.environ):
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
+    settings = replace(settings, server=as_it_works_out(settings.server))
     tracer = tracer_of(settings)
     with ExitStack() as stack:
         sock = stack.enter_context(closing(_bind(settings.server)))
@@ -61,13 +65,34 @@ def main(argv: Sequence[str]) -> int:
     return server.exit_code
 
 
+def as_it_works_out(config: ServerConfig) -> ServerConfig:
+    """With as many connections as this process may hold; and with the hosts that a server answers for which everybody
+    on this machine may ask, web pages in a browser among them. Raises ConfigError if it may hold no connection.
+    """
+    connections = affordable_connections(config.max_connections)
+    if connections < config.max_connections:
+        logger.warning(
+            "max_connections is %d, not %d: this process may not open more files (ulimit -n)",
+            connections,
+            config.max_connections,
+        )
+    hosts = config.allowed_hosts
+    if not hosts and not config.api_key and is_local(config.host):
+        hosts = (*LOOPBACK, f"[{config.host}]" if ":" in config.host else config.host)
+    return replace(config, max_connections=connections, allowed_hosts=hosts)
+
+
 def is_exposed(config: ServerConfig) -> bool:
     """Whether other machines may reach a server that asks for no key."""
+    return not (is_local(config.host) or config.api_key)
+
+
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine can reach the address."""
     try:
-        is_local = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, which may mean anything
-        is_local = False
-    return not (is_local or config.api_key)
+        return False
 
 
 def _bind(config: ServerConfig) -> socket.socket:

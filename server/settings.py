@@ -45,8 +45,13 @@ class ServerConfig:
     """Keys that clients must send as `Authorization: Bearer KEY`, any one of them; without any, everybody is served."""
     api_key_file: str | None = None
     """A file of further keys, one a line, where neither the process list nor the environment shows them."""
-    metrics_need_key: bool = False
-    """Guard /metrics by the keys too; /health, /ready and /ping are open always."""
+    metrics_need_key: bool = True
+    """Guard /metrics by the keys too, where there are any; /health, /ready and /ping are open always."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host headers that are answered, as example.org, or * for all; without any, a server on the loopback that has no
+    key answers the loopback's names alone, so that no web page can reach it by a name of its own."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses and networks of proxies that are believed when they say for whom they ask; the log tells it."""
     allowed_origins: tuple[Origin, ...] = ()
     """Web pages that may call the API from a browser, as https://example.org, or * for all; without any, none may."""
     docs: bool = False
@@ -56,11 +61,13 @@ class ServerConfig:
     max_json_items: Annotated[int, Field(ge=1)] = 262_144
     """Most elements and members that a body may hold, over all its arrays and objects."""
     max_connections: Annotated[int, Field(ge=1)] = 1000
-    """Most clients connected at once; one more is answered with 503."""
+    """Most clients connected at once; one more is answered with 503. Each takes a file descriptor."""
     request_timeout: Seconds = 600.0
     """Seconds after which an unfinished request is given up: 504, or an error event in a stream; 0 is never."""
     read_timeout: Annotated[Seconds, Field(gt=0)] = 60.0
     """Seconds that a client may take to send a request's headers, and as many for its body."""
+    keep_alive_timeout: Annotated[Seconds, Field(gt=0)] = 75.0
+    """Seconds that a connection may stay open between two requests: longer than a proxy in front keeps it."""
     write_timeout: Annotated[Seconds, Field(gt=0)] = 30.0
     """Seconds that a client may leave an answer unread before it is cut off and its request aborted."""
     shutdown_timeout: Seconds = 30.0

@@ -1,4 +1,4 @@
-"""Server-sent events: framing, the closing `[DONE]`, and errors that come after the headers have gone out.
+"""Server-sent events: framing, signs of life, the closing `[DONE]`, errors that come after the headers have gone out.
 
 Knows nothing of what the messages say.
 """
@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 
+from fastapi.sse import KEEPALIVE_COMMENT
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -17,6 +18,8 @@ from server.errors import INTERNAL, ClientGone, RequestTimeout, api_error, reque
 
 logger = logging.getLogger(__name__)
 
+SILENCE_SECONDS = 15.0
+"""After which a comment goes out: proxies and clients give up on a connection over which nothing comes."""
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Proxies must neither store the stream nor collect it (nginx reads the second)."""
 
@@ -37,10 +40,10 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str]:
+async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str | bytes]:
     try:
         async for message in _until(deadline(scope), messages):
-            yield _frame(message)
+            yield KEEPALIVE_COMMENT if message is None else _frame(message)
     except Exception as error:
         told = api_error(error, scope)
         if told.status == INTERNAL:
@@ -49,18 +52,31 @@ async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[s
     yield _frame("[DONE]")
 
 
-async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The messages that come before the event loop's clock shows `when`; then raises RequestTimeout."""
-    try:
-        while True:
-            # Round each message, not all of them: between two, this generator's reader may be waiting elsewhere.
-            async with asyncio.timeout_at(when):
-                message = await anext(messages)
-            yield message
-    except StopAsyncIteration:
-        return
-    except TimeoutError:
-        raise RequestTimeout from None
+async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[str | None]:
+    """The messages that come before the event loop's clock shows `when`, then raises RequestTimeout.
+
+    None after each `SILENCE_SECONDS` in which none came; the wait for the next one goes on meanwhile.
+    """
+    now = asyncio.get_running_loop().time
+    while True:
+        coming = asyncio.ensure_future(anext(messages, None))
+        try:
+            while not coming.done():
+                left = SILENCE_SECONDS if when is None else min(SILENCE_SECONDS, when - now())
+                await asyncio.wait({coming}, timeout=max(left, 0.0))
+                if coming.done():
+                    break
+                if when is not None and now() >= when:
+                    raise RequestTimeout
+                yield None
+        except BaseException:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+            raise
+        message = coming.result()
+        if message is None:
+            return
+        yield message
 
 
 def _frame(data: str) -> str:

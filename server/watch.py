@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from engine import FinishReason, Output, OutputStream, Submission, Usage
+from server.pace import Pace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +64,19 @@ class Watch:
     """Keeps an eye on streams for its witnesses."""
 
     def __init__(self, witnesses: Sequence[Witness] = ()) -> None:
+        self.pace = Pace()
         self._witnesses = witnesses
 
     def over(self, stream: OutputStream, submission: Submission) -> "WatchedStream":
-        return WatchedStream(stream, submission, self._witnesses)
+        return WatchedStream(stream, submission, self._witnesses, self.pace)
 
 
 class WatchedStream:
     """An OutputStream whose reader also says how its answer ended."""
 
-    def __init__(self, stream: OutputStream, submission: Submission, witnesses: Sequence[Witness]) -> None:
+    def __init__(self, stream: OutputStream, submission: Submission, witnesses: Sequence[Witness], pace: Pace) -> None:
         self._stream = stream
+        self._pace = pace
         self._witnesses = witnesses
         usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
         self.journey = Journey(submission=submission, submitted=time.monotonic(), usage=usage)
@@ -115,5 +118,6 @@ class WatchedStream:
     def _end(self, reason: FinishReason) -> None:
         if self.journey.ended is None:
             self.journey = replace(self.journey, ended=time.monotonic(), finish_reason=reason)
+            self._pace.count_end()
             for witness in self._witnesses:
                 witness.saw_end(self.journey)

@@ -19,6 +19,7 @@ TOO_MANY_CONNECTIONS = "too_many_connections"
 REASONS: Mapping[int, str] = {
     400: "invalid",
     401: "unauthorized",
+    403: "invalid",
     404: "unknown_model",
     405: "invalid",
     408: "too_slow",
@@ -73,12 +74,12 @@ class HttpCounting:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in QUIET_PATHS:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
         async def counting_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and scope["path"] not in QUIET_PATHS:
                 self._metrics.count(getattr(scope.get("route"), "path", OTHER), message["status"])
             await send(message)
 

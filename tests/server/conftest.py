@@ -91,6 +91,40 @@ def listening():
     return serve
 
 
+@pytest.fixture
+async def connect():
+    """`await connect(url)`: a raw connection, as (reader, writer)."""
+    writers = []
+
+    async def connect(url: str, receive_buffer: int | None = None):
+        sock = socket.socket()
+        if receive_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.setblocking(False)
+        host, port = url.removeprefix("http://").split(":")
+        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+        writers.append(writer)
+        return reader, writer
+
+    yield connect
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def answer():
+    """`await answer(reader)`: (status line, headers, JSON body) of all that comes until the connection is closed."""
+
+    async def read(reader: asyncio.StreamReader):
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+        status, *headers = head.decode().split("\r\n")
+        return status, dict(line.split(": ", 1) for line in headers), json.loads(body)
+
+    return read
+
+
 class Api:
     """The server as tests use it; checks what every answer has in common on the way."""
 

@@ -66,13 +66,14 @@ async def test_every_route_is_guarded_but_the_probes(app, guarded):
     paths = {*app.openapi()["paths"], "/docs", "/openapi.json", "/", "/nothing", "/health/"}
     statuses = {path: (await client.get(path)).status_code for path in paths}
     open_paths = {path for path, status in statuses.items() if status != 401}
-    assert open_paths == {"/health", "/ready", "/metrics"} | ({"/ping"} & paths)
+    assert open_paths == {"/health", "/health/", "/ready"} | ({"/ping"} & paths)
 
 
-async def test_metrics_can_be_guarded(guarded):
-    client = guarded(metrics_need_key=True)
-    assert (await client.get("/metrics")).status_code == 401
-    assert (await client.get("/metrics", headers=bearer(KEYS[0]))).status_code == 200
+async def test_metrics_are_guarded_unless_opened_on_purpose(guarded):
+    for path in ("/metrics", "/metrics/"):
+        assert (await guarded().get(path)).status_code == 401
+        assert (await guarded().get(path, headers=bearer(KEYS[0]))).status_code == 200
+        assert (await guarded(metrics_need_key=False).get(path)).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["test", "health", "test/health?", "test/health#"])
@@ -171,6 +172,54 @@ def test_keys_are_never_shown():
 )
 def test_who_listens_to_the_world_without_a_key_is_warned(host, keys, exposed):
     assert serve.is_exposed(build({"host": host, "api_key": keys}).server) is exposed
+
+
+@pytest.mark.parametrize(
+    ("given", "hosts"),
+    [
+        ({}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "127.0.0.2"}, {"localhost", "127.0.0.1", "[::1]", "127.0.0.2"}),
+        ({"host": "::1"}, {"localhost", "127.0.0.1", "[::1]"}),
+        ({"host": "0.0.0.0"}, set()),
+        ({"api_key": ["a"]}, set()),
+        ({"allowed_hosts": ["page.example.org"]}, {"page.example.org"}),
+        ({"host": "0.0.0.0", "allowed_hosts": ["page.example.org"]}, {"page.example.org"}),
+    ],
+)
+def test_without_a_key_the_loopback_answers_its_own_names_alone(given, hosts):
+    assert set(serve.as_it_works_out(build(given).server).allowed_hosts) == hosts
+
+
+@pytest.fixture
+def local(engine, tokenizer):
+    """`await local(host)`: the answer of an app that knows the loopback's hosts to GET /v1/models for this one."""
+    app = create_app(engine, tokenizer, build({"allowed_hosts": auth.LOOPBACK}))
+
+    async def get(host):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.get("/v1/models", headers={"host": host})
+
+    return get
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "localhost.", "127.0.0.1:8000", "[::1]", "[::1]:8000"])
+async def test_a_known_host_is_answered(local, host):
+    assert (await local(host)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["page.example.org", "localhost.example.org:8000", "127.0.0.1.nip.io", "[::2]", "::1", "localhost:x", ":80"]
+)
+async def test_a_foreign_host_is_a_403(api, local, host):
+    error = api.error_of(await local(host), 403)
+    assert error["code"] == "unknown_host"
+    assert "allowed_hosts" in error["message"]
+
+
+async def test_every_host_can_be_allowed(engine, tokenizer):
+    app = create_app(engine, tokenizer, build({"allowed_hosts": ["*"]}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page.example.org") as client:
+        assert (await client.get("/health")).status_code == 200
 
 
 ORIGIN = "https://page.example.org"

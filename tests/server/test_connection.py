@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from contextlib import suppress
 
 import httpx
@@ -13,35 +12,6 @@ REQUEST = (
     b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
     % (len(BODY), BODY)
 )
-
-
-@pytest.fixture
-async def connect():
-    """`await connect(url)`: a raw connection, as (reader, writer)."""
-    writers = []
-
-    async def connect(url, receive_buffer=None):
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        host, port = url.removeprefix("http://").split(":")
-        await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-        reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
-        writers.append(writer)
-        return reader, writer
-
-    yield connect
-    for writer in writers:
-        writer.transport.abort()
-    await asyncio.sleep(0.01)
-
-
-async def answer(reader):
-    """(status line, headers, JSON body) of all that comes until the connection is closed."""
-    head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
-    status, *headers = head.decode().split("\r\n")
-    return status, dict(line.split(": ", 1) for line in headers), json.loads(body)
 
 
 async def test_a_client_that_does_not_read_is_cut_off(connect, engine, tokenizer, listening):
@@ -113,7 +83,7 @@ async def test_a_second_request_is_awaited_as_patiently(engine, tokenizer, liste
         b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n\r\n{}",
     ],
 )
-async def test_what_is_no_http_is_a_400_in_openais_form(connect, engine, tokenizer, listening, request_bytes):
+async def test_what_is_no_http_is_a_400_in_openais_form(connect, answer, engine, tokenizer, listening, request_bytes):
     async with listening(engine, tokenizer) as (url, _):
         reader, writer = await connect(url)
         writer.write(request_bytes)

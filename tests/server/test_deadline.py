@@ -12,7 +12,7 @@ from server.settings import build
 @pytest.fixture
 def limited(engine, tokenizer):
     engine.script = None
-    app = create_app(engine, tokenizer, build({"request_timeout": 0.3, "read_timeout": 0.2}))
+    app = create_app(engine, tokenizer, build({"request_timeout": 1.0, "read_timeout": 0.2}))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 

@@ -1,5 +1,6 @@
 """Everything that can be wrong with a request, as the client sees it: OpenAI's error object, the right status."""
 
+import gzip
 import json
 
 import pytest
@@ -129,6 +130,20 @@ async def test_another_content_type_is_a_415(api, content_type):
     assert "application/json" in api.error_of(response, 415)["message"]
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "gzip, deflate", "x-made-up"])
+async def test_a_compressed_body_is_a_415_by_name(api, coding):
+    response = await api.client.post(
+        "/v1/completions", content=gzip.compress(b'{"prompt": "a"}'), headers=JSON | {"content-encoding": coding}
+    )
+    assert coding in api.error_of(response, 415)["message"]
+    assert response.headers["accept-encoding"] == "identity"
+
+
+async def test_a_body_may_say_that_it_is_not_compressed(api):
+    headers = JSON | {"content-encoding": "identity"}
+    assert (await api.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)).status_code == 200
+
+
 async def test_a_content_type_may_name_its_charset(api):
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert (await api.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)).status_code == 200
@@ -202,6 +217,16 @@ async def test_the_wrong_method_is_a_405(api):
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/ping", "GET, HEAD, POST"), ("/v1/models", "GET, HEAD"), ("/v1/models/a", "GET, HEAD"), ("/tokenize/", "POST")],
+)
+async def test_a_405_names_all_methods_of_its_path(api, path, methods):
+    response = await api.client.delete(path)
+    api.error_of(response, 405)
+    assert response.headers["allow"] == methods
+
+
 async def test_a_full_queue_is_a_429(api, engine):
     engine.places = 1
     response = await api.complete(prompt=["a", "b"])
@@ -214,6 +239,7 @@ async def test_a_full_queue_is_a_429(api, engine):
 async def test_an_engine_that_takes_nothing_is_a_503(api, engine):
     engine.accepting = False
     response = await api.complete(stream=True)
+    assert response.headers["connection"] == "close"
     assert api.error_of(response, 503)["type"] == "service_unavailable_error"
     assert response.headers["retry-after"] == "1"
 

@@ -1,5 +1,6 @@
 """Lines in the log: what they say, in which format, and what they keep to themselves."""
 
+import asyncio
 import json
 import logging
 import sys
@@ -44,6 +45,41 @@ async def test_one_line_for_each_request(complete, caplog):
     assert line["queue_seconds"] is None
     assert (line["level"], line["logger"], line["message"]) == ("info", "server.logs", "request")
     assert f" id={answer['id']}-0 model=fake prompt_tokens=6 completion_tokens=7 forwards=4 queue_seconds=- " in text
+
+
+async def test_every_line_of_a_request_tells_whose_it_is(engine, tokenizer, caplog, monkeypatch):
+    """The lines of two that are served at once, in both formats; and none where nobody asks."""
+    caplog.set_level("INFO")
+    said = []
+    monkeypatch.setattr(
+        caplog.handler, "emit", lambda record: said.append((record, logs.JsonFormatter().format(record)))
+    )
+    app = create_app(cast(EngineLoop, engine), tokenizer, build({"served_model_name": ["fake"]}))
+    clients = [
+        httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(host, 5)), base_url="http://test")
+        for host in ("192.0.2.1", "2001:db8::2")
+    ]
+    answers = await asyncio.gather(
+        *(
+            client.post(
+                "/v1/completions", json={"prompt": "ab", "stream": stream}, headers={"x-request-id": f"mine-{n}"}
+            )
+            for n, client in enumerate(clients)
+            for stream in (False, True)
+        )
+    )
+    assert [answer.headers["x-request-id"] for answer in answers] == ["mine-0", "mine-0", "mine-1", "mine-1"]
+    told = [json.loads(line) for record, line in said if record.name in ("server.logs", "server.middleware")]
+    whose = sorted((line["logger"], line["client"], line["request_id"]) for line in told)
+    assert whose == sorted(
+        (logger, host, f"mine-{n}")
+        for logger in ("server.logs", "server.middleware")
+        for n, host in enumerate(("192.0.2.1", "2001:db8::2"))
+        for _ in range(2)
+    )
+    assert all(line["id"].startswith("cmpl-") for line in told if line["logger"] == "server.logs")
+    nobodys = logging.LogRecord("server.logs", logging.INFO, __file__, 1, "busy", (), None)
+    assert "client" not in logs.TextFormatter().format(nobodys)
 
 
 async def test_prompts_stay_out_of_it(complete, caplog):
@@ -98,8 +134,6 @@ async def test_a_line_now_and_then_while_there_is_work(engine, caplog, monkeypat
             case _:
                 done.set()
                 await forever.wait()
-
-    import asyncio
 
     done, forever = asyncio.Event(), asyncio.Event()
     monkeypatch.setattr(logs.asyncio, "sleep", nap)

@@ -1,0 +1,45 @@
+"""What a request asks for, in the one form that routes, keys and counters know.
+
+`/v1/models/` is `/v1/models`, HEAD is GET without the body, and a proxy's `GET http://host/health` is `GET /health`.
+"""
+
+from typing import Any
+from urllib.parse import unquote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class OneForm:
+    """Middleware, outside of all that routes by path or method; what is further out sees them changed afterwards."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope.update(one_form(scope))
+        if scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        scope["method"] = "GET"
+
+        async def send_head(message: Message) -> None:
+            await send(message if message["type"] == "http.response.start" else {**message, "body": b""})
+
+        await self._app(scope, receive, send_head)
+
+
+def one_form(scope: Scope) -> dict[str, Any]:
+    """The fields of the scope that say which path is asked for, and of which host if the target names one."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    changed: dict[str, Any] = {}
+    scheme, _, rest = raw.partition(b"://")
+    if rest and scheme.lower() in (b"http", b"https"):
+        host, slash, below = rest.partition(b"/")
+        headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+        raw = slash + below or b"/"
+        changed = {"raw_path": raw, "path": unquote(raw.decode("ascii")), "headers": [(b"host", host), *headers]}
+    path = str(changed.get("path", scope["path"]))
+    return {**changed, "path": path.rstrip("/") or "/"}
