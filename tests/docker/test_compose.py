@@ -131,6 +131,9 @@ def test_servers_start_with_settings_that_parse(where, outside):
     settings = load_settings(outside(commands()[where]), {})
     assert settings.server.port == 8000
     assert settings.server.host == "0.0.0.0"
+    assert not settings.server.metrics_need_key, "Prometheus brings none"
+    [network] = compose("compose.yaml")["networks"]["inside"]["ipam"]["config"]
+    assert network["subnet"] in settings.server.trusted_proxies
 
 
 @pytest.mark.slow
@@ -141,6 +144,7 @@ def test_the_cpu_server_serves(outside, serve):
         keyed = httpx.post(f"{url}/v1/completions", json=body, headers={"authorization": "Bearer a-key"}, timeout=60)
         assert keyed.status_code == 200, keyed.text
         assert httpx.post(f"{url}/v1/completions", json=body).status_code == 401
+        assert httpx.get(f"{url}/metrics").status_code == 200
 
 
 def test_the_image_has_what_commands_name():

@@ -59,6 +59,9 @@ def test_it_is_valid(path):
 def test_its_settings_are_settings(settings, container, pod):
     assert settings.server.host == "0.0.0.0"
     assert settings.server.port == container["ports"][0]["containerPort"]
+    scraped = manifest("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert scraped == {"prometheus.io/scrape": "true", "prometheus.io/port": str(settings.server.port)}
+    assert not settings.server.metrics_need_key, "whoever scrapes pods by their annotations brings none"
     written = from_file(K8S / "settings.yaml").values
     assert written["log_format"] == "json"
     [generated] = KUSTOMIZATION["configMapGenerator"]

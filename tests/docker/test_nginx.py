@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import httpx
 import pytest
+
+from server.settings import ServerConfig
 
 from .conftest import DOCKER
 
@@ -22,6 +24,7 @@ def front(tool, free_port, background, tmp_path):
     with ExitStack() as stack:
 
         def start(*ports):
+            stack.close()  # the one before
             upstream = (DOCKER / "nginx" / "upstream-two.conf").read_text()
             for container, port in zip(re.findall(r"[\d.]+:8000", upstream), ports, strict=True):
                 upstream = upstream.replace(container, f"127.0.0.1:{port}")
@@ -121,6 +124,116 @@ async def test_a_rolling_restart_loses_no_request(front, restartable):
 
         await asyncio.gather(roll(), *map(client, range(8)))
     assert min(during) > 5, "the restarts should have been under load"
+
+
+READY = "GET /ready"
+REFUSES = b"HTTP/1.1 503 X\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbusy"
+ANSWERS = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 4\r\n\r\nfine"
+DIES = b""
+
+
+@pytest.fixture
+async def upstream():
+    """`port, seen = await upstream(reply)`: a server that says this to all but /ready; `seen` is what it was asked."""
+    async with AsyncExitStack() as stack:
+
+        async def start(reply):
+            seen = []
+
+            async def talk(reader, writer):
+                line = (await reader.readuntil(b"\r\n\r\n")).split(b" HTTP")[0].decode()
+                seen.append(line)
+                writer.write(ANSWERS if line == READY else reply)
+                if line != READY and reply is DIES:
+                    writer.transport.abort()
+                await writer.drain()
+                writer.close()
+
+            server = await stack.enter_async_context(await asyncio.start_server(talk, "127.0.0.1", 0))
+            return server.sockets[0].getsockname()[1], seen
+
+        yield start
+
+
+def error_of(answer, status):
+    """Of nginx's own making, in OpenAI's form."""
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    return error["message"]
+
+
+async def asked(front, *ports, method="POST", path="/v1/completions", times=1, **options):
+    """What nginx in front of these ports answers, request by request."""
+    url = await asyncio.to_thread(front, *ports)
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        return [await client.request(method, path, **options) for _ in range(times)]
+
+
+@pytest.mark.slow
+async def test_a_post_that_a_server_may_have_begun_is_sent_to_no_other(front, upstream):
+    first, second = await upstream(DIES), await upstream(DIES)
+    [answer] = await asked(front, first[0], second[0], json={})
+    assert "has gone" in error_of(answer, 502)
+    assert answer.headers["retry-after"] == "1"
+    assert (first[1] + second[1]).count("POST /v1/completions") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [1, -1])
+async def test_a_post_that_none_has_begun_is_sent_to_the_next(front, upstream, free_port, order):
+    """One that is refused with 503, and one that finds nobody there."""
+    healthy, seen = await upstream(ANSWERS)
+    refusing, refused = await upstream(REFUSES)
+    for other in (refusing, free_port()):
+        answers = await asked(front, *[healthy, other][::order], json={}, times=4)
+        assert [answer.text for answer in answers] == ["fine"] * 4
+    assert refused.count("POST /v1/completions") == 1, "and a second time only once a second has passed"
+    assert seen.count("POST /v1/completions") == 8
+
+
+@pytest.mark.slow
+async def test_with_nobody_there_it_says_so(front, upstream, free_port):
+    dead, _ = await upstream(DIES)
+    url = await asyncio.to_thread(front, dead, free_port())
+    async with httpx.AsyncClient(base_url=url) as client:
+        for _ in range(3):
+            error_of(await client.post("/v1/completions", json={}), 502)
+
+
+@pytest.mark.slow
+async def test_nginx_answers_in_openais_form(front, upstream):
+    port, _ = await upstream(ANSWERS)
+    url = await asyncio.to_thread(front, port, port)
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert "4 MiB" in error_of(await client.post("/v1/completions", content=b"x" * (5 << 20)), 413)
+        error_of(await client.get("/v1/" + "x" * 40_000), 414)
+        error_of(await client.get("/v1/models", headers={"x": "y" * 40_000}), 400)
+        error_of(await client.get("/metrics"), 404)
+        error_of(await client.post("/"), 404)
+    reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
+    writer.write(b"nonsense\r\n\r\n")
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert b"application/json" in head
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.slow
+async def test_what_a_server_says_passes_as_it_is(front, upstream):
+    for status in (400, 404, 413, 429, 500, 504):
+        port, _ = await upstream(ANSWERS.replace(b"200 OK", b"%d X" % status))
+        [answer] = await asked(front, port, port, json={})
+        assert (answer.status_code, answer.text) == (status, "fine")
+
+
+def test_nginx_keeps_connections_for_less_time_than_the_server():
+    config = (DOCKER / "nginx" / "nginx.conf").read_text()
+    upstream = config[config.index("upstream unmask") : config.index("server {")]
+    assert int(re.search(r"keepalive_timeout (\d+)s;", upstream)[1]) < ServerConfig().keep_alive_timeout
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from server.settings import build
 
 async def scrape(client):
     """Family name -> family."""
-    response = await client.get("/metrics")
+    response = await client.get("/metrics", headers={"authorization": "Bearer key"})
     assert response.headers["content-type"].startswith("text/plain")
     return {family.name: family for family in text_string_to_metric_families(response.text)}
 

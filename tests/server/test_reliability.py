@@ -37,7 +37,9 @@ def test_exit_codes_are_those_of_the_code():
     assert codes == {0, lifecycle.FORCED, cli.USAGE_ERROR, lifecycle.ENGINE_DIED, cli.INTERRUPTED}
 
 
-@pytest.mark.parametrize("name", ["api_key", "api_key_file", "metrics_need_key", "allowed_origins", "docs"])
+@pytest.mark.parametrize(
+    "name", ["api_key", "api_key_file", "metrics_need_key", "allowed_hosts", "allowed_origins", "docs"]
+)
 def test_the_page_names_the_settings_that_guard(name):
     assert name in PAGE or f"--{name.replace('_', '-')}" in PAGE
 
