@@ -1,20 +1,35 @@
 # syntax=docker/dockerfile:1
-# The server. For a GPU as it is (torch from PyPI brings CUDA); for the CPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The server. For a GPU as it is; for the CPU with TORCH_INDEX, the index of torch's CPU builds, as compose.cpu.yaml has it.
+# What is large changes seldom and is a layer of its own: a change of code installs one small wheel over it, in seconds.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
-FROM ${PYTHON_IMAGE} AS build
-ARG TORCH_INDEX=https://pypi.org/simple
+# Names alone, so that no other change of pyproject.toml fetches everything again.
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /src
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > run.txt \
+ && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' > build.txt
+
+FROM ${PYTHON_IMAGE} AS dependencies
+# An index beside pip's own. Its builds (2.13.0+cpu) satisfy the version in constraints.txt and go before plain ones.
+ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md ./
-RUN python -m venv /opt/unmask
-# Dependencies first, so that a change of code does not fetch them again. torch alone comes from its own index.
+COPY constraints.txt ./
+COPY --from=requirements /src/run.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/unmask/bin/pip install -c constraints.txt --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple torch
+    python -m venv /opt/unmask \
+ && /opt/unmask/bin/pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt -r run.txt
+
+FROM ${PYTHON_IMAGE} AS package
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY --from=requirements /src/build.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip pip install -r build.txt
+COPY pyproject.toml README.md ./
 COPY engine engine
 COPY server server
-RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/unmask/bin/pip install -c constraints.txt .
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="unmask" \
@@ -22,7 +37,9 @@ LABEL org.opencontainers.image.title="unmask" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Group 0 may write, so that platforms which choose the user id themselves can run it too.
 RUN install -d -o 10001 -g 0 -m 0775 /cache
-COPY --from=build /opt/unmask /opt/unmask
+COPY --from=dependencies /opt/unmask /opt/unmask
+RUN --mount=type=bind,from=package,source=/wheels,target=/wheels \
+    /opt/unmask/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 COPY configs /etc/unmask
 ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -4,21 +4,38 @@ BIN := .venv/bin
 # Kustomization and settings are no resources of Kubernetes.
 MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docker/k8s/*.yaml))
 
+# An index beside pip's own for torch; that of the CPU builds spares gigabytes of CUDA.
+TORCH_INDEX ?=
+CPU_INDEX := $(shell sed -n 's/^ *TORCH_INDEX: *//p' docker/compose.cpu.yaml)
+GPU ?= $(shell command -v nvidia-smi)
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
+
 .PHONY: help setup serve test test-slow lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/runtime: pyproject.toml constraints.txt
+	@echo "Installing what a server needs into .venv: minutes the first time, most of them for torch."
+ifeq ($(GPU)$(TORCH_INDEX),)
+	@echo "There seems to be no GPU here. On Linux torch brings CUDA along, which is gigabytes; for the small one"
+	@echo "stop this and run:  make $(MAKECMDGOALS) TORCH_INDEX=$(CPU_INDEX)"
+endif
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	@touch $@
+
+.venv/ready: .venv/runtime
+	@echo "Installing what tests and linters need into .venv."
+	$(INSTALL) --quiet -e '.[dev]'
 	@touch $@
 
 setup: .venv/ready  ## virtual environment in .venv with everything in it
 
-serve: setup  ## serve the bundled demo model on http://127.0.0.1:8000
-	$(BIN)/unmask serve
+serve: .venv/runtime  ## serve the bundled demo model on http://127.0.0.1:8000
+	@echo "Starting the server; Ctrl-C ends it."
+	@$(BIN)/unmask serve
 
 test: setup  ## the tests, under five minutes
 	$(BIN)/python -m pytest -q

@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from server.api_table import main, updated
@@ -30,6 +31,41 @@ def test_the_tables_are_up_to_date(tmp_path):
     assert "`temperature`" not in copy.read_text()
     main([str(copy)])
     assert copy.read_text() == text
+
+
+def absent():
+    [section] = re.findall(r"^## What is absent\n(.*?)^## ", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return section
+
+
+def test_what_is_called_absent_is(url):
+    routes = [path for path in re.findall(r"`(/[\w/]+)`", absent()) if not path.endswith("completions")]
+    assert len(routes) > 15
+    for path in routes:
+        assert httpx.post(f"{url}{path}", json={}).status_code == 404, path
+        assert httpx.get(f"{url}{path}").json()["error"]["message"], path
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"response_format": {"type": "json_object"}},
+        {"guided_regex": "a+"},
+        {"structured_outputs": {"regex": "a+"}},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"prompt_logprobs": 1},
+        {"use_beam_search": True},
+        {"logits_processors": ["x"]},
+        {"chat_template": "x"},
+        {"documents": [{"text": "x"}]},
+    ],
+)
+def test_an_absent_field_is_refused_by_name(url, field):
+    [name] = field
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, **field}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body)
+    assert answer.status_code == 400
+    assert name in answer.json()["error"]["param"]
 
 
 def test_the_table_of_a_field():
