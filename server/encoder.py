@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.marks import Marks
-from server.turns import changed
+from server.turns import changed, with_objects
 
 
 class Unreadable(Exception):
@@ -77,7 +77,7 @@ class Encoder:
     ) -> list[int]:
         """The tokens of a conversation as the template writes it. Raises Unreadable, or TooLong."""
         marks = Marks()
-        marked = changed(turns, lambda text: marks.put(text, self._special_spans(text)))
+        marked = changed(with_objects(turns), lambda text: marks.put(text, self._special_spans(text)))
         last = marked[-1]["content"]
         if continue_final_message:
             marked[-1]["content"] = marks.open(last)

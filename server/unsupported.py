@@ -5,7 +5,7 @@ clients expect, and named in the log once. Supporting a field means moving it fr
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from engine import InvalidRequest
 from server.schemas import DiffusionRequest, WireRequest
@@ -147,11 +147,15 @@ def _without_nulls(value: object) -> object:
 
 def _unknown_within(part: WireRequest, path: str = "") -> Iterator[str]:
     """Fields below this part of a body that it does not declare, as `messages[].content[].x`."""
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        below = f"{path}{field.alias or name}"
-        inner, below = (value, f"{below}[]") if isinstance(value, list | tuple) else ([value], below)
-        for item in inner if inner and isinstance(inner[0], WireRequest) else ():
+    for name, value in vars(part).items():
+        if isinstance(value, WireRequest):
+            inner: Sequence[WireRequest] = [value]
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], WireRequest):
+            inner = value
+        else:
+            continue
+        below = f"{path}{type(part).model_fields[name].alias or name}" + ("[]" if inner is value else "")
+        for item in inner:
             if not isinstance(item, DiffusionRequest):
                 yield from (f"{below}.{unknown}" for unknown in item.model_extra or ())
                 yield from _unknown_within(item, f"{below}.")

@@ -11,8 +11,6 @@ from server.schemas.wire import WireRequest, check_unicode
 
 MAX_MESSAGES = 1024
 MAX_TOOL_CALLS = 128
-MAX_DEPTH = 64
-"""Objects and arrays inside each other in the arguments of a call; as in a body."""
 MAX_KWARGS = 32
 MAX_KWARGS_LENGTH = 8192
 """Characters of `chat_template_kwargs` as JSON."""
@@ -38,10 +36,10 @@ class RefusalPart(WireRequest):
     refusal: Text
 
 
-def _read_parts(value: Any, info: ValidationInfo) -> tuple[TextPart | RefusalPart, ...]:
+def _read_content(value: Any, info: ValidationInfo) -> str | tuple[TextPart | RefusalPart, ...]:
     """By hand, for an error that names what is wrong with a part."""
     if isinstance(value, str):
-        return (TextPart(type="text", text=check_unicode(value)),)
+        return check_unicode(value)
     is_answer = info.data.get("role") == "assistant"
     if not isinstance(value, list) or not (value or is_answer):
         raise PydanticCustomError("content", "must be a string or a list of text parts")
@@ -77,10 +75,6 @@ class FunctionCall(WireRequest):
     arguments: Text
     """JSON as it came; models write wrong JSON at times."""
 
-    @property
-    def for_template(self) -> dict[str, Any]:
-        return {"name": self.name, "arguments": _parsed(self.arguments)}
-
 
 class ToolCall(WireRequest):
     """A call within a message of the assistant, as an application's history has it; none is ever made here."""
@@ -94,8 +88,8 @@ class Message(WireRequest):
     """One turn of a conversation. `developer` is read as `system`, which is what models know."""
 
     role: Role
-    parts: Annotated[
-        tuple[TextPart | RefusalPart, ...], PlainValidator(_read_parts, json_schema_input_type=_AnyContent)
+    text_or_parts: Annotated[
+        str | tuple[TextPart | RefusalPart, ...], PlainValidator(_read_content, json_schema_input_type=_AnyContent)
     ] = Field(default=(), alias="content")
     """A text, or a list of text parts, which are joined by line breaks. Only the assistant may have none."""
     name: Name | None = None
@@ -126,18 +120,20 @@ class Message(WireRequest):
 
     @model_validator(mode="after")
     def _has_content(self) -> "Message":
-        if self.role != "assistant" and not self.parts:
+        if self.role != "assistant" and self.text_or_parts == ():
             raise PydanticCustomError("content", "needs `content`")
         return self
 
     @property
     def content(self) -> str:
-        texts = [part.text if isinstance(part, TextPart) else part.refusal for part in self.parts]
+        if isinstance(self.text_or_parts, str):
+            return self.text_or_parts
+        texts = [part.text if isinstance(part, TextPart) else part.refusal for part in self.text_or_parts]
         return "\n".join(texts) if texts else self.refusal or ""
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """As templates expect it."""
+        """As templates expect it, but for the arguments of calls, which are texts (`server.turns`)."""
         role = "system" if self.role == "developer" else self.role
         reasoning = self.reasoning_content or self.reasoning
         given = {
@@ -156,33 +152,17 @@ class Message(WireRequest):
     @property
     def _calls(self) -> list[dict[str, Any]]:
         calls = self.tool_calls or [ToolCall(function=call) for call in (self.function_call,) if call]
-        return [{"id": call.id or "", "type": call.type, "function": call.function.for_template} for call in calls]
+        return [
+            {
+                "id": call.id or "",
+                "type": call.type,
+                "function": {"name": call.function.name, "arguments": call.function.arguments},
+            }
+            for call in calls
+        ]
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-
-
-def _parsed(arguments: str) -> dict[str, Any] | str:
-    """An object, which is what templates write as JSON; the text itself where it is none that could be written."""
-    try:
-        value = json.loads(arguments)
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else arguments
-
-
-def _depth(value: object) -> int:
-    """Objects and arrays inside each other."""
-    depth, level = 0, [value]
-    while level := [
-        inner
-        for item in level
-        if isinstance(item, dict | list)
-        for inner in (item.values() if isinstance(item, dict) else item)
-    ]:
-        depth += 1
-    return depth
 
 
 def _check_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ async def test_the_template_itself_is_not_a_variable(api, engine, name):
         ({"messages": [{"role": "user", "content": [REFUSAL]}]}, "messages.0.content"),
         ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages.0.content"),
         ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "messages.0.audio"),
-        ({"messages": [{"role": "user", "parts": []}]}, "messages.0"),
+        ({"messages": [{"role": "user", "text_or_parts": "a"}]}, "messages.0"),
         ({"service_tier": "x" * 513}, "service_tier"),
         ({"metadata": {"a": 5}}, "metadata.a"),
         ({"metadata": {"a": "x" * 513}}, "metadata.a"),

@@ -8,6 +8,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion_message_function_tool_call import ChatCompletionMessageFunctionToolCall, Function
 
 from server.schemas import Message
+from server.text import Tokenizer
+from server.turns import with_objects
 
 TEMPLATE = """\
 {% for message in messages %}{{ '<' + message.role + '>' + message.content }}\
@@ -17,15 +19,24 @@ TEMPLATE = """\
 USER = {"role": "user", "content": "hi"}
 
 
+@pytest.fixture(scope="module")
+def telling(tokenizer_folder):
+    """A tokenizer whose template shows everything."""
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    tokenizer._tokenizer.chat_template = TEMPLATE
+    yield tokenizer
+    tokenizer.close()
+
+
 @pytest.fixture
-def prompt_of(api, engine, tokenizer, monkeypatch):
+def prompt_of(app, api, engine, telling):
     """The text that a template which shows everything makes of a message behind the user's."""
-    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", TEMPLATE)
+    app.state.service.conversations._tokenizer = telling
 
     async def rendered(**message):
         response = await api.chat(messages=[USER, {"role": "assistant", **message}])
         assert response.status_code == 200, response.text
-        return tokenizer.decode(engine.submissions[-1].prompt_ids).removeprefix("<user>hi<assistant>")
+        return telling.decode(engine.submissions[-1].prompt_ids).removeprefix("<user>hi<assistant>")
 
     return rendered
 
@@ -72,10 +83,22 @@ async def test_calls_reach_the_template(prompt_of):
 @pytest.mark.parametrize(
     "arguments", ["", "{a: 1}", "[1]", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100 + "1" + "}" * 100, "[" * 10**5]
 )
-async def test_arguments_that_are_no_object_are_a_text(arguments):
+def test_arguments_that_are_no_object_are_a_text(arguments):
     """Models write wrong JSON, and an application sends it back."""
     message = Message.model_validate({"role": "assistant", "tool_calls": [call(arguments=arguments)]})
-    assert message.for_template["tool_calls"][0]["function"]["arguments"] == arguments
+    [turn] = with_objects([message.for_template])
+    assert turn["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+async def test_arguments_are_not_parsed_on_the_event_loop(api, engine, monkeypatch):
+    """They may be as long as a body, and are read with the template, where the sum of all texts is known to fit."""
+
+    def never(_):
+        raise AssertionError
+
+    monkeypatch.setattr("server.turns.parsed", never)
+    body = {"messages": [USER, {"role": "assistant", "tool_calls": [call()]}]}
+    assert (await api.chat(**body)).status_code == 200
 
 
 async def test_reasoning_reaches_the_template_under_both_its_names(prompt_of):
