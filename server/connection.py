@@ -23,7 +23,7 @@ from server.places import CROWDED_SECONDS, Places
 from server.target import one_form
 
 PROBE_SECONDS = 0.1
-"""Between the first two signs of life to a client that has closed its side; the pause doubles each time ..."""
+"""To the first sign of life for a client that has closed its side; the pause doubles each time ..."""
 MAX_PROBE_SECONDS = 15.0
 """... up to this."""
 
@@ -90,7 +90,7 @@ class Connection(H11Protocol):
             return False
         self.cycle.keep_alive = False
         if not self._probing:
-            self._probe(PROBE_SECONDS)
+            self._probing = self.loop.call_later(PROBE_SECONDS, self._probe, 2 * PROBE_SECONDS)
         return True
 
     def on_response_complete(self) -> None:
@@ -158,7 +158,8 @@ class Connection(H11Protocol):
         if self.cycle.response_started:
             self.transport.write(self.conn.send(h11.Data(data=KEEPALIVE_COMMENT)) or b"")  # only events are long
         elif self.scope["http_version"] == "1.1":
-            self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+            going_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            self.transport.write(self.conn.send(going_on) or b"")
         self._probing = self.loop.call_later(pause, self._probe, min(2 * pause, MAX_PROBE_SECONDS))
 
     def _cut_off(self, why: str) -> None:

@@ -190,6 +190,12 @@ def test_without_a_key_the_loopback_answers_its_own_names_alone(given, hosts):
     assert set(serve.as_it_works_out(build(given).server).allowed_hosts) == hosts
 
 
+def test_fewer_connections_than_asked_for_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(serve, "affordable_connections", lambda wanted: wanted - 1)
+    assert serve.as_it_works_out(build({}).server).max_connections == 999
+    assert "max_connections is 999, not 1000" in caplog.text
+
+
 @pytest.fixture
 def local(engine, tokenizer):
     """`await local(host)`: the answer of an app that knows the loopback's hosts to GET /v1/models for this one."""

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import re
+import subprocess
+import sys
 from contextlib import suppress
 
 import httpx
@@ -21,10 +24,10 @@ def post(body, version=b"1.1"):
     return b"POST /v1/completions HTTP/%s\r\n" % version + JSON + length + body
 
 
-async def until_closed(reader):
+async def until_closed(reader, seconds=5):
     """What comes until the connection is closed; raises TimeoutError if it stays open."""
     received = bytearray()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(seconds):
         with suppress(ConnectionError):
             while piece := await reader.read(65_536):
                 received += piece
@@ -76,6 +79,7 @@ async def test_a_half_closed_client_gets_its_answer(connect, engine, tokenizer, 
         engine.streams[0].play(["one ", "two"])
         received = await until_closed(reader)
         assert b" 200 OK" in received
+        assert (b"HTTP/1.1 100 Continue" in received) is (version == b"1.1" and body is BODY), "0.3 s are long"
         assert end.removesuffix(b"\r\n0\r\n\r\n") in received
         assert version == b"1.0" or received.endswith(end) or end in received
 
@@ -220,3 +224,37 @@ def test_a_process_that_may_open_hardly_anything_does_not_start(file_limit):
     file_limit(256, 256)
     with pytest.raises(ConfigError, match="may open 256 files"):
         affordable_connections(1000)
+
+
+@pytest.mark.slow
+async def test_1100_idle_sockets_at_a_process_of_1024_files(connect, llada_tiny, tmp_path):
+    """Each probe is answered, the log stays short, and what has its answer and owes a body goes in `read_timeout`."""
+    command = [sys.executable, "-m", "server.cli", "serve", str(llada_tiny), "--port", "0", "--read-timeout", "5"]
+    limited = ["bash", "-c", 'ulimit -n 1024 && exec "$@"', "bash", *command]
+    log = tmp_path / "log"
+    with (
+        log.open("w") as stderr,
+        subprocess.Popen(limited, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        try:
+            report = "".join(iter(process.stdout.readline, "\n")) + process.stdout.readline()
+            url = re.search(r"http://127.0.0.1:\d+", report)[0]
+            for _ in range(1100):
+                await connect(url)
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                for _ in range(20):
+                    assert (await client.get("/health")).status_code == 200
+            held = [await connect(url) for _ in range(700)]
+            for reader, writer in held:
+                writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n")
+                with suppress(ConnectionError):
+                    await reader.readline()
+                    writer.write(b"x")
+            for reader, _ in held:
+                await until_closed(reader, seconds=60)
+        finally:
+            process.terminate()
+        assert process.wait(timeout=40) == 0
+    lines = log.read_text().splitlines()
+    assert "max_connections is 640, not 1000" in lines[0]
+    assert len(lines) < 3000

@@ -1,15 +1,19 @@
 """The end of a server, over real sockets: drained by a first signal, cut short by a second."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from server import lifecycle
+from server.app import create_app
 from server.lifecycle import Server
+from server.places import ACCEPTED_AT_ONCE
 from server.settings import build
 
 
@@ -143,3 +147,39 @@ async def test_a_client_that_gives_up_waiting_is_noticed(running, engine):
     with pytest.raises(httpx.ReadTimeout):
         await client.post("/v1/completions", json={"prompt": "ab"}, timeout=0.2)
     await asyncio.wait_for(engine.streams[0].aborted.wait(), 5)
+
+
+async def test_that_no_file_can_be_opened_is_told_once_in_a_while(caplog):
+    """asyncio says so for each connection that waits, thousands of times a second."""
+    handler, loop = lifecycle._SparingHandler(), asyncio.get_running_loop()
+    for number in (errno.EMFILE, errno.ENFILE):
+        for _ in range(1000):
+            handler(
+                loop, {"message": "socket.accept() out of system resource", "exception": OSError(number, "no files")}
+            )
+    assert [record.getMessage() for record in caplog.records] == [
+        "no more files can be opened (no files): new connections wait"
+    ]
+    handler(loop, {"message": "another thing", "exception": OSError(errno.EIO, "broken")})
+    assert "another thing" in caplog.text
+
+
+async def test_more_connections_wait_in_the_kernel_than_are_accepted_in_one_go(engine, tokenizer):
+    """Accepted ones hold a file each before they are counted."""
+    listened = []
+
+    class Socket(socket.socket):
+        def listen(self, backlog):
+            listened.append(backlog)
+            super().listen(backlog)
+
+    settings = build({})
+    server = Server(create_app(engine, tokenizer, settings), engine, settings.server, announce=lambda: None)
+    with Socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup([sock])
+        server.should_exit = True
+        await server.shutdown()
+    assert listened == [ACCEPTED_AT_ONCE, lifecycle.BACKLOG]

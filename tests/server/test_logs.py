@@ -82,6 +82,22 @@ async def test_every_line_of_a_request_tells_whose_it_is(engine, tokenizer, capl
     assert "client" not in logs.TextFormatter().format(nobodys)
 
 
+@pytest.mark.parametrize(("trusted", "client"), [(["127.0.0.1"], "192.0.2.1"), (["192.0.2.0/24"], "127.0.0.1")])
+async def test_behind_a_proxy_that_is_trusted_the_client_is_whom_it_asks_for(
+    engine, tokenizer, listening, caplog, trusted, client
+):
+    caplog.set_level("INFO")
+    async with (
+        listening(engine, tokenizer, trusted_proxies=trusted) as (url, _),
+        httpx.AsyncClient(base_url=url, headers={"x-forwarded-for": "192.0.2.1"}) as http,
+    ):
+        seen = []
+        caplog.handler.addFilter(lambda record: seen.append(logs.TextFormatter().format(record)) or True)
+        await http.get("/v1/models")
+    [line] = [line for line in seen if "GET '/v1/models' 200" in line]
+    assert f" client={client} " in line
+
+
 async def test_prompts_stay_out_of_it(complete, caplog):
     caplog.set_level("DEBUG")
     await complete("secret")
