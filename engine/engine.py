@@ -88,9 +88,6 @@ class EngineStats:
     """Model forwards, each for a whole batch."""
     rows_computed: int
     """Positions whose hidden states were computed."""
-    prompt_tokens: int
-    generated_tokens: int
-    """Tokens handed out."""
     finished: Mapping[FinishReason, int]
     rejected: int
     """Requests refused for want of a place in the queue."""
@@ -112,7 +109,7 @@ class Engine:
             max_batch_rows=info.max_batch_rows,
             max_running=info.max_running_requests,
         )
-        self._forwards = self._rows_computed = self._prompt_tokens = self._generated_tokens = 0
+        self._forwards = self._rows_computed = 0
         self._finished = Counter(dict.fromkeys(FinishReason, 0))
         self.tally = Tally()
 
@@ -126,7 +123,6 @@ class Engine:
         """Queues a request made by `new_request`. Raises InvalidRequest if another with its id is here."""
         if request.id in self.request_ids:
             raise InvalidRequest(f"A request with the id {request.id!r} is here already.", "request_id")
-        self._prompt_tokens += request.prompt_len
         self.scheduler.add(request)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Output | None:
@@ -168,8 +164,6 @@ class Engine:
             kv_pages_total=pool.num_pages,
             forwards=self._forwards,
             rows_computed=self._rows_computed,
-            prompt_tokens=self._prompt_tokens,
-            generated_tokens=self._generated_tokens,
             finished=dict(self._finished),
             rejected=rejected,
             decoding=self.tally.read(),
@@ -194,7 +188,6 @@ class Engine:
         return [output for output in outputs if output]
 
     def _count(self, outputs: Sequence[Output]) -> None:
-        self._generated_tokens += sum(len(output.token_ids) for output in outputs)
         self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
         self.tally.completed(outputs)
 

@@ -119,12 +119,22 @@ class EngineLoop:
         self._thread.start()
 
     def submit(self, submissions: Sequence[Submission]) -> list[OutputStream]:
-        """Hands requests over, all or none; call it on an event loop.
+        """`prepare` and `enqueue`: what they raise, this raises."""
+        return self.enqueue(self.prepare(submissions))
 
-        Raises InvalidRequest for one that can never be served or has another's id, QueueFull if there are not places
-        for all, EngineUnavailable before `start` and from `stop` on.
+    def prepare(self, submissions: Sequence[Submission]) -> list[Request]:
+        """Checks them, from any thread: of many it takes a while.
+
+        Raises InvalidRequest for one that can never be served.
         """
-        requests = [self._engine.new_request(submission) for submission in submissions]
+        return [self._engine.new_request(submission) for submission in submissions]
+
+    def enqueue(self, requests: Sequence[Request]) -> list[OutputStream]:
+        """Hands prepared requests over, all or none; call it on an event loop.
+
+        Raises InvalidRequest for one that has another's id, QueueFull if there are not places for all,
+        EngineUnavailable before `start` and from `stop` on.
+        """
         streams = [OutputStream(request.id, self._abort) for request in requests]
         with self._changed:
             if not self.accepting:

@@ -22,6 +22,7 @@ STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
 TOKENS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0)
 CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 REQUESTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+STEP_TOKENS = (1.0, 8.0, *(2.0**power for power in range(4, 15)))
 ROWS = (32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 
 
@@ -79,6 +80,8 @@ class DecodingStats:
     """Requests in one forward."""
     batch_rows: Distribution
     """Rows of one forward."""
+    step_tokens: Distribution
+    """Tokens that went through one step: those that it decoded, and the prompts whose first step it was."""
     forward_seconds: Distribution
     """Of a step: from the batch's being ready to its scores' being on the host."""
     host_seconds: Distribution
@@ -99,6 +102,7 @@ class Tally:
         self._confidence = Histogram(CONFIDENCE)
         self._batch_requests = Histogram(REQUESTS)
         self._batch_rows = Histogram(ROWS)
+        self._step_tokens = Histogram(STEP_TOKENS)
         self._forward_seconds = Histogram(SECONDS)
         self._host_seconds = Histogram(SECONDS)
         self._forward = 0.0
@@ -127,7 +131,7 @@ class Tally:
             return
         gains = [int(np.count_nonzero(choice.chosen)) for choice in choices]
         rows = [len(choice.plan.rows) for choice in choices]
-        in_block = needed = full = open_positions = 0
+        in_block = needed = full = open_positions = prompts = 0
         for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
             plan = choice.plan
             request = plan.request
@@ -138,6 +142,7 @@ class Tally:
             open_positions += block.end - block.start
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
+                prompts += request.prompt_len
             account.decoded += gain
             account.steps += 1
             account.block_length = block.end - block.start
@@ -156,6 +161,7 @@ class Tally:
         self._tokens_per_forward.add(gains)
         self._batch_requests.add([len(choices)])
         self._batch_rows.add([num_rows])
+        self._step_tokens.add([sum(gains) + prompts])
 
     def completed(self, outputs: Iterable[Output]) -> None:
         """Blocks that a step completed, and ends that came from outside; an end is told once."""
@@ -190,6 +196,7 @@ class Tally:
             confidence=self._confidence.read(),
             batch_requests=self._batch_requests.read(),
             batch_rows=self._batch_rows.read(),
+            step_tokens=self._step_tokens.read(),
             forward_seconds=self._forward_seconds.read(),
             host_seconds=self._host_seconds.read(),
         )

@@ -1,9 +1,8 @@
 """Answers on the wire: whole or in chunks, in the form of completions or of chat."""
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from engine import DiffusionParams, FinishReason
+from server.aside import aside
 from server.choice import Delta
 from server.completion import Completion
 from server.logprobs import LogprobWriter
@@ -27,9 +27,6 @@ from server.schemas import (
     DiffusionUsage,
     StreamOptions,
 )
-
-WRITTEN_AT_ONCE = 256
-"""Tokens whose log-probabilities are written in less time than others would notice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +55,11 @@ class Extras:
         """The token ids of this choice's prompt, if they were asked for."""
         return None if self.prompt_ids is None else list(self.prompt_ids[index])
 
+    def num_written(self, delta: Delta, *, is_first: bool) -> int:
+        """Tokens that are told of, be it their log-probabilities or their ids."""
+        prompt = self.prompt_ids[delta.index] if self.prompt_ids is not None and is_first else ()
+        return len(delta.tokens) + len(delta.prompt_tokens) + len(prompt)
+
 
 class Form(Protocol):
     """One route's way to say it. `head` is what all parts of an answer share: id, time, model."""
@@ -65,13 +67,16 @@ class Form(Protocol):
     prefix: str
     """Of answers' ids."""
 
+    @property
+    def extras(self) -> Extras: ...
+
     def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> BaseModel: ...
 
     def chunk(
         self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
     ) -> BaseModel: ...
 
-    def opening(self, head: dict[str, Any], index: int) -> BaseModel | None:
+    def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> BaseModel | None:
         """What a choice begins with, before anything is decoded."""
         ...
 
@@ -93,7 +98,7 @@ class TextForm:
         choices = [self._choice(delta, is_first=is_first)] if delta else []
         return CompletionResponse(**head, choices=choices, usage=usage)
 
-    def opening(self, head: dict[str, Any], index: int) -> None:
+    def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> None:
         return None
 
     def _choice(self, delta: Delta, *, is_first: bool) -> CompletionChoice:
@@ -101,7 +106,7 @@ class TextForm:
         return CompletionChoice(
             index=delta.index,
             text=delta.text,
-            logprobs=writer.for_completion(delta.tokens) if writer else None,
+            logprobs=writer.for_completion([*delta.prompt_tokens, *delta.tokens]) if writer else None,
             prompt_token_ids=self.extras.prompt_of(delta.index) if is_first else None,
             **self.extras.of(delta),
         )
@@ -154,10 +159,10 @@ class ChatForm:
         ]
         return ChatChunk(**head, choices=choices, usage=usage, service_tier=self.service_tier)
 
-    def opening(self, head: dict[str, Any], index: int) -> ChatChunk:
+    def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> ChatChunk:
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=""))
         ids = None if index else self.extras.prompt_of(0)
-        return ChatChunk(**head, choices=[choice], service_tier=self.service_tier, prompt_token_ids=ids)
+        return ChatChunk(**head, choices=[choice], service_tier=self.service_tier, prompt_token_ids=ids, usage=usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,20 +185,24 @@ class Answer:
     async def whole(self, completion: Completion) -> str:
         deltas = await completion.fold()
         usage = self._usage(completion)
-        return await _written(deltas, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
+        size = sum(self.form.extras.num_written(delta, is_first=True) for delta in deltas)
+        return await aside(size, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
 
     async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
         """One for each completed block; `usage` as the options ask for it."""
         hidden = None if options.include_usage else {"usage"}
+        is_running = options.include_usage and options.continuous_usage_stats
         for index in range(completion.num_choices):
-            if opening := self.form.opening(self._head, index):
+            running = self._usage(completion) if is_running else None
+            if opening := self.form.opening(self._head, index, running):
                 yield opening.model_dump_json(exclude=hidden)
         begun: set[int] = set()
         async for delta in completion.deltas():
-            running = self._usage(completion) if options.include_usage and options.continuous_usage_stats else None
+            running = self._usage(completion) if is_running else None
             is_first = delta.index not in begun
             begun.add(delta.index)
-            yield await _written([delta], partial(self._chunk, delta, running, is_first, hidden))
+            size = self.form.extras.num_written(delta, is_first=is_first)
+            yield await aside(size, partial(self._chunk, delta, running, is_first, hidden))
         if options.include_usage:
             yield self.form.chunk(self._head, None, self._usage(completion), is_first=False).model_dump_json()
 
@@ -219,13 +228,6 @@ class Answer:
                 fills=completion.fills,
             ),
         )
-
-
-async def _written(deltas: Sequence[Delta], write: Callable[[], str]) -> str:
-    """In a thread where there is much to write: each token may bring twenty others along."""
-    if sum(len(delta.tokens) for delta in deltas) <= WRITTEN_AT_ONCE:
-        return write()
-    return await asyncio.to_thread(write)
 
 
 def _finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

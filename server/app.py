@@ -41,7 +41,7 @@ def create_app(
         await tokenizer.start()
         engine.start()
         try:
-            async with stats_lines(engine):
+            async with stats_lines(engine, watching.watch.tokens):
                 yield
         finally:
             await engine.stop(0.0)

@@ -5,10 +5,12 @@ Knows the engine's types and text, nothing of JSON or HTTP.
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
+from server.aside import aside
 from server.passage import Passage, Token, shifted
 
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
@@ -46,6 +48,8 @@ class Delta:
     """Empty where the block holds nothing to show, or nothing that is final yet."""
     tokens: Sequence[Token] = ()
     """Those that begin in the text, where somebody asked for them."""
+    prompt_tokens: Sequence[Token] = ()
+    """Of a scored prompt, with the first part of a choice that echoes it."""
     finish_reason: FinishReason | None
     stop: str | int | None = None
     """The stop string or stop token that ended the choice."""
@@ -90,13 +94,13 @@ class Choice:
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """One for each block. Raises RequestFailed, or EngineUnavailable if the server shut down meanwhile."""
-        text, tokens = self._literals[0], list(self._prompt_tokens)
+        text, prompt_tokens = self._literals[0], self._prompt_tokens
         async for output in self._stream:
             reason: FinishReason | None = output.finish_reason
             stop: str | int | None = output.stop_id
             usage = output.usage
             check_end(output)
-            more, more_tokens = self._read(output)
+            more, tokens = await aside(len(output.token_ids), partial(self._read, output))
             if self._is_fill:
                 reason = reason and self._reason_of_fills
                 stop = None
@@ -109,7 +113,8 @@ class Choice:
             yield Delta(
                 index=self.index,
                 text=text + more,
-                tokens=tokens + more_tokens,
+                tokens=tokens,
+                prompt_tokens=prompt_tokens,
                 finish_reason=reason,
                 stop=stop,
                 usage=usage,
@@ -117,7 +122,7 @@ class Choice:
             )
             if reason is not None:
                 return
-            text, tokens = "", []
+            text, prompt_tokens = "", ()
         raise RequestFailed("The engine ended this request without a reason.")
 
     def abort(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from engine import Usage
 from server.choice import NOTHING, Choice, Delta
+from server.watch import TokenCounts
 
 
 class Completion:
@@ -21,17 +22,19 @@ class Completion:
         *,
         num_kept: int | None = None,
         scoring: Usage = NOTHING,
+        counts: TokenCounts,
     ) -> None:
         """`num_prompt_tokens`: of each prompt, every prompt having as many choices as the others.
 
         `num_kept`: how many choices of each prompt a whole answer has, the most probable ones; None is all.
-        `scoring`: what was spent before decoding began.
+        `scoring`: what was spent before decoding began. `counts`: is told what the usage grows by.
         """
         self._choices = choices
         self._num_prompt_tokens = sum(num_prompt_tokens)
         self._per_prompt = len(choices) // len(num_prompt_tokens)
         self._num_kept = num_kept or self._per_prompt
         self._scoring = scoring
+        self._counts = counts
         self._usages = [NOTHING for _ in choices]
         self._fills: list[tuple[str, ...] | None] = [None for _ in choices]
 
@@ -67,6 +70,7 @@ class Completion:
             except Exception as error:  # noqa: BLE001 - raised by whoever reads the arrivals
                 arrivals.put_nowait(error)
 
+        self._counts.prompt += self._num_prompt_tokens
         readers = [asyncio.create_task(forward(choice)) for choice in self._choices]
         unfinished = len(readers)
         try:
@@ -74,7 +78,8 @@ class Completion:
                 delta = await arrivals.get()
                 if isinstance(delta, Exception):
                     raise delta
-                self._usages[delta.index] = delta.usage
+                before, self._usages[delta.index] = self._usages[delta.index], delta.usage
+                self._counts.generation += delta.usage.completion_tokens - before.completion_tokens
                 self._fills[delta.index] = delta.fills
                 unfinished -= delta.finish_reason is not None
                 yield delta
@@ -108,4 +113,5 @@ class Completion:
 
 def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
-    return replace(parts[-1], text=text, tokens=[token for part in parts for token in part.tokens])
+    tokens = [token for part in parts for token in part.tokens]
+    return replace(parts[-1], text=text, tokens=tokens, prompt_tokens=parts[0].prompt_tokens)

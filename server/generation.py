@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from engine import DiffusionParams, EngineLoop, InvalidRequest, QueueFull, SamplingParams, Submission
+from server.aside import aside
 from server.choice import NOTHING, Choice, EmptyStream, Stream
 from server.completion import Completion
 from server.convert import seeds
@@ -12,7 +14,12 @@ from server.passage import Detokenizer, Passage, StopStrings, Token
 from server.prompts import Prompt, PromptReader
 from server.scoring import PromptScorer
 from server.text import Tokenizer
-from server.watch import Watch
+from server.watch import Siblings, Watch
+
+MAX_LOGPROBS_OF_ANSWER = 262_144
+"""Tokens of all choices, and of scored prompts, times one more than the alternatives of each."""
+IDS_PER_TOKEN = 64
+"""Ids that are checked in the time in which a token is read or written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +72,8 @@ class Generator:
     async def start(self, order: Order) -> Completion:
         """The answer, under way; its prompts are scored already. Raises what `EngineLoop.submit` raises."""
         self._check_count(order)
-        streams = self._submit(order) if order.sampling.max_tokens else self._nothing(order)
+        self._check_logprobs(order)
+        streams = await self._submit(order) if order.sampling.max_tokens else self._nothing(order)
         scored: list[list[Token]] = [[] for _ in order.prompts]
         spent = NOTHING
         try:
@@ -94,15 +102,18 @@ class Generator:
                 )
             )
         num_prompt_tokens = [len(prompt.ids) for prompt in order.prompts]
-        return Completion(choices, num_prompt_tokens, num_kept=order.num_kept, scoring=spent)
+        counts = self._watch.tokens
+        return Completion(choices, num_prompt_tokens, num_kept=order.num_kept, scoring=spent, counts=counts)
 
-    def _submit(self, order: Order) -> Sequence[Stream]:
+    async def _submit(self, order: Order) -> Sequence[Stream]:
         sampling, diffusion = order.sampling, order.diffusion
         if order.is_lone:
             sampling = replace(sampling, ignore_eos=True, stop_ids=frozenset())
             diffusion = replace(diffusion, block_length=1, steps=None)
         submissions: list[Submission] = []
+        siblings: list[Siblings] = []
         for prompt in order.prompts:
+            siblings += [Siblings(n=order.num_kept, num_running=order.num_drawn)] * order.num_drawn
             for seed in seeds(order.seed, order.num_drawn):
                 submissions.append(
                     Submission(
@@ -113,11 +124,14 @@ class Generator:
                         holes=prompt.holes,
                     )
                 )
+        num_ids = sum(len(prompt.ids) for prompt in order.prompts) + len(sampling.allowed_ids or ())
+        prepare = partial(self._engine.prepare, submissions)
+        requests = await aside(order.num_drawn * num_ids // IDS_PER_TOKEN, prepare)
         try:
-            streams = self._engine.submit(submissions)
+            streams = self._engine.enqueue(requests)
         except QueueFull as error:
             raise Busy(str(error), self._watch.pace.seconds_to_halve(self._engine.num_waiting)) from None
-        return list(map(self._watch.over, streams, submissions))
+        return list(map(self._watch.over, streams, submissions, siblings))
 
     def _length(self, order: Order, prompt: Prompt) -> int:
         """Positions of one answer; 1 where the context has none left, for the engine to say so."""
@@ -138,6 +152,23 @@ class Generator:
                 f"{len(order.prompts)} prompts with {order.num_drawn} choices each are {count} requests, and this "
                 f"server takes {places} at most.",
                 param,
+            )
+
+    def _check_logprobs(self, order: Order) -> None:
+        """Each is some bytes of memory in the engine and in the answer, and takes its time to be written."""
+        if order.sampling.logprobs is None:
+            return
+        num_tokens = sum(
+            (prompt.num_filled or order.sampling.max_tokens) + (0 if order.num_scored is None else len(prompt.ids))
+            for prompt in order.prompts
+        )
+        count = order.num_drawn * num_tokens * (order.sampling.logprobs + 1)
+        if count > MAX_LOGPROBS_OF_ANSWER:
+            raise InvalidRequest(
+                f"{order.num_drawn * num_tokens} tokens with {order.sampling.logprobs} alternatives each are {count} "
+                f"log-probabilities, and one answer may have {MAX_LOGPROBS_OF_ANSWER} of them: ask for fewer "
+                "alternatives, choices or tokens.",
+                "best_of" if order.num_drawn > order.num_kept else "logprobs",
             )
 
     def _nothing(self, order: Order) -> Sequence[Stream]:

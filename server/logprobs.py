@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import starmap
 
 from server.passage import Token
 from server.schemas import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
@@ -18,10 +19,12 @@ class LogprobWriter:
         """`as_ids`: tokens are spelled `token_id:5`."""
         self._tokenizer = tokenizer
         self._as_ids = as_ids
+        self._alike: dict[int, tuple[str, list[int] | None]] = {}
+        """Spelling and bytes of each token so far: the same few come again and again."""
 
     def for_completion(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        return CompletionLogprobs(
-            tokens=[self._spell(token.id) for token in tokens],
+        return CompletionLogprobs.model_construct(  # a check of all of them would be one long call
+            tokens=[self._named(token.id)[0] for token in tokens],
             token_logprobs=[_finite(token.logprobs.logprob) if token.logprobs else None for token in tokens],
             top_logprobs=[self._alternatives(token) for token in tokens],
             text_offset=[token.offset for token in tokens],
@@ -36,21 +39,24 @@ class LogprobWriter:
             return None
         named: dict[str, float] = {}
         for id_, logprob in (*token.logprobs.top, (token.id, token.logprobs.logprob)):
-            named.setdefault(self._spell(id_), _finite(logprob))
+            named.setdefault(self._named(id_)[0], _finite(logprob))
         return named
 
     def _entry(self, token: Token) -> ChatLogprob:
         known = token.logprobs
         own = self._alternative(token.id, known.logprob if known else FLOOR)
-        top = [self._alternative(id_, logprob) for id_, logprob in known.top] if known else []
+        top = starmap(self._alternative, known.top if known else ())
         return ChatLogprob(token=own.token, logprob=own.logprob, bytes=own.bytes, top_logprobs=top)
 
     def _alternative(self, id_: int, logprob: float) -> TopLogprob:
-        raw = self._tokenizer.bytes_of(id_)
-        return TopLogprob(token=self._spell(id_), logprob=_finite(logprob), bytes=list(raw) if raw else None)
+        spelling, raw = self._named(id_)
+        return TopLogprob(token=spelling, logprob=_finite(logprob), bytes=raw)
 
-    def _spell(self, id_: int) -> str:
-        return f"token_id:{id_}" if self._as_ids else self._tokenizer.spell(id_)
+    def _named(self, id_: int) -> tuple[str, list[int] | None]:
+        if (known := self._alike.get(id_)) is None:
+            spelling = f"token_id:{id_}" if self._as_ids else self._tokenizer.spell(id_)
+            known = self._alike[id_] = spelling, list(self._tokenizer.bytes_of(id_)) or None
+        return known
 
 
 def _finite(logprob: float) -> float:

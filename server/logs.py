@@ -9,13 +9,14 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 
 from engine import EngineLoop, EngineStats
 from server.settings import ServerConfig
 from server.text import Tokenizer
-from server.watch import Journey
+from server.watch import Journey, TokenCounts
 
 STATS_SECONDS = 10.0
 
@@ -97,17 +98,17 @@ class RequestLog:
 
 
 @asynccontextmanager
-async def stats_lines(engine: EngineLoop) -> AsyncIterator[None]:
+async def stats_lines(engine: EngineLoop, tokens: TokenCounts) -> AsyncIterator[None]:
     """While the body runs: a line every `STATS_SECONDS` in which the engine did something."""
 
     async def every_so_often() -> None:
-        before = engine.stats
+        before, counted = engine.stats, replace(tokens)
         while True:
             await asyncio.sleep(STATS_SECONDS)
             now = engine.stats
             if now.forwards > before.forwards or now.running or now.waiting:
-                _log_stats(before, now)
-            before = now
+                _log_stats(before, now, counted, tokens)
+            before, counted = now, replace(tokens)
 
     task = asyncio.create_task(every_so_often())
     try:
@@ -118,14 +119,14 @@ async def stats_lines(engine: EngineLoop) -> AsyncIterator[None]:
             await task
 
 
-def _log_stats(before: EngineStats, now: EngineStats) -> None:
+def _log_stats(before: EngineStats, now: EngineStats, counted: TokenCounts, tokens: TokenCounts) -> None:
     steps = now.decoding.denoising_steps - before.decoding.denoising_steps
     decoded = now.decoding.tokens_decoded - before.decoding.tokens_decoded
     facts = {
         "running": now.running,
         "waiting": now.waiting,
-        "prompt_tokens_per_second": round((now.prompt_tokens - before.prompt_tokens) / STATS_SECONDS, 1),
-        "generation_tokens_per_second": round((now.generated_tokens - before.generated_tokens) / STATS_SECONDS, 1),
+        "prompt_tokens_per_second": round((tokens.prompt - counted.prompt) / STATS_SECONDS, 1),
+        "generation_tokens_per_second": round((tokens.generation - counted.generation) / STATS_SECONDS, 1),
         "forwards_per_second": round((now.forwards - before.forwards) / STATS_SECONDS, 1),
         "tokens_per_forward": round(decoded / steps, 2) if steps else 0.0,
         "kv_pages_used": now.kv_pages_used,

@@ -13,7 +13,7 @@ from server.metrics import Metrics, make_metrics
 from server.metrics.http import HttpCounting
 from server.settings import Settings
 from server.text import Tokenizer
-from server.watch import Watch, Witness
+from server.watch import TokenCounts, Watch, Witness
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -42,14 +42,15 @@ class Observers:
 def observers(
     engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None"
 ) -> Observers:
-    metrics, name = make_metrics(engine, settings), settings.model_names[0]
+    tokens = TokenCounts()
+    metrics, name = make_metrics(engine, tokens, settings), settings.model_names[0]
     log = RequestLog(name, tokenizer if settings.server.log_prompts else None)
     witnesses: list[Witness] = [*metrics.witnesses, log]
     if tracer:
         from server.tracing import Tracing
 
         witnesses.append(Tracing(tracer, name))
-    return Observers(Watch(witnesses), metrics, tracer is not None)
+    return Observers(Watch(witnesses, tokens), metrics, tracer is not None)
 
 
 def tracer_of(settings: Settings) -> "TracerProvider | None":

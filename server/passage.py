@@ -3,43 +3,48 @@
 Text that is handed out is final: half a character and what may be the start of a stop string wait for more.
 """
 
+from bisect import bisect_left
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 from engine import TokenLogprobs
 from server.text import Tokenizer
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-"""What decoding shows for bytes that are not (yet) a character."""
 
 
 class Detokenizer:
     """One answer's text from its blocks of ids, special tokens left out unless they are asked for.
 
-    Tokens are decoded after those of the last block that ended on a whole character, since spacing depends on what
-    comes before; the text of these is then taken off again.
+    At most the three first bytes of a character wait for more: bytes that form none are replaced as they come.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._context: list[int] = []
-        self._pending: list[int] = []
-        self._num_sent = 0
-        """Characters of the pending ids' text that were handed out already."""
+        self._decoder = getincrementaldecoder("utf-8")(errors="replace")
+        self._before: int | None = None
+        """The last token that had a text."""
+        self.lead = 0
+        """Characters behind the text before the last push in which its first token has no part.
+
+        They are those of bytes that have waited in vain for more.
+        """
 
     def push(self, ids: Sequence[int], *, last: bool) -> str:
         """The text that is final now; at the last block, all that is left."""
-        self._pending += self._tokenizer.without_special(ids) if self._skip_special else ids
-        before = len(self._tokenizer.decode(self._context))
-        text = self._tokenizer.decode(self._context + self._pending)[before:]
-        final = text if last else text.rstrip(REPLACEMENT)
-        fresh = final[self._num_sent :]
-        if len(final) < len(text):
-            self._num_sent = len(final)
-        elif self._pending:
-            self._context, self._pending, self._num_sent = self._pending, [], 0
-        return fresh
+        raw = b"".join(map(self._bytes, self._tokenizer.without_special(ids) if self._skip_special else ids))
+        head = self._decoder.decode(raw[:1])
+        waiting, _ = self._decoder.getstate()
+        num_begun = len(head) + len(waiting.decode(errors="replace"))
+        self.lead = max(num_begun - 1, 0)
+        return head + self._decoder.decode(raw[1:], final=last)
+
+    def _bytes(self, id_: int) -> bytes:
+        raw = self._tokenizer.bytes_behind(id_, self._before)
+        if raw:
+            self._before = id_
+        return raw
 
 
 class StopStrings:
@@ -90,6 +95,9 @@ class Token:
     """Characters of the choice's text before it."""
     logprobs: TokenLogprobs | None
     """None where nothing was said of it."""
+
+
+_offset = attrgetter("offset")
 
 
 class Passage:
@@ -143,8 +151,8 @@ class Passage:
             last = True
         self._num_shown += len(text)
         is_whole = last and not isinstance(self.stop, str)
-        shown = [token for token in self._pending if is_whole or token.offset < self._num_shown]
-        self._pending = self._pending[len(shown) :]
+        count = len(self._pending) if is_whole else bisect_left(self._pending, self._num_shown, key=_offset)
+        shown, self._pending[:count] = self._pending[:count], []
         return text, shown
 
     def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
@@ -156,7 +164,9 @@ class Passage:
             is_last = last and place == len(groups) - 1
             fresh = self._detokenizer.push(group, last=is_last)
             if group and self._is_tracked:
-                self._pending.append(Token(group[0], self._num_read, logprobs[place] if logprobs else None))
+                self._pending.append(
+                    Token(group[0], self._num_read + self._detokenizer.lead, logprobs[place] if logprobs else None)
+                )
             self._num_read += len(fresh)
             self.num_tokens += len(group)
             if one_by_one and self.num_tokens <= self._min_tokens:

@@ -75,14 +75,17 @@ class PromptReader:
             param,
         )
 
-    def check_ids(self, ids: Sequence[int]) -> None:
-        """Raises InvalidRequest for tokens that the model does not have, ContextLengthExceeded for too many of them."""
-        check_vocabulary(ids, self._vocab_size, "prompt")
+    def check_ids(self, ids: Sequence[int], param: str = "prompt") -> None:
+        """Raises ContextLengthExceeded for too many tokens, InvalidRequest for such as the model does not have."""
         if len(ids) > self._max_model_len:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._max_model_len} tokens. However, the prompt has "
+                f"This model's maximum context length is {self._max_model_len} tokens. However, `{param}` has "
                 f"{len(ids)}.",
-                "prompt",
+                param,
+            )
+        if (highest := max(ids, default=0)) >= self._vocab_size:
+            raise InvalidRequest(
+                f"Token id {highest} is out of vocabulary: ids are 0 to {self._vocab_size - 1}.", param
             )
 
     async def read(
@@ -152,15 +155,16 @@ class PromptReader:
 
     async def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
         """Special tokens are part of its text: they are part of the prompt."""
-        text = await asyncio.to_thread(self._tokenizer.decode, ids) if echo else ""
+        text = await self._tokenizer.decode_all(ids) if echo else ""
         starts = await asyncio.to_thread(self._starts, ids) if locate else ()
         return Prompt(ids=ids, literals=(text, ""), starts=starts)
 
     def _starts(self, ids: Sequence[int]) -> list[int]:
         detokenizer, starts, length = Detokenizer(self._tokenizer, skip_special=False), list[int](), 0
         for id_ in ids:
-            starts.append(length)
-            length += len(detokenizer.push([id_], last=False))
+            text = detokenizer.push([id_], last=False)
+            starts.append(length + detokenizer.lead)
+            length += len(text)
         return starts
 
 
@@ -171,9 +175,3 @@ def _split(text: str) -> tuple[list[str], list[int]]:
     if not all(lengths):
         raise InvalidRequest("A hole in the prompt is written `<|fill:N|>`, N being 1 or more positions.", "prompt")
     return pieces[::2], lengths
-
-
-def check_vocabulary(ids: Sequence[int], vocab_size: int, param: str) -> None:
-    """Raises InvalidRequest for a token that the model does not have."""
-    if (highest := max(ids, default=0)) >= vocab_size:
-        raise InvalidRequest(f"Token id {highest} is out of vocabulary: ids are 0 to {vocab_size - 1}.", param)

@@ -17,7 +17,6 @@ from server.disconnect import unless_disconnected
 from server.generation import Order
 from server.openapi import events_of
 from server.orders import chat_order, completion_order
-from server.prompts import check_vocabulary
 from server.schemas import (
     AddedToken,
     ChatChunk,
@@ -163,8 +162,8 @@ async def detokenize(body: DetokenizeRequest, service: Shared) -> DetokenizeResp
     """The text of tokens, special ones included."""
     service.unsupported.check(body)
     service.models.resolve(body.model)
-    check_vocabulary(body.tokens, service.engine.info.spec.vocab_size, "tokens")
-    return DetokenizeResponse(prompt=service.tokenizer.decode(body.tokens))
+    service.prompts.check_ids(body.tokens, "tokens")
+    return DetokenizeResponse(prompt=await service.tokenizer.decode_all(body.tokens))
 
 
 @router.get("/tokenizer_info")

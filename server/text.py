@@ -5,6 +5,7 @@ Tokens become text here.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,13 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._added = {id_: token.content for id_, token in added.items()}
         self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        decoder = self._backend.decoder
-        self._is_byte_level = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
-        if decoder is not None and b'"Regex"' in decoder.__getstate__():
+        decoder = b"" if self._backend.decoder is None else self._backend.decoder.__getstate__()
+        self._is_byte_level = b'"ByteLevel"' in decoder
+        self._has_byte_tokens = b'"ByteFallback"' in decoder
+        if b'"Regex"' in decoder:
             raise LoadError("its decoder searches by a regular expression, which could hang the server")
+        self._bytes: dict[int, bytes] = {}
+        """Of tokens that were asked for: no more than the vocabulary has."""
         self._workers = Workers(self._setup)
 
     @classmethod
@@ -172,19 +176,46 @@ class Tokenizer:
         return read
 
     def decode(self, ids: Sequence[int]) -> str:
+        if self._is_byte_level:
+            return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
         return self._backend.decode(ids, skip_special_tokens=False)
+
+    async def decode_all(self, ids: Sequence[int]) -> str:
+        """As `decode` does, in a thread, since they may be many."""
+        return await asyncio.to_thread(self.decode, ids)
 
     def without_special(self, ids: Sequence[int]) -> list[int]:
         return [id_ for id_ in ids if id_ not in self._special_ids]
 
     def bytes_of(self, id_: int) -> bytes:
         """What one token adds to a text; the name of a special one; nothing for an id that the tokenizer lacks."""
+        known = self._bytes.get(id_)
+        if known is None:
+            known = self._bytes[id_] = self._read_bytes(id_)
+        return known
+
+    def bytes_behind(self, id_: int, before: int | None) -> bytes:
+        """The same where another token stands before it, on which its spacing may depend."""
+        if before is None or self._is_byte_level or self._byte_token(id_):
+            return self.bytes_of(id_)
+        return self.decode([before, id_])[len(self.decode([before])) :].encode()
+
+    def _read_bytes(self, id_: int) -> bytes:
         if id_ in self._added:
             return self._added[id_].encode()
         if not self._is_byte_level:
-            return self.decode([id_]).encode()
+            return self._byte_token(id_) or self.decode([id_]).encode()
         letters = self._backend.id_to_token(id_) or ""
-        return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in letters)
+        if all(letter in _BYTES for letter in letters):
+            return bytes(_BYTES[letter] for letter in letters)
+        return letters.encode()
+
+    def _byte_token(self, id_: int) -> bytes:
+        """The byte of a token like `<0xE2>`, where a decoder knows such; nothing for others."""
+        if not self._has_byte_tokens:
+            return b""
+        name = _BYTE_TOKEN.fullmatch(self._backend.id_to_token(id_) or "")
+        return bytes.fromhex(name[1]) if name else b""
 
     def spell(self, id_: int) -> str:
         """One token as text. Parts of characters are `bytes:\\xe2`, as OpenAI writes them, to tell them apart."""
@@ -232,3 +263,4 @@ def _byte_letters() -> dict[str, int]:
 
 
 _BYTES = _byte_letters()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

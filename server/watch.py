@@ -12,11 +12,32 @@ from engine import FinishReason, Output, OutputStream, Submission, Usage
 from server.pace import Pace
 
 
+@dataclass(slots=True)
+class TokenCounts:
+    """Tokens of all answers so far, as their `usage` counts them: each prompt once, and nothing that nobody got."""
+
+    prompt: int = 0
+    generation: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Siblings:
+    """The choices of one prompt, each a request to the engine."""
+
+    n: int
+    """Those that a whole answer has."""
+    num_running: int
+    longest: int = 0
+    """Tokens of the longest one that has ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journey:
     """Where one request stands. Times are `time.monotonic()`, in seconds."""
 
     submission: Submission
+    siblings: Siblings
+    """Itself among them."""
     submitted: float
     usage: Usage
     """Up to the last block seen."""
@@ -61,25 +82,33 @@ class Witness(Protocol):
 
 
 class Watch:
-    """Keeps an eye on streams for its witnesses."""
+    """Keeps an eye on streams for its witnesses, and on tokens."""
 
-    def __init__(self, witnesses: Sequence[Witness] = ()) -> None:
+    def __init__(self, witnesses: Sequence[Witness] = (), tokens: TokenCounts | None = None) -> None:
+        self.tokens = tokens or TokenCounts()
         self.pace = Pace()
         self._witnesses = witnesses
 
-    def over(self, stream: OutputStream, submission: Submission) -> "WatchedStream":
-        return WatchedStream(stream, submission, self._witnesses, self.pace)
+    def over(self, stream: OutputStream, submission: Submission, siblings: Siblings) -> "WatchedStream":
+        return WatchedStream(stream, submission, siblings, self._witnesses, self.pace)
 
 
 class WatchedStream:
     """An OutputStream whose reader also says how its answer ended."""
 
-    def __init__(self, stream: OutputStream, submission: Submission, witnesses: Sequence[Witness], pace: Pace) -> None:
+    def __init__(
+        self,
+        stream: OutputStream,
+        submission: Submission,
+        siblings: Siblings,
+        witnesses: Sequence[Witness],
+        pace: Pace,
+    ) -> None:
         self._stream = stream
         self._pace = pace
         self._witnesses = witnesses
         usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
-        self.journey = Journey(submission=submission, submitted=time.monotonic(), usage=usage)
+        self.journey = Journey(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         try:
@@ -119,5 +148,8 @@ class WatchedStream:
         if self.journey.ended is None:
             self.journey = replace(self.journey, ended=time.monotonic(), finish_reason=reason)
             self._pace.count_end()
+            siblings = self.journey.siblings
+            siblings.num_running -= 1
+            siblings.longest = max(siblings.longest, self.journey.usage.completion_tokens)
             for witness in self._witnesses:
                 witness.saw_end(self.journey)

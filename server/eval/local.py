@@ -14,7 +14,7 @@ from server.eval.policy import Policy
 from server.eval.questions import Question
 from server.passage import Detokenizer, Passage
 from server.text import Tokenizer
-from server.watch import Watch
+from server.watch import Siblings, Watch
 
 
 class LocalModel:
@@ -36,8 +36,10 @@ class LocalModel:
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
-        choice = Choice(0, Watch().over(stream, submission), [Passage(Detokenizer(self._tokenizer))])
-        [end] = await Completion([choice], [len(prompt)]).fold()
+        watch = Watch()
+        watched = watch.over(stream, submission, Siblings(n=1, num_running=1))
+        choice = Choice(0, watched, [Passage(Detokenizer(self._tokenizer))])
+        [end] = await Completion([choice], [len(prompt)], counts=watch.tokens).fold()
         return Answer(
             text=self._options.trim(end.text),
             tokens=end.usage.completion_tokens,

@@ -14,7 +14,7 @@ from server.metrics.http import HttpMetrics
 from server.metrics.requests import RequestMetrics
 from server.metrics.vllm import VllmMetrics
 from server.settings import Settings
-from server.watch import Witness
+from server.watch import TokenCounts, Witness
 
 # A `_created` series beside each counter would only double what is stored.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -29,13 +29,13 @@ class Metrics:
     http: HttpMetrics
 
 
-def make_metrics(engine: EngineLoop, settings: Settings) -> Metrics:
+def make_metrics(engine: EngineLoop, tokens: TokenCounts, settings: Settings) -> Metrics:
     registry, model_name = CollectorRegistry(auto_describe=False), settings.model_names[0]
     http = HttpMetrics(registry, model_name)
-    registry.register(EngineMetrics(engine, settings, http.rejected))
+    registry.register(EngineMetrics(engine, tokens, settings, http.rejected))
     ProcessCollector(registry=registry)
     max_model_len = engine.info.max_model_len
     witnesses: list[Witness] = [RequestMetrics(registry, model_name, max_model_len)]
     if settings.server.metrics_compat == "vllm":
-        witnesses.append(VllmMetrics(registry, engine, model_name))
+        witnesses.append(VllmMetrics(registry, engine, tokens, model_name))
     return Metrics(registry, witnesses, http)

@@ -1,4 +1,4 @@
-"""What the engine counts, as metric families: read from its statistics at each scrape, so nothing is counted twice."""
+"""What the engine and answers' usage count, as metric families: read at each scrape, so nothing is counted twice."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,18 @@ from prometheus_client.registry import Collector
 from engine import DecodingStats, EngineLoop
 from server.metrics.families import Families
 from server.settings import Settings
+from server.watch import TokenCounts
 
 
 class EngineMetrics(Collector):
     """One engine's `EngineStats` and `EngineInfo`."""
 
-    def __init__(self, engine: EngineLoop, settings: Settings, rejected: Mapping[str, int]) -> None:
+    def __init__(
+        self, engine: EngineLoop, tokens: TokenCounts, settings: Settings, rejected: Mapping[str, int]
+    ) -> None:
         """`rejected`: requests that never came to the engine, by reason."""
         self._engine = engine
+        self._tokens = tokens
         self._settings = settings
         self._rejected = rejected
         self._families = Families("unmask_", {"model_name": settings.model_names[0]})
@@ -30,8 +34,10 @@ class EngineMetrics(Collector):
         yield make.gauge("requests_waiting", "Requests that wait to be admitted.", stats.waiting)
         yield make.gauge("kv_pages_used", "KV pages that requests hold now.", stats.kv_pages_used)
         yield make.gauge("kv_pages_capacity", "KV pages in the pool.", stats.kv_pages_total)
-        yield make.counter("prompt_tokens", "Prompt tokens of accepted requests.", stats.prompt_tokens)
-        yield make.counter("generation_tokens", "Tokens handed out.", stats.generated_tokens)
+        yield make.counter(
+            "prompt_tokens", "Tokens of prompts, each once, as `usage` counts them.", self._tokens.prompt
+        )
+        yield make.counter("generation_tokens", "Tokens of answers, as `usage` counts them.", self._tokens.generation)
         yield make.counter("forwards", "Forwards of the model, each for a whole batch.", stats.forwards)
         rejected = {"queue_full": stats.rejected, **self._rejected}
         yield make.counters("requests_rejected", "Requests refused, by reason.", "reason", rejected)

@@ -23,6 +23,13 @@ class Families:
         family.add_metric(self._values, value)
         return family
 
+    def gauges(self, name: str, text: str, label: str, values: Mapping[Any, float]) -> Metric:
+        """A series for each value of `label`."""
+        family = GaugeMetricFamily(self._prefix + name, text, labels=(*self._names, label))
+        for value, reading in values.items():
+            family.add_metric((*self._values, str(value)), reading)
+        return family
+
     def info(self, name: str, text: str, facts: Mapping[str, str]) -> Metric:
         """A gauge that is always 1: what it says is in its labels."""
         family = GaugeMetricFamily(self._prefix + name, text, labels=(*self._names, *facts))

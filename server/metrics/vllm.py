@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from engine import EngineLoop, FinishReason
 from server.metrics.families import Families, token_buckets
-from server.watch import Journey
+from server.watch import Journey, TokenCounts
 
 ENGINE = "0"
 """Index of the engine; vLLM counts them."""
@@ -28,20 +28,23 @@ WHOLE = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
+PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 
 class VllmMetrics(Collector):
     """Both a witness, for vLLM's histograms, and a collector over the engine's statistics."""
 
-    def __init__(self, registry: CollectorRegistry, engine: EngineLoop, model_name: str) -> None:
+    def __init__(self, registry: CollectorRegistry, engine: EngineLoop, tokens: TokenCounts, model_name: str) -> None:
         self._engine = engine
+        self._tokens = tokens
         self._families = Families("vllm:", {"model_name": model_name, "engine": ENGINE})
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             family = Histogram(f"vllm:{name}", text, ("model_name", "engine"), registry=registry, buckets=buckets)
             return family.labels(model_name, ENGINE)
 
-        tokens = token_buckets(engine.info.max_model_len)
+        lengths = token_buckets(engine.info.max_model_len)
         self._first_token = histogram("time_to_first_token_seconds", "To the first completed block.", FIRST_TOKEN)
         self._inter_token = histogram("inter_token_latency_seconds", "From block to block.", PER_TOKEN)
         self._per_token = histogram(
@@ -52,10 +55,14 @@ class VllmMetrics(Collector):
         self._inference = histogram("request_inference_time_seconds", "From admission to the end.", WHOLE)
         self._prefill = histogram("request_prefill_time_seconds", "From admission to the first block.", WHOLE)
         self._decode = histogram("request_decode_time_seconds", "From the first block to the end.", WHOLE)
-        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", tokens)
-        self._generation = histogram("request_generation_tokens", "Tokens handed out to a request.", tokens)
-        self._longest = histogram("request_max_num_generation_tokens", "The same: one sequence a request.", tokens)
-        self._max_tokens = histogram("request_params_max_tokens", "`max_tokens` of a request.", tokens)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", lengths)
+        self._generation = histogram("request_generation_tokens", "Tokens handed out to a request.", lengths)
+        self._longest = histogram("request_max_num_generation_tokens", "Of a prompt's longest answer.", lengths)
+        self._max_tokens = histogram("request_params_max_tokens", "`max_tokens` of a request.", lengths)
+        self._n = histogram("request_params_n", "`n` of a prompt.", CHOICES)
+        self._preemptions = histogram(
+            "request_num_preemptions", "None of any request: a canvas is admitted whole.", PREEMPTIONS
+        )
         success = Counter(
             "vllm:request_success",
             "Requests that ended, by reason.",
@@ -78,7 +85,10 @@ class VllmMetrics(Collector):
         self._whole.observe(journey.seconds)
         self._prompt.observe(journey.usage.prompt_tokens)
         self._generation.observe(journey.usage.completion_tokens)
-        self._longest.observe(journey.usage.completion_tokens)
+        self._preemptions.observe(0)
+        if not journey.siblings.num_running:
+            self._n.observe(journey.siblings.n)
+            self._longest.observe(journey.siblings.longest)
         self._max_tokens.observe(journey.submission.sampling.max_tokens)
         if journey.seconds_per_token is not None:
             self._per_token.observe(journey.seconds_per_token)
@@ -93,16 +103,30 @@ class VllmMetrics(Collector):
         decoding = stats.decoding
         yield make.gauge("num_requests_running", "Requests that hold KV pages now.", stats.running)
         yield make.gauge("num_requests_waiting", "Requests that wait to be admitted.", stats.waiting)
+        yield make.gauges(
+            "num_requests_waiting_by_reason",
+            "What they wait for: all for pages or a place.",
+            "reason",
+            {"capacity": stats.waiting, "deferred": 0},
+        )
         yield make.gauge(
             "kv_cache_usage_perc", "Share of the KV pages in use.", stats.kv_pages_used / stats.kv_pages_total
         )
         yield make.info(
             "cache_config_info",
             "The KV pool.",
-            {"block_size": str(info.page_size), "num_gpu_blocks": str(info.kv_tokens // info.page_size)},
+            {
+                "block_size": str(info.page_size),
+                "num_gpu_blocks": str(info.kv_tokens // info.page_size),
+                "cache_dtype": info.dtype,
+                "enable_prefix_caching": "False",
+                "kv_cache_memory_bytes": str(info.kv_bytes),
+                "kv_cache_size_tokens": str(info.kv_tokens),
+                "kv_cache_max_concurrency": str(info.kv_tokens / info.max_model_len),
+            },
         )
-        yield make.counter("prompt_tokens", "Prompt tokens of accepted requests.", stats.prompt_tokens)
-        yield make.counter("generation_tokens", "Tokens handed out.", stats.generated_tokens)
+        yield make.counter("prompt_tokens", "Tokens of prompts, each once.", self._tokens.prompt)
+        yield make.counter("generation_tokens", "Tokens of answers.", self._tokens.generation)
         yield make.counter("num_preemptions", "None: a canvas is admitted whole.", 0)
         # There is no prefix cache here, so nothing is looked up in it.
         yield make.counter("prefix_cache_queries", "None: there is no prefix cache.", 0)
@@ -110,7 +134,9 @@ class VllmMetrics(Collector):
         yield make.counters(
             "admission_rejections", "Requests refused.", "reason", {"max_num_queued_reqs": stats.rejected}
         )
-        yield make.histogram("iteration_tokens_total", "Rows of a forward.", decoding.batch_rows)
+        yield make.histogram(
+            "iteration_tokens_total", "Tokens of a step: decoded, and of prompts in their first.", decoding.step_tokens
+        )
         # vLLM counts the step that commits a finished canvas; here commiting takes none, so each block adds one, and
         # what `vllm bench serve` derives (steps per canvas, tokens per step) comes out as it is.
         yield make.counter(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
@@ -169,10 +170,12 @@ def _check_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
     if len(kwargs) > MAX_KWARGS or not all(re.fullmatch(r"[A-Za-z_]\w{0,63}", key, re.ASCII) for key in kwargs):
         raise PydanticCustomError("kwargs", f"may hold {MAX_KWARGS} values under names of up to 64 letters")
     try:
-        length = len(json.dumps(kwargs, allow_nan=False))
+        # Piece by piece, which ends where it is too long.
+        pieces = accumulate(map(len, json.JSONEncoder(allow_nan=False).iterencode(kwargs)))
+        is_short = all(length <= MAX_KWARGS_LENGTH for length in pieces)
     except (ValueError, RecursionError):
         raise PydanticCustomError("kwargs", "must hold finite numbers, and not be nested deeply") from None
-    if length > MAX_KWARGS_LENGTH:
+    if not is_short:
         raise PydanticCustomError("kwargs", f"must not be longer than {MAX_KWARGS_LENGTH} characters")
     return kwargs
 

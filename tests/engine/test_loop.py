@@ -87,7 +87,8 @@ async def test_the_queue_is_bounded_and_all_or_none(llada_tiny, submission):
 async def test_one_bad_request_refuses_the_whole_submission(loop, submission):
     with pytest.raises(InvalidRequest):
         loop.submit([submission("good"), submission("bad", cache="lru")])
-    assert loop.stats.prompt_tokens == 0
+    assert loop.stats.waiting == 0
+    assert not loop._engine.request_ids
 
 
 async def test_of_two_requests_with_one_id_the_second_is_refused(loop, submission):

@@ -75,7 +75,11 @@ def test_what_is_counted_twice_agrees(decoding):
     stops = sum(reason is FinishReason.STOP for _, reason, _ in ends.values())
     assert stops, "one of them should end at a stop token"
     discarded = sum(reading.tokens_discarded.values())
-    assert reading.tokens_decoded == stats.generated_tokens + discarded + stops
+    completed = sum(usage.completion_tokens for usage in usages)
+    assert reading.tokens_decoded == completed + discarded + stops
+    prompts = sum(usage.prompt_tokens for usage in usages)
+    assert reading.step_tokens.total == reading.tokens_decoded + prompts
+    assert reading.step_tokens.count == stats.forwards
     assert reading.tokens_discarded[Discard.AFTER_STOP] > 0
     assert reading.tokens_discarded[Discard.OVER_LENGTH] == 12, "of the first one, whose canvas is 32"
     assert reading.tokens_discarded[Discard.WITHDRAWN] == 0

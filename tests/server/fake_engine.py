@@ -117,8 +117,6 @@ class FakeEngine:
             kv_pages_total=128,
             forwards=70,
             rows_computed=1100,
-            prompt_tokens=13,
-            generated_tokens=17,
             finished={FinishReason.STOP: 19},
             rejected=23,
             decoding=Tally().read(),
@@ -146,8 +144,14 @@ class FakeEngine:
         self.accepting = False
 
     def submit(self, submissions: Sequence[Submission]) -> list[FakeStream]:
+        return self.enqueue(self.prepare(submissions))
+
+    def prepare(self, submissions: Sequence[Submission]) -> Sequence[Submission]:
         for submission in submissions:
             self._check(submission)
+        return submissions
+
+    def enqueue(self, submissions: Sequence[Submission]) -> list[FakeStream]:
         if not self.accepting:
             raise EngineUnavailable("not accepting requests")
         if len(submissions) > self.places:

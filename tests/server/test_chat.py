@@ -78,7 +78,8 @@ async def test_every_choice_of_a_stream_has_one_role_and_one_end(api):
 
 async def test_running_usage(api):
     events = await stream(api, stream_options={"include_usage": True, "continuous_usage_stats": True})
-    assert [event["usage"] and event["usage"]["completion_tokens"] for event in events] == [None, 4, 7, 7]
+    assert [event["usage"]["completion_tokens"] for event in events] == [0, 4, 7, 7]
+    assert {event["usage"]["prompt_tokens"] for event in events} == {19}, "from the first chunk on"
 
 
 async def test_conversations(api, engine):

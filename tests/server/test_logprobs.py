@@ -9,7 +9,7 @@ from threading import get_ident
 import pytest
 
 from engine import TokenLogprobs
-from server.answer import WRITTEN_AT_ONCE
+from server.aside import AT_ONCE
 from server.logprobs import FLOOR, LogprobWriter
 from server.passage import Token
 
@@ -42,11 +42,11 @@ async def test_many_are_written_beside_the_event_loop(api, engine, tokenizer, mo
         return spell(id_)
 
     monkeypatch.setattr(tokenizer, "spell", watched)
-    engine.script = lambda _: ["a" * WRITTEN_AT_ONCE]
+    engine.script = lambda _: ["a" * AT_ONCE]
     await getattr(api, path)(logprobs=1)
     assert threads == {get_ident()}, "few are written at once, without a hop to a thread"
     threads.clear()
-    engine.script = lambda _: ["a" * (WRITTEN_AT_ONCE + 1)]
+    engine.script = lambda _: ["a" * (AT_ONCE + 1)]
     await getattr(api, path)(logprobs=1)
     assert get_ident() not in threads
 
@@ -152,7 +152,7 @@ def test_numbers_are_finite(tokenizer, logprob):
     assert completion.token_logprobs == [FLOOR]
     assert completion.top_logprobs == [{"b": FLOOR, "a": FLOOR}]
     [entry] = writer.for_chat([token]).content
-    assert (entry.logprob, entry.top_logprobs[0].logprob) == (FLOOR, FLOOR)
+    assert [entry.logprob, *(top.logprob for top in entry.top_logprobs)] == [FLOOR, FLOOR]
 
 
 def test_tokens_that_look_alike_do_not_hide_the_best(tokenizer, monkeypatch):

@@ -14,6 +14,7 @@ from engine import EngineLoop
 from server import logs
 from server.app import create_app
 from server.settings import build
+from server.watch import TokenCounts
 
 
 @pytest.fixture
@@ -137,10 +138,10 @@ async def test_a_line_now_and_then_while_there_is_work(engine, caplog, monkeypat
         naps.append(seconds)
         match len(naps):
             case 1:
+                tokens.prompt, tokens.generation = 20, 517
                 engine.stats = replace(
                     engine.stats,
                     forwards=170,
-                    generated_tokens=517,
                     decoding=replace(engine.stats.decoding, denoising_steps=200, tokens_decoded=500),
                 )
             case 2:
@@ -153,13 +154,15 @@ async def test_a_line_now_and_then_while_there_is_work(engine, caplog, monkeypat
 
     done, forever = asyncio.Event(), asyncio.Event()
     monkeypatch.setattr(logs.asyncio, "sleep", nap)
-    async with logs.stats_lines(engine):
+    tokens = TokenCounts(generation=17)
+    async with logs.stats_lines(engine, tokens):
         await done.wait()
     assert set(naps) == {logs.STATS_SECONDS}
     [line] = map(json.loads, lines(caplog, logs.JsonFormatter()))
     assert (line["running"], line["waiting"], line["message"]) == (2, 3, "busy")
     assert line["forwards_per_second"] == 10.0
     assert line["generation_tokens_per_second"] == 50.0
+    assert line["prompt_tokens_per_second"] == 2.0
     assert line["tokens_per_forward"] == 2.5
 
 

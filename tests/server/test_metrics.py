@@ -55,8 +55,6 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
         "requests_waiting": 3,
         "kv_pages_used": 5,
         "kv_pages_capacity": 128,
-        "prompt_tokens_total": 13,
-        "generation_tokens_total": 17,
         "forwards_total": 70,
         "preemptions_total": 0,
         "engine_heartbeat_age_seconds": 0.25,
@@ -212,24 +210,41 @@ def compatible(engine, tokenizer):
 
 
 async def test_vllms_names_are_there_when_asked_for(compatible, api, engine):
+    reading = Distribution((1.0, 8.0), (3, 4, 5), 21.5)
+    engine.stats = replace(engine.stats, decoding=replace(engine.stats.decoding, step_tokens=reading))
     async with compatible as client:
-        await client.post("/v1/completions", json={"prompt": "ab", "max_tokens": 9})
+        await client.post("/v1/completions", json={"prompt": ["ab", "abc"], "max_tokens": 9, "n": 2})
         families = await scrape(client)
     for name, expected in {
         "num_requests_running": 2,
         "num_requests_waiting": 3,
+        "iteration_tokens_total_sum": 21.5,
         "kv_cache_usage_perc": 5 / 128,
-        "prompt_tokens_total": 13,
-        "generation_tokens_total": 17,
-        "time_to_first_token_seconds_count": 1,
-        "inter_token_latency_seconds_count": 1,
-        "request_time_per_output_token_seconds_count": 1,
-        "e2e_request_latency_seconds_count": 1,
-        "request_params_max_tokens_sum": 9,
-        "request_generation_tokens_sum": 7,
+        "prompt_tokens_total": 5,
+        "generation_tokens_total": 28,
+        "time_to_first_token_seconds_count": 4,
+        "inter_token_latency_seconds_count": 4,
+        "request_time_per_output_token_seconds_count": 4,
+        "e2e_request_latency_seconds_count": 4,
+        "request_params_max_tokens_sum": 36,
+        "request_generation_tokens_sum": 28,
+        "request_num_preemptions_count": 4,
+        "request_num_preemptions_sum": 0,
+        "request_params_n_count": 2,
+        "request_params_n_sum": 4,
+        "request_max_num_generation_tokens_count": 2,
+        "request_max_num_generation_tokens_sum": 14,
     }.items():
         assert value(families, f"vllm:{name}", model_name="fake", engine="0") == expected, name
-    assert value(families, "vllm:request_success_total", finished_reason="length") == 1
+    assert value(families, "vllm:request_success_total", finished_reason="length") == 4
+    waiting = {
+        reason: value(families, "vllm:num_requests_waiting_by_reason", reason=reason)
+        for reason in ("capacity", "deferred")
+    }
+    assert waiting == {"capacity": 3, "deferred": 0}
+    [config] = families["vllm:cache_config_info"].samples
+    sizes = {"block_size": "32", "num_gpu_blocks": "128", "kv_cache_size_tokens": "4096"}
+    assert config.labels.items() >= {**sizes, "kv_cache_max_concurrency": "32.0", "cache_dtype": "float32"}.items()
     assert "unmask_requests_running" in families, "beside its own"
     assert not [name for name in await scrape(api.client) if name.startswith("vllm:")]
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,43 @@ def test_blocks_do_not_matter(tokenizer, ids, cuts, stop):
     assert whole.startswith(text)
     if not stop:
         assert (text, len(tokens)) == (whole, len(ids))
+
+
+@given(ids=st.lists(st.sampled_from([*b"ab", *"é€😀".encode(), 0x9E, 0xC6, 0xED, 0xF4, 0xFF]), max_size=16))
+@settings(deadline=None)
+def test_tokens_stand_where_their_characters_do(tokenizer, ids):
+    """A byte has part in the last character that the bytes up to it begin, whole or not."""
+    _, tokens = read(passage(tokenizer, is_tracked=True), ids)
+    begun = [len(bytes(ids[: place + 1]).decode(errors="replace")) for place in range(len(ids))]
+    assert [token.offset for token in tokens] == [count - 1 for count in begun]
+
+
+@pytest.mark.parametrize("byte", [0x80, 0xFF])
+def test_bytes_that_form_no_character_do_not_pile_up(tokenizer, byte):
+    """Each token would be read again for each one behind it."""
+    tracked = passage(tokenizer, ["stop"], is_tracked=True)
+    for number in range(1, 50):
+        text, tokens = tracked.push([byte], None, last=False)
+        assert text == "\ufffd", number
+        assert len(tokens) == 1
+
+
+def test_tokens_without_a_text_are_not_looked_at_again(tokenizer):
+    """The end of a canvas may be thousands of them."""
+    tracked, looks = passage(tokenizer, is_tracked=True), 0
+
+    class Watched(int):
+        def __gt__(self, other):
+            nonlocal looks
+            looks += 1
+            return int(self) > other
+
+    tracked._num_shown = Watched(0)
+    for _ in range(1000):
+        tracked.push([256], None, last=False)
+        tracked._num_shown = Watched(0)
+    assert looks < 1000 * 2 * (1000).bit_length()
+    assert len(tracked.push([97], None, last=True)[1]) == 1001
 
 
 @given(ids=ALPHABET, cuts=st.lists(st.integers(0, 16), max_size=4), least=st.integers(0, 6))

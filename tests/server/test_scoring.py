@@ -43,6 +43,27 @@ async def test_a_prompt_alone(api, engine, prompt):
     assert usage["diffusion"]["forwards"] == 4, "two for each token that was scored"
 
 
+async def test_bytes_that_are_no_character_stand_each_at_its_place(api):
+    """A lone continuation byte is replaced at once; a first byte when the next token shows that it stays alone."""
+    answer = (await api.complete(prompt=[158, 198, 64], echo=True, logprobs=0, max_tokens=0)).json()
+    [choice] = answer["choices"]
+    assert choice["text"] == "\ufffd\ufffd@"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+async def test_token_ids_are_the_answers(api, engine, max_tokens):
+    engine.script = lambda _: ["def"[:max_tokens]]
+    body = {"prompt": "abc", "echo": True, "logprobs": 0, "max_tokens": max_tokens, "return_token_ids": True}
+    [choice] = (await api.complete(**body)).json()["choices"]
+    assert choice["text"] == "abcdef"[: 3 + max_tokens]
+    assert choice["logprobs"]["tokens"] == [*choice["text"]], "both are scored"
+    assert choice["token_ids"] == list(b"def"[:max_tokens])
+    assert choice["prompt_token_ids"] == list(b"abc")
+    parts = [event["choices"][0] for event in await api.stream(**body)]
+    assert [id_ for part in parts for id_ in part["token_ids"]] == choice["token_ids"]
+
+
 async def test_what_the_engine_is_asked(api, engine):
     await api.complete(prompt="abc", echo=True, logprobs=2, max_tokens=0, temperature=1.5, seed=3, logit_bias={"5": 1})
     first, second = engine.submissions

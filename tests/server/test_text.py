@@ -73,6 +73,40 @@ def test_blocks_read_as_the_whole_does(tokenizer, data, cuts):
     assert "".join(pieces) == tokenizer.decode(list(data))
 
 
+@given(data=st.binary(max_size=24))
+@settings(deadline=None)
+def test_bytes_read_as_the_librarys_own_decoder_does(tokenizer, data):
+    assert tokenizer.decode(list(data)) == tokenizer._backend.decode(list(data), skip_special_tokens=False)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece():
+    """As Llama's: words begin with a mark for their space, and what no token spells is written in bytes."""
+    words = ["<unk>", "<s>", "▁Hi", "▁there", "!", *(f"<0x{byte:02X}>" for byte in range(256))]
+    backend = Backend(BPE(vocab={word: id_ for id_, word in enumerate(words)}, merges=[], byte_fallback=True))
+    replaced = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(replaced)
+    backend.add_special_tokens(["<s>"])
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from([[2], [3], [4], *([5 + byte for byte in c.encode()] for c in "é€😀a")]), max_size=8
+    ),
+    cuts=st.lists(st.integers(0, 24), max_size=4),
+)
+@settings(deadline=None)
+def test_tokens_of_bytes_and_spaces_read_as_the_whole_does(sentencepiece, pieces, cuts):
+    ids = [id_ for piece in pieces for id_ in piece]
+    assert "".join(detokenized(sentencepiece, split(ids, cuts))) == sentencepiece.decode(ids)
+
+
+def test_tokens_of_bytes_are_spelled_as_bytes(sentencepiece):
+    assert sentencepiece.spell(5 + 0xE2) == r"bytes:\xe2"
+    assert detokenized(sentencepiece, [[2], *([5 + 0x80] for _ in range(9)), [3]]) == ["Hi", *"\ufffd" * 9, " there"]
+
+
 def test_spacing_depends_on_what_came_before(llada_tiny):
     words = Tokenizer.load(llada_tiny)
     assert detokenized(words, [[1, 2], [], [3]]) == ["t1 t2", "", " t3"]

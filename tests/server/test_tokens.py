@@ -60,6 +60,20 @@ async def test_there_and_back(post):
     assert (await post("/detokenize", tokens=[])).json() == {"prompt": ""}
 
 
+async def test_tokens_are_read_beside_the_event_loop(post, tokenizer, monkeypatch):
+    threads = set()
+    decode = tokenizer.decode
+
+    def watched(ids):
+        threads.add(get_ident())
+        return decode(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", watched)
+    await post("/detokenize", tokens=[97])
+    assert threads
+    assert get_ident() not in threads
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -74,6 +88,7 @@ async def test_there_and_back(post):
         ("/detokenize", {"tokens": [-1]}, "tokens.0"),
         ("/detokenize", {"tokens": [257]}, "tokens"),
         ("/detokenize", {"tokens": [2**62]}, "tokens"),
+        ("/detokenize", {"tokens": [97] * 129}, "tokens"),
     ],
 )
 async def test_a_bad_value_names_its_field(post, api, path, body, param):
