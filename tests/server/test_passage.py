@@ -73,6 +73,9 @@ def test_tokens_without_a_text_are_not_looked_at_again(tokenizer):
     tracked, looks = passage(tokenizer, is_tracked=True), 0
 
     class Watched(int):
+        def __add__(self, other):
+            return Watched(int(self) + other)
+
         def __gt__(self, other):
             nonlocal looks
             looks += 1
@@ -81,7 +84,6 @@ def test_tokens_without_a_text_are_not_looked_at_again(tokenizer):
     tracked._num_shown = Watched(0)
     for _ in range(1000):
         tracked.push([256], None, last=False)
-        tracked._num_shown = Watched(0)
     assert looks < 1000 * 2 * (1000).bit_length()
     assert len(tracked.push([97], None, last=True)[1]) == 1001
 
