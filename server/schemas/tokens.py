@@ -46,7 +46,7 @@ class DetokenizeRequest(WireRequest):
     model: Annotated[str, Field(max_length=256)] = ""
     """One of the names that `GET /v1/models` lists; absent is the first."""
     tokens: TokenIds
-    """Token ids."""
+    """Token ids, no more than the context holds."""
 
 
 class DetokenizeResponse(BaseModel):

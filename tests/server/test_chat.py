@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from engine import FinishReason
+from server.schemas import TemplateRequest
 from server.text import Tokenizer
 
 JSON = {"content-type": "application/json"}
@@ -92,6 +94,21 @@ async def test_conversations(api, engine):
         ]
     )
     assert prompt_of(engine) == "<system>be short<user>a\nb<assistant><tool>4<assistant>"
+
+
+def test_kwargs_are_read_no_further_than_they_may_be_long():
+    """Four megabytes of them are a moment in which nobody else is served."""
+    read = []
+
+    class Watched(dict):
+        def items(self):
+            for number in range(100_000):
+                read.append(number)
+                yield f"name{number}", "value"
+
+    with pytest.raises(ValidationError, match="longer than 8192"):
+        TypeAdapter(TemplateRequest).validate_python({"chat_template_kwargs": {"a": Watched(b=1)}})
+    assert len(read) < 8192
 
 
 async def test_the_last_message_may_go_on(api, engine):

@@ -1,8 +1,13 @@
 """Several answers to a prompt: their seeds, their number, the best of them."""
 
+from dataclasses import replace
+from threading import get_ident
+
 import pytest
 
+from server.aside import AT_ONCE
 from server.convert import seeds
+from server.passage import Passage
 
 
 def text_of(submission):
@@ -71,6 +76,54 @@ async def test_more_choices_than_there_are_places_can_never_be_served(ask, api, 
 )
 async def test_more_prompts_than_there_are_places_can_never_be_served(api, engine, body, param):
     assert (await api.error(400, **body))["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 4, "logprobs": 3, "max_tokens": 16}, None),
+        ({"n": 4, "logprobs": 3, "max_tokens": 17}, "logprobs"),
+        ({"prompt": "a" * 16, "n": 2, "logprobs": 3, "max_tokens": 16, "echo": True}, None),
+        ({"prompt": "a" * 17, "n": 2, "logprobs": 3, "max_tokens": 16, "echo": True}, "logprobs"),
+        ({"prompt": ["a", "b"], "logprobs": 3, "max_tokens": 32}, None),
+        ({"prompt": ["a", "b"], "logprobs": 3, "suffix": "c", "max_tokens": 33}, "logprobs"),
+        ({"best_of": 4, "max_tokens": 65}, "best_of"),
+        ({"n": 4, "max_tokens": 65}, None),
+    ],
+)
+async def test_log_probabilities_are_counted_before_they_are_made(api, engine, monkeypatch, body, param):
+    """Hundreds of choices with twenty alternatives for each token would take gigabytes."""
+    monkeypatch.setattr("server.generation.MAX_LOGPROBS_OF_ANSWER", 256)
+    engine.stats = replace(engine.stats, waiting=0)
+    if param:
+        assert (await api.error(400, **body))["param"] == param
+        assert not engine.streams
+    else:
+        assert (await api.complete(**body)).status_code == 200
+
+
+async def test_many_tokens_are_read_and_checked_beside_the_event_loop(api, engine, monkeypatch):
+    threads = {}
+
+    def watched(owner, name):
+        method = getattr(owner, name)
+
+        def call(*arguments, **options):
+            threads[name] = get_ident()
+            return method(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    watched(engine, "prepare")
+    watched(Passage, "push")
+    engine.script = lambda _: ["a" * (AT_ONCE + 1)]
+    monkeypatch.setattr("server.generation.IDS_PER_TOKEN", 1)
+    await api.complete(prompt="a" * 100, n=4)
+    assert threads.keys() == {"prepare", "push"}
+    assert get_ident() not in threads.values()
+    engine.script = lambda _: ["a"]
+    await api.complete(logprobs=1)
+    assert set(threads.values()) == {get_ident()}, "few are, without a hop to a thread"
 
 
 async def test_the_best_of_several(api, engine):

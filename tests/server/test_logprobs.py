@@ -4,6 +4,7 @@ The fake engine says -t/256 of token t, and of the best ones, which are 0, 1, 2,
 """
 
 import math
+import sys
 from threading import get_ident
 
 import pytest
@@ -49,6 +50,20 @@ async def test_many_are_written_beside_the_event_loop(api, engine, tokenizer, mo
     engine.script = lambda _: ["a" * (AT_ONCE + 1)]
     await getattr(api, path)(logprobs=1)
     assert get_ident() not in threads
+
+
+@pytest.mark.parametrize("form", ["for_completion", "for_chat"])
+def test_others_may_run_while_json_is_made(tokenizer, form):
+    """The interpreter changes threads where Python is called, and all of it is one call of a library."""
+    tokens = [Token(97, 0, TokenLogprobs(-1.0, ((98, -1.0),)))] * 100
+    answer = getattr(LogprobWriter(tokenizer, as_ids=False), form)(tokens)
+    calls = []
+    sys.setprofile(lambda frame, event, argument: calls.append(event) if event == "call" else None)
+    try:
+        answer.model_dump_json()
+    finally:
+        sys.setprofile(None)
+    assert len(calls) >= len(tokens)
 
 
 async def test_of_the_chosen_token_alone(api, engine):
