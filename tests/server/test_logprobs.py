@@ -58,7 +58,7 @@ def test_others_may_run_while_json_is_made(tokenizer, form):
     tokens = [Token(97, 0, TokenLogprobs(-1.0, ((98, -1.0),)))] * 100
     answer = getattr(LogprobWriter(tokenizer, as_ids=False), form)(tokens)
     calls = []
-    sys.setprofile(lambda frame, event, argument: calls.append(event) if event == "call" else None)
+    sys.setprofile(lambda _frame, event, _argument: calls.append(event) if event == "call" else None)
     try:
         answer.model_dump_json()
     finally:
