@@ -76,14 +76,14 @@ async def test_admission_is_an_event(llada_tiny, exporter, submission):
     """With an engine that tells when it was."""
     from engine import EngineConfig, load
     from server.tracing import Tracing
-    from server.watch import Watch
+    from server.watch import Siblings, Watch
 
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     engine = EngineLoop(load(EngineConfig(model=str(llada_tiny))))
     engine.start()
     asked = submission(gen_length=32)
-    stream = Watch([Tracing(provider, "fake")]).over(engine.submit([asked])[0], asked)
+    stream = Watch([Tracing(provider, "fake")]).over(engine.submit([asked])[0], asked, Siblings(n=1, num_running=1))
     async for output in stream:
         if output.finish_reason:
             stream.finish(output.finish_reason)
