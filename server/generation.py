@@ -158,8 +158,9 @@ class Generator:
         """Each is some bytes of memory in the engine and in the answer, and takes its time to be written."""
         if order.sampling.logprobs is None:
             return
+        context = self._engine.info.max_model_len  # what is longer, the engine has clearer words for
         num_tokens = sum(
-            (prompt.num_filled or order.sampling.max_tokens) + (0 if order.num_scored is None else len(prompt.ids))
+            min(self._length(order, prompt), context) + (0 if order.num_scored is None else len(prompt.ids))
             for prompt in order.prompts
         )
         count = order.num_drawn * num_tokens * (order.sampling.logprobs + 1)
