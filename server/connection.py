@@ -155,8 +155,10 @@ class Connection(H11Protocol):
 
     def _probe(self, pause: float) -> None:
         """Sends what means nothing; to one who has hung up, the second time fails. HTTP/1.0 has nothing of the kind."""
-        if self.cycle.response_started:
-            self.transport.write(self.conn.send(h11.Data(data=KEEPALIVE_COMMENT)) or b"")  # only events are long
+        if self.flow.write_paused:
+            pass  # what waits to be taken tells as much
+        elif self.cycle.response_started:  # and is not over, so it is a stream of events
+            self.transport.write(self.conn.send(h11.Data(data=KEEPALIVE_COMMENT)) or b"")
         elif self.scope["http_version"] == "1.1":
             going_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             self.transport.write(self.conn.send(going_on) or b"")

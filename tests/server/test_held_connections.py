@@ -84,6 +84,27 @@ async def test_a_half_closed_client_gets_its_answer(connect, engine, tokenizer, 
         assert version == b"1.0" or received.endswith(end) or end in received
 
 
+async def test_a_half_closed_client_that_reads_late_gets_a_stream_of_whole_events(
+    connect, engine, tokenizer, listening, monkeypatch
+):
+    monkeypatch.setattr(connection, "MAX_PROBE_SECONDS", 0.02)
+    engine.script = None
+    async with listening(engine, tokenizer) as (url, _):
+        reader, writer = await connect(url, receive_buffer=4096)
+        reader._transport.pause_reading()
+        writer.write(post(STREAMED))
+        writer.write_eof()
+        await asyncio.wait_for(engine.submitted.wait(), 5)
+        for _ in range(20):
+            engine.streams[0].put("x" * 50_000)
+        await asyncio.sleep(0.5)
+        engine.streams[0].play(["end"])
+        reader._transport.resume_reading()
+        received = await until_closed(reader)
+        assert received.count(b"x" * 50_000) == 20
+        assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
 @pytest.mark.parametrize("body", [BODY, STREAMED])
 async def test_who_has_hung_up_is_noticed_all_the_same(connect, engine, tokenizer, listening, body):
     engine.script = None
