@@ -130,7 +130,7 @@ async def ask(http, path, body):
         response = await http.post(path, json=body)
         return response.status_code, told(response.json().get("choices", []))
     async with http.stream("POST", path, json=body) as response:
-        events = [line.removeprefix("data: ") async for line in response.aiter_lines() if line]
+        events = [line.removeprefix("data: ") async for line in response.aiter_lines() if line.startswith("data: ")]
     if response.status_code != 200:
         return response.status_code, []
     assert events.pop() == "[DONE]"
