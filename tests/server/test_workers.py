@@ -182,7 +182,7 @@ async def test_close_ends_it_whatever_it_does(tokenizer_folder, monkeypatch):
     tokenizer.close()
     with pytest.raises(EngineUnavailable):
         await hanging
-    assert all(map(gone, of))
+    await all_gone(of)
 
 
 ORPHAN = """
