@@ -3,7 +3,7 @@
 Knows rows, slots and horizons; no policy, no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,39 +35,45 @@ class Batch:
 
 def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
     """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need."""
-    logit_rows, segments, watched = [], [], []
-    first = 0
-    for plan in plans:
-        sources = np.maximum(plan.targets - plan.request.spec.shift, 0)
-        indices = np.searchsorted(plan.rows, sources)
-        assert (plan.rows[np.minimum(indices, len(plan.rows) - 1)] == sources).all(), "a target without its row"
-        logit_rows.append(first + indices)
+    rows = np.concatenate([plan.rows for plan in plans])
+    owners = np.repeat(np.arange(len(plans)), [len(plan.rows) for plan in plans])
+    logit_rows = _logit_rows(plans, rows, owners)
+    segments, watched = [], []
+    for plan, segment in _segments(plans, owners, device):
         if plan.rollout:
-            [segment] = _segments(plan, first, device)  # every row sees the whole canvas
-            watched.append(Watched(segment, []))
+            watched.append(Watched(segment, []))  # its only one: every row sees the whole canvas
         else:
-            segments.extend(_segments(plan, first, device))
-        first += len(plan.rows)
+            segments.append(segment)
     return Batch(
         ids=to_device(np.concatenate([plan.request.ids[plan.rows] for plan in plans]), device),
-        positions=to_device(np.concatenate([plan.rows for plan in plans]), device),
+        positions=to_device(rows, device),
         slots=_places([plan.request.slots[plan.rows] for plan in plans], device),
-        logit_rows=to_device(np.concatenate(logit_rows), device),
+        logit_rows=to_device(logit_rows, device),
         segments=tuple(segments),
         watched=tuple(watched),
     )
 
 
-def _segments(plan: StepPlan, first: int, device: torch.device) -> list[Segment]:
-    """Runs of rows with the same horizon; a model that attends in both directions makes a single one."""
-    starts = np.flatnonzero(np.diff(plan.horizons, prepend=-1))
-    stops = np.append(starts[1:], len(plan.rows))
-    return [
-        Segment(
-            first + int(start), first + int(stop), _neighbours(plan.request.slots[: int(plan.horizons[start])], device)
-        )
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:
+    """[targets of all plans] the row of each one's logits, among the `rows` of all plans, whose `owners` are these."""
+    counts = [len(plan.targets) for plan in plans]
+    shifts = np.repeat([plan.request.spec.shift for plan in plans], counts)
+    sources = np.maximum(np.concatenate([plan.targets for plan in plans]) - shifts, 0)
+    stride = int(rows.max()) + 1  # so that rows of all plans ascend together
+    keys, wanted = owners * stride + rows, np.repeat(np.arange(len(plans)), counts) * stride + sources
+    indices: Ids = np.searchsorted(keys, wanted)
+    assert (keys[np.minimum(indices, len(keys) - 1)] == wanted).all(), "a target without its row"
+    return indices
+
+
+def _segments(plans: Sequence[StepPlan], owners: Ids, device: torch.device) -> Iterator[tuple[StepPlan, Segment]]:
+    """Runs of one plan's rows with the same horizon; a model that attends in both directions makes a single one."""
+    horizons = np.concatenate([plan.horizons for plan in plans])
+    ends = np.flatnonzero((np.diff(horizons) != 0) | (np.diff(owners) != 0)) + 1
+    starts = np.concatenate(([0], ends))
+    runs = zip(owners[starts].tolist(), horizons[starts].tolist(), starts.tolist(), strict=True)
+    for (owner, horizon, start), stop in zip(runs, [*ends.tolist(), len(owners)], strict=True):
+        yield plans[owner], Segment(start, stop, _neighbours(plans[owner].request.slots[:horizon], device))
 
 
 def _places(slots: Sequence[Ids], device: torch.device) -> slice | Tensor:

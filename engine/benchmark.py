@@ -50,6 +50,9 @@ class DecodeFigures:
     whatever earlier turns have not given back. None elsewhere."""
     host_share: float | None
     """Of the time, the share outside the model's forward (layers and head); None for the reference loops."""
+    host_us_per_step: float | None
+    """Microseconds that one step of one request takes outside the forward and its scoring: planning, building the
+    batch, choosing, counting, writing back. None for the reference loops."""
 
 
 def bench_decode(
@@ -94,6 +97,7 @@ def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workloa
     seconds = median(turn.seconds for turn in own)
     peaks = [turn.peak_memory_bytes for turn in own if turn.peak_memory_bytes is not None]
     shares = [turn.host_share for turn in own if turn.host_share is not None]
+    host_us = [turn.host_us_per_step for turn in own if turn.host_us_per_step is not None]
     return DecodeFigures(
         method=method,
         batch=workload.batch,
@@ -106,4 +110,5 @@ def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workloa
         sampled=own[0].sampled,
         peak_memory_bytes=int(median(peaks)) if peaks else None,
         host_share=median(shares) if shares else None,
+        host_us_per_step=median(host_us) if host_us else None,
     )

@@ -3,6 +3,7 @@
 Knows which plans a part is of, and how large one is; nothing of what is made of its logits.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -45,13 +46,15 @@ def parts(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[Part]:
         return
     for first in range(0, total, TARGETS_AT_ONCE):
         stop = first + TARGETS_AT_ONCE
-        shares = [
-            plan.targets[max(first - start, 0) : max(stop - start, 0)]
-            for plan, start in zip(plans, starts, strict=True)
+        inside = slice(bisect_right(starts, first) - 1, bisect_left(starts, stop))
+        some = [
+            _cut(plan, first - start, stop - start) for plan, start in zip(plans[inside], starts[inside], strict=True)
         ]
-        inside = [number for number, share in enumerate(shares) if len(share)]
-        yield Part(
-            slice(first, stop),
-            [replace(plans[number], targets=shares[number]) for number in inside],
-            [needs[number] for number in inside],
-        )
+        yield Part(slice(first, stop), some, needs[inside])
+
+
+def _cut(plan: StepPlan, first: int, stop: int) -> StepPlan:
+    """With those of its targets alone that lie in [first, stop), which may reach beyond them at either end."""
+    if first <= 0 and stop >= len(plan.targets):
+        return plan
+    return replace(plan, targets=plan.targets[max(first, 0) : stop])

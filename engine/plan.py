@@ -6,6 +6,7 @@ unmask policy says which targets become tokens. Who makes a plan and who carries
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ class StepPlan:
     @property
     def num_open(self) -> int:
         """How many targets, the first ones, may become tokens now: those of the open block."""
-        return int(np.searchsorted(self.targets, self.request.block.end))
+        targets, end = self.targets, self.request.block.end
+        return len(targets) if targets[-1] < end else int(np.searchsorted(targets, end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,7 @@ class Logprobs:
             yield TokenLogprobs(float(self.proposed[index]), tuple(top))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scores:
     """What the model says of one plan's targets, on the host."""
 
@@ -101,13 +103,15 @@ class Scores:
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
 
-    @property
+    @cached_property
     def confidence(self) -> Floats:
-        """[targets] the probability p."""
+        """[targets] the probability p; the policy, the tally and the history all look at it."""
         return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
 
     def first(self, count: int) -> "Scores":
         """Of the first `count` targets alone, but for what no policy looks at."""
+        if count == len(self.positions):
+            return self
         return Scores(
             self.positions[:count],
             self.tokens[:count],

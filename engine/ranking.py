@@ -13,5 +13,8 @@ def best_first(values: Floats) -> Ids:
 def top(values: Floats, count: int) -> Mask:
     """The `count` highest."""
     chosen = np.zeros(len(values), dtype=np.bool_)
-    chosen[best_first(values)[:count]] = True
+    if count == 1:
+        chosen[values.argmax()] = True  # the leftmost of equals, too
+    else:
+        chosen[best_first(values)[:count]] = True
     return chosen

@@ -176,7 +176,7 @@ def _record(choice: Choice) -> None:
     plan, scores, chosen, _ = choice
     history, confidence = plan.request.history, scores.confidence
     history.confidence[plan.targets] = confidence
-    history.mean_confidence.append(float(confidence[: plan.num_open].mean()))
+    history.mean_confidence.append(float(confidence[: plan.num_open].sum()) / plan.num_open)
     history.decoded = plan.targets[chosen]
     history.tokens.extend(scores.tokens[chosen].tolist())
     if scores.importance is not None:
@@ -188,6 +188,8 @@ def _first_stop(request: Request, start: int, limit: int) -> int:
 
     A block may hold tokens of the prompt, and an end-of-sequence token there ends nothing.
     """
+    if request.stop_ids.isdisjoint(request.ids[start:limit].tolist()):
+        return limit
     answer = request.answer[slice(*np.searchsorted(request.answer, (start, limit)))]
     decoded = answer[~request.masked[answer]]
     stops = decoded[np.isin(request.ids[decoded], list(request.stop_ids))]

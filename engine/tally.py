@@ -156,8 +156,7 @@ class Tally:
         counts["open_block_positions"] += open_positions
         self._rows[RowKind.BLOCK] += in_block
         self._rows[RowKind.REFRESH] += num_rows - in_block
-        log_odds = np.concatenate([choice.scores.log_odds[choice.chosen] for choice in choices])
-        self._confidence.add(1.0 / (1.0 + np.exp(np.minimum(-log_odds, 700.0))))
+        self._confidence.add(np.concatenate([choice.scores.confidence[choice.chosen] for choice in choices]))
         self._tokens_per_forward.add(gains)
         self._batch_requests.add([len(choices)])
         self._batch_rows.add([num_rows])

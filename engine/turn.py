@@ -77,6 +77,8 @@ class Turn:
     sampled: bool
     host_share: float | None = None
     """Share of the time outside the model's forward."""
+    host_us_per_step: float | None = None
+    """Microseconds that one step of one request takes outside the forward and its scoring."""
     peak_memory_bytes: int | None = None
 
 
@@ -170,8 +172,14 @@ def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[li
     elif engine.request_ids:  # no cache: all rows are alike, however many requests a step serves
         share = stats.rows_computed / (workload.length * steps * workload.batch)
     host_share = 1 - runner.seconds / seconds
+    host_us = 1e6 * stats.decoding.host_seconds.total / stats.decoding.denoising_steps
     return Turn(
-        round(stats.rows_computed / share), round(stats.forwards / share), seconds / share, share < 1, host_share
+        round(stats.rows_computed / share),
+        round(stats.forwards / share),
+        seconds / share,
+        share < 1,
+        host_share,
+        host_us,
     )
 
 

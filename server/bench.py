@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         sys.stdout.write(json.dumps({"rows": [asdict(row) for row in figures]}, indent=2) + "\n")
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=120)
+        console = Console() if sys.stdout.isatty() else Console(width=130)
         console.print(_table(figures, workload, config.model + (" (compiled)" if config.compile else "")))
     if given.plot:
         _plot(figures, given.plot)
@@ -99,10 +99,21 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
     table = Table(
         title=f"{model}: prompt {workload.prompt}, canvas {workload.gen}, blocks of {workload.block}, "
         f"{workload.tokens_per_step} tokens a step, batch {workload.batch}",
-        caption="medians of interleaved rounds; ~ is scaled up from a sample; x is how many times as fast",
+        caption="medians of interleaved rounds; ~ is scaled up from a sample; x is how many times as fast; "
+        "us/step: of the host, for a step of a request",
     )
     table.add_column("method")
-    for title in ("rows", "forwards", "seconds", "tokens/s", "x baseline", "x reference dual", "memory", "host"):
+    for title in (
+        "rows",
+        "forwards",
+        "seconds",
+        "tokens/s",
+        "x baseline",
+        "x reference dual",
+        "memory",
+        "host",
+        "us/step",
+    ):
         table.add_column(title, justify="right")
     for row in figures:
         mark = "~" if row.sampled else ""
@@ -116,6 +127,7 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
             _optional(row.ratio_to_reference_dual, "{:.3g}"),
             _optional(row.peak_memory_bytes and row.peak_memory_bytes / 2**20, "{:,.0f} MiB"),
             _optional(row.host_share, "{:.1%}"),
+            _optional(row.host_us_per_step, "{:.0f}"),
         )
     return table
 

@@ -66,8 +66,11 @@ def test_ratios_host_share_and_memory():
         assert row.ratio_to_baseline == pytest.approx(rows["reference/baseline"].seconds / row.seconds)
         assert row.ratio_to_reference_dual == pytest.approx(rows["reference/dual"].seconds / row.seconds)
         assert (row.host_share is None) == method.startswith("reference")
+        assert (row.host_us_per_step is None) == method.startswith("reference")
         assert row.peak_memory_bytes is None or row.peak_memory_bytes > 2**20
-    assert 0 < rows["engine/dual"].host_share < 1
+    dual = rows["engine/dual"]
+    assert 0 < dual.host_share < 1
+    assert 0 < dual.host_us_per_step * 1e-6 * dual.forwards < dual.host_share * dual.seconds, "scoring is the rest"
     alone = figures(("engine/dual",))["engine/dual"]
     assert (alone.ratio_to_baseline, alone.ratio_to_reference_dual) == (None, None)
 

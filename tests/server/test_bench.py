@@ -26,6 +26,7 @@ def test_json_has_the_fields_of_a_row(capsys):
         "sampled",
         "peak_memory_bytes",
         "host_share",
+        "host_us_per_step",
     }
 
 
