@@ -13,9 +13,9 @@ from typing import Literal
 from engine.benchmark import METHODS
 from engine.errors import ConfigError
 from engine.hardware import Hardware
-from engine.models import find, llada
+from engine.models import find
 from engine.models.layers import TransformerConfig
-from engine.models.synthetic import SIZES
+from engine.models.synthetic import SIZES, config_of
 from engine.params import DiffusionParams
 from engine.turn import Workload
 
@@ -98,7 +98,7 @@ class Prediction:
 def geometry_of(model: str) -> TransformerConfig:
     """By a name of `GEOMETRIES`, or from the `config.json` of a folder or hub id. Raises LoadError."""
     if model in GEOMETRIES:
-        return llada.transformer_config({**GEOMETRIES[model], "max_sequence_length": 1})
+        return config_of(GEOMETRIES[model], max_model_len=1).geometry
     return find(model).geometry
 
 

@@ -4,6 +4,7 @@ A family is one file that says how its `config.json` and tensor names map to our
 line in `FAMILIES`. Knows no policy, no batch, no KV.
 """
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,8 +14,17 @@ import torch
 from engine.config import ModelSpec
 from engine.errors import LoadError
 from engine.models import dream, llada
+from engine.models.config_file import ConfigFile
 from engine.models.layers import Transformer, TransformerConfig, rotary_table
-from engine.models.weights import Destinations, Progress, load_weights, locate, read_json, special_tokens
+from engine.models.weights import (
+    Destinations,
+    Progress,
+    find_tensors,
+    load_weights,
+    locate,
+    read_json,
+    special_tokens,
+)
 
 
 class Family(Protocol):
@@ -23,8 +33,11 @@ class Family(Protocol):
     ARCHITECTURES: tuple[str, ...]
     """Values of `architectures` in `config.json`."""
 
-    def transformer_config(self, config: Mapping[str, Any]) -> TransformerConfig: ...
-    def model_spec(self, config: Mapping[str, Any], special_tokens: Mapping[str, int]) -> ModelSpec: ...
+    @property
+    def Config(self) -> type[ConfigFile]:  # noqa: N802 - a class of the module
+        """The other keys that it reads, with their types and ranges."""
+        ...
+
     def destinations(self, config: TransformerConfig) -> Destinations: ...
 
 
@@ -50,42 +63,66 @@ def find(model: str, revision: str | None = None) -> Description:
 
 
 def describe(folder: Path) -> Description:
-    """Reads a checkpoint folder's `config.json`. Raises LoadError if it is missing, incomplete or unknown."""
+    """Reads a checkpoint folder's `config.json`.
+
+    Raises LoadError if it is missing, unknown, or declares what cannot be computed.
+    """
     if not folder.is_dir():
         raise LoadError(f"{folder} is no folder")
-    config = read_json(folder / "config.json")
-    family = _family(folder, config)
-    try:
-        return Description(family, family.transformer_config(config), family.model_spec(config, special_tokens(folder)))
-    except KeyError as error:
-        raise LoadError(f"{folder / 'config.json'} lacks {error}") from None
+    path = folder / "config.json"
+    values = read_json(path)
+    family = _family(folder, values)
+    config = family.Config.read(values, path)
+    spec = config.spec(special_tokens(folder))
+    if (largest := max(spec.mask_id, *spec.eos_ids)) >= spec.vocab_size:
+        raise LoadError(
+            f"{folder}: {largest} is its mask or ends its answers; the vocabulary has {spec.vocab_size} tokens"
+        )
+    if spec.mask_id in spec.eos_ids:
+        raise LoadError(f"{folder}: {spec.mask_id} is its mask and ends its answers")
+    return Description(family, config.geometry, spec)
 
 
 def load_model(
     folder: Path, description: Description, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
 ) -> Transformer:
-    """The model with its weights, ready for inference. Raises LoadError if tensors are missing or misshapen."""
-    model = new_model(description.geometry, dtype, device)
-    load_weights(model, folder, description.family.destinations(description.geometry), progress)
+    """The model with its weights, ready for inference.
+
+    Raises LoadError if tensors are missing or misshapen, before memory is taken for any of them.
+    """
+    model, destinations = _skeleton(description.geometry), description.family.destinations(description.geometry)
+    shards = find_tensors(folder, model, destinations)
+    model = _on_device(model, dtype, device)
+    load_weights(model, shards, destinations, progress)
     return model
 
 
 def new_model(geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
     """A model for inference with uninitialised weights of this dtype; the rotary tables are float32."""
+    return _on_device(_skeleton(geometry), dtype, device)
+
+
+def _skeleton(geometry: TransformerConfig) -> Transformer:
+    """Its shapes alone."""
     with torch.device("meta"):
-        model = Transformer(geometry)
+        return Transformer(geometry)
+
+
+def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    model.cos, model.sin = (table.to(device) for table in rotary_table(geometry))
+    model.cos, model.sin = (table.to(device) for table in rotary_table(model.config))
     return model
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:
-    architectures = config.get("architectures") or []
+    named = config.get("architectures")
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     for family in FAMILIES.values():
         if any(name in family.ARCHITECTURES for name in architectures):
             return family
-    named = ", ".join(architectures) or config.get("model_type") or "nothing"
-    raise LoadError(f"{folder}: unknown architecture {named}; known families: {_known()}")
+    model_type = config.get("model_type", "nothing")
+    unknown = ", ".join(architectures) or (model_type if isinstance(model_type, str) else reprlib.repr(model_type))
+    raise LoadError(f"{folder}: unknown architecture {unknown}; known families: {_known()}")
 
 
 def _known() -> str:

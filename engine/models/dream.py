@@ -5,62 +5,79 @@ by one. Says how its `config.json` and tensor names map to ours.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 from engine.config import ModelSpec
-from engine.errors import LoadError
+from engine.models.config_file import (
+    ConfigFile,
+    Epsilon,
+    Heads,
+    Layers,
+    Positions,
+    Theta,
+    Vocabulary,
+    Width,
+    divided,
+)
 from engine.models.layers import TransformerConfig
 from engine.models.weights import Destination, Destinations
 
 ARCHITECTURES: tuple[str, ...] = ("DreamModel",)
 
-# Keys whose other values mean another architecture (Qwen2's options, which Dream's code inherits).
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_bias": (True,),
-    "use_sliding_window": (False,),
-    "use_mrope": (False,),
-    "rope_scaling": (None,),
-}
-
 _END_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
 """End an answer beside the config's own: of ChatML's turns, and DiffuCoder's padding after them."""
 
 
-def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """The geometry that a `config.json` describes. Raises LoadError on options Dream does not use, KeyError on gaps."""
-    for key, allowed in _FIXED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise LoadError(f"config.json: {key} is {config[key]!r}; Dream has {allowed[0]!r}")
-    heads = config["num_attention_heads"]
-    return TransformerConfig(
-        dim=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ff_dim=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=config["rope_theta"],
-        qkv_bias=True,
-        tied_head=bool(config.get("tie_word_embeddings")),
-    )
+class Config(ConfigFile):
+    """Qwen2's keys. Those with a single value are its options that Dream leaves alone: others mean another model."""
 
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
+    intermediate_size: Width
+    vocab_size: Vocabulary
+    max_position_embeddings: Positions
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta
+    tie_word_embeddings: bool | None = None
 
-def model_spec(config: Mapping[str, Any], special_tokens: Mapping[str, int]) -> ModelSpec:
-    """`<|im_end|>` ends a chat turn beside `<|endoftext|>`; only the tokenizer knows its id."""
-    eos = config["eos_token_id"]
-    eos_ids = {eos} if isinstance(eos, int) else set(eos)
-    return ModelSpec(
-        family="Dream",
-        vocab_size=config["vocab_size"],
-        mask_id=config["mask_token_id"],
-        eos_ids=frozenset(eos_ids | {special_tokens[token] for token in _END_TOKENS if token in special_tokens}),
-        max_model_len=config["max_position_embeddings"],
-        shift=1,
-    )
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: Literal[True] = True
+    use_sliding_window: Literal[False] = False
+    use_mrope: Literal[False] = False
+    rope_scaling: None = None
+
+    @property
+    def geometry(self) -> TransformerConfig:
+        heads = self.num_attention_heads
+        return TransformerConfig(
+            dim=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=self.num_key_value_heads or heads,
+            head_dim=self.head_dim or divided(self.hidden_size, heads),
+            ff_dim=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_position_embeddings,
+            norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            qkv_bias=True,
+            tied_head=bool(self.tie_word_embeddings),
+        )
+
+    def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
+        """`<|im_end|>` ends a chat turn beside `<|endoftext|>`; only the tokenizer knows its id."""
+        ends = {special_tokens[token] for token in _END_TOKENS if token in special_tokens}
+        return ModelSpec(
+            family="Dream",
+            vocab_size=self.vocab_size,
+            mask_id=self.mask_token_id,
+            eos_ids=frozenset(ends | set(self.eos_token_id)),
+            max_model_len=self.max_position_embeddings,
+            shift=1,
+        )
 
 
 def destinations(config: TransformerConfig) -> Destinations:

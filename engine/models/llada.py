@@ -4,64 +4,82 @@ Full attention in both directions, unshifted logits. Says how its `config.json` 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from engine.config import ModelSpec
-from engine.errors import LoadError
+from engine.models.config_file import (
+    ConfigFile,
+    Epsilon,
+    Heads,
+    Layers,
+    Positions,
+    Theta,
+    Vocabulary,
+    Width,
+    divided,
+)
 from engine.models.layers import TransformerConfig
 from engine.models.weights import Destination, Destinations
 
 ARCHITECTURES: tuple[str, ...] = ("LLaDAModelLM",)
 
-# Keys whose other values mean another architecture (OLMo's options, which LLaDA's code inherits).
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "layer_norm_type": ("rms",),
-    "activation_type": ("silu", "swiglu"),
-    "rope": (True,),
-    "alibi": (False,),
-    "attention_layer_norm": (False,),
-    "include_bias": (False,),
-    "input_emb_norm": (False,),
-    "scale_logits": (False,),
-}
 
+class Config(ConfigFile):
+    """LLaDA's keys. Those with a single value are OLMo's options, whose code it inherits: others mean another model."""
 
-def transformer_config(config: Mapping[str, Any]) -> TransformerConfig:
-    """The geometry that a `config.json` describes. Raises LoadError on options LLaDA does not use, KeyError on gaps."""
-    for key, allowed in _FIXED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise LoadError(f"config.json: {key} is {config[key]!r}; LLaDA has {allowed[0]!r}")
-    heads = config["n_heads"]
-    return TransformerConfig(
-        dim=config["d_model"],
-        num_layers=config["n_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("n_kv_heads") or heads,
-        head_dim=config["d_model"] // heads,
-        ff_dim=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
-        vocab_size=config.get("embedding_size") or config["vocab_size"],
-        max_positions=config["max_sequence_length"],
-        norm_eps=config.get("rms_norm_eps", 1e-5),
-        rope_theta=config.get("rope_theta", 10000.0),
-        qkv_bias=bool(config.get("include_qkv_bias")),
-        tied_head=bool(config.get("weight_tying")),
-    )
+    d_model: Width
+    n_layers: Layers
+    n_heads: Heads
+    n_kv_heads: Heads | None = None
+    mlp_hidden_size: Width | None = None
+    mlp_ratio: Annotated[int, Ge(1), Le(256)] = 4
+    vocab_size: Vocabulary
+    embedding_size: Vocabulary | None = None
+    max_sequence_length: Positions
+    rms_norm_eps: Epsilon = 1e-5
+    rope_theta: Theta = 10000.0
+    include_qkv_bias: bool | None = None
+    weight_tying: bool | None = None
 
+    block_type: Literal["llama"] = "llama"
+    layer_norm_type: Literal["rms"] = "rms"
+    activation_type: Literal["silu", "swiglu"] = "silu"
+    rope: Literal[True] = True
+    alibi: Literal[False] = False
+    attention_layer_norm: Literal[False] = False
+    include_bias: Literal[False] = False
+    input_emb_norm: Literal[False] = False
+    scale_logits: Literal[False] = False
 
-def model_spec(config: Mapping[str, Any], special_tokens: Mapping[str, int]) -> ModelSpec:
-    """`<|eot_id|>` ends an Instruct answer beside `<|endoftext|>`; only the tokenizer knows its id."""
-    eos = config["eos_token_id"]
-    eos_ids = {eos} if isinstance(eos, int) else set(eos)
-    if "<|eot_id|>" in special_tokens:
-        eos_ids.add(special_tokens["<|eot_id|>"])
-    return ModelSpec(
-        family="llada",
-        vocab_size=config.get("embedding_size") or config["vocab_size"],
-        mask_id=config["mask_token_id"],
-        eos_ids=frozenset(eos_ids),
-        max_model_len=config["max_sequence_length"],
-    )
+    @property
+    def geometry(self) -> TransformerConfig:
+        return TransformerConfig(
+            dim=self.d_model,
+            num_layers=self.n_layers,
+            num_heads=self.n_heads,
+            num_kv_heads=self.n_kv_heads or self.n_heads,
+            head_dim=divided(self.d_model, self.n_heads),
+            ff_dim=self.mlp_hidden_size or self.mlp_ratio * self.d_model,
+            vocab_size=self.embedding_size or self.vocab_size,
+            max_positions=self.max_sequence_length,
+            norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            qkv_bias=bool(self.include_qkv_bias),
+            tied_head=bool(self.weight_tying),
+        )
+
+    def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
+        """`<|eot_id|>` ends an Instruct answer beside `<|endoftext|>`; only the tokenizer knows its id."""
+        ends = {special_tokens["<|eot_id|>"]} if "<|eot_id|>" in special_tokens else set()
+        return ModelSpec(
+            family="llada",
+            vocab_size=self.geometry.vocab_size,
+            mask_id=self.mask_token_id,
+            eos_ids=frozenset(ends | set(self.eos_token_id)),
+            max_model_len=self.max_sequence_length,
+        )
 
 
 def destinations(config: TransformerConfig) -> Destinations:

@@ -1,5 +1,7 @@
 """Models with random weights in LLaDA's layout, for measuring: they decode nonsense at the speed of sense."""
 
+from collections.abc import Mapping
+
 import torch
 
 from engine.config import ModelSpec
@@ -13,18 +15,22 @@ SIZES = {
 """LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests."""
 
 
+def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:
+    """What a `config.json` of these sizes would say; its last tokens are the special ones."""
+    special = {"mask_token_id": sizes["vocab_size"] - 1, "eos_token_id": sizes["vocab_size"] - 2}
+    return llada.Config.read({**sizes, **special, "max_sequence_length": max_model_len})
+
+
 def random_model(
     size: str, max_model_len: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Transformer, ModelSpec]:
     """The same weights every time, scaled so that hidden states stay finite from layer to layer."""
-    sizes = SIZES[size]
-    special = {"mask_token_id": sizes["vocab_size"] - 1, "eos_token_id": sizes["vocab_size"] - 2}
-    config = {**sizes, **special, "max_sequence_length": max_model_len}
-    model = new_model(llada.transformer_config(config), dtype, device)
+    config = config_of(SIZES[size], max_model_len)
+    model = new_model(config.geometry, dtype, device)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.fill_(1.0)
         else:
             parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model, llada.model_spec(config, {})
+    return model, config.spec({})

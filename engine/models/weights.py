@@ -4,19 +4,23 @@ A family says where each tensor of its checkpoint goes (`Destinations`); nothing
 are read, and a checkpoint's own Python code is never run.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from annotated_types import Len
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from pydantic import Field, Strict, StringConstraints
+from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.errors import LoadError
+from engine.models.config_file import Declaration, TokenId
 
 Progress = Callable[[int, int], None]
 """Called with tensors done and tensors in all."""
@@ -32,6 +36,30 @@ class Destination(NamedTuple):
 
 Destinations = Mapping[str, Destination]
 """Checkpoint tensor name -> where it goes."""
+
+_DTYPES = ("F64", "F32", "BF16", "F16")
+"""As safetensors calls them: of others, numbers alone are not the weights."""
+
+
+class _Named(Declaration):
+    content: str
+
+
+class _AddedToken(_Named):
+    id: TokenId
+
+
+class _Tokenizer(Declaration):
+    added_tokens: tuple[_AddedToken, ...] = Field((), strict=False)
+
+
+class _TokenizerConfig(Declaration):
+    added_tokens_decoder: Mapping[Annotated[TokenId, Strict(False)], _Named] = Field(default_factory=dict)
+
+
+class _Index(Declaration):
+    weight_map: Annotated[dict[str, Annotated[str, StringConstraints(pattern=r"^[\w.-]+\.safetensors$")]], Len(1)]
+    """Tensor name -> the file in this folder that has it."""
 
 
 def locate(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -72,7 +100,7 @@ def _why_not(error: OSError, revision: str | None) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises LoadError with the file's name if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = from_json(path.read_bytes())
     except FileNotFoundError:
         raise LoadError(f"{path.parent} has no {path.name}") from None
     except (OSError, ValueError) as error:
@@ -86,53 +114,76 @@ def special_tokens(folder: Path) -> dict[str, int]:
     """The added tokens of `tokenizer.json`, else of `tokenizer_config.json`, text -> id; empty without either."""
     fast, slow = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if fast.exists():
-        return {str(token["content"]): int(token["id"]) for token in read_json(fast).get("added_tokens", ())}
+        return {token.content: token.id for token in _Tokenizer.read(read_json(fast), fast).added_tokens}
     if slow.exists():  # as Dream's checkpoints have it, whose tokenizer is `vocab.json` and `merges.txt`
-        return {str(token["content"]): int(i) for i, token in read_json(slow).get("added_tokens_decoder", {}).items()}
+        added = _TokenizerConfig.read(read_json(slow), slow).added_tokens_decoder
+        return {token.content: id_ for id_, token in added.items()}
     return {}
 
 
-def load_weights(model: nn.Module, folder: Path, destinations: Destinations, progress: Progress | None = None) -> None:
-    """Copies every tensor to its place, converting to the parameter's dtype and device.
+def find_tensors(folder: Path, model: nn.Module, destinations: Destinations) -> dict[Path, list[str]]:
+    """Files, and the names of their tensors, which are all that the model wants. Only headers are read.
 
-    Raises LoadError if a tensor is missing, misshapen, or not known to the family.
+    Raises LoadError if a tensor is missing, misshapen, of no kind for weights, or not known to the family.
     """
     parameters = dict(model.named_parameters())
-    missing = set(destinations)
-    with torch.no_grad():
-        for done, (name, tensor) in enumerate(_tensors(folder), start=1):
-            if name not in destinations:
-                raise LoadError(f"{folder}: tensor {name!r} is not part of this architecture")
-            parameter, start, rows = destinations[name]
-            whole = parameters[parameter]
-            target = whole if rows is None else whole[start : start + rows]
-            if tensor.shape != target.shape:
-                raise LoadError(f"{folder}: tensor {name!r} is {list(tensor.shape)}, expected {list(target.shape)}")
-            target.copy_(tensor)
-            missing.discard(name)
-            if progress:
-                progress(done, len(destinations))
+    missing, shards = set(destinations), {}
+    for path in _shards(folder):
+        with _opened(path) as shard:
+            shards[path] = list(shard.keys())
+            for name in shards[path]:
+                if name not in destinations:
+                    raise LoadError(f"{folder}: tensor {name!r} is not part of this architecture")
+                tensor, expected = shard.get_slice(name), list(_target(parameters, destinations[name]).shape)
+                if tensor.get_shape() != expected:
+                    raise LoadError(f"{folder}: tensor {name!r} is {tensor.get_shape()}, expected {expected}")
+                if tensor.get_dtype() not in _DTYPES:
+                    raise LoadError(f"{folder}: tensor {name!r} is {tensor.get_dtype()}, expected one of {_DTYPES}")
+        missing.difference_update(shards[path])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise LoadError(f"{folder}: the checkpoint lacks {', '.join(sorted(missing)[:3])}{more}")
+    return shards
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    paths = _shards(folder)
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 (not a mapping: it cannot be iterated)
-                    yield name, shard.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise LoadError(f"{path} cannot be read: {error}") from None
+def load_weights(
+    model: nn.Module,
+    shards: Mapping[Path, Sequence[str]],
+    destinations: Destinations,
+    progress: Progress | None = None,
+) -> None:
+    """Copies every tensor to its place, converting to the parameter's dtype and device."""
+    parameters, done = dict(model.named_parameters()), 0
+    with torch.no_grad():
+        for path, names in shards.items():
+            with _opened(path) as shard:
+                for name in names:
+                    _target(parameters, destinations[name]).copy_(shard.get_tensor(name))
+                    done += 1
+                    if progress:
+                        progress(done, len(destinations))
+
+
+def _target(parameters: Mapping[str, Tensor], destination: Destination) -> Tensor:
+    """The part of a parameter that a tensor is for."""
+    whole, start, rows = parameters[destination.parameter], destination.start, destination.rows
+    return whole if rows is None else whole[start : start + rows]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Raises LoadError if it cannot be read, whenever that is noticed."""
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (OSError, SafetensorError) as error:
+        raise LoadError(f"{path} cannot be read: {error}") from None
 
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        return [folder / name for name in names]
+        return [folder / name for name in sorted(set(_Index.read(read_json(index), index).weight_map.values()))]
     # A folder may hold other safetensors too: only the names that checkpoints have.
     paths = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model-*-of-*.safetensors"))
     if not paths:

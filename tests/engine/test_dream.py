@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import EngineConfig, LoadError, load
 from engine.models import describe, load_model
-from engine.models.dream import destinations, model_spec, transformer_config
+from engine.models.dream import Config, destinations
 from engine.reference import DenseContext, decode, factor, fixed, threshold
 
 MASK = 256
@@ -40,7 +40,7 @@ def test_logits_of_a_dense_forward(dream_tiny):
 
 
 def test_the_published_geometry(dream_7b):
-    geometry = transformer_config(dream_7b)
+    geometry = Config.read(dream_7b).geometry
     assert geometry.num_parameters == 7_615_616_512
     assert geometry.qkv_bias
     names = destinations(geometry)
@@ -58,13 +58,13 @@ def test_the_published_geometry(dream_7b):
     ],
 )
 def test_what_ends_an_answer(dream_7b, special_tokens, eos_ids):
-    spec = model_spec(dream_7b, special_tokens)
+    spec = Config.read(dream_7b).spec(special_tokens)
     assert spec.eos_ids == eos_ids
     assert (spec.mask_id, spec.shift, spec.vocab_size) == (151666, 1, 152064)
 
 
 def test_a_tied_head_has_no_tensor_of_its_own(dream_7b):
-    geometry = transformer_config({**dream_7b, "tie_word_embeddings": True})
+    geometry = Config.read({**dream_7b, "tie_word_embeddings": True}).geometry
     assert "lm_head.weight" not in destinations(geometry)
 
 
@@ -80,7 +80,7 @@ def test_a_tied_head_has_no_tensor_of_its_own(dream_7b):
 )
 def test_options_that_would_be_computed_wrongly_are_refused(dream_7b, key, value):
     with pytest.raises(LoadError, match=key):
-        transformer_config({**dream_7b, key: value})
+        Config.read({**dream_7b, key: value})
 
 
 def test_end_tokens_of_a_tokenizer_without_its_fast_file(dream_tiny, tmp_path):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine import EngineConfig, LoadError, load
 from engine.models import describe, load_model
 from engine.models.layers import TransformerConfig
-from engine.models.llada import model_spec, transformer_config
+from engine.models.llada import Config
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def refuses(folder, message):
 
 def test_the_published_geometry(published):
     config = published("llada-8b")
-    geometry = transformer_config(config)
+    geometry = Config.read(config).geometry
     assert geometry.num_parameters == 8_015_581_184
-    spec = model_spec(config, {"<|eot_id|>": 126348})
+    spec = Config.read(config).spec({"<|eot_id|>": 126348})
     assert (spec.mask_id, spec.eos_ids) == (126336, {126081, 126348})
     assert (spec.max_model_len, spec.shift) == (4096, 0)
 
