@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine, assemble, load
 from engine.errors import ConfigError
 from engine.models.synthetic import SIZES, random_model
-from engine.runner import choose_device, choose_dtype
+from engine.runner import choose_device, choose_dtype, enter_device
 from engine.turn import Turn, Workload, take_turn
 
 BASELINE, REFERENCE_DUAL = "reference/baseline", "reference/dual"
@@ -82,6 +82,7 @@ def _engine(config: EngineConfig, workload: Workload) -> Engine:
     if config.model not in SIZES:
         return load(replace(config, max_model_len=workload.length))
     device = choose_device(config)
+    enter_device(device)
     model, spec = random_model(config.model, workload.length, choose_dtype(config, device), device)
     return assemble(config, model, spec, Path())
 

@@ -3,6 +3,7 @@
 Plain data with its own checks. Knows nothing of torch, requests or files.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ class EngineConfig:
     revision: str | None = None
     """Hub branch, tag or commit; ignored for a folder."""
     device: str = "auto"
-    """A torch device; `auto` takes CUDA where there is one."""
+    """`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is one."""
     dtype: Dtype = "auto"
     """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
     attention: Attention = "sdpa"
@@ -49,6 +50,8 @@ class EngineConfig:
     None is 0.9 on CUDA, else 0.5. With `kv_cache_tokens` it says nothing."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda, or one of several as in cuda:1")
         for name in ("max_running_requests", "max_queued_requests", "page_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -19,9 +19,9 @@ from engine.budget import kv_pool_pages
 from engine.checks import check
 from engine.compiled import check_compiler
 from engine.config import EngineConfig, ModelSpec
-from engine.errors import InvalidRequest
+from engine.errors import CapacityError, InvalidRequest
 from engine.faults import Fault, report
-from engine.isolate import choose, in_parts
+from engine.isolate import choose, in_parts, is_memory_short
 from engine.models import find, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import locate
@@ -36,6 +36,7 @@ from engine.runner import (
     choose_kernel,
     choose_max_batch_rows,
     choose_max_model_len,
+    enter_device,
     set_threads,
 )
 from engine.scheduler import Scheduler
@@ -119,6 +120,10 @@ class Engine:
         check(submission, self.info.spec)
         return Request.new(submission, self.info.spec)
 
+    def enter_thread(self) -> None:
+        """To be called on the thread that steps, before it does."""
+        enter_device(self.runner.device)
+
     def submit(self, request: Request) -> None:
         """Queues a request made by `new_request`. Raises InvalidRequest if another with its id is here."""
         if request.id in self.request_ids:
@@ -199,13 +204,19 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     contradict each other or the machine.
     """
     device = choose_device(config)
+    enter_device(device)
     description = find(config.model, config.revision)
     choose_max_batch_rows(config, description.spec)  # what cannot work should not cost the minutes that weights take
     _check_compiler(config, device)
     folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
-    model = load_model(folder, description, choose_dtype(config, device), device, loading)
-    return assemble(config, model, description.spec, folder, progress)
+    try:
+        model = load_model(folder, description, choose_dtype(config, device), device, loading)
+        return assemble(config, model, description.spec, folder, progress)
+    except Exception as error:
+        if is_memory_short(error):
+            raise CapacityError(f"memory runs out while {config.model} is loaded on {device}") from error
+        raise
 
 
 def assemble(
@@ -229,14 +240,21 @@ def assemble(
     if config.attention == "flex":
         pool.clear()  # on a CPU the others leave untouched memory to the system
     runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
-    if is_compiled:
-        warm_up(runner, max_batch_rows, partial(progress, "compiling") if progress else None)
+    served = replace(spec, max_model_len=max_model_len)
+    warm_up(
+        runner,
+        served,
+        max_batch_rows=max_batch_rows,
+        page_size=config.page_size,
+        is_compiled=is_compiled,
+        progress=partial(progress, "compiling") if progress and is_compiled else None,
+    )
     return Engine(
         runner,
         EngineInfo(
             model=config.model,
             folder=folder,
-            spec=replace(spec, max_model_len=max_model_len),
+            spec=served,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             num_parameters=runner.num_parameters,

@@ -47,7 +47,7 @@ def in_parts(
             served += part
             continue
         except Exception as error:
-            if is_device_lost(error):
+            if is_device_lost():
                 raise DeviceLost(f"The device has failed: {error}") from error
             is_short = is_memory_short(error)
             is_last_try = len(part) == 1 and not (is_short and part[0].request.id not in given_room)
@@ -81,10 +81,18 @@ def is_memory_short(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
-def is_device_lost(error: Exception) -> bool:
-    """Whether every later call will fail, too: a CUDA context does not survive an illegal access or an assertion."""
-    is_devices = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-    return is_devices and not is_memory_short(error)
+def is_device_lost() -> bool:
+    """Whether every later call will fail, too: a CUDA context does not survive an illegal access or an assertion.
+
+    The device is asked: by its words, an error that is one call's own (of cuBLAS, of a launch) looks like those.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], None]) -> None:

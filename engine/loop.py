@@ -186,6 +186,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            self._engine.enter_thread()
             self._serve()
         except BaseException:
             self._died = True

@@ -184,12 +184,32 @@ def test_several_at_fault_at_once_cost_a_few_forwards(engine, crowd, submission,
     assert record.getMessage().startswith("failed: request bad-0, bad-1, bad-2: ValueError"), "one cause, one entry"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.AcceleratorError("CUDA error: device-side assert triggered"), RuntimeError("CUDA error: unknown error")],
-)
-def test_a_lost_device_is_asked_once(engine, crowd, monkeypatch, error):
+@pytest.fixture
+def device(monkeypatch):
+    """`device.lost = True`: a GPU whose context is gone, and every later call says so."""
+    device = SimpleNamespace(lost=False)
+
+    def synchronize():
+        if device.lost:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return device
+
+
+DEVICE_ERRORS = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ValueError("whatever comes of it"),
+]
+
+
+@pytest.mark.parametrize("error", DEVICE_ERRORS, ids=str)
+def test_a_lost_device_is_asked_once(engine, crowd, monkeypatch, device, error):
     def fault(_):
+        device.lost = True
         raise error
 
     monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
@@ -198,6 +218,29 @@ def test_a_lost_device_is_asked_once(engine, crowd, monkeypatch, error):
     with pytest.raises(DeviceLost, match=re.escape(str(error))):
         engine.step()
     assert engine.runner.calls == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasLtMatmul(...)`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasGemmEx(...)`"),
+        torch.AcceleratorError("CUDA error: invalid configuration argument"),
+        *DEVICE_ERRORS,
+    ],
+    ids=str,
+)
+def test_an_error_that_the_device_survives_is_one_plans_own(engine, crowd, submission, monkeypatch, device, error):
+    expected = outputs(engine, *crowd)
+
+    def fault(batch):
+        if rows_of(engine, batch, "culprit").any():
+            raise error
+
+    monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
+    by_id = outputs(engine, *crowd, submission("culprit"))
+    assert by_id.pop("culprit")[-1].finish_reason is FinishReason.ERROR
+    assert by_id == expected
 
 
 @given(
