@@ -16,6 +16,9 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignor
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
 )
 
+ROWS_APART = ROWS_PER_OCTAVE = 8
+"""Numbers of rows that products are taken of: so far apart at least, and so many of them from any one to its double."""
+
 PACKED_FOR_ROWS = 32
 """Rows that packed weights are ordered for: a block of most models. It was seen to suit 4 rows and 1,920 as well."""
 
@@ -32,7 +35,19 @@ launches cost, and a CPU's caches are small."""
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [rows, in] weight [out, in] -> [rows, out]."""
-    return _product(x, weight, bias) if _has_onednn(x) else F.linear(x, weight, bias)
+    if not _has_onednn(x):
+        return F.linear(x, weight, bias)
+    missing = rounded_rows(len(x)) - len(x)
+    return _product(F.pad(x, (0, 0, 0, missing)), weight, bias)[: len(x)] if missing else _product(x, weight, bias)
+
+
+def rounded_rows(rows: int) -> int:
+    """So many that there are few different numbers of them: to the next 8, and in any octave there are 8.
+
+    oneDNN makes code for each number of rows that it meets, in milliseconds, and keeps a thousand of these programs.
+    """
+    step = max(ROWS_APART, 1 << max((rows // ROWS_PER_OCTAVE).bit_length() - 1, 0))
+    return -(-rows // step) * step
 
 
 def packed(weight: Tensor) -> Tensor:

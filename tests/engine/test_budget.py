@@ -51,7 +51,7 @@ def peak(work):
 def filled(submission):
     """An engine of random weights with `ROWS` rows to compute in its next step, all of them targets."""
 
-    def build(geometry, dtype):
+    def build(geometry, dtype, rows=ROWS):
         model = new_model(geometry, dtype, torch.device("cpu"))
         for parameter in model.parameters():
             parameter.data.normal_(0.0, 0.02)
@@ -60,11 +60,12 @@ def filled(submission):
             family="toy", vocab_size=vocab, mask_id=vocab - 1, eos_ids=frozenset(), max_model_len=geometry.max_positions
         )
         config = EngineConfig(
-            model="toy", device="cpu", max_batch_rows=ROWS, max_running_requests=4, kv_cache_tokens=2 * ROWS
+            model="toy", device="cpu", max_batch_rows=rows, max_running_requests=4, kv_cache_tokens=2 * ROWS
         )
         engine = assemble(config, model, spec, None)
         for number in range(4):
-            row = {"prompt": [1], "gen_length": 127, "block_length": 127, "cache": "none", "unmask": "entropy"}
+            canvas = rows // 4 - 1
+            row = {"prompt": [1], "gen_length": canvas, "block_length": canvas, "cache": "none", "unmask": "entropy"}
             one = submission(number, **row, temperature=0.8, top_p=0.9)
             sampling = replace(one.sampling, logprobs=20, repetition_penalty=1.2)
             engine.submit(engine.new_request(replace(one, sampling=sampling)))
@@ -73,13 +74,17 @@ def filled(submission):
     return build
 
 
+@pytest.mark.parametrize("rows", [ROWS, ROWS + 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_takes_what_is_kept_for_it(filled, kind, dtype):
-    """With everything asked for that takes memory. Not more; and not so much less that it were a waste."""
-    engine = filled(KINDS[kind], dtype)
-    taken, kept = peak(engine.step), step_bytes(KINDS[kind], dtype, ROWS)
-    assert engine.stats().decoding.batch_rows.total == ROWS
+def test_a_step_takes_what_is_kept_for_it(filled, kind, dtype, rows):
+    """With everything asked for that takes memory. Not more; and not so much less that it were a waste.
+
+    Products on a CPU are of more rows than 516, and of no more than 512.
+    """
+    engine = filled(KINDS[kind], dtype, rows)
+    taken, kept = peak(engine.step), step_bytes(KINDS[kind], dtype, rows)
+    assert engine.stats().decoding.batch_rows.total == rows
     assert 0.5 * kept < taken <= kept
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import kernels, native
-from engine.kernels import attention, linear, packed, watched_attention
+from engine.kernels import attention, linear, packed, rounded_rows, watched_attention
 
 from .formula import watched_by_formula
 
@@ -119,3 +119,27 @@ def test_only_what_onednn_multiplies_is_packed_and_only_once():
     assert packed(packed(weight)).shape == weight.shape
     for other in (weight.bfloat16(), weight.to("meta")):
         assert packed(other) is other
+
+
+def test_products_are_of_few_numbers_of_rows():
+    """Each is a program that oneDNN makes, and keeps."""
+    rounded = {rows: rounded_rows(rows) for rows in range(1, 4097)}
+    assert len(set(rounded.values())) == 56
+    assert all(rows <= padded < rows + max(8, rows / 8) for rows, padded in rounded.items())
+    assert all(rounded[rows] == rows for rows in (8, 32, 64, 256, 1920, 2048, 4096)), (
+        "blocks, and canvases of the bench"
+    )
+
+
+@pytest.mark.skipif(not kernels._HAS_ONEDNN, reason="torch was built without oneDNN")
+@pytest.mark.parametrize("with_bias", [False, True])
+@torch.inference_mode()
+def test_rows_that_are_added_are_nobodys(monkeypatch, with_bias):
+    taken = []
+    product = kernels._product
+    monkeypatch.setattr(kernels, "_product", lambda x, *rest: taken.append(len(x)) or product(x, *rest))
+    weight, bias = torch.randn(24, 16), torch.randn(24) if with_bias else None
+    for rows in range(1, 70):
+        x = torch.randn(rows, 16)
+        torch.testing.assert_close(linear(x, packed(weight), bias), torch.nn.functional.linear(x, weight, bias))
+    assert set(taken) == {8, 16, 24, 32, 40, 48, 56, 64, 72}
