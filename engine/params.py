@@ -73,7 +73,7 @@ class SamplingParams:
     min_tokens: Annotated[int, Ge(0)] = 0
     """No token that ends the answer is drawn for its first so many positions."""
     seed: Annotated[int, Ge(-INT64), Lt(INT64)] = 0
-    """Of the counter-based noise: the same seed gives the same tokens, whatever else is in the batch."""
+    """Of the counter-based noise: it is the same whatever else is in the batch, and so are tokens where logits are."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the answer, beside the model's own."""
     ignore_eos: bool = False

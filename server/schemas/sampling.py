@@ -108,7 +108,8 @@ class SamplingRequest(WireRequest):
     min_tokens: Annotated[int, Field(ge=0, lt=INT64)] = 0
     """No stop token is drawn, and no stop string looked for, in the answer's first so many tokens."""
     seed: Annotated[Annotated[int, Field(ge=-INT64, lt=INT64)] | None, BeforeValidator(spelled_off(-1))] = None
-    """The same seed gives the same text, alone or in any batch; absent or -1 is a new one for each prompt."""
+    """The same seed gives the same text, in any batch on a CPU in float32 and nearly always elsewhere; absent or -1 is
+    a new one for each prompt."""
     stop: Stops = ()
     """The answer ends before the first of these texts, wherever blocks split it; at most 1024 characters in all."""
     stop_token_ids: Annotated[TokenIds, Field(max_length=MAX_STOP_IDS)] = Field(default_factory=list)
