@@ -1,6 +1,9 @@
 """Fixtures that several of the engine's test modules share."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 CROWD = [
     {"cache": "dual", "unmask": "threshold", "threshold": 0.3, "block_length": 8},
@@ -18,3 +21,17 @@ def crowd(submission):
     return [
         submission(f"good-{n}", prompt=list(range(20 + n, 34 + n)), gen_length=48, **row) for n, row in enumerate(CROWD)
     ]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """`device.lost = True`: a GPU whose context is gone, and every later call says so."""
+    device = SimpleNamespace(lost=False)
+
+    def synchronize():
+        if device.lost:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    return device

@@ -184,20 +184,6 @@ def test_several_at_fault_at_once_cost_a_few_forwards(engine, crowd, submission,
     assert record.getMessage().startswith("failed: request bad-0, bad-1, bad-2: ValueError"), "one cause, one entry"
 
 
-@pytest.fixture
-def device(monkeypatch):
-    """`device.lost = True`: a GPU whose context is gone, and every later call says so."""
-    device = SimpleNamespace(lost=False)
-
-    def synchronize():
-        if device.lost:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
-    return device
-
-
 DEVICE_ERRORS = [
     torch.AcceleratorError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),

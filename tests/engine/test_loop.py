@@ -233,7 +233,9 @@ async def test_stop_leaves_a_stuck_thread_behind(engine, blocked, submission, mo
 
 
 @pytest.mark.parametrize("error", [torch.AcceleratorError("CUDA error: an illegal memory access"), SystemExit()])
-async def test_a_lost_device_ends_the_thread_and_everything_with_it(loop, submission, monkeypatch, caplog, error):
+async def test_a_lost_device_ends_the_thread_and_everything_with_it(
+    loop, submission, monkeypatch, device, caplog, error
+):
     running = loop.submit([submission(number, gen_length=512, unmask="fixed") for number in range(70)])
     await settled(loop, lambda stats: stats.running == 64)
     assert not loop.died
@@ -241,6 +243,7 @@ async def test_a_lost_device_ends_the_thread_and_everything_with_it(loop, submis
 
     def lost(batch):
         calls.append(len(batch.ids))
+        device.lost = True
         raise error
 
     monkeypatch.setattr(loop._engine.runner, "forward", lost)
