@@ -14,12 +14,18 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tokenizers import Tokenizer
+
 from engine import DEMO_MODEL
 from tests.faulty_server import faulty_server
 
 SECONDS = 8.0
 NUM_ATTACKERS = 4
 CHAT = "/v1/chat/completions"
+CONTINUATION = Tokenizer.from_file(str(Path(DEMO_MODEL) / "tokenizer.json")).encode("€").ids[-1]
+"""A token that is the last byte of a character, and nothing without the others."""
+FAST = {"diffusion": {"unmask": "threshold", "threshold": 0.0}}
+"""Few steps for many tokens: the engine is not what is attacked."""
 MISCHIEF = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "power": "{% set n = 9 %}{{ n ** (n ** n) }}",
@@ -37,6 +43,23 @@ ATTACKS = {
     "128 prompts of 30,000 letters": ("/v1/completions", {"prompt": ["word" * 7500] * 128, "max_tokens": 1}),
     "16 prompts of 16,000 letters": ("/v1/completions", {"prompt": ["word" * 4000] * 16, "max_tokens": 1}),
     **{f"template: {name}": (CHAT, said(name)) for name in MISCHIEF},
+    "a context to detokenize": ("/detokenize", {"tokens": [CONTINUATION] * 1024}),
+    "200,000 tokens to detokenize": ("/detokenize", {"tokens": [CONTINUATION] * 200_000}),
+    "bytes that form no character": (
+        "/v1/completions",
+        {"prompt": "a", "max_tokens": 512, "n": 8, "allowed_token_ids": [CONTINUATION], "stop": "z", "logprobs": 0}
+        | FAST,
+    ),
+    "as many logprobs as may be": (
+        CHAT,
+        {**said("hi"), **FAST, "max_tokens": 512, "n": 24, "logprobs": True, "top_logprobs": 20, "ignore_eos": True},
+    ),
+    "more logprobs than may be": ("/v1/completions", {"prompt": "a", "max_tokens": 512, "n": 128, "logprobs": 20}),
+    "200,000 allowed tokens": (
+        "/v1/completions",
+        {"prompt": "a", "max_tokens": 1, "n": 64, "allowed_token_ids": [CONTINUATION] * 200_000},
+    ),
+    "200,000 template variables": (CHAT, {**said("hi"), "chat_template_kwargs": {"a": ["b"] * 200_000}}),
 }
 
 
@@ -56,7 +79,9 @@ def attack(address, path, body, ended, statuses):
     while not ended.is_set():
         connection = http.client.HTTPConnection(address, timeout=120)
         connection.request("POST", path, body, {"content-type": "application/json"})
-        statuses[connection.getresponse().status] += 1
+        response = connection.getresponse()
+        response.read()
+        statuses[response.status] += 1
         connection.close()
 
 

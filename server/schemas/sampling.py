@@ -8,6 +8,8 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     create_model,
     field_validator,
 )
@@ -28,7 +30,16 @@ MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(whole_numbers)]
+
+
+def _at_once(value: Any, one_by_one: ValidatorFunctionWrapHandler) -> Any:
+    """Hundreds of thousands of ids are looked at together; one by one only to say which is wrong."""
+    if type(value) is list and value and set(map(type, value)) == {int} and min(value) >= 0 and max(value) < INT64:
+        return value
+    return one_by_one(value)
+
+
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(whole_numbers), WrapValidator(_at_once)]
 """Told of the first that is wrong: a hundred thousand errors would take seconds to collect."""
 _IdString = Annotated[str, Field(pattern=r"^[0-9]{1,18}$")]
 _CLOSED = Field(json_schema_extra={"additionalProperties": False})

@@ -9,6 +9,7 @@ import pytest
 
 from engine import EngineConfig, InvalidRequest, RequestFailed
 from server import body, cli, lifecycle, middleware
+from server.generation import MAX_LOGPROBS_OF_ANSWER
 from server.settings import ServerConfig, options
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
@@ -17,7 +18,7 @@ CONSTANTS = {
     for module in (body, middleware)
     for name in ("MAX_DEPTH", "MAX_NODES", "MAX_HEADERS", "MAX_HEADER_BYTES", "MAX_ID_LENGTH")
     if hasattr(module, name)
-}
+} | {"MAX_LOGPROBS_OF_ANSWER": MAX_LOGPROBS_OF_ANSWER}
 
 
 def test_the_table_of_limits_is_what_the_settings_say():
@@ -109,5 +110,5 @@ async def test_an_engines_message_names_its_field(api, engine):
     def refuse(_):
         raise InvalidRequest("the prompt is odd", param="prompt")
 
-    engine.submit = refuse
+    engine.prepare = refuse
     assert (await api.error(400))["param"] == "prompt"
