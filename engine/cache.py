@@ -1,8 +1,8 @@
 """Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
 
 Those of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `engine.d2cache`. All
-are for models that attend in both directions, so that every row's horizon is the end of the canvas; one for other
-families says so in its `fits`. A new policy is one class and one line in `CACHES`.
+are for models that attend in both directions, so that every row's horizon is the end of what is visible: the canvas's
+end, or `lookahead` positions behind the open block. A new policy is one class and one line in `CACHES`.
 """
 
 from functools import reduce
@@ -19,7 +19,7 @@ def _rows(request: Request, start: int, end: int) -> StepPlan:
 
 
 def _plan(request: Request, rows: Ids) -> StepPlan:
-    return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
+    return StepPlan(request, rows, np.full(len(rows), request.block.visible_end), request.targets)
 
 
 def _window_start(request: Request) -> int:
@@ -28,32 +28,33 @@ def _window_start(request: Request) -> int:
 
 
 class NoCache(CachePolicy):
-    """The whole canvas at every step: exact, as LLaDA's and Dream's own samplers do it."""
+    """All that is visible at every step: exact, as LLaDA's and Dream's own samplers do it."""
 
     def plan(self, request: Request) -> StepPlan:
-        return _rows(request, 0, request.end)
+        return _rows(request, 0, request.block.visible_end)
 
 
 class PrefixCache(CachePolicy):
-    """A block's first step refreshes the canvas; later steps compute from the block to the canvas's end."""
+    """A block's first step refreshes all that is visible; later steps compute from the block to its end."""
 
     def plan(self, request: Request) -> StepPlan:
-        return _rows(request, _window_start(request) if request.block.step else 0, request.end)
+        return _rows(request, _window_start(request) if request.block.step else 0, request.block.visible_end)
 
 
 class DualCache(CachePolicy):
-    """A block's first step refreshes the canvas; later steps compute the block alone (Fast-dLLM's DualCache)."""
+    """A block's first step refreshes all that is visible; later steps compute the block alone (Fast-dLLM's DualCache)."""
 
     def plan(self, request: Request) -> StepPlan:
         if request.block.step == 0:
-            return _rows(request, 0, request.end)
+            return _rows(request, 0, request.block.visible_end)
         return _rows(request, _window_start(request), request.block.end)
 
 
 class WindowCache(CachePolicy):
     """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
 
-    With what the last step decoded, wherever that is: these tokens have no keys and values yet.
+    With what the last step decoded, wherever that is, and what becomes visible with the block: these have no keys and
+    values yet.
     """
 
     def plan(self, request: Request) -> StepPlan:
@@ -61,10 +62,11 @@ class WindowCache(CachePolicy):
         if block.step:
             return _rows(request, _window_start(request), block.end)
         if block.index == 0:
-            return _rows(request, 0, request.end)
+            return _rows(request, 0, request.block.visible_end)
         start = max(_window_start(request) - diffusion.refresh_before, 0)
-        window = np.arange(start, min(block.end + diffusion.refresh_after, request.end))
-        window = np.union1d(request.history.decoded, window)
+        window = np.arange(start, min(block.end + diffusion.refresh_after, block.visible_end))
+        fresh = np.arange(block.fresh, block.visible_end)
+        window = reduce(np.union1d, (request.history.decoded, window, fresh))
         if diffusion.prompt_refresh and block.index % diffusion.prompt_refresh == 0:
             window = np.union1d(request.prompt, window)
         return _plan(request, window)

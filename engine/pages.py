@@ -1,10 +1,10 @@
 """Which KV pages are free. Hands out page numbers; knows nothing of requests, tensors or what a page holds.
 
-A table of neighbouring pages lets attention read keys and values in place, so the lowest run that is long enough
-is taken first, and scattered pages only where there is none.
+A table of neighbouring pages lets attention read keys and values in place, so pages behind those that a table has are
+taken first, then the lowest run that is long enough, and scattered ones only where there is none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -27,14 +27,18 @@ class PagePool:
         """Pages that hold `num_tokens` tokens."""
         return -(-num_tokens // self.page_size)
 
-    def allocate(self, count: int) -> tuple[int, ...] | None:
-        """`count` free pages, ascending, neighbours if possible; None if there are too few."""
+    def allocate(self, count: int, table: Sequence[int] = ()) -> tuple[int, ...] | None:
+        """`count` free pages, ascending, to come behind those of `table`; None if there are too few.
+
+        Neighbours of its last page if these are free, else neighbours of each other if possible.
+        """
         free = np.flatnonzero(self._free)
         if len(free) < count:
             return None
         # Free pages are distinct and ascending: `count` of them are neighbours iff their ends differ by count - 1.
         runs = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
-        first = int(runs[0]) if len(runs) else 0
+        behind = runs[free[runs] == table[-1] + 1] if table else runs[:0]
+        first = int(next((run[0] for run in (behind, runs) if len(run)), 0))
         pages = free[first : first + count]
         self._free[pages] = False
         return tuple(int(page) for page in pages)

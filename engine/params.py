@@ -114,6 +114,9 @@ class DiffusionParams:
     """dream: chance in that order; null or 0 is none."""
     eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """dream: the time at which its schedule ends, from 1."""
+    lookahead: Annotated[int, Ge(0)] | None = None
+    """Masked positions behind the open block that are computed and attended to, in tokens; null is all of the canvas
+    (Streaming-dLLM, arXiv 2601.17917). No effect on dream, whose one block is the canvas."""
     refresh_before: Annotated[int, Ge(0)] = 32
     """window, delayed: positions before a block that are recomputed when it opens."""
     refresh_after: Annotated[int, Ge(0)] = 0

@@ -99,7 +99,7 @@ class Scores:
     The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
     """
     importance: Floats | None = None
-    """[canvas end] attention that reaches each position (`engine.rollout`), if the plan asked for it."""
+    """[visible end] attention that reaches each position (`engine.rollout`), if the plan asked for it."""
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
 

@@ -53,8 +53,25 @@ class Block:
     end: int
     num_masked: int
     """Masked positions when the block was opened."""
+    fresh: int
+    """From here to `visible_end`, positions have no keys and values when the block opens."""
+    visible_end: int
+    """One past the last position that is computed or attended to while the block is open."""
     step: int = 0
     """Denoising steps done in it."""
+
+    @classmethod
+    def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
+        """The span of a canvas with these masks, of which everything before `fresh` has keys and values.
+
+        Visible are `lookahead` positions behind the span; if that is None, the canvas. Known tokens are visible
+        always: of a canvas with holes, those behind them too.
+        """
+        visible_end = len(masked)
+        if lookahead is not None:
+            known = len(masked) - int(np.argmin(masked[::-1]))
+            visible_end = max(known, min(end + lookahead, len(masked)))
+        return cls(index, start, end, int(masked[start:end].sum()), fresh, visible_end)
 
 
 @dataclass(slots=True)
@@ -64,7 +81,7 @@ class History:
     confidence: Floats
     """[end] of each position's proposal when it was last scored; 0 where it never was."""
     importance: Floats
-    """[end] attention that reaches each position, as last measured (`engine.rollout`); 0 before."""
+    """[end] attention that reaches each position, as last measured (`engine.rollout`); 0 where it never was."""
     decoded: Ids
     """Positions that the last step decoded, ascending."""
     mean_confidence: list[float] = field(default_factory=list)
@@ -119,9 +136,9 @@ class Request:
     block: Block
     history: History
     pages: tuple[int, ...] = ()
-    """The KV pages it holds, in the order of positions; empty while it waits."""
+    """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    """The KV slot of each position, while it holds pages."""
+    """The KV slot of each position that has one, from the first on."""
     admitted_at: float | None = None
     """When it left the queue, by `time.monotonic()`."""
     forwards: int = 0
@@ -151,7 +168,7 @@ class Request:
             stop_ids=sampling.stop_ids | model_stops if ends_early else frozenset(),
             ids=ids,
             masked=masked,
-            block=Block(index=0, start=start, end=end, num_masked=int(masked[start:end].sum())),
+            block=Block.opened(masked, start, end, index=0, fresh=0, lookahead=submission.diffusion.lookahead),
             history=History.empty(len(masked)),
         )
 

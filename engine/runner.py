@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
     logits: TargetLogits
     importance: list[Tensor]
-    """For each plan that asks for the rollout: float32 [canvas end], the attention that reaches each position."""
+    """For each plan that asks for the rollout: float32 [visible end], the attention that reaches each position."""
 
 
 class Runner:

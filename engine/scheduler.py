@@ -17,6 +17,7 @@ from engine.output import FinishReason, Output
 from engine.pages import PagePool
 from engine.plan import Choice, StepPlan
 from engine.request import Block, Request
+from engine.safe_state import Claim, is_safe
 from engine.unmask import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
@@ -29,9 +30,10 @@ SPARING_STEPS = 256
 class Scheduler:
     """Continuous batching: a request joins and leaves at any step.
 
-    A canvas is admitted with all its pages, in order of arrival, so it is never preempted. Each step takes as many
-    plans as the row budget holds. Smallest first lets a short request's blocks ride beside the refreshes of long
-    ones; oldest first, now and then, keeps those from starving.
+    Requests are admitted in order of arrival and take pages as their blocks open, if the state stays safe
+    (`engine.safe_state`): so none is ever preempted. Who waits for pages goes before those who wait for admission.
+    Each step takes as many plans as the row budget holds. Smallest first lets a short request's blocks ride beside
+    the refreshes of long ones; oldest first, now and then, keeps those from starving.
     """
 
     def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int) -> None:
@@ -47,8 +49,10 @@ class Scheduler:
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
     def add(self, request: Request) -> None:
-        """Queues a request. It must fit an empty pool and the row budget; `Engine` has checked that."""
+        """Queues a request, its first block open. It must fit an empty pool and the row budget; `Engine` checks that."""
         self.waiting.append(request)
+        with self.faults.of(request):
+            _open_block(request, 0, request.answer_start)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
         """Ends a request now and frees its pages; None if it is not here (any more)."""
@@ -67,9 +71,11 @@ class Scheduler:
 
     def schedule(self) -> list[StepPlan]:
         """Admits what fits and returns the plans of this step: at least one if any request is here and not at fault."""
-        self._admit()
+        ready = [request for request in self.running if self._has_pages(request)]
+        if len(ready) == len(self.running):
+            ready += self._admit()
         plans: list[StepPlan] = []
-        for request in self.running:
+        for request in ready:
             if request not in self.faults:
                 with self.faults.of(request):
                     plans.append(CACHES[request.diffusion.cache].plan(request))
@@ -101,17 +107,40 @@ class Scheduler:
     def _row_budget(self) -> int:
         return self._lowered_rows if self._step <= self._lowered_until else self.max_batch_rows
 
-    def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_running:
-            request = self.waiting[0]
-            pages = self.pool.allocate(self.pool.pages_for(request.end))
-            if pages is None:
-                return
-            request.pages, request.slots = pages, self.pool.slots(pages, request.end)
+    def _admit(self) -> list[Request]:
+        """Those that run from now on."""
+        admitted: list[Request] = []
+        while self.waiting and len(self.running) < self.max_running and self._has_pages(self.waiting[0]):
+            request = self.waiting.popleft()
             request.admitted_at = time.monotonic()
-            self.running.append(self.waiting.popleft())
-            with self.faults.of(request):
-                _open_block(request, 0, request.answer_start)
+            self.running.append(request)
+            admitted.append(request)
+        return admitted
+
+    def _has_pages(self, request: Request) -> bool:
+        """Whether everything visible has a slot, after taking what pages that needs and the others can spare."""
+        pool = self.pool
+        count = pool.pages_for(request.block.visible_end) - len(request.pages)
+        if count <= 0:
+            return True
+        if count > pool.num_free or not self._can_spare(count, request):
+            return False
+        pages = pool.allocate(count, request.pages)
+        assert pages is not None, "fewer free pages than counted; this is a bug"
+        request.pages += pages
+        request.slots = pool.slots(request.pages, len(request.pages) * pool.page_size)
+        return True
+
+    def _can_spare(self, count: int, taker: Request) -> bool:
+        """Whether all, and the taker of so many pages with them, could still end one after the other."""
+        pool = self.pool
+        claims = [self._claim(request) for request in self.running if request is not taker]
+        held, missing = self._claim(taker)
+        return is_safe(pool.num_free - count, [*claims, Claim(held + count, missing - count)])
+
+    def _claim(self, request: Request) -> Claim:
+        held = len(request.pages)
+        return Claim(held, self.pool.pages_for(request.end) - held)
 
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
@@ -154,7 +183,8 @@ def _open_block(request: Request, index: int, start: int) -> None:
     masked = np.flatnonzero(request.masked[start:])
     start += int(masked[0]) // length * length
     end = min(start + length, request.answer_end)
-    request.block = Block(index=index, start=start, end=end, num_masked=int(request.masked[start:end].sum()))
+    fresh, lookahead = request.block.visible_end if index else 0, request.diffusion.lookahead
+    request.block = Block.opened(request.masked, start, end, index=index, fresh=fresh, lookahead=lookahead)
 
 
 def _write(choice: Choice) -> None:
@@ -180,7 +210,7 @@ def _record(choice: Choice) -> None:
     history.decoded = plan.targets[chosen]
     history.tokens.extend(scores.tokens[chosen].tolist())
     if scores.importance is not None:
-        history.importance = scores.importance
+        history.importance[: len(scores.importance)] = scores.importance
 
 
 def _first_stop(request: Request, start: int, limit: int) -> int:

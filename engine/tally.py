@@ -64,7 +64,7 @@ class DecodingStats:
     cache_hits: int = 0
     """Of those, the ones that the step did not compute anew."""
     full_refreshes: int = 0
-    """Steps that computed every position of a request's canvas."""
+    """Steps that computed every visible position of a request's canvas."""
     blocks: int = 0
     """Blocks completed."""
     block_positions: int = 0
@@ -135,7 +135,8 @@ class Tally:
         for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
             plan = choice.plan
             request = plan.request
-            block, end = request.block, request.end
+            block = request.block
+            end = block.visible_end
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)

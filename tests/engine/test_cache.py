@@ -25,7 +25,9 @@ def opened(shift=0, index=0, step=0, **diffusion):
         spec,
     )
     start = 10 + 8 * index
-    made.block = Block(index=index, start=start, end=start + 8, num_masked=8, step=step)
+    fresh, lookahead = made.block.visible_end if index else 0, made.diffusion.lookahead
+    made.block = Block.opened(made.masked, start, start + 8, index=index, fresh=fresh, lookahead=lookahead)
+    made.block.step = step
     return made
 
 

@@ -66,7 +66,7 @@ def asked(max_tokens=128, **diffusion):
 def opened(start, end, step, confidence, **diffusion):
     """A request in the block [start, end) of its answer, `step` steps in, after steps of these mean confidences."""
     request = asked(**diffusion)
-    request.block = Block(index=1, start=2 + start, end=2 + end, num_masked=end - start, step=step)
+    request.block = Block(1, 2 + start, 2 + end, num_masked=end - start, fresh=0, visible_end=request.end, step=step)
     request.history.mean_confidence = list(confidence)
     request.forwards = len(confidence)
     return request
