@@ -83,6 +83,8 @@ class EngineStats:
     """Requests that hold pages."""
     waiting: int
     """Requests accepted and not yet running."""
+    stalled: int
+    """Requests that run, and wait for the KV pages of the block that they have opened."""
     kv_pages_used: int
     kv_pages_total: int
     forwards: int
@@ -147,6 +149,7 @@ class Engine:
         faults = self.scheduler.faults
         with self.tally.step():
             plans = self.scheduler.schedule()
+            self.tally.scheduled(self.scheduler.pool.num_used)
             plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
             choices = choose(plans, scores, faults)
             self.tally.chosen(choices)
@@ -165,7 +168,8 @@ class Engine:
         return EngineStats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting) + incoming,
-            kv_pages_used=pool.num_pages - pool.num_free,
+            stalled=self.scheduler.num_stalled,
+            kv_pages_used=pool.num_used,
             kv_pages_total=pool.num_pages,
             forwards=self._forwards,
             rows_computed=self._rows_computed,

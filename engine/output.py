@@ -31,6 +31,8 @@ class Usage:
     """Steps this request took part in."""
     rows_computed: int
     """Positions whose hidden states were computed, over all forwards."""
+    visible_tokens: int = 0
+    """Positions of prompt and canvas that had keys and values in the end; `lookahead` leaves the others out."""
 
     @property
     def tokens_per_forward(self) -> float:

@@ -23,6 +23,10 @@ class PagePool:
     def num_free(self) -> int:
         return int(self._free.sum())
 
+    @property
+    def num_used(self) -> int:
+        return self.num_pages - self.num_free
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""
         return -(-num_tokens // self.page_size)

@@ -220,4 +220,5 @@ class Request:
             completion_tokens=self.completion_tokens,
             forwards=self.forwards,
             rows_computed=self.rows_computed,
+            visible_tokens=self.block.visible_end if self.forwards else 0,
         )

@@ -104,6 +104,11 @@ class Scheduler:
         return outputs
 
     @property
+    def num_stalled(self) -> int:
+        """Running requests that wait for pages of their open block."""
+        return sum(len(request.slots) < request.block.visible_end for request in self.running)
+
+    @property
     def _row_budget(self) -> int:
         return self._lowered_rows if self._step <= self._lowered_until else self.max_batch_rows
 

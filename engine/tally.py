@@ -65,6 +65,8 @@ class DecodingStats:
     """Of those, the ones that the step did not compute anew."""
     full_refreshes: int = 0
     """Steps that computed every visible position of a request's canvas."""
+    kv_page_seconds: float = 0.0
+    """Pages held times the seconds that steps took meanwhile: its rate is the mean of pages held."""
     blocks: int = 0
     """Blocks completed."""
     block_positions: int = 0
@@ -106,6 +108,8 @@ class Tally:
         self._forward_seconds = Histogram(SECONDS)
         self._host_seconds = Histogram(SECONDS)
         self._forward = 0.0
+        self._pages_held = 0
+        self._kv_page_seconds = 0.0
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -119,11 +123,17 @@ class Tally:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Times a whole step with its `forward` in it."""
-        begun, self._forward = time.perf_counter(), 0.0
+        begun, self._forward, self._pages_held = time.perf_counter(), 0.0, 0
         yield
+        seconds = time.perf_counter() - begun
         if self._forward:  # else nobody had anything to do
             self._forward_seconds.add([self._forward])
-            self._host_seconds.add([time.perf_counter() - begun - self._forward])
+            self._host_seconds.add([seconds - self._forward])
+            self._kv_page_seconds += self._pages_held * seconds
+
+    def scheduled(self, pages_held: int) -> None:
+        """KV pages that all requests hold in the step under way."""
+        self._pages_held = pages_held
 
     def chosen(self, choices: Sequence[Choice]) -> None:
         """What a step computed and chose. Call it before that is written back."""
@@ -189,6 +199,7 @@ class Tally:
     def read(self) -> DecodingStats:
         return DecodingStats(
             **self._counts,
+            kv_page_seconds=self._kv_page_seconds,
             rows=dict(self._rows),
             tokens_discarded=dict(self._discarded),
             steps_per_block=self._steps_per_block.read(),

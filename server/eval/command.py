@@ -17,7 +17,7 @@ from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, Diffusi
 from server.arguments import count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
-from server.eval.policy import WINDOW, Policy, exact, product
+from server.eval.policy import CANVAS, WINDOW, Lookahead, Policy, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings import DEMO, BadSetting, build
@@ -101,7 +101,8 @@ def _policies(args: argparse.Namespace) -> list[Policy]:
     caches = args.cache or [defaults.cache]
     if windows and "window" not in caches:
         raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
-    policies = product(caches, args.unmask or [defaults.unmask], values, args.block_length, windows)
+    unmasks = args.unmask or [defaults.unmask]
+    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead)
     for policy in policies:
         asked = policy.diffusion(args.max_tokens)
         try:
@@ -149,6 +150,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for name in WINDOW:
         flag = "--" + name.replace("_", "-")
         how.add_argument(flag, type=listed(count), metavar="N", help=f"for window [default: {getattr(defaults, name)}]")
+    how.add_argument(
+        "--lookahead", type=_lookaheads, default=[None], metavar="N", help=f"masks seen behind the block; {CANVAS}: all "
+        f"[default: {CANVAS if defaults.lookahead is None else defaults.lookahead}]",
+    )  # fmt: skip
     how.add_argument("--block-length", type=positive, default=defaults.block_length, help="[default: 32]")
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
@@ -158,6 +163,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     form.add_argument("--markdown", action="store_true", help="one line per policy, for documents")
     out.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against tokens per forward")
     return parser.parse_args(argv)
+
+
+def _lookaheads(text: str) -> list[Lookahead]:
+    return [CANVAS if name == CANVAS else count(name) for name in _names(text)]
 
 
 def _names(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
+from typing import Literal
 
 from engine import CACHES, UNMASKS, ConfigError, DiffusionParams
 
@@ -18,6 +19,11 @@ PARAMETERS: Mapping[str, str] = {
 WINDOW = ("refresh_before", "refresh_after", "prompt_refresh")
 """Parameters that the cache policy `window` is swept by."""
 
+CANVAS: Literal["canvas"] = "canvas"
+"""A lookahead that reaches to the canvas's end, which the API writes as null."""
+
+Lookahead = int | Literal["canvas"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -30,6 +36,7 @@ class Policy:
     window: tuple[int, ...] = ()
     """Of the cache policy `window`, in the order of `WINDOW`; empty leaves them at their defaults."""
     block_length: int | None = None
+    lookahead: Lookahead | None = None
 
     @property
     def parameter(self) -> str | None:
@@ -37,8 +44,10 @@ class Policy:
 
     @property
     def cache_label(self) -> str:
-        """`window 32/64/0`: positions before, behind, and blocks between two refreshes of the prompt."""
-        return " ".join([self.cache or "default", *(["/".join(map(str, self.window))] if self.window else [])])
+        """`window 32/64/0 +16`: positions before, behind, blocks between two refreshes of the prompt; the lookahead."""
+        window = ["/".join(map(str, self.window))] if self.window else []
+        lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
+        return " ".join([self.cache or "default", *window, *lookahead])
 
     @property
     def label(self) -> str:
@@ -55,12 +64,14 @@ class Policy:
             fields["steps"] = max(round(canvas / (self.value or 1)), 1)
         elif self.parameter and self.value is not None:
             fields[self.parameter] = self.value
-        return {name: value for name, value in fields.items() if value is not None}
+        fields["lookahead"] = self.lookahead
+        given = {name: value for name, value in fields.items() if value is not None}
+        return given | ({"lookahead": None} if self.lookahead == CANVAS else {})
 
 
 def exact(block_length: int) -> Policy:
-    """The decode that others are compared with: everything recomputed, one token a step."""
-    return Policy(cache="none", unmask="fixed", value=1, block_length=block_length)
+    """The decode that others are compared with: all of the canvas recomputed, one token a step."""
+    return Policy(cache="none", unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
 
 
 def product(
@@ -69,18 +80,20 @@ def product(
     values: Mapping[str, Sequence[float]],
     block_length: int,
     windows: Mapping[str, Sequence[int]] | None = None,
+    lookaheads: Sequence[Lookahead | None] = (None,),
 ) -> list[Policy]:
     """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
 
-    `windows` maps names of `WINDOW` to values; those that are absent keep their default.
+    `windows` maps names of `WINDOW` to values; those that are absent keep their default, and so does a lookahead of None.
     """
     for name in caches:
         _check("cache", name, CACHES)
     for name in unmasks:
         _check("unmask", name, UNMASKS)
     return [
-        Policy(cache=cache, unmask=unmask, value=value, window=window, block_length=block_length)
+        Policy(cache=cache, unmask=unmask, value=value, window=window, block_length=block_length, lookahead=lookahead)
         for cache in caches
+        for lookahead in lookaheads
         for window in (_windows(windows) if cache == "window" and windows else [()])
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])

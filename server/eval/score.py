@@ -58,6 +58,7 @@ class Row:
             "value": self.policy.value,
             "window": dict(zip(WINDOW, self.policy.window, strict=False)),
             "block_length": self.policy.block_length,
+            "lookahead": self.policy.lookahead,
             "n": self.n,
             "correct": self.correct,
             "accuracy": self.accuracy,

@@ -32,6 +32,7 @@ class EngineMetrics(Collector):
         yield from self._state()
         yield make.gauge("requests_running", "Requests that hold KV pages now.", stats.running)
         yield make.gauge("requests_waiting", "Requests that wait to be admitted.", stats.waiting)
+        yield make.gauge("requests_stalled", "Requests that wait for KV pages of their open block.", stats.stalled)
         yield make.gauge("kv_pages_used", "KV pages that requests hold now.", stats.kv_pages_used)
         yield make.gauge("kv_pages_capacity", "KV pages in the pool.", stats.kv_pages_total)
         yield make.counter(
@@ -41,7 +42,7 @@ class EngineMetrics(Collector):
         yield make.counter("forwards", "Forwards of the model, each for a whole batch.", stats.forwards)
         rejected = {"queue_full": stats.rejected, **self._rejected}
         yield make.counters("requests_rejected", "Requests refused, by reason.", "reason", rejected)
-        # A canvas is admitted with all its pages.
+        # A request is given a page only if all could still end without one taken back (`engine.safe_state`).
         yield make.counter("preemptions", "Running requests that had to give their KV pages back.", 0)
         yield from self._decoding(stats.decoding)
 
@@ -74,6 +75,7 @@ class EngineMetrics(Collector):
                 "page_size": str(info.page_size),
                 "default_cache": self._settings.diffusion.cache,
                 "default_unmask": self._settings.diffusion.unmask,
+                "default_lookahead": "null" if (n := self._settings.diffusion.lookahead) is None else str(n),
             },
         )
 
@@ -88,10 +90,13 @@ class EngineMetrics(Collector):
         yield make.counters(
             "tokens_discarded", "Tokens decoded and handed to nobody.", "reason", stats.tokens_discarded
         )
+        yield make.counter(
+            "kv_page_seconds", "KV pages held times the seconds of steps: its rate is their mean.", stats.kv_page_seconds
+        )
         yield make.counter("blocks", "Blocks completed.", stats.blocks)
         yield make.counter("cache_lookups", "Positions that steps attended to.", stats.cache_lookups)
         yield make.counter("cache_hits", "Of those, positions whose KV was not recomputed.", stats.cache_hits)
-        yield make.counter("cache_full_refreshes", "Steps that recomputed a whole canvas.", stats.full_refreshes)
+        yield make.counter("cache_full_refreshes", "Steps that recomputed all that was visible of a canvas.", stats.full_refreshes)
         yield make.histogram("denoising_steps_per_block", "Steps that a block took.", stats.steps_per_block)
         yield make.histogram(
             "tokens_per_forward", "Tokens that a request gained from a forward.", stats.tokens_per_forward

@@ -82,7 +82,8 @@ _DIFFUSION_FIELDS: dict[str, Any] = {
 
 
 class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_DIFFUSION_FIELDS)):  # type: ignore[misc]
-    """How the canvas is decoded: the engine's own parameters; what is absent or null takes the server's default."""
+    """How the canvas is decoded: the engine's own parameters; what is absent takes the server's default, and so does
+    null but where a field says what it means."""
 
 
 class SamplingRequest(WireRequest):

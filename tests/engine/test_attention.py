@@ -4,12 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+import engine.native as native
 from engine.attention import KVPool, PagedContext, Segment, attend_rows, attend_segments
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("scattered", [False, True])
-def test_segments_equal_rows(kv_heads, scattered):
+@pytest.mark.parametrize("own", [False, True])
+def test_segments_equal_rows(kv_heads, scattered, own, monkeypatch):
+    """Torch's kernels, and our own where there is a compiler; scattered slots stand in no order."""
+    if not own:
+        monkeypatch.setattr(native, "kernel", lambda: None)
     torch.manual_seed(0)
     pool = KVPool(2, 64, kv_heads, 8, torch.float32, torch.device("cpu"))
     pool.keys.normal_()

@@ -17,14 +17,14 @@ CPU = torch.device("cpu")
 
 
 def batch(seed, page_size, pages):
-    """Some requests on neighbouring pages, others on scattered ones, each with up to three horizons."""
+    """Some requests on neighbouring pages, others on scattered ones in no order, each with up to three horizons."""
     rng, pool = random.Random(seed), PagePool(pages, page_size)
     scattered = rng.sample(range(pages // 2, pages), pages // 2)
     segments, first, at = [], 0, 0
     for number in range(rng.randint(2, 5)):
         length = rng.randint(page_size + 1, pages // 10 * page_size)
         count = pool.pages_for(length)
-        table = tuple(sorted(scattered[at : at + count])) if number % 2 else tuple(range(at, at + count))
+        table = tuple(scattered[at : at + count]) if number % 2 else tuple(range(at, at + count))
         at += count
         for horizon in sorted(rng.sample(range(1, length + 1), rng.randint(1, 3))):
             rows = rng.choice([1, 5, ROWS, ROWS + 1, 3 * ROWS])

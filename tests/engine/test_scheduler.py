@@ -13,6 +13,7 @@ from engine.pages import PagePool
 from engine.params import DiffusionParams, SamplingParams
 from engine.plan import Choice, Scores
 from engine.request import Hole, Request, Submission
+from engine.safe_state import Claim, is_safe
 from engine.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask import UNMASKS, effective, select
 
@@ -34,7 +35,7 @@ def request(number, prompt_len=4, max_tokens=16, holes=(), **diffusion):
 def scored(plan, rng):
     """What a model might say: random tokens, the end of the answer among them."""
     count = len(plan.targets)
-    importance = rng.random(plan.request.end) if plan.rollout else None
+    importance = rng.random(plan.request.block.visible_end) if plan.rollout else None
     return Scores(
         plan.targets,
         rng.integers(0, 49, count),
@@ -80,6 +81,7 @@ class Traffic(RuleBasedStateMachine):
         rollout_p=st.floats(0, 1),
         inflate_w=st.integers(0, 6),
         min_block_length=st.integers(1, 20),
+        lookahead=st.none() | st.integers(0, 40),
         confidence_method=st.sampled_from(["softmax", "entropy"]),
         offsets=st.sets(st.integers(0, 40), max_size=4),
     )
@@ -112,6 +114,7 @@ class Traffic(RuleBasedStateMachine):
             assert plan.request.masked.sum() < masked[plan.request.id], "a step without progress"
             assert not plan.request.masked[: plan.request.block.start].any(), "a mask is left behind"
             assert plan.request.masked[later(plan.request)].all(), "a token came before its block was open"
+            assert plan.rows[-1] < plan.horizons.max() <= len(plan.request.slots), "a row without a slot"
         for output in outputs:
             if output.finish_reason:
                 ended = self.live.pop(output.request_id)
@@ -127,6 +130,8 @@ class Traffic(RuleBasedStateMachine):
         held = [page for live in running for page in live.pages]
         assert len(held) == len(set(held)), "two requests hold one page"
         assert pool.num_free == pool.num_pages - len(held)
+        claims = [Claim(len(live.pages), pool.pages_for(live.end) - len(live.pages)) for live in running]
+        assert is_safe(pool.num_free, claims)
         assert {r.id for r in running} | {r.id for r in self.scheduler.waiting} == set(self.live)
 
     def teardown(self):
@@ -265,3 +270,36 @@ def test_a_request_remembers_what_its_steps_said():
     assert (history.confidence[plan.targets] == said.confidence).all()
     np.testing.assert_array_equal(history.importance, importance)
     assert history.tokens == [1, 3, 9]
+
+
+def test_nobody_is_admitted_before_those_who_wait_for_pages():
+    """Two canvases of four pages in a pool of six: the second must wait for its third page, though one is free."""
+    rng = np.random.default_rng(0)
+    scheduler = Scheduler(PagePool(6, 8), max_batch_rows=LONGEST, max_running=8)
+    for number in (1, 2):
+        scheduler.add(request(number, 4, 24, unmask="threshold", threshold=0.0, lookahead=0))
+        scheduler.waiting[-1].stop_ids = frozenset()
+    step(scheduler, rng)
+    scheduler.add(request(3, 1, 4, block_length=4, unmask="threshold", threshold=0.0))
+    step(scheduler, rng)
+    assert [r.id for r in scheduler.waiting] == ["r3"]
+    assert (scheduler.num_stalled, scheduler.pool.num_free) == (1, 1)
+    step(scheduler, rng)  # the first one's last block
+    step(scheduler, rng)
+    assert [r.id for r in scheduler.running] == ["r2"], "the second goes on, and the third has come and gone"
+    assert not scheduler.waiting
+
+
+def test_a_request_takes_pages_as_its_blocks_open():
+    rng = np.random.default_rng(0)
+    scheduler = Scheduler(PagePool(20, 8), max_batch_rows=LONGEST, max_running=8)
+    one = request(1, 4, 40, cache="dual", unmask="threshold", threshold=0.0, lookahead=8, min_block_length=8)
+    one.stop_ids = frozenset()
+    scheduler.add(one)
+    held = []
+    while scheduler.running or scheduler.waiting:
+        scheduler.schedule()
+        held.append((one.block.visible_end, len(one.pages)))
+        step(scheduler, rng)
+    assert held == [(20, 3), (28, 4), (36, 5), (44, 6), (44, 6)]
+    assert scheduler.pool.num_free == 20

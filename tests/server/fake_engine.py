@@ -113,6 +113,7 @@ class FakeEngine:
         self.stats = EngineStats(
             running=2,
             waiting=3,
+            stalled=1,
             kv_pages_used=5,
             kv_pages_total=128,
             forwards=70,
