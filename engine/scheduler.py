@@ -43,6 +43,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """Longest passed over first."""
+        self.num_stalled = 0
+        """Of these, the ones that had to wait for pages of their open block in the last step."""
         self.faults = Faults()
         """Of requests whose policies raised; their caller takes them, and aborts who is at fault."""
         self._step = 0
@@ -72,7 +74,8 @@ class Scheduler:
     def schedule(self) -> list[StepPlan]:
         """Admits what fits and returns the plans of this step: at least one if any request is here and not at fault."""
         ready = [request for request in self.running if self._has_pages(request)]
-        if len(ready) == len(self.running):
+        self.num_stalled = len(self.running) - len(ready)
+        if not self.num_stalled:
             ready += self._admit()
         plans: list[StepPlan] = []
         for request in ready:
@@ -102,11 +105,6 @@ class Scheduler:
                 if output := self._close_block(request):
                     outputs.append(output)
         return outputs
-
-    @property
-    def num_stalled(self) -> int:
-        """Running requests that wait for pages of their open block."""
-        return sum(len(request.slots) < request.block.visible_end for request in self.running)
 
     @property
     def _row_budget(self) -> int:
