@@ -114,7 +114,7 @@ class DiffusionParams:
     """dream: chance in that order; null or 0 is none."""
     eps: Annotated[float, Ge(0), Lt(1)] = 1e-3
     """dream: the time at which its schedule ends, from 1."""
-    lookahead: Annotated[int, Ge(0)] | None = None
+    lookahead: Annotated[int, Ge(0)] | None = 32
     """Masked positions behind the open block that are computed and attended to, in tokens; null is all of the canvas
     (Streaming-dLLM, arXiv 2601.17917). No effect on dream, whose one block is the canvas."""
     refresh_before: Annotated[int, Ge(0)] = 32

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError
@@ -21,6 +22,9 @@ from server.origin import origin
 
 DEMO = "demo"
 """The name under which settings know the bundled model."""
+
+NULL = "null"
+"""How flags and environment write what YAML writes so, for settings that may be nothing."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -124,6 +128,10 @@ class Option:
     """All values it can have, or empty where they are not a list."""
 
     @property
+    def is_nullable(self) -> bool:
+        return NoneType in get_args(self.type)
+
+    @property
     def is_list(self) -> bool:
         return get_origin(self.type) is tuple
 
@@ -180,6 +188,8 @@ def build(values: Mapping[str, object]) -> Settings:
         option = table[key]
         if option.choices and value not in option.choices:
             raise BadSetting(key, f"must be one of {', '.join(option.choices)}")
+        if value == NULL and option.is_nullable:
+            value = None
         if isinstance(value, bool):  # YAML's `yes`, which would pass for the number 1
             _read(option.type, value, option.key, strict=True)
         sections[option.section][option.name] = _entries(key, value) if option.is_list else value

@@ -59,6 +59,7 @@ def submission():
         names = ("temperature", "seed", "top_p", "top_k", "stop_ids", "ignore_eos")
         sampling = {key: row[key] for key in names if key in row}
         keys = [field.name for field in fields(DiffusionParams)]
+        row = {"lookahead": None, **row}  # published samplers see all of the canvas
         return Submission(
             request_id=str(request_id),
             prompt_ids=row.get("prompt", [5, 6, 7]),

@@ -32,6 +32,9 @@ def kinds():
     for stream in (False, True):
         for cache in ("none", "prefix", "dual"):
             yield COMPLETIONS, {**plain, "stream": stream, "diffusion": {**diffusion, "cache": cache}}
+        for lookahead in (None, 0, 8):
+            bounded = {**diffusion, "lookahead": lookahead, "cache": "window"}
+            yield COMPLETIONS, {**plain, "max_tokens": 64, "stream": stream, "diffusion": bounded}
         yield COMPLETIONS, {**drawn, "stream": stream}
         yield COMPLETIONS, {**drawn, "stream": stream, "n": 3}
         yield COMPLETIONS, {**plain, "stream": stream, "logprobs": 2}
@@ -180,7 +183,8 @@ def resident_bytes(process):
 @pytest.mark.timeout(SECONDS + 180)
 async def test_chaos(llada_tiny, tmp_path):
     limits = httpx.Limits(max_connections=None)
-    with faulty_server(llada_tiny, tmp_path / "log", "--max-running-requests", "16") as (url, process):
+    small_pool = ("--max-running-requests", "16", "--max-model-len", "256", "--kv-cache-tokens", "1024")
+    with faulty_server(llada_tiny, tmp_path / "log", *small_pool) as (url, process):
         async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
             expected = []
             for path, body in kinds():

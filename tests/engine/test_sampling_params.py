@@ -55,7 +55,8 @@ def test_a_request_is_itself_among_others_of_every_policy_temperature_and_edit(e
         prompt = [rng.randrange(260) for _ in range(rng.randint(1, 30))]
         logprobs = rng.choice([None, 0, 3, 20])
         edit = {**EDITS[number % len(EDITS)], "seed": number, "logprobs": logprobs}
-        asked.append(ask(number, prompt, 24, unmask, cache, {"block_length": 8, "steps": 12}, **edit))
+        diffusion = {"block_length": 8, "steps": 12, "lookahead": rng.choice([None, 0, 5, 8])}
+        asked.append(ask(number, prompt, 24, unmask, cache, diffusion, **edit))
     alone = {}
     for submission in asked:
         alone |= answers(engine, submission)
@@ -125,7 +126,14 @@ def test_bad_words_never_appear(engine, cache):
                 [rng.randrange(12) for _ in range(5)],
                 unmask=sorted(UNMASKS)[number % len(UNMASKS)],
                 cache=cache,
-                diffusion={"threshold": 0.0, "factor": 1e6, "gamma": 1e6, "steps": 4, "initial_block_length": 16},
+                diffusion={
+                    "threshold": 0.0,
+                    "factor": 1e6,
+                    "gamma": 1e6,
+                    "steps": 4,
+                    "initial_block_length": 16,
+                    "lookahead": (None, 0, 8)[number % 3],
+                },
                 allowed_ids=frozenset(range(12)),
                 ignore_eos=True,
                 temperature=2.0,

@@ -144,6 +144,14 @@ async def test_every_parameter_of_the_engine_is_in_the_api(api, engine):
     assert set(DiffusionRequest.model_fields) == {field.name for field in fields(DiffusionParams)}
 
 
+async def test_null_is_a_value_where_the_field_says_what_it_means(api, engine):
+    await api.complete(diffusion={"lookahead": None, "steps": None, "threshold": None})
+    await api.complete(diffusion={"lookahead": 0})
+    whole, none = engine.submissions
+    assert whole.diffusion == DiffusionParams(lookahead=None, threshold=0.8)
+    assert none.diffusion == DiffusionParams(lookahead=0, threshold=0.8)
+
+
 async def test_absent_and_null_are_the_defaults(api, engine):
     names = ("max_tokens", "temperature", "stop_token_ids", "ignore_eos", "stop", "stream", "stream_options", "model")
     nulls = dict.fromkeys(names)

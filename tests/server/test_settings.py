@@ -58,6 +58,23 @@ def test_flags_outrank_the_environment_which_outranks_the_file(file):
     assert settings.diffusion == replace(DiffusionParams(), cache="prefix", factor=3.0)
 
 
+@pytest.mark.parametrize(
+    ("argv", "environ", "text"),
+    [
+        (["--diffusion.lookahead", "null"], {}, ""),
+        ([], {"UNMASK_DIFFUSION__LOOKAHEAD": "null"}, ""),
+        ([], {}, "diffusion: {lookahead: null}"),
+    ],
+)
+def test_null_in_each_source(file, argv, environ, text):
+    assert load_settings([*argv, "--config", file(text)], environ).diffusion.lookahead is None
+
+
+def test_null_is_no_value_of_what_must_have_one():
+    with pytest.raises(ConfigError, match="UNMASK_PORT should be a valid integer, not 'null'"):
+        load_settings([], {"UNMASK_PORT": "null"})
+
+
 def test_the_model_is_a_positional_and_a_key(file):
     path = file("model: from/file")
     assert load_settings(["--config", path], {}).engine.model == "from/file"
