@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.benchmark import METHODS, MODEL_SIZES, DecodeFigures, bench_decode
+from engine.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.cache import CACHES
 from engine.config import EngineConfig, ModelSpec
 from engine.demo.tasks import TASKS as DEMO_TASKS
@@ -24,6 +24,7 @@ from engine.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with
 from engine.histogram import Distribution
 from engine.loop import EngineLoop, OutputStream
 from engine.memory import Footprint, MemoryPlan, plan_memory
+from engine.method import METHODS, Method
 from engine.output import FinishReason, Output, TokenLogprobs, Usage
 from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.request import Hole, Submission
@@ -77,6 +78,7 @@ __all__ = [
     "InvalidRequest",
     "LoadError",
     "MemoryPlan",
+    "Method",
     "ModelSpec",
     "Output",
     "OutputStream",

@@ -9,17 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from engine.cache import CACHES
 from engine.config import EngineConfig
 from engine.engine import Engine, assemble, load
-from engine.errors import ConfigError
+from engine.method import BASELINE, METHODS, REFERENCE_DUAL, Method
 from engine.models.synthetic import SIZES, random_model
 from engine.runner import choose_device, choose_dtype, enter_device
 from engine.turn import Turn, Workload, take_turn
-
-BASELINE, REFERENCE_DUAL = "reference/baseline", "reference/dual"
-METHODS = (BASELINE, "reference/prefix", REFERENCE_DUAL, *(f"engine/{cache}" for cache in CACHES))
-"""`reference/` loops are dense and take the head over every row they compute; `engine/` is this engine, by cache."""
 
 MODEL_SIZES = tuple(SIZES)
 """Names that `bench_decode` takes for a model of random weights."""
@@ -53,6 +48,10 @@ class DecodeFigures:
     host_us_per_step: float | None
     """Microseconds that one step of one request takes outside the forward and its scoring: planning, building the
     batch, choosing, counting, writing back. None for the reference loops."""
+    first_block_seconds: float | None
+    """Until any request's first block is complete; None for the reference loops."""
+    kv_pages: float | None
+    """KV pages that all requests together held, the mean over the time of steps; None for the reference loops."""
 
 
 def bench_decode(
@@ -62,17 +61,15 @@ def bench_decode(
 
     Raises ConfigError on an unknown method or a model with too short a context, LoadError if there is no such model.
     """
-    for method in methods:
-        if method not in METHODS:
-            raise ConfigError(f"{method!r} is no method; methods are {', '.join(METHODS)}")
+    named = {name: Method.named(name) for name in methods}
     engine = _engine(config, workload)
-    turns: dict[str, list[Turn]] = {method: [] for method in methods}
-    order = [method for _ in range(workload.repeats) for method in turns]
-    for done, method in enumerate(order):
+    turns: dict[str, list[Turn]] = {name: [] for name in named}
+    order = [name for _ in range(workload.repeats) for name in turns]
+    for done, name in enumerate(order):
         if progress:
-            progress(done, len(order), method)
-        turns[method].append(take_turn(method, engine, workload))
-    return [_figures(method, turns, workload) for method in turns]
+            progress(done, len(order), name)
+        turns[name].append(take_turn(named[name], engine, workload))
+    return [_figures(name, turns, workload) for name in turns]
 
 
 def _engine(config: EngineConfig, workload: Workload) -> Engine:
@@ -99,6 +96,7 @@ def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workloa
     peaks = [turn.peak_memory_bytes for turn in own if turn.peak_memory_bytes is not None]
     shares = [turn.host_share for turn in own if turn.host_share is not None]
     host_us = [turn.host_us_per_step for turn in own if turn.host_us_per_step is not None]
+    first_blocks = [turn.first_block_seconds for turn in own if turn.first_block_seconds is not None]
     return DecodeFigures(
         method=method,
         batch=workload.batch,
@@ -112,4 +110,6 @@ def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workloa
         peak_memory_bytes=int(median(peaks)) if peaks else None,
         host_share=median(shares) if shares else None,
         host_us_per_step=median(host_us) if host_us else None,
+        first_block_seconds=median(first_blocks) if first_blocks else None,
+        kv_pages=own[0].kv_pages,
     )

@@ -42,7 +42,7 @@ class PrefixCache(CachePolicy):
 
 
 class DualCache(CachePolicy):
-    """A block's first step refreshes all that is visible; later steps compute the block alone (Fast-dLLM's DualCache)."""
+    """A block's first step refreshes all that is visible; later steps the block alone (Fast-dLLM's DualCache)."""
 
     def plan(self, request: Request) -> StepPlan:
         if request.block.step == 0:

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.benchmark import METHODS
-from engine.errors import ConfigError
 from engine.hardware import Hardware
+from engine.method import Method
 from engine.models import find
 from engine.models.layers import TransformerConfig
 from engine.models.synthetic import SIZES, config_of
@@ -107,7 +106,7 @@ def predict(
 ) -> Prediction:
     """All requests of the workload in step with each other, as if admitted at once; a reference loop has them in turn.
 
-    `method` is one of `engine.benchmark.METHODS`. Raises ConfigError on any other.
+    Raises ConfigError if `method` names none (`engine.method`).
     """
     together = 1 if method.startswith("reference/") else workload.batch
     rows, forwards, total = 0, 0, Cost()
@@ -131,50 +130,62 @@ def predict(
     )
 
 
-def steps(method: str, workload: Workload) -> Iterator[Step]:
-    """Every step of one request."""
-    if method not in METHODS:
-        raise ConfigError(f"{method!r} is no method; methods are {', '.join(METHODS)}")
-    where, policy = method.split("/")
-    cache, pace = ("none", 1) if policy == "baseline" else (policy, workload.tokens_per_step)
+def steps(name: str, workload: Workload) -> Iterator[Step]:
+    """Every step of one request. Raises ConfigError if no method has this name."""
+    method = Method.named(name)
+    cache, pace = method.cache, 1 if method.is_baseline else workload.tokens_per_step
+    fresh = 0
     for start in range(workload.prompt, workload.length, workload.block):
+        end, visible = start + workload.block, workload.length
+        if method.lookahead is not None:
+            visible = min(end + method.lookahead, visible)
         for done in range(0, workload.block, pace):
             kind: Kind = "step" if done and cache in ("prefix", "dual", "window", "delayed") else "refresh"
             if cache == "d2":
                 kind = "step" if done or start > workload.prompt else "refresh"
-            rows = _rows(cache, kind, start, done, workload)
-            scored = rows if where == "reference" else workload.block - done
+            rows = _rows(cache, kind, start, done, visible, workload)
+            if start > workload.prompt and not done and cache in ("window", "delayed", "d2"):
+                rows += _beyond(cache, end, fresh, visible)
+            scored = rows if method.where == "reference" else workload.block - done
             if cache == "d2":
-                masked = workload.length - start - done
+                masked = visible - start - done
                 scored = masked if kind == "refresh" else min(DiffusionParams().current_k, masked)
-            yield Step(kind, rows, scored, workload.length, watched=cache == "d2")
+            yield Step(kind, rows, scored, visible, watched=cache == "d2")
+        fresh = visible
 
 
-def _rows(cache: str, kind: Kind, start: int, done: int, workload: Workload) -> int:
-    defaults, length = DiffusionParams(), workload.length
+def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload: Workload) -> int:
+    """Of a step in the block at `start`, without what becomes visible with it."""
+    defaults = DiffusionParams()
     match cache, kind:
         case "prefix", "step":
-            return length - start
+            return visible - start
         case (("dual" | "window"), "step"):
             return workload.block
         case "delayed", "step":
             return workload.block - done + workload.tokens_per_step
         case (("window" | "delayed"), "refresh") if start > workload.prompt:
-            end = min(start + workload.block + defaults.refresh_after, length)
+            end = min(start + workload.block + defaults.refresh_after, visible)
             return end - max(start - defaults.refresh_before, 0)
         case "d2", "step":
-            return _d2_rows(workload)
-    return length
+            return _d2_rows(visible, workload)
+    return visible
 
 
-def _d2_rows(workload: Workload) -> int:
+def _beyond(cache: str, block_end: int, fresh: int, visible: int) -> int:
+    """Positions that become visible with a block and are not computed for another reason."""
+    reached = block_end + DiffusionParams().refresh_after if cache in ("window", "delayed") else fresh
+    return max(visible - max(fresh, reached), 0)
+
+
+def _d2_rows(visible: int, workload: Workload) -> int:
     """d2's rows depend on what the model says. Here its attention reaches all positions alike, which is the most.
 
     What was ranked best, what the last step decoded, and of the rest the share `rollout_p`.
     """
     defaults = DiffusionParams()
-    first = min(defaults.current_k + workload.tokens_per_step, workload.length)
-    return first + round(defaults.rollout_p * (workload.length - first))
+    first = min(defaults.current_k + workload.tokens_per_step, visible)
+    return first + round(defaults.rollout_p * (visible - first))
 
 
 def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:

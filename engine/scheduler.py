@@ -51,7 +51,7 @@ class Scheduler:
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
     def add(self, request: Request) -> None:
-        """Queues a request, its first block open. It must fit an empty pool and the row budget; `Engine` checks that."""
+        """Queues a request, its first block open. It fits an empty pool and the row budget: `Engine` checks that."""
         self.waiting.append(request)
         with self.faults.of(request):
             _open_block(request, 0, request.answer_start)

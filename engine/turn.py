@@ -18,6 +18,7 @@ from engine.attention import KVPool
 from engine.batch import Batch
 from engine.engine import Engine
 from engine.errors import ConfigError
+from engine.method import Method
 from engine.params import DiffusionParams, SamplingParams
 from engine.reference import decode, fixed
 from engine.request import Submission
@@ -60,8 +61,10 @@ class Workload:
         """Prompt and canvas of one request."""
         return self.prompt + self.gen
 
-    def sampled_steps(self, cache: str) -> int | None:
+    def sampled_steps(self, cache: str, lookahead: int | None = None) -> int | None:
         """How many steps of one request stand for all of them; None if they do not, or need not."""
+        if lookahead is not None:
+            return None  # the canvas is longer at each block
         if cache == "dual" and self.sample_blocks and self.batch == 1:
             return self.sample_blocks * (self.block // self.tokens_per_step)
         return self.sample_steps if cache == "none" else None
@@ -79,6 +82,10 @@ class Turn:
     """Share of the time outside the model's forward."""
     host_us_per_step: float | None = None
     """Microseconds that one step of one request takes outside the forward and its scoring."""
+    first_block_seconds: float | None = None
+    """Until any request's first block is complete."""
+    kv_pages: float | None = None
+    """Held by all requests together, the mean over the time of steps."""
     peak_memory_bytes: int | None = None
 
 
@@ -102,16 +109,15 @@ class TimedRunner(Runner):
         self.seconds += _now(self.device) - started
 
 
-def take_turn(method: str, engine: Engine, workload: Workload) -> Turn:
-    """`method` is `reference/baseline`, or `reference/` or `engine/` with a cache; `engine` lends its model."""
+def take_turn(method: Method, engine: Engine, workload: Workload) -> Turn:
+    """`engine` lends its model."""
     device = engine.runner.device
     prompts = _prompts(workload, engine.info.spec.vocab_size)
     _reset_peak_memory(device)
-    match method.split("/"):
-        case "reference", name:
-            turn = _run_reference(name, engine, workload, prompts[0])
-        case _, cache:
-            turn = _run_engine(cache, engine, workload, prompts)
+    if method.where == "reference":
+        turn = _run_reference(method, engine, workload, prompts[0])
+    else:
+        turn = _run_engine(method, engine, workload, prompts)
     return replace(turn, peak_memory_bytes=_peak_memory(device))
 
 
@@ -120,9 +126,9 @@ def _prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
     return [[rng.randrange(vocab_size) for _ in range(workload.prompt)] for _ in range(workload.batch)]
 
 
-def _run_reference(name: str, engine: Engine, workload: Workload, prompt: list[int]) -> Turn:
+def _run_reference(method: Method, engine: Engine, workload: Workload, prompt: list[int]) -> Turn:
     """One request of the batch, or a sample of its steps."""
-    cache, tokens_per_step = ("none", 1) if name == "baseline" else (name, workload.tokens_per_step)
+    tokens_per_step = 1 if method.is_baseline else workload.tokens_per_step
     steps, spec = workload.gen // tokens_per_step, engine.info.spec
     started = _now(engine.runner.device)
     decoded = decode(
@@ -131,17 +137,17 @@ def _run_reference(name: str, engine: Engine, workload: Workload, prompt: list[i
         gen_length=workload.gen,
         block_length=workload.block,
         mask_id=spec.mask_id,
-        cache=cast(Literal["none", "prefix", "dual"], cache),
+        cache=cast(Literal["none", "prefix", "dual"], method.cache),
         rule=fixed(workload.block, workload.block // tokens_per_step),
         shift=spec.shift,
-        max_forwards=workload.sampled_steps(cache),
+        max_forwards=workload.sampled_steps(method.cache),
     )
     seconds = _now(engine.runner.device) - started
     share = decoded.forwards / (steps * workload.batch)
     return Turn(round(decoded.rows / share), steps * workload.batch, seconds / share, share < 1)
 
 
-def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[list[int]]) -> Turn:
+def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: list[list[int]]) -> Turn:
     """All requests, submitted at once, or a sample of their steps.
 
     In an engine of its own with a new pool, so that memory is this method's.
@@ -160,19 +166,20 @@ def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[li
     engine = Engine(runner, info)
     steps = workload.gen // workload.tokens_per_step
     for number, prompt in enumerate(prompts):
-        engine.submit(engine.new_request(_submission(str(number), prompt, cache, steps, workload)))
-    limit = workload.sampled_steps(cache)
+        engine.submit(engine.new_request(_submission(str(number), prompt, method, steps, workload)))
+    limit, first_block = workload.sampled_steps(method.cache, method.lookahead), None
     started = _now(device)
     while engine.request_ids and engine.stats().forwards != limit:
-        engine.step()
+        if engine.step() and first_block is None:
+            first_block = _now(device) - started
     seconds = _now(device) - started
     stats, share = engine.stats(), 1.0
     if engine.request_ids and workload.batch == 1:
         share = stats.forwards / steps
     elif engine.request_ids:  # no cache: all rows are alike, however many requests a step serves
         share = stats.rows_computed / (workload.length * steps * workload.batch)
-    host_share = 1 - runner.seconds / seconds
-    host_us = 1e6 * stats.decoding.host_seconds.total / stats.decoding.denoising_steps
+    host_share, decoding = 1 - runner.seconds / seconds, stats.decoding
+    host_us = 1e6 * decoding.host_seconds.total / decoding.denoising_steps
     return Turn(
         round(stats.rows_computed / share),
         round(stats.forwards / share),
@@ -180,15 +187,23 @@ def _run_engine(cache: str, engine: Engine, workload: Workload, prompts: list[li
         share < 1,
         host_share,
         host_us,
+        first_block,
+        decoding.kv_page_seconds / (decoding.forward_seconds.total + decoding.host_seconds.total),
     )
 
 
-def _submission(request_id: str, prompt: list[int], cache: str, steps: int, workload: Workload) -> Submission:
+def _submission(request_id: str, prompt: list[int], method: Method, steps: int, workload: Workload) -> Submission:
     return Submission(
         request_id=request_id,
         prompt_ids=prompt,
         sampling=SamplingParams(max_tokens=workload.gen, ignore_eos=True),
-        diffusion=DiffusionParams(cache=cache, unmask="fixed", steps=steps, block_length=workload.block),
+        diffusion=DiffusionParams(
+            cache=method.cache,
+            unmask="fixed",
+            steps=steps,
+            block_length=workload.block,
+            lookahead=method.lookahead,
+        ),
     )
 
 

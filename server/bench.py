@@ -70,7 +70,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for field in fields(Workload):
         flag = "--" + field.name.replace("_", "-")
         decode.add_argument(flag, type=int, default=field.default, metavar="N", help=_HELP[field.name])
-    decode.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD", help="a choice of them")
+    decode.add_argument(
+        "--methods",
+        nargs="+",
+        default=METHODS,
+        metavar="METHOD",
+        help="a choice of them; engine/dual+32 sees 32 positions behind the open block",
+    )
     decode.add_argument("--device", default="auto", help="a torch device")
     decode.add_argument(
         "--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="of the weights"
@@ -102,18 +108,9 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
         caption="medians of interleaved rounds; ~ is scaled up from a sample; x is how many times as fast; "
         "us/step: of the host, for a step of a request",
     )
-    table.add_column("method")
-    for title in (
-        "rows",
-        "forwards",
-        "seconds",
-        "tokens/s",
-        "x baseline",
-        "x reference dual",
-        "memory",
-        "host",
-        "us/step",
-    ):
+    table.add_column("method", no_wrap=True, min_width=max(len(row.method) for row in figures))
+    titles = ("rows", "forwards", "seconds", "tokens/s", "x baseline", "x reference dual", "first block", "KV pages")
+    for title in (*titles, "memory", "host", "us/step"):
         table.add_column(title, justify="right")
     for row in figures:
         mark = "~" if row.sampled else ""
@@ -125,6 +122,8 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
             f"{mark}{row.tokens_per_second:.4g}",
             _optional(row.ratio_to_baseline, "{:.3g}"),
             _optional(row.ratio_to_reference_dual, "{:.3g}"),
+            _optional(row.first_block_seconds, "{:.3g}"),
+            _optional(row.kv_pages, "{:.4g}"),
             _optional(row.peak_memory_bytes and row.peak_memory_bytes / 2**20, "{:,.0f} MiB"),
             _optional(row.host_share, "{:.1%}"),
             _optional(row.host_us_per_step, "{:.0f}"),

@@ -4,8 +4,6 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
-from types import NoneType
-from typing import get_args, get_type_hints
 
 from engine import DiffusionParams, InvalidRequest, SamplingParams
 from server.schemas import DiffusionRequest, SamplingRequest
@@ -13,9 +11,6 @@ from server.text import Tokenizer
 
 ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids", "holes": "prompt"}
 """The engine's words for what the API calls otherwise, in errors that name a field."""
-
-_NULLABLE = {name for name, hint in get_type_hints(DiffusionParams).items() if NoneType in get_args(hint)}
-"""Parameters to which null is a value: no lookahead's bound, no schedule of fewer steps."""
 
 
 async def sampling_params(
@@ -71,10 +66,7 @@ async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[
 
 
 def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -> DiffusionParams:
-    """The server's defaults, with what the request says in their place; null stands for itself where it means something.
-
-    Raises InvalidRequest for an unknown field.
-    """
+    """The server's defaults, with what the request says in their place. Raises InvalidRequest for an unknown field."""
     if body is None:
         return defaults
     for name in body.model_extra or {}:
@@ -82,5 +74,4 @@ def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -
         raise InvalidRequest(
             f"`diffusion.{name:.100}` is not a known field; known are {known}.", f"diffusion.{name:.100}"
         )
-    given = body.model_dump(exclude_unset=True)
-    return replace(defaults, **{name: value for name, value in given.items() if value is not None or name in _NULLABLE})
+    return replace(defaults, **body.model_dump(exclude_unset=True))

@@ -11,13 +11,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from engine import GEOMETRIES, HARDWARE, METHODS, ConfigError, Hardware, Workload, measure_hardware, with_graphs
+from engine import (
+    GEOMETRIES,
+    HARDWARE,
+    METHODS,
+    ConfigError,
+    DiffusionParams,
+    Hardware,
+    Method,
+    Workload,
+    measure_hardware,
+    with_graphs,
+)
 from server.arguments import positive, rate
 from server.bench_roofline.plot import pyplot
 from server.bench_roofline.tables import Question, decodes, forwards, measured, ratios
 
 SHAPE = ("prompt", "gen", "block", "tokens_per_step")
-SHOWN = tuple(method for method in METHODS if method != "reference/prefix")
+_BOUNDED = tuple(f"engine/{cache}+{DiffusionParams().lookahead}" for cache in ("dual", "window"))
+SHOWN = tuple(method for method in (*METHODS, *_BOUNDED) if method != "reference/prefix")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,6 +40,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError or LoadError for what the user can mend."""
     args = _parse(argv[1:])
+    for name in args.methods:
+        Method.named(name)
     if args.measure:
         sys.stdout.write(measured(measure_hardware(args.num_threads), args.num_threads))
         return 0
@@ -91,7 +105,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         shape.add_argument(flag, type=positive, default=default, metavar="N", help=f"[default: {default}]")
     shape.add_argument("--batch", nargs="+", type=positive, default=[1, 8, 64], help="[default: 1 8 64]")
-    shape.add_argument("--methods", nargs="+", choices=METHODS, default=SHOWN, metavar="METHOD",
+    shape.add_argument("--methods", nargs="+", default=SHOWN, metavar="METHOD",
                        help=f"[default: {' '.join(SHOWN)}]")  # fmt: skip
     shape.add_argument("--max-batch-rows", type=positive, default=4096, metavar="N", help="[default: 4096]")
     parser.add_argument("--json", action="store_true", help="JSON instead of tables")

@@ -151,7 +151,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         flag = "--" + name.replace("_", "-")
         how.add_argument(flag, type=listed(count), metavar="N", help=f"for window [default: {getattr(defaults, name)}]")
     how.add_argument(
-        "--lookahead", type=_lookaheads, default=[None], metavar="N", help=f"masks seen behind the block; {CANVAS}: all "
+        "--lookahead", type=_lookaheads, default=[None], metavar="N", help=f"positions behind the block; {CANVAS}: all "
         f"[default: {CANVAS if defaults.lookahead is None else defaults.lookahead}]",
     )  # fmt: skip
     how.add_argument("--block-length", type=positive, default=defaults.block_length, help="[default: 32]")

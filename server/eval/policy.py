@@ -84,7 +84,7 @@ def product(
 ) -> list[Policy]:
     """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
 
-    `windows` maps names of `WINDOW` to values; those that are absent keep their default, and so does a lookahead of None.
+    `windows` maps names of `WINDOW` to values; those that are absent keep their default. So does a lookahead of None.
     """
     for name in caches:
         _check("cache", name, CACHES)

@@ -91,12 +91,16 @@ class EngineMetrics(Collector):
             "tokens_discarded", "Tokens decoded and handed to nobody.", "reason", stats.tokens_discarded
         )
         yield make.counter(
-            "kv_page_seconds", "KV pages held times the seconds of steps: its rate is their mean.", stats.kv_page_seconds
+            "kv_page_seconds",
+            "KV pages held times the seconds of steps: its rate is their mean.",
+            stats.kv_page_seconds,
         )
         yield make.counter("blocks", "Blocks completed.", stats.blocks)
         yield make.counter("cache_lookups", "Positions that steps attended to.", stats.cache_lookups)
         yield make.counter("cache_hits", "Of those, positions whose KV was not recomputed.", stats.cache_hits)
-        yield make.counter("cache_full_refreshes", "Steps that recomputed all that was visible of a canvas.", stats.full_refreshes)
+        yield make.counter(
+            "cache_full_refreshes", "Steps that recomputed all that was visible of a canvas.", stats.full_refreshes
+        )
         yield make.histogram("denoising_steps_per_block", "Steps that a block took.", stats.steps_per_block)
         yield make.histogram(
             "tokens_per_forward", "Tokens that a request gained from a forward.", stats.tokens_per_forward

@@ -85,6 +85,8 @@ class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_
     """How the canvas is decoded: the engine's own parameters; what is absent takes the server's default, and so does
     null but where a field says what it means."""
 
+    nullable = frozenset(option.name for option in _DIFFUSION.values() if option.is_nullable)
+
 
 class SamplingRequest(WireRequest):
     """What every request for text may say."""

@@ -1,7 +1,7 @@
 """What all parts of a request's body have in common, and types and checks that several wire types use."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -39,12 +39,15 @@ class WireRequest(BaseModel):
         strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, extra="allow"
     )
 
+    nullable: ClassVar[frozenset[str]] = frozenset()
+    """Fields to which null is a value of its own."""
+
     @model_validator(mode="before")
     @classmethod
     def _as_meant(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        return {name: whole(value) for name, value in data.items() if value is not None}
+        return {name: whole(value) for name, value in data.items() if value is not None or name in cls.nullable}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -20,7 +20,7 @@ def opened(shift=0, index=0, step=0, **diffusion):
             request_id="r",
             prompt_ids=[1] * 10,
             sampling=SamplingParams(max_tokens=48),
-            diffusion=DiffusionParams(block_length=8, **diffusion),
+            diffusion=DiffusionParams(**{"block_length": 8, "lookahead": None, **diffusion}),
         ),
         spec,
     )

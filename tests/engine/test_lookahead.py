@@ -114,8 +114,8 @@ def rows_of(engine, asked):
 def test_what_becomes_visible_is_computed_when_the_block_opens(engine, submission, cache):
     """A prompt of 3, blocks of 8 that see 12 more: [3, 11) sees 23, [11, 19) sees 31, [19, 27) sees 35, the end."""
     asked = submission(
-        prompt=[5, 6, 7], gen_length=32, block_length=8, lookahead=12, cache=cache, refresh_before=2, unmask="threshold",
-        threshold=0.0, ignore_eos=True,
+        prompt=[5, 6, 7], gen_length=32, block_length=8, lookahead=12, cache=cache, refresh_before=2,
+        unmask="threshold", threshold=0.0, ignore_eos=True,
     )  # fmt: skip
     steps = rows_of(engine, asked)
     assert steps == [

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine import (
+    CACHES,
     GEOMETRIES,
     HARDWARE,
     METHODS,
@@ -116,7 +117,8 @@ def test_rows_and_forwards_are_those_of_the_engine():
     """Of every method but d2, whose rows are the model's to say, and as many scored rows as the engine plans."""
     for batch in (1, 3):
         workload = Workload(prompt=24, gen=64, block=16, batch=batch, repeats=1, sample_steps=1000)
-        for row in bench_decode(EngineConfig(model="tiny"), workload):
+        bounded = [f"engine/{cache}+{lookahead}" for cache in CACHES if cache != "d2" for lookahead in (0, 16, 40)]
+        for row in bench_decode(EngineConfig(model="tiny"), workload, [*METHODS, *bounded]):
             predicted = predict(row.method, TINY, SLOW, workload, max_batch_rows=2048)
             assert predicted.forwards == row.forwards, row.method
             if row.method != "engine/d2":
@@ -130,6 +132,13 @@ def test_scored_rows():
     assert [step.kind for step in steps("engine/window", workload)] == ["refresh", "step"] * 2
     assert [step.scored for step in steps("engine/d2", workload)] == [32, 24, 16, 8]
     assert {step.visible for method in METHODS for step in steps(method, workload)} == {56}
+
+
+def test_what_a_lookahead_sees():
+    workload = Workload(prompt=24, gen=64, block=16, tokens_per_step=8)
+    seen = [(step.rows, step.visible) for step in steps("engine/dual+16", workload)]
+    assert seen == [(56, 56), (16, 56), (72, 72), (16, 72), (88, 88), (16, 88), (88, 88), (16, 88)]
+    assert [step.scored for step in steps("engine/d2+16", workload)] == [32, 24, 32, 24, 32, 24, 16, 8]
 
 
 def test_a_full_batch_is_several_forwards():

@@ -24,7 +24,7 @@ class Visible:
 
 @torch.inference_mode()
 def decode(model, spec, prompt, *, gen_length, block_length, cache, rule, lookahead, refresh_before=32):
-    """-> (tokens, forwards, rows), greedily; positions beyond a block and `lookahead` are not there while it is open."""
+    """-> (tokens, forwards, rows), greedily; what is beyond a block and `lookahead` is not there while it is open."""
     begin, length, shift = len(prompt), len(prompt) + gen_length, spec.shift
     ids = torch.tensor([*prompt, *[spec.mask_id] * gen_length])
     masked = np.arange(length) >= begin
