@@ -11,7 +11,9 @@ import torch
 from engine.budget import kv_bytes_per_token, step_bytes
 from engine.config import EngineConfig
 from engine.models import find
+from engine.params import DiffusionParams
 from engine.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
+from engine.safe_state import most_alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Footprint:
     """Positions whose keys and values fit beside the rest, in whole pages; 0 if not even the rest fits."""
     canvases: int
     """Requests of `max_model_len` that fit at once; without any, the model cannot be served like this."""
+    openings: int
+    """Such requests that run at once if half of each is prompt, since pages come as blocks open (`lookahead`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +48,10 @@ class MemoryPlan:
     """By the name of the dtype."""
 
 
-def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
+def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionParams | None = None) -> MemoryPlan:
     """How the model of `config` fits into a device with this much memory; `memory_fraction` defaults to 0.9.
+
+    `diffusion` says how requests are decoded, by default as the engine does by itself.
 
     Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own or
     beyond what a batch may hold.
@@ -54,6 +60,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
     geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
     max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
+    canvas_pages = -(-max_model_len // config.page_size)
+    opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams()) // config.page_size)
 
     def footprint(dtype: torch.dtype) -> Footprint:
         weight_bytes, per_token = geometry.num_parameters * dtype.itemsize, kv_bytes_per_token(geometry, dtype)
@@ -64,7 +72,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
             step_bytes=step,
             kv_bytes_per_token=per_token,
             kv_tokens=pages * config.page_size,
-            canvases=pages // -(-max_model_len // config.page_size),
+            canvases=pages // canvas_pages,
+            openings=most_alike(pages, opening_pages, canvas_pages),
         )
 
     return MemoryPlan(
@@ -76,3 +85,10 @@ def plan_memory(config: EngineConfig, memory_bytes: int) -> MemoryPlan:
         memory_bytes=budget,
         footprints={name: footprint(dtype) for name, dtype in DTYPES.items()},
     )
+
+
+def _opening(max_model_len: int, diffusion: DiffusionParams) -> int:
+    """Positions that are visible while the first block is open, of a canvas whose first half is the prompt."""
+    if diffusion.lookahead is None:
+        return max_model_len
+    return min(max_model_len // 2 + diffusion.block_length + diffusion.lookahead, max_model_len)

@@ -17,6 +17,14 @@ class Claim(NamedTuple):
     """What it may still take."""
 
 
+def most_alike(pages: int, opening: int, canvas: int) -> int:
+    """How many requests alike a pool runs at once: each holds `opening` pages and may come to hold `canvas`.
+
+    The state is safe while one of them finds the rest of its canvas free.
+    """
+    return max(pages - (canvas - opening), 0) // opening if pages >= canvas else 0
+
+
 def is_safe(free: int, claims: Iterable[Claim]) -> bool:
     """Whether all can end, with so many pages free. Whoever misses least goes first: no other order gets further."""
     for claim in sorted(claims, key=lambda claim: claim.missing):

@@ -222,8 +222,10 @@ class Answer:
             diffusion=DiffusionUsage(
                 cache=self.diffusion.cache,
                 unmask=self.diffusion.unmask,
+                lookahead=self.diffusion.lookahead,
                 forwards=usage.forwards,
                 rows_computed=usage.rows_computed,
+                visible_tokens=usage.visible_tokens,
                 tokens_per_forward=usage.tokens_per_forward,
                 fills=completion.fills,
             ),

@@ -51,6 +51,7 @@ class Completion:
             completion_tokens=sum(usage.completion_tokens for usage in self._usages),
             forwards=sum(usage.forwards for usage in spent),
             rows_computed=sum(usage.rows_computed for usage in spent),
+            visible_tokens=sum(usage.visible_tokens for usage in self._usages),
         )
 
     @property

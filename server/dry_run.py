@@ -8,7 +8,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from engine import ConfigError, EngineConfig, MemoryPlan, plan_memory
+from engine import ConfigError, DiffusionParams, EngineConfig, MemoryPlan, plan_memory
 from server.units import parameters, size
 
 GIB = 2**30
@@ -34,9 +34,9 @@ def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
     return (_bytes(given.memory),) if given.memory else COMMON_MEMORIES, rest
 
 
-def show(config: EngineConfig, memories: Sequence[int], console: Console) -> None:
+def show(config: EngineConfig, diffusion: DiffusionParams, memories: Sequence[int], console: Console) -> None:
     """Prints the plan for each memory. Raises what `plan_memory` raises."""
-    plans = [plan_memory(config, memory) for memory in memories]
+    plans = [plan_memory(config, memory, diffusion) for memory in memories]
     console.print(
         f"{plans[0].model} ({plans[0].family}): {parameters(plans[0].num_parameters)} parameters, "
         f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows",
@@ -44,13 +44,22 @@ def show(config: EngineConfig, memories: Sequence[int], console: Console) -> Non
         soft_wrap=True,
     )
     console.print(_table(plans, memories))
+    bounded = (
+        "see all of their canvas" if diffusion.lookahead is None else f"look {diffusion.lookahead} positions ahead"
+    )
+    console.print(
+        f"In brackets: how many run at once if half of each canvas is prompt, when blocks of {diffusion.block_length} "
+        f"{bounded}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:
     cards = (f"in {memory / GIB:g}\nGiB" for memory in memories)
     table = Table("dtype", "weights", "a step", "KV a\ntoken", *cards, title="Canvases that fit beside the rest")
     for dtype, footprint in plans[0].footprints.items():
-        fits = (f"{plan.footprints[dtype].canvases:,}" for plan in plans)
+        fits = (f"{each.canvases:,} ({each.openings:,})" for each in (plan.footprints[dtype] for plan in plans))
         sizes = (footprint.weight_bytes, footprint.step_bytes, footprint.kv_bytes_per_token)
         table.add_row(dtype, *map(size, sizes), *fits)
     return table

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
     if memories:
-        dry_run.show(settings.engine, memories, Console())
+        dry_run.show(settings.engine, settings.diffusion, memories, Console())
         return 0
     logs.set_up(settings.server)
     if links := service_links(os.environ):

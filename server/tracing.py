@@ -62,6 +62,7 @@ class Tracing:
                 "unmask.rows_computed": usage.rows_computed,
                 "unmask.cache": diffusion.cache,
                 "unmask.unmask": diffusion.unmask,
+                "unmask.visible_tokens": usage.visible_tokens,
             },
         )
         for name, moment in {

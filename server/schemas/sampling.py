@@ -74,9 +74,9 @@ _StopInput = _StopString | Annotated[list[_StopString], Field(max_length=MAX_STO
 Stops = Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_type=_StopInput)]
 
 
-_DIFFUSION_DOCS = {option.name: option.doc for option in options().values() if option.section == "diffusion"}
+_DIFFUSION = {option.name: option for option in options().values() if option.section == "diffusion"}
 _DIFFUSION_FIELDS: dict[str, Any] = {
-    name: (hint | None, Field(default=None, description=_DIFFUSION_DOCS[name]))
+    name: (hint | None, Field(default=None, description=_DIFFUSION[name].doc))
     for name, hint in get_type_hints(DiffusionParams, include_extras=True).items()
 }
 

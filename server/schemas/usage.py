@@ -8,10 +8,14 @@ class DiffusionUsage(BaseModel):
 
     cache: str
     unmask: str
+    lookahead: int | None
+    """Positions behind the open block that were computed and attended to; null is all of the canvas."""
     forwards: int
     """Steps that the choices took part in, summed; scoring a prompt included."""
     rows_computed: int
     """Positions whose hidden states were computed."""
+    visible_tokens: int
+    """Positions of prompt and canvas that came to have keys and values, over all choices; the others were spared."""
     tokens_per_forward: float
     fills: list[str] | None = Field(default=None, exclude_if=lambda fills: fills is None)
     """Of infilling: the text of each hole, in the order of choices and of holes in them."""

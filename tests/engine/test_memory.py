@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine import ConfigError, EngineConfig, LoadError, load, plan_memory
+from engine import ConfigError, DiffusionParams, EngineConfig, LoadError, load, plan_memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIB = 2**30
@@ -42,6 +42,18 @@ def test_the_published_sizes(folder, name, max_model_len, billions, kib_per_toke
     float32 = plan.footprints["float32"]
     assert float32.weight_bytes == 2 * bfloat16.weight_bytes
     assert float32.kv_bytes_per_token == 2 * bfloat16.kv_bytes_per_token
+
+
+def test_more_requests_run_than_canvases_fit(folder):
+    """Of 4,096 positions, half of them prompt, a first block of 32 that looks 32 ahead opens 2,112: 66 pages of 128."""
+    config = EngineConfig(model=folder("llada-8b"), max_model_len=4096)
+    bounded, whole = (
+        plan_memory(config, 80 * GIB, DiffusionParams(lookahead=lookahead)).footprints["bfloat16"]
+        for lookahead in (32, None)
+    )
+    assert whole.openings == whole.canvases == bounded.canvases
+    assert bounded.openings == (bounded.kv_tokens // 32 - (128 - 66)) // 66 > 1.9 * whole.openings
+    assert plan_memory(config, 80 * GIB).footprints["bfloat16"] == bounded
 
 
 def test_a_memory_too_small_holds_nothing(folder):

@@ -1,6 +1,7 @@
 """`unmask serve --dry-run`: figures without weights, and its own mistakes."""
 
 import json
+import re
 
 import pytest
 
@@ -27,6 +28,19 @@ def test_a_small_model_has_figures_too(llada_tiny, capsys):
     assert "llada-tiny (llada): 184 K parameters" in printed
     assert "float32 │ 720 KiB │" in printed
     assert "MiB │ 1.5 KiB" in printed
+
+
+def test_what_a_lookahead_saves(dream_7b, capsys):
+    asked = ["serve", "--dry-run", dream_7b, "--max-model-len", "2048", "--memory", "24"]
+    assert main(asked) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "blocks of 32 look 32 positions ahead" in printed
+    canvases, bounded = re.search(r"bfloat16 .* ([\d,]+) \(([\d,]+)\)", printed).groups()
+    assert int(bounded) > 1.7 * int(canvases)
+    assert main([*asked, "--diffusion.lookahead", "null"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "see all of their canvas" in printed
+    assert f"{canvases} ({canvases})" in printed
 
 
 def test_without_a_memory_common_ones_are_shown(dream_7b, capsys):
