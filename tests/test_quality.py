@@ -34,3 +34,19 @@ def test_five_points_are_too_many_to_lose(cache):
 
 def test_the_exact_decode_is_what_it_says():
     assert exact(32).diffusion(64) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 64}
+
+
+@pytest.mark.slow
+def test_an_answer_does_not_depend_on_the_room_that_was_asked_for():
+    """By the defaults: as right with room for 256 and 512 tokens as with 64, in as few forwards."""
+    questions = from_tasks(list(DEMO_TASKS), SEED, 100, few_shot=0)
+
+    async def total(max_tokens):
+        async with running(DEMO_MODEL, Options(max_tokens=max_tokens, plain=False), concurrency=32) as model:
+            return pooled(await evaluate(model, questions, [Policy()], None, 32, lambda *_: None))
+
+    short, *longer = (asyncio.run(total(max_tokens)) for max_tokens in (64, 256, 512))
+    for row in (short, *longer):
+        assert row.accuracy >= 0.985
+        assert abs(row.accuracy - short.accuracy) <= 0.005
+        assert row.forwards < 1.05 * short.forwards
