@@ -55,6 +55,7 @@ class FakeStream:
             completion_tokens=self._usage.completion_tokens + len(ids),
             forwards=self._usage.forwards + 2,
             rows_computed=self._usage.rows_computed + 10,
+            visible_tokens=self._usage.visible_tokens + 12,
         )
         output = Output(
             request_id=self.request_id,

@@ -38,8 +38,10 @@ async def test_a_whole_answer(api, engine):
             "diffusion": {
                 "cache": "dual",
                 "unmask": "threshold",
+                "lookahead": 32,
                 "forwards": 4,
                 "rows_computed": 20,
+                "visible_tokens": 24,
                 "tokens_per_forward": 7 / 4,
             },
         },
