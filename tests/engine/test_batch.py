@@ -45,8 +45,8 @@ def test_pages_out_of_order_whose_ends_are_in_order_change_no_token(llada_tiny, 
     expected = run(engine, asked)
     allocate = PagePool.allocate
 
-    def shuffled(pool, count):
-        first, *middle, last = allocate(pool, count)
+    def shuffled(pool, count, table):
+        first, *middle, last = allocate(pool, count, table)
         return (first, *reversed(middle), last)
 
     monkeypatch.setattr(PagePool, "allocate", shuffled)

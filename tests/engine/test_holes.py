@@ -62,7 +62,7 @@ def test_window_reaches_back_over_blocks_that_were_skipped():
     request = opened([(10, 3), (52, 8)], refresh_before=2, refresh_after=4)
     request.masked[10:13] = False
     request.history.decoded = request.answer[1:3]
-    request.block = replace(request.block, index=1, start=50, end=58)
+    request.block = replace(request.block, index=1, start=50, end=58, fresh=request.end)
     rows = CACHES["window"].plan(request).rows.tolist()
     assert rows == [11, 12, *range(48, 62)]
 
@@ -79,7 +79,7 @@ def test_certainty_sees_what_is_known_behind_a_hole():
 def after_a_step(request, current_k):
     """The same request after a step that found all masks alike."""
     request.diffusion = replace(request.diffusion, current_k=current_k, rollout_p=0.0, inflate_w=0, sigma=2.0)
-    request.forwards = 1
+    request.forwards = request.block.step = 1
     request.history.confidence[request.answer] = 0.5
     request.history.importance[0] = 1.0
     return request
