@@ -21,17 +21,21 @@ def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
     return times
 
 
-@lru_cache(maxsize=64)
-def dream_schedule(num_masked: int, steps: int, eps: float) -> tuple[int, ...]:
+@lru_cache(maxsize=1024)  # of more requests than run at once: each asks in every step
+def dream_schedule(num_masked: int, steps: int, eps: float) -> NDArray[np.int32]:
     """Tokens per step of Dream's sampler: of the masks left, the share 1 - s/t of a step from time t to s.
 
     Steps whose share is less than one token are left out: they would change nothing, so they need no forward.
     """
     times, counts, left = dream_times(steps, eps), [], num_masked
-    for share in 1 - times[1:-1] / times[:-2]:
+    shares = 1 - times[1:-1] / times[:-2]
+    some = np.flatnonzero(np.float32(left) * shares >= 1)  # of all masks; before the first of them, none are taken
+    for share in shares[some[0] :] if len(some) else ():
         counts.append(int(np.float32(left) * share))
         left -= counts[-1]
-    return tuple(count for count in (*counts, left) if count)
+    schedule = np.array([count for count in (*counts, left) if count], np.int32)
+    schedule.flags.writeable = False
+    return schedule
 
 
 class Dream(UnmaskPolicy):
@@ -57,7 +61,7 @@ class Dream(UnmaskPolicy):
         if diffusion.alg_temp:
             noise = uniform(request.sampling.seed, scores.positions, request.forwards)
             certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
-        return top(certainty, schedule[min(block.step, len(schedule) - 1)])
+        return top(certainty, int(schedule[min(block.step, len(schedule) - 1)]))
 
     def _certainty(self, alg: str, scores: Scores) -> NDArray[np.float64]:
         match alg:

@@ -4,7 +4,7 @@ Sparse: what a request does not name is not touched, and requests that ask for n
 and in which order, is said in `SamplingParams`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -40,54 +40,79 @@ def is_edited(sampling: SamplingParams) -> bool:
     return bool(_EDITS(sampling) != _NO_EDITS)
 
 
-def edit(logits: Tensor, plans: Sequence[StepPlan]) -> None:
+class Edit(NamedTuple):
+    """What one request asks for at all its targets alike, in one step."""
+
+    tokens: Ids
+    """Whose logits are divided or multiplied, then added to:"""
+    penalties: NDArray[np.float32]
+    added: NDArray[np.float32]
+    allowed: Ids | None
+    """No others have a probability."""
+
+
+def edits(plans: Sequence[StepPlan]) -> dict[Request, Edit]:
+    """Of the requests that ask for any: once a step, in however many parts its targets are scored."""
+    return {plan.request: _edit(plan.request) for plan in plans if is_edited(plan.request.sampling)}
+
+
+def edit(logits: Tensor, plans: Sequence[StepPlan], edits: Mapping[Request, Edit]) -> None:
     """Changes float32 logits [targets of all plans, vocab] in place, each plan's as its own request asks."""
     starts = np.cumsum([0, *(len(plan.targets) for plan in plans)]).tolist()
-    asked = [(plan, start) for plan, start in zip(plans, starts, strict=False) if is_edited(plan.request.sampling)]
-    _change(logits, asked)
+    asked = [
+        _Asked(plan, start, edits[plan.request])
+        for plan, start in zip(plans, starts, strict=False)
+        if plan.request in edits
+    ]
+    _change(logits, [each for each in asked if len(each.edit.tokens)])
     _allow(logits, asked)
     _ban(logits, asked)
 
 
-class _Changes(NamedTuple):
-    """What becomes of some tokens' logits, at all targets of a request alike: divided or multiplied, then added to."""
+class _Asked(NamedTuple):
+    plan: StepPlan
+    start: int
+    """Of its targets, among all of them."""
+    edit: Edit
 
-    tokens: Ids
-    penalties: NDArray[np.float32]
-    added: NDArray[np.float32]
 
-
-def _changes(request: Request) -> _Changes:
-    sampling, stops = request.sampling, np.array(sorted(request.stop_ids), np.int64)
-    seen = answer = counts = np.empty(0, np.int64)
+def _edit(request: Request) -> Edit:
+    """By a table of the vocabulary: sorting what a long canvas holds would take longer than the step's model."""
+    sampling, vocab, stops = request.sampling, request.spec.vocab_size, list(request.stop_ids)
+    is_named, penalties, added = np.zeros(vocab, np.bool_), np.ones(vocab, np.float32), np.zeros(vocab, np.float32)
     if sampling.repetition_penalty != 1:
-        seen = np.setdiff1d(request.ids[~request.masked], stops)
+        is_named[request.ids[~request.masked]] = True
+        is_named[stops] = False
+        penalties[is_named] = np.clip(sampling.repetition_penalty, 1 / LARGEST_PENALTY, LARGEST_PENALTY)
     if sampling.presence_penalty or sampling.frequency_penalty:
-        answer, counts = np.unique(np.array(request.history.tokens, np.int64), return_counts=True)
-        is_text = ~np.isin(answer, stops)
-        answer, counts = answer[is_text], counts[is_text]
-    biased = np.array([token for token, _ in sampling.logit_bias], np.int64)
-    never = np.array(sorted(banned_everywhere(sampling)), np.int64)
-    tokens = np.unique(np.concatenate((seen, answer, biased, never)))
-    penalties, added = np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.float32)
-    penalties[np.searchsorted(tokens, seen)] = np.clip(
-        sampling.repetition_penalty, 1 / LARGEST_PENALTY, LARGEST_PENALTY
+        counts = np.bincount(request.decoded_tokens, minlength=vocab)
+        counts[stops] = 0
+        answer = np.flatnonzero(counts)
+        is_named[answer] = True
+        added[answer] -= sampling.presence_penalty + sampling.frequency_penalty * counts[answer]
+    biased = [token for token, _ in sampling.logit_bias]
+    is_named[biased] = True
+    np.add.at(added, biased, [value for _, value in sampling.logit_bias])
+    never = list(banned_everywhere(sampling))
+    is_named[never], added[never] = True, -np.inf
+    tokens = np.flatnonzero(is_named)
+    allowed = sampling.allowed_ids
+    return Edit(
+        tokens,
+        penalties[tokens],
+        added[tokens],
+        None if allowed is None else np.fromiter(allowed, np.int64, len(allowed)),
     )
-    added[np.searchsorted(tokens, answer)] -= sampling.presence_penalty + sampling.frequency_penalty * counts
-    np.add.at(added, np.searchsorted(tokens, biased), [value for _, value in sampling.logit_bias])
-    added[np.searchsorted(tokens, never)] = -np.inf
-    return _Changes(tokens, penalties, added)
 
 
-def _change(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
+def _change(logits: Tensor, tables: Sequence[_Asked]) -> None:
     """Penalties, biases and bad words of one token: all requests' at once, as tables of one width."""
-    tables = [(plan, start, _changes(plan.request)) for plan, start in asked]
-    tables = [table for table in tables if len(table[2].tokens)]
     if not tables:
         return
-    width = max(len(changes.tokens) for _, _, changes in tables)
+    width = max(len(edit.tokens) for *_, edit in tables)
     # Filled up with the last entry again: to write the same value twice changes nothing.
-    columns = [np.stack([np.pad(c[i], (0, width - len(c[i])), mode="edge") for *_, c in tables]) for i in range(3)]
+    parts = zip(*((edit.tokens, edit.penalties, edit.added) for *_, edit in tables), strict=True)
+    columns = [np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in part]) for part in parts]
     tokens, penalties, added = (_to(logits, column) for column in columns)  # [tables, width]
     rows = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
     owners = np.repeat(np.arange(len(tables)), [len(plan.targets) for plan, *_ in tables])
@@ -97,22 +122,21 @@ def _change(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
     logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[owner]
 
 
-def _allow(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
-    limited = [(plan, start, plan.request.sampling.allowed_ids) for plan, start in asked]
-    allowed = [np.fromiter(ids, np.int64, len(ids)) for *_, ids in limited if ids is not None]
+def _allow(logits: Tensor, asked: Sequence[_Asked]) -> None:
+    limited = [each for each in asked if each.edit.allowed is not None]
+    allowed = [each.edit.allowed for each in limited if each.edit.allowed is not None]
     if not allowed:
         return
     owners = np.repeat(np.arange(len(allowed)), [len(ids) for ids in allowed])
     others = torch.ones(len(allowed), logits.shape[-1], dtype=torch.bool, device=logits.device)
     fill(others, (_to(logits, owners), _to(logits, np.concatenate(allowed))), False)
-    limited = [each for each in limited if each[2] is not None]
     for (plan, start, _), other in zip(limited, others, strict=True):
         logits[start : start + len(plan.targets)].masked_fill_(other, -torch.inf)
 
 
-def _ban(logits: Tensor, asked: Sequence[tuple[StepPlan, int]]) -> None:
+def _ban(logits: Tensor, asked: Sequence[_Asked]) -> None:
     rows, tokens = [], []
-    for plan, start in asked:
+    for plan, start, _ in asked:
         if plan.request.sampling.min_tokens or plan.request.sampling.bad_words:
             indices, banned = bans(plan.request, plan.targets)
             rows.append(start + indices)

@@ -15,6 +15,8 @@ MAX_BIAS = 100.0
 """What may be added to a logit, or taken off it, at most."""
 MAX_BIASED = 1024
 """Entries of a `logit_bias`."""
+MAX_STOP_IDS = 1024
+"""Entries of `stop_ids`."""
 MAX_BAD_WORDS = 128
 """Sequences of `bad_words`."""
 MAX_BAD_WORD_TOKENS = 1024

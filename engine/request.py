@@ -208,6 +208,11 @@ class Request:
         return int(self.answer[self.sampling.max_tokens - 1]) + 1
 
     @property
+    def decoded_tokens(self) -> Ids:
+        """What the answer holds already, in the order of positions."""
+        return self.ids[self.answer[~self.masked[self.answer]]]
+
+    @property
     def targets(self) -> Ids:
         """Masked positions of the open block, ascending: the only ones whose logits matter now."""
         start, end = self.block.start, self.block.end

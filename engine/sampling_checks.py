@@ -8,7 +8,7 @@ from collections.abc import Collection
 from engine.bans import banned_everywhere, leaves_any
 from engine.config import ModelSpec
 from engine.errors import InvalidRequest
-from engine.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIAS, MAX_BIASED, SamplingParams
+from engine.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIAS, MAX_BIASED, MAX_STOP_IDS, SamplingParams
 from engine.request import Submission
 
 
@@ -22,6 +22,11 @@ def check_ids(ids: Collection[int], spec: ModelSpec, param: str) -> None:
 def check_sampling(submission: Submission, spec: ModelSpec) -> None:
     """Raises InvalidRequest if no answer could be drawn as asked; ranges have been checked."""
     sampling = submission.sampling
+    if len(sampling.stop_ids) > MAX_STOP_IDS:
+        raise InvalidRequest(
+            f"stop_token_ids has {len(sampling.stop_ids)} entries; it must have at most {MAX_STOP_IDS}.",
+            "stop_token_ids",
+        )
     check_ids(sampling.stop_ids, spec, "stop_token_ids")
     _check_bias(sampling, spec)
     _check_bad_words(sampling, spec)

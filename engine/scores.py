@@ -3,7 +3,7 @@
 Knows what policies need, not which they are: what becomes of a proposal is decided in `engine.unmask`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.edits import edit, is_edited
+from engine.edits import Edit, edit, edits
 from engine.logprobs import Reported, num_reported, received
 from engine.params import SamplingParams
 from engine.parts import Logits, Part, parts
 from engine.plan import Logprobs, Needs, Scores, StepPlan
-from engine.request import Floats, Ids, Mask
+from engine.request import Floats, Ids, Mask, Request
 from engine.sampling import draw, heat, is_narrowed, narrow, parameters
 from engine.transfer import to_device
 from engine.vocabulary import Subset, most_probable
@@ -40,22 +40,25 @@ def score(
     """
     needs = needs or [Needs()] * len(plans)
     num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
-    scored = [_score_part(logits[part.some], part, mask_id, spreads, num_top) for part in parts(plans, needs)]
+    asked = edits(plans)
+    scored = [_score_part(logits[part.some], part, asked, mask_id, spreads, num_top) for part in parts(plans, needs)]
     host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
     columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
     logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
     return _scores(plans, needs, columns, rollouts, logprobs)
 
 
-def _score_part(logits: Tensor, part: Part, mask_id: int, spreads: bool, num_top: int | None) -> list[Tensor]:
+def _score_part(
+    logits: Tensor, part: Part, edits: Mapping[Request, Edit], mask_id: int, spreads: bool, num_top: int | None
+) -> list[Tensor]:
     """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
     _, plans, needs = part
     counts = [len(plan.targets) for plan in plans]
     samplings = [plan.request.sampling for plan in plans]
     reported = Reported(logits, plans, num_top) if num_top is not None else None
     logits = logits.float()
-    if any(is_edited(sampling) for sampling in samplings):
-        edit(logits, plans)
+    if edits:
+        edit(logits, plans, edits)
     cut = _cut(logits, counts, needs)
     tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):

@@ -141,6 +141,7 @@ def test_every_policy_holds_back(unmask):
             {"min_tokens": 1, "allowed_ids": frozenset({EOS, 1}), "stop_ids": frozenset({1})},
         ),
         ("stop_token_ids", "out of vocabulary", {"stop_ids": frozenset({10})}),
+        ("stop_token_ids", "at most 1024", {"stop_ids": frozenset(range(1025))}),
         ("min_p", "at most 1", {"min_p": 1.5}),
         ("min_p", "at least 0", {"min_p": nan}),
         ("presence_penalty", "at most 2", {"presence_penalty": 2.5}),

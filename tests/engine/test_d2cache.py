@@ -97,6 +97,17 @@ def test_the_density_by_its_formula(known, sigma, expected):
     np.testing.assert_allclose(certainty_density(known, sigma), direct, atol=1e-7)
 
 
+@pytest.mark.parametrize("sigma", [42.0, 43.0, 500.0, 1e6])
+def test_a_wide_density_is_the_sum_of_its_weights(sigma):
+    """Of a long kernel a transform makes what a sum for each position makes of a short one."""
+    known, length = np.random.default_rng(0).random(600) < 0.3, 600
+    extended = np.concatenate((np.ones(length), known, np.full(length, known[-1])))
+    i, j = np.arange(length)[:, None], np.arange(-length, 2 * length)
+    weights = np.exp(-((i - j) ** 2) / (2 * sigma**2)) * (abs(i - j) <= 6 * sigma)
+    total = np.exp(-(np.arange(-3 * length, 3 * length) ** 2) / (2 * sigma**2)).sum()
+    np.testing.assert_allclose(certainty_density(known, sigma), (extended * weights).sum(axis=1) / total, rtol=1e-9)
+
+
 def test_the_nucleus_of_the_published_code(functions):
     for number in range(3):
         weights = np.where(functions[f"eligible_{number}"], functions[f"scores_{number}"], 0.0)

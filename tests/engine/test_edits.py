@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.edits import edit, is_edited
+from engine.edits import edit, edits, is_edited
 from engine.params import SamplingParams
 from engine.plan import Needs
 from engine.scores import score
@@ -57,7 +57,7 @@ def test_a_request_is_scored_the_same_alone_and_in_any_batch(batch, seed):
 
 def edited(asked, logits):
     logits = logits.clone()
-    edit(logits, [asked])
+    edit(logits, [asked], edits([asked]))
     return logits
 
 

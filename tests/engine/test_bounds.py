@@ -1,0 +1,227 @@
+"""Every parameter at its bounds: a step of a long canvas takes its host no longer than a few of an ordinary request.
+
+CPU time of this thread, against that of a request with defaults that is measured beside it: a busy machine slows both.
+"""
+
+import time
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from annotated_types import Ge, Le
+
+import engine.edits
+from engine import CACHES, UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine.batch import build
+from engine.checks import check
+from engine.dream_sampler import dream_schedule
+from engine.edits import edits
+from engine.isolate import choose
+from engine.pages import PagePool
+from engine.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
+from engine.plan import StepPlan
+from engine.request import Request
+from engine.scheduler import Scheduler
+from engine.scores import score
+from engine.tally import Tally
+from engine.unmask import effective, needs
+
+CONTEXT, PROMPT, VOCAB = 4096, 64, 1100
+ROOM = CONTEXT - PROMPT
+SPEC = ModelSpec(
+    family="toy", vocab_size=VOCAB, mask_id=VOCAB - 1, eos_ids=frozenset({VOCAB - 2}), max_model_len=CONTEXT
+)
+TIMES = 15
+"""As long as a request with defaults may take for each target; the slowest takes about four times as long."""
+HUGE = 10**30
+
+SAMPLING = {
+    "max_tokens": [1, ROOM],
+    "temperature": [0, 2],
+    "top_p": [1e-300, 1],
+    "top_k": [0, INT64 - 1],
+    "min_p": [0, 1],
+    "presence_penalty": [-2, 2],
+    "frequency_penalty": [-2, 2],
+    "repetition_penalty": [1e-300, 1e300],
+    "logit_bias": [tuple((token, sign * 100.0) for token in range(MAX_BIASED)) for sign in (-1, 1)],
+    "allowed_ids": [frozenset({5}), frozenset(range(VOCAB))],
+    "bad_words": [
+        tuple((number, 5) for number in range(MAX_BAD_WORDS)),
+        tuple((5,) * (number % 7 + 2) for number in range(MAX_BAD_WORDS)),
+        ((5,) * MAX_BAD_WORD_TOKENS,),
+    ],
+    "min_tokens": [0, ROOM],
+    "seed": [-INT64, INT64 - 1],
+    "stop_ids": [frozenset(range(MAX_STOP_IDS))],
+    "ignore_eos": [False, True],
+    "logprobs": [0, 20],
+}
+DIFFUSION = {
+    "cache": sorted(CACHES),
+    "unmask": sorted(UNMASKS),
+    "block_length": [1, MAX_BLOCK],
+    "steps": [1, MAX_STEPS],
+    "threshold": [0, 1],
+    "factor": [1e-300, 1e300],
+    "gamma": [0, 1e300],
+    "alg": ["entropy", "maskgit_plus", "topk_margin", "origin"],
+    "alg_temp": [0, 1e300],
+    "eps": [0, 1 - 2**-24],
+    "lookahead": [0, None, HUGE],
+    "refresh_before": [0, HUGE],
+    "refresh_after": [0, HUGE],
+    "prompt_refresh": [0, 1, HUGE],
+    "current_k": [1, HUGE],
+    "rollout_p": [0, 1],
+    "sigma": [0.01, 1e6],
+    "inflate_w": [0, HUGE],
+    "initial_block_length": [1, MAX_BLOCK],
+    "min_block_length": [1, MAX_BLOCK],
+    "max_block_length": [1, MAX_BLOCK],
+    "initial_steps": [1, MAX_STEPS],
+    "max_steps": [1, MAX_STEPS],
+    "confidence_method": ["softmax", "entropy"],
+}
+BESIDE = {
+    "steps": {"unmask": "dream"},
+    "factor": {"unmask": "factor"},
+    "gamma": {"unmask": "entropy_bound"},
+    "alg": {"unmask": "dream", "steps": MAX_STEPS},
+    "alg_temp": {"unmask": "dream"},
+    "eps": {"unmask": "dream", "steps": MAX_STEPS},
+    "lookahead": {"cache": "prefix"},
+    "refresh_before": {"cache": "window"},
+    "refresh_after": {"cache": "delayed"},
+    "prompt_refresh": {"cache": "delayed"},
+    "current_k": {"cache": "d2"},
+    "rollout_p": {"cache": "d2"},
+    "sigma": {"unmask": "certainty_threshold"},
+    "inflate_w": {"cache": "d2"},
+    "initial_block_length": {"unmask": "cad"},
+    "min_block_length": {"unmask": "cad", "max_block_length": MAX_BLOCK},
+    "max_block_length": {"unmask": "cad", "min_block_length": 1},
+    "initial_steps": {"unmask": "cad", "max_steps": MAX_STEPS},
+    "max_steps": {"unmask": "cad", "initial_steps": 1},
+    "confidence_method": {"unmask": "cad"},
+    "min_tokens": {"stop_ids": frozenset(range(MAX_STOP_IDS))},
+}
+"""With what each of them matters."""
+
+
+class Steps:
+    """One request on its way, with made-up logits."""
+
+    def __init__(self, sampling, diffusion):
+        rng = np.random.default_rng(0)
+        submission = effective(
+            Submission(
+                request_id="r",
+                prompt_ids=rng.integers(0, VOCAB - 2, PROMPT).tolist(),
+                sampling=SamplingParams(**{"max_tokens": ROOM, "ignore_eos": True, **sampling}),
+                diffusion=DiffusionParams(**diffusion),
+            )
+        )
+        check(submission, SPEC)
+        self.scheduler = Scheduler(PagePool(CONTEXT // 32, 32), max_batch_rows=CONTEXT, max_running=1)
+        self.scheduler.add(Request.new(submission, SPEC))
+
+    @torch.inference_mode()
+    def seconds(self):
+        """What the host works at one step, without the model; None once the request has ended."""
+        begun = time.thread_time()
+        plans, faults = self.scheduler.schedule(), self.scheduler.faults
+        if not plans:
+            return None
+        [plan] = plans
+        spent = time.thread_time() - begun
+        # The best token is always another: nothing ends early, and what is decoded differs.
+        logits = torch.randn(len(plan.targets), VOCAB, generator=torch.Generator().manual_seed(plan.request.forwards))
+        importance = [torch.rand(plan.request.end)] if plan.rollout else []
+        begun = time.thread_time()
+        build(plans, logits.device)
+        choices = choose(plans, score(logits, plans, SPEC.mask_id, needs(plans), importance), faults)
+        Tally().chosen(choices)
+        self.scheduler.commit(choices)
+        spent += time.thread_time() - begun
+        assert not faults.take()
+        return spent / max(len(plan.targets), 32)
+
+
+def ratio(sampling, diffusion):
+    """Of the fastest step but the first, which computes the canvas, to that of a request with defaults."""
+    asked, plain = Steps(sampling, diffusion), Steps({}, {})
+    pairs = [(one, two) for _ in range(4) if (one := asked.seconds()) is not None and (two := plain.seconds())]
+    ours, theirs = zip(*(pairs[1:] or pairs), strict=True)
+    return min(ours) / min(theirs)
+
+
+CASES = [
+    pytest.param(name, value, where, id=f"{name}-{number}")
+    for where, table in enumerate((SAMPLING, DIFFUSION))
+    for name, values in table.items()
+    for number, value in enumerate(values)
+]
+
+
+@pytest.mark.parametrize(("name", "value", "where"), CASES)
+def test_no_parameter_makes_a_step_long(name, value, where):
+    params = [{}, {}]
+    params[where] = {**BESIDE.get(name, {}), name: value}
+    assert ratio(*params) < TIMES
+
+
+@pytest.mark.parametrize(("params", "table"), [(SamplingParams, SAMPLING), (DiffusionParams, DIFFUSION)])
+def test_every_parameter_is_in_the_table_with_its_bounds(params, table):
+    assert set(table) == {field.name for field in fields(params)}
+    for name, hint in get_type_hints(params, include_extras=True).items():
+        for part in (hint, *get_args(hint)):
+            for bound in getattr(part, "__metadata__", ()):
+                if isinstance(bound, Ge | Le):
+                    assert (bound.ge if isinstance(bound, Ge) else bound.le) in table[name], name
+
+
+def long_request(canvas, **sampling):
+    submission = Submission(
+        request_id="r",
+        prompt_ids=[1] * (canvas - 256),
+        sampling=SamplingParams(max_tokens=256, **sampling),
+        diffusion=DiffusionParams(block_length=256),
+    )
+    spec = ModelSpec(family="toy", vocab_size=50_000, mask_id=49_999, eos_ids=frozenset({49_998}), max_model_len=32_768)
+    request = Request.new(submission, spec)
+    request.ids[: canvas - 256] = np.random.default_rng(0).integers(0, 49_998, canvas - 256)
+    return StepPlan(request, np.arange(canvas), np.full(canvas, canvas), request.targets)
+
+
+def test_penalties_of_a_long_canvas_are_not_sorted():
+    """A table of the vocabulary for 32,768 tokens is hardly more than one for 512."""
+    plans = [long_request(canvas, repetition_penalty=1.2, frequency_penalty=0.5) for canvas in (512, 32_768)]
+    spent = [[], []]
+    for _ in range(7):
+        for plan, taken in zip(plans, spent, strict=True):
+            begun = time.thread_time()
+            edits([plan])
+            taken.append(time.thread_time() - begun)
+    short, long = map(min, spent)
+    assert long < 6 * short
+
+
+def test_an_edit_is_worked_out_once_a_step_in_however_many_parts(monkeypatch):
+    plan = Steps({"frequency_penalty": 1.0}, {"block_length": MAX_BLOCK}).scheduler.schedule()[0]
+    worked_out, one_edit = [], engine.edits._edit
+    monkeypatch.setattr(engine.edits, "_edit", lambda request: worked_out.append(request) or one_edit(request))
+    score(torch.randn(len(plan.targets), VOCAB), [plan], SPEC.mask_id)
+    assert len(plan.targets) > 15 * 256
+    assert len(worked_out) == 1
+
+
+def test_a_schedule_is_worked_out_once_for_each_of_many_requests():
+    """More distinct ones than a small cache would hold, each asked for in every step."""
+    asked = [(32, MAX_STEPS, number / 1000) for number in range(300)]
+    first = [dream_schedule(*one) for one in asked]
+    misses = dream_schedule.cache_info().misses
+    assert all(dream_schedule(*one) is schedule for one, schedule in zip(asked, first, strict=True))
+    assert dream_schedule.cache_info().misses == misses
