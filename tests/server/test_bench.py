@@ -27,8 +27,8 @@ def test_json_has_the_fields_of_a_row(capsys):
         "peak_memory_bytes",
         "host_share",
         "host_us_per_step",
-    "first_block_seconds",
-    "kv_pages",
+        "first_block_seconds",
+        "kv_pages",
     }
 
 
