@@ -44,7 +44,7 @@ class ServerConfig:
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """Of requests that name none. LLaDA's published default is 0, where OpenAI's is 1."""
     default_max_tokens: Annotated[int, Field(ge=1)] = 256
-    """Tokens of a chat answer whose request names none, if the context holds as many: a canvas is allocated whole."""
+    """Tokens of a chat answer whose request names none, if the context holds as many."""
     api_key: tuple[SecretStr, ...] = ()
     """Keys that clients must send as `Authorization: Bearer KEY`, any one of them; without any, everybody is served."""
     api_key_file: str | None = None

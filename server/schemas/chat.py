@@ -33,7 +33,7 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     """The conversation so far, rendered with the model's own chat template; a model without one answers 400."""
     max_completion_tokens: _Length = None
     """Tokens to generate at most; absent or -1 is `max_tokens`. Without either, the server's setting
-    `default_max_tokens` or what the context still holds, whichever is less: a canvas is allocated whole."""
+    `default_max_tokens` or what the context still holds, whichever is less."""
     max_tokens: _Length = None
     """The older name of `max_completion_tokens`, which wins."""
     logprobs: Annotated[bool, BeforeValidator(spelled_off(0, as_=False), json_schema_input_type=bool | Literal[0])] = (
