@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack, ExitStack
@@ -197,11 +198,55 @@ async def test_a_post_that_none_has_begun_is_sent_to_the_next(front, upstream, f
 
 @pytest.mark.slow
 async def test_with_nobody_there_it_says_so(front, upstream, free_port):
+    """Where one has died of a request, its client is told so; the next ones may come again."""
     dead, _ = await upstream(DIES)
     url = await asyncio.to_thread(front, dead, free_port())
     async with httpx.AsyncClient(base_url=url) as client:
-        for _ in range(3):
-            error_of(await client.post("/v1/completions", json={}), 502)
+        assert "has gone" in error_of(await client.post("/v1/completions", json={}), 502)
+        for _ in range(2):
+            answer = await client.post("/v1/completions", json={})
+            assert "try again" in error_of(answer, 503)
+            assert answer.headers["retry-after"] == "1"
+
+
+@pytest.fixture
+async def leave(front):
+    """`await leave(count, silent)`: the URL of nginx in front of so many servers that were ready and are gone.
+
+    A silent one has taken its address along: nobody even refuses.
+    """
+    with ExitStack() as stack:
+
+        async def start(count, silent):
+            async def talk(reader, writer):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(ANSWERS)
+                await writer.drain()
+                writer.close()
+
+            servers = [await asyncio.start_server(talk, "127.0.0.1", 0) for _ in range(count)]
+            ports = [server.sockets[0].getsockname()[1] for server in servers]
+            url = await asyncio.to_thread(front, *(ports * 2)[:2])
+            for server, port in zip(servers, ports, strict=True):
+                server.close()
+                await server.wait_closed()
+                if silent:  # whoever has no place in a full backlog is not answered
+                    deaf = stack.enter_context(socket.create_server(("127.0.0.1", port), backlog=0))
+                    stack.enter_context(socket.create_connection(deaf.getsockname()))
+            return url
+
+        yield start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("silent", [False, True])
+async def test_servers_that_are_gone_are_a_503(leave, count, silent):
+    async with httpx.AsyncClient(base_url=await leave(count, silent)) as client:
+        for method, path in (("POST", "/v1/completions"), ("GET", "/v1/models")):
+            answer = await client.request(method, path)
+            assert "try again" in error_of(answer, 503)
+            assert answer.headers["retry-after"] == "1"
 
 
 @pytest.mark.slow
