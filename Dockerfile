@@ -21,25 +21,40 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/unmask \
  && /opt/unmask/bin/pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt -r run.txt
 
+# Attention on a CPU, compiled here for the processors that the image may meet: it has no compiler itself.
+# The compiler is of whatever version the base image's Debian has.
+FROM ${PYTHON_IMAGE} AS kernels
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY engine/native.cpp engine/library.py engine/
+RUN python -m engine.library /kernels
+
 FROM ${PYTHON_IMAGE} AS package
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY --from=requirements /src/build.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip pip install -r build.txt
+RUN --mount=type=cache,target=/root/.cache/pip python -m venv /build && /build/bin/pip install -r build.txt
 COPY pyproject.toml README.md ./
 COPY engine engine
 COPY server server
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+COPY --from=kernels /kernels engine
+RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
+
+# What is in the image, for whoever looks for known holes: CycloneDX's list of Python packages. Of Debian's, dpkg has one.
+FROM ${PYTHON_IMAGE} AS listing
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN --mount=type=cache,target=/root/.cache/pip python -m venv /listing && /listing/bin/pip install cyclonedx-bom==7.5.0
+RUN --mount=type=bind,from=dependencies,source=/opt/unmask,target=/opt/unmask \
+    /listing/bin/cyclonedx-py environment --output-reproducible --output-file /packages.cdx.json /opt/unmask/bin/python
 
 FROM ${PYTHON_IMAGE}
-LABEL org.opencontainers.image.title="unmask" \
-      org.opencontainers.image.description="An OpenAI-compatible inference server for diffusion language models" \
-      org.opencontainers.image.licenses="Apache-2.0"
 # Group 0 may write, so that platforms which choose the user id themselves can run it too.
 RUN install -d -o 10001 -g 0 -m 0775 /cache
 COPY --from=dependencies /opt/unmask /opt/unmask
 RUN --mount=type=bind,from=package,source=/wheels,target=/wheels \
     /opt/unmask/bin/pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
+COPY --from=listing /packages.cdx.json /usr/share/doc/unmask/
 COPY configs /etc/unmask
 ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -51,7 +66,13 @@ ENV PATH=/opt/unmask/bin:$PATH \
 USER 10001:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-# Loading a large model takes minutes; only after the start period do failures count.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+# Loading a large model takes minutes; only after the start period do failures count. It follows the port.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["python", "-m", "server.health"]
 ENTRYPOINT ["unmask", "serve"]
+# Last, so that another revision changes no layer.
+ARG REVISION=
+LABEL org.opencontainers.image.title="unmask" \
+      org.opencontainers.image.description="An OpenAI-compatible inference server for diffusion language models" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"

@@ -10,7 +10,7 @@ CPU_INDEX := $(shell sed -n 's/^ *TORCH_INDEX: *//p' docker/compose.cpu.yaml)
 GPU ?= $(shell command -v nvidia-smi)
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 
-.PHONY: help setup serve test test-slow lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-containers lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -46,6 +46,9 @@ tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what 
 test-slow: setup tools  ## the tests that take minutes, with real Prometheus and nginx
 	$(BIN)/python -m pytest -q -m slow
 
+test-containers: setup  ## the images, the compose stack and a pod, really run; left out where that cannot be
+	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -58,7 +61,7 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
 	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
 
-check: lint lint-deploy test test-slow  ## what CI runs
+check: lint lint-deploy test test-slow test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

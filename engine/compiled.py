@@ -3,7 +3,12 @@
 Knows functions and devices. Which functions are compiled is their modules' business; when, that of `engine.warmup`.
 """
 
+import logging
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -11,6 +16,11 @@ from torch import Tensor
 
 from engine.errors import ConfigError
 from engine.kernels import linear as fastest_linear
+
+logger = logging.getLogger(__name__)
+
+CODE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""torch's own variable. It makes that folder as soon as it needs any part of its compiler, compiled functions or none."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -31,6 +41,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product: Tensor = _opaque_linear(x, weight, bias)
         return product
     return fastest_linear(x, weight, bias)
+
+
+def find_code_folder() -> None:
+    """Where the folder that is set cannot be written, torch is given another: it would end the process."""
+    folder = os.environ.get(CODE_FOLDER)
+    if not folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+        cause = "Permission denied"
+    except OSError as error:
+        cause = error.strerror
+    other = "/"  # which is there, and all that is asked for while nothing is compiled
+    with suppress(OSError):
+        other = tempfile.gettempdir()
+    os.environ[CODE_FOLDER] = other
+    logger.warning("%s=%s cannot be written (%s): compiled code is not kept", CODE_FOLDER, folder, cause)
 
 
 def check_compiler(setting: str, device: torch.device) -> None:

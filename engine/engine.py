@@ -17,7 +17,7 @@ from engine.attention import KVPool
 from engine.batch import build
 from engine.budget import kv_pool_pages
 from engine.checks import check
-from engine.compiled import check_compiler
+from engine.compiled import check_compiler, find_code_folder
 from engine.config import EngineConfig, ModelSpec
 from engine.errors import CapacityError, InvalidRequest
 from engine.faults import Fault, report
@@ -207,6 +207,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     Raises LoadError if the checkpoint cannot be served, CapacityError if it does not fit, ConfigError on settings that
     contradict each other or the machine.
     """
+    find_code_folder()
     device = choose_device(config)
     enter_device(device)
     description = find(config.model, config.revision)

@@ -1,27 +1,23 @@
-"""Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the machine that runs it.
+"""Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the processor that runs it.
 
-Knows compilers, where their work is kept, and the kernel's arguments; why it is there: docs/adr/012. Where there is no
-compiler nothing is lost but speed: `engine.kernels` then takes torch's kernels.
+Knows the kernel's arguments; why it is there: docs/adr/012. Where it comes from is `engine.library`'s business. Where it
+cannot be had nothing is lost but speed: `engine.kernels` then takes torch's kernels.
 """
 
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from engine.library import library
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +35,6 @@ class Reach(NamedTuple):
     """unless an array of int64 at this address has theirs."""
 
 
-SOURCE = Path(__file__).with_name("native.cpp")
-COMPILERS = ("c++", "g++", "clang++")
-# OpenMP's functions are left open: torch, in whose threads the kernel has to run, has brought them into the process.
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=fast",
-    "-fopenmp",
-    "-fno-exceptions",
-    "-fPIC",
-    "-shared",
-    "-nodefaultlibs",
-)
-LIBRARIES = ("-lm", "-lc")
 MAX_HEAD_DIM = 256
 TILE, MOST_QUERIES = 64, 32
 """Of `native.cpp`: keys between two looks at the largest score, and queries that are computed at once at most."""
@@ -63,8 +45,8 @@ _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 class Kernel:
     """The functions of a shared library. Raises OSError if that cannot be loaded."""
 
-    def __init__(self, library: Path) -> None:
-        functions = ctypes.CDLL(str(library))
+    def __init__(self, path: Path) -> None:
+        functions = ctypes.CDLL(str(path))
         self._attention, self._watched_attention = functions.attention, functions.watched_attention
         tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
         self._attention.argtypes = (*tensors, _Pointer, _Integer, ctypes.c_int)
@@ -102,7 +84,7 @@ def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int,
 def kernel() -> Kernel | None:
     """None where it cannot be had, for a reason that the log has."""
     try:
-        own = Kernel(_library())
+        own = Kernel(library())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         stderr = getattr(error, "stderr", None)
         logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
@@ -126,44 +108,6 @@ def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
         and keys.stride()[1:] == (head_dim, 1)
         and values.stride() == keys.stride()
     )
-
-
-def compile_to(path: Path, flags: Sequence[str] = ()) -> None:
-    """Raises OSError where there is no compiler, SubprocessError if it fails."""
-    command = [*_compiler().split(), *FLAGS, *flags, "-o", str(path), str(SOURCE), *LIBRARIES]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
-
-
-def _compiler() -> str:
-    """With its own flags, if the user has named it so. Raises FileNotFoundError if there is none."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
-    if compiler is None:
-        raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    return compiler
-
-
-def _library() -> Path:
-    """Compiled now, unless an earlier process with this compiler on such a CPU has done it."""
-    kept = _cache_folder() / f"attention-{_key()}.so"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=kept.parent) as folder:
-            compile_to(built := Path(folder) / kept.name)
-            built.replace(kept)  # whole or not at all, whoever else does the same
-    return kept
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "unmask"
-
-
-def _key() -> str:
-    """Of the source, the compiler and the processor: a home folder may be shared by machines that are not alike."""
-    processor = platform.processor() + platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor += "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
-    return hashlib.sha256(SOURCE.read_bytes() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

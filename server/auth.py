@@ -21,7 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class KnownHosts:
-    """Answers 403 to requests for a host that is not among these.
+    """Answers 403 to requests for a host that is not among these, but for probes, which ask an address.
 
     A web page may have its own name resolve to the loopback, and is then of the same origin as the server there.
     """
@@ -31,7 +31,8 @@ class KnownHosts:
         self._hosts = {_host_name(host) for host in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        hosts = () if scope["type"] == "lifespan" else Headers(scope=scope).getlist("host")
+        is_open = scope["type"] == "lifespan" or scope["path"] in PROBES
+        hosts = () if is_open else Headers(scope=scope).getlist("host")
         foreign = next((host for host in hosts if _host_name(host) not in self._hosts), None)
         if foreign is None:  # browsers always name one
             await self._app(scope, receive, send)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a module may import only from floors above it in this list
+    {"engine.library"},
     {"engine.native"},
     {"engine.errors", "engine.transfer", "engine.kernels", "engine.output", "engine.histogram"},
     {"engine.config", "engine.params", "engine.compiled"},
@@ -51,6 +52,7 @@ FLOORS = [  # a module may import only from floors above it in this list
     {"server"},  # sees `engine`, never `engine.*`
 ]
 NO_TORCH = {
+    "engine.library",
     "engine.errors",
     "engine.config",
     "engine.params",

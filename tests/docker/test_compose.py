@@ -150,6 +150,7 @@ def test_the_cpu_server_serves(outside, serve):
 def test_the_image_has_what_commands_name():
     image = dockerfile()
     assert image["COPY"].split() == ["configs", MODELS.rstrip("/")]
+    assert image["HEALTHCHECK"].endswith('CMD ["python", "-m", "server.health"]')
     assert image["ENTRYPOINT"] == '["unmask", "serve"]'
     assert image["EXPOSE"] == str(ServerConfig().port)
     assert image["USER"] == compose("compose.yaml")["services"]["server"]["user"]
@@ -180,14 +181,9 @@ def test_the_grace_period_outlasts_the_servers_own_time_to_drain():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["compose", "image"])
-def test_health_checks_do_what_they_say(which, serve, llada_tiny):
-    """Against a server that is up, and against none."""
-    if which == "compose":
-        kind, *command = compose("compose.yaml")["services"]["server"]["healthcheck"]["test"]
-    else:
-        [quoted] = re.findall(r"CMD (\[.*\])", dockerfile()["HEALTHCHECK"])
-        kind, command = "CMD", yaml.safe_load(quoted)
+def test_the_health_check_does_what_it_says(serve, llada_tiny):
+    """Against a server that is up, and against none. The image's own: tests/server/test_health.py."""
+    kind, *command = compose("compose.yaml")["services"]["server"]["healthcheck"]["test"]
     assert (kind, command[0]) == ("CMD", "python")
 
     def check(port):

@@ -1,9 +1,15 @@
 """What torch's compiler is given, and that an engine says the same through it; without a C++ compiler, a clear word."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,11 +17,41 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from engine import ConfigError, EngineConfig, load
+from engine.compiled import find_code_folder
 from engine.models import new_model
 from engine.models.synthetic import random_model
 from engine.reference import DenseContext
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("inside", ["", "/torchinductor"])
+def test_a_folder_for_code_that_cannot_be_written_costs_a_warning(llada_tiny, tmp_path, inside):
+    """In a new process: this one has torch's compiler already."""
+    (tmp_path / "file").touch()
+    folder = f"{tmp_path}/file{inside}"
+    program = f"from engine import EngineConfig, load; print(load(EngineConfig(model={str(llada_tiny)!r})).info.device)"
+    environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+    ended = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert f"TORCHINDUCTOR_CACHE_DIR={folder} cannot be written" in ended.stderr
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_one_that_can_be_is_left_alone(monkeypatch, tmp_path, caplog, is_there):
+    folder = str(tmp_path if is_there else tmp_path / "new" / "one")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+    find_code_folder()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == folder
+    assert not caplog.records
+
+
+def test_without_any_place_to_write_there_is_one_that_exists(monkeypatch, caplog):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/dev/null/x")
+    monkeypatch.setattr(tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError))
+    find_code_folder()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_dir()
+    assert "Not a directory" in caplog.text
 
 
 def forward(model, rows, targets):

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from engine import EngineConfig, kernels, load, native
+from engine import EngineConfig, kernels, library, load, native
 from engine.attention import KVPool, Segment, attend_rows, attend_segments
 from engine.kernels import attention
 
@@ -18,9 +18,9 @@ WIDTHS = ["the machine's", 4, 8, 16]
 
 @pytest.fixture(scope="module", params=WIDTHS)
 def kernel(request, tmp_path_factory):
-    library = tmp_path_factory.mktemp("native") / "attention.so"
-    native.compile_to(library, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
-    return native.Kernel(library)
+    path = tmp_path_factory.mktemp("native") / "attention.so"
+    library.compile_to(path, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
+    return native.Kernel(path)
 
 
 @pytest.fixture
@@ -162,11 +162,11 @@ def test_attention_is_its_business_where_it_takes_it(monkeypatch):
 
 def test_it_is_compiled_once_on_a_machine(anew, monkeypatch):
     assert native.kernel()
-    [library] = anew.iterdir()
+    [kept] = anew.iterdir()
     native.kernel.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert native.kernel()
-    assert list(anew.iterdir()) == [library], "and nothing half done beside it"
+    assert list(anew.iterdir()) == [kept], "and nothing half done beside it"
 
 
 def test_what_another_compiler_made_is_not_used(anew, monkeypatch):

@@ -198,12 +198,12 @@ def test_fewer_connections_than_asked_for_are_warned_of(monkeypatch, caplog):
 
 @pytest.fixture
 def local(engine, tokenizer):
-    """`await local(host)`: the answer of an app that knows the loopback's hosts to GET /v1/models for this one."""
+    """`await local(host, path)`: the answer of an app that knows the loopback's hosts to GET for this one."""
     app = create_app(engine, tokenizer, build({"allowed_hosts": auth.LOOPBACK}))
 
-    async def get(host):
+    async def get(host, path="/v1/models"):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            return await client.get("/v1/models", headers={"host": host})
+            return await client.get(path, headers={"host": host})
 
     return get
 
@@ -220,6 +220,12 @@ async def test_a_foreign_host_is_a_403(api, local, host):
     error = api.error_of(await local(host), 403)
     assert error["code"] == "unknown_host"
     assert "allowed_hosts" in error["message"]
+
+
+@pytest.mark.parametrize("path", sorted(auth.PROBES))
+async def test_probes_may_ask_by_any_address(local, path):
+    """A kubelet asks a pod's, and a container's own health check whatever the server listens at."""
+    assert (await local("10.244.1.7:8000", path)).status_code == 200
 
 
 async def test_every_host_can_be_allowed(engine, tokenizer):
