@@ -20,6 +20,9 @@ COPY --from=requirements /src/run.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/unmask \
  && /opt/unmask/bin/pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt -r run.txt
+# torch's wheel brings the programs that test its own C++.
+RUN rm -rf /opt/unmask/lib/python3*/site-packages/torch/test /opt/unmask/lib/python3*/site-packages/torch/bin/test_* \
+    /opt/unmask/lib/python3*/site-packages/torch/bin/protoc*
 
 # Attention on a CPU, compiled here for the processors that the image may meet: it has no compiler itself.
 # The compiler is of whatever version the base image's Debian has.

@@ -64,4 +64,5 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 check: lint lint-deploy test test-slow test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
+	-@umount --recursive .tools/containers/storage/overlay 2>/dev/null
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

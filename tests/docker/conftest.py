@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from .podman import podman, remove_all
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 
@@ -77,3 +79,14 @@ def panels():
         for panel in json.loads(path.read_text())["panels"]
         for target in panel.get("targets", ())
     ]
+
+
+@pytest.fixture(scope="session")
+def containers():
+    """podman, with nothing there before and nothing left afterwards."""
+    assert os.environ.get("UNMASK_PODMAN"), "`make test-containers` builds what these tests run"
+    remove_all()
+    yield
+    left = podman("ps", "--all", "--quiet") + podman("volume", "ls", "--quiet")
+    remove_all()
+    assert not left

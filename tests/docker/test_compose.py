@@ -164,10 +164,14 @@ def test_ports_match_what_listens():
     nginx = (DOCKER / "nginx" / "nginx.conf").read_text()
     assert f"listen {published['nginx']};" in nginx
     scrape = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())["scrape_configs"][0]
-    [discovery] = scrape["dns_sd_configs"]
-    assert discovery["port"] == published["server"]
-    for service in (base["server"], compose("compose.two.yaml")["services"]["server-b"]):
-        assert discovery["names"] == service["networks"]["inside"]["aliases"]
+    assert scrape["file_sd_configs"] == [{"files": ["targets.yml"]}]
+    addresses = [
+        service["networks"]["inside"]["ipv4_address"]
+        for service in (base["server"], compose("compose.two.yaml")["services"]["server-b"])
+    ]
+    for count, number in enumerate(("one", "two"), start=1):
+        [group] = yaml.safe_load((DOCKER / "prometheus" / f"targets-{number}.yml").read_text())
+        assert group["targets"] == [f"{address}:{published['server']}" for address in addresses[:count]]
     for name, service in base.items():
         assert f":{published[name]}/" in " ".join(service["healthcheck"]["test"]), name
 

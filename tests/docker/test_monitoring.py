@@ -1,7 +1,6 @@
 """Metrics, rules and dashboards against a real Prometheus that scrapes a real server under load."""
 
 import json
-import math
 import re
 import subprocess
 import threading
@@ -12,11 +11,10 @@ import pytest
 import yaml
 
 from .conftest import DOCKER
+from .prometheus import INTERVAL, load, unanswered
 
 PROMETHEUS = DOCKER / "prometheus"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
-INTERVAL = "20s"
-"""In place of Grafana's `$__rate_interval`: four scrapes and more."""
 
 
 def query(name, quantile=None):
@@ -79,20 +77,9 @@ def test_every_rule_has_a_unit_test():
     assert {rule["record"] for rule in rules if "record" in rule} == recorded
 
 
-def load(url, stop):
-    """Requests of every kind until told to stop: streams, whole answers, stop strings, errors, hang-ups."""
-    with httpx.Client(base_url=url, timeout=60) as client:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            body = {"prompt": [5, 6, 7] * (1 + number % 9), "max_tokens": 70, "stream": bool(number % 2)}
-            body["diffusion"] = {"cache": ("dual", "prefix", "d2")[number % 3], "threshold": 0.5}
-            if number % 7 == 0:
-                with client.stream("POST", "/v1/completions", json={**body, "stream": True, "ignore_eos": True}):
-                    continue
-            client.post("/v1/completions", json=body)
-            if number % 5 == 0:
-                client.get("/v1/models/unknown")
+def client(url, stop):
+    with httpx.Client(base_url=url, timeout=60) as http:
+        load(http, stop)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +91,7 @@ def measured(serve, llada_tiny, tool, free_port, background, tmp_path_factory):
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(path) for path in RULES]
         [scrape] = config["scrape_configs"]
-        del scrape["dns_sd_configs"]
+        del scrape["file_sd_configs"]
         scrape["static_configs"] = [{"targets": [server.removeprefix("http://")]}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         address = f"127.0.0.1:{free_port()}"
@@ -116,36 +103,16 @@ def measured(serve, llada_tiny, tool, free_port, background, tmp_path_factory):
         ]
         with background(command, f"http://{address}/-/ready", folder / "log"):
             stop = threading.Event()
-            clients = [threading.Thread(target=load, args=(server, stop)) for _ in range(3)]
-            for client in clients:
-                client.start()
+            clients = [threading.Thread(target=client, args=(server, stop)) for _ in range(3)]
+            for thread in clients:
+                thread.start()
             try:
                 time.sleep(30)
                 yield f"http://{address}", server
             finally:
                 stop.set()
-                for client in clients:
-                    client.join()
-
-
-def ask(url, expression):
-    """The samples of an instant query; raises AssertionError where Prometheus finds fault with it."""
-    answer = httpx.get(f"{url}/api/v1/query", params={"query": expression}, timeout=30).json()
-    assert answer["status"] == "success", f"{expression}: {answer}"
-    return [float(sample["value"][1]) for sample in answer["data"]["result"]]
-
-
-def filled_in(expression):
-    """As Grafana would ask it."""
-    expression = expression.replace("$__rate_interval", INTERVAL).replace("$model_name", "llada-tiny")
-    assert "$" not in expression, expression
-    return expression
-
-
-def unanswered(url, queries):
-    """Those that find nothing, or nothing but NaN."""
-    answers = {name: ask(url, filled_in(expression)) for name, expression in queries}
-    return [name for name, values in answers.items() if not values or all(map(math.isnan, values))]
+                for thread in clients:
+                    thread.join()
 
 
 @pytest.mark.slow
