@@ -20,7 +20,7 @@ from engine.kernels import linear as fastest_linear
 logger = logging.getLogger(__name__)
 
 CODE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-"""torch's own variable. It makes that folder as soon as it needs any part of its compiler, compiled functions or none."""
+"""torch's own variable. It makes that folder as soon as it needs any part of its compiler, even to compile nothing."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

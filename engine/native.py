@@ -1,7 +1,7 @@
 """Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the processor that runs it.
 
-Knows the kernel's arguments; why it is there: docs/adr/012. Where it comes from is `engine.library`'s business. Where it
-cannot be had nothing is lost but speed: `engine.kernels` then takes torch's kernels.
+Knows the kernel's arguments; why it is there: docs/adr/012. Where it comes from is `engine.library`'s business. Without
+it nothing is lost but speed: `engine.kernels` then takes torch's kernels.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Whether the server of this container is well: `python -m server.health`, for the image's HEALTHCHECK.
 
-Asks wherever a process that it can see listens, since the port may come from a file, a variable or a flag. Reads what Linux
-tells in /proc and imports nothing of the project: this runs every few seconds.
+Asks wherever a process that it can see listens, since the port may come from a file, a variable or a flag. Reads what
+Linux tells in /proc and imports nothing of the project: this runs every few seconds.
 """
 
 import re

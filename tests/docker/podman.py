@@ -50,3 +50,4 @@ def remove_all():
         podman("pod", "rm", "--all", "--force")
         podman("volume", "prune", "--force")
         podman("network", "prune", "--force")
+        podman("secret", "rm", "--all")
