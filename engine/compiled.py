@@ -54,7 +54,7 @@ def find_code_folder() -> None:
             return
         cause = "Permission denied"
     except OSError as error:
-        cause = error.strerror
+        cause = error.strerror or str(error)
     other = "/"  # which is there, and all that is asked for while nothing is compiled
     with suppress(OSError):
         other = tempfile.gettempdir()
