@@ -31,6 +31,11 @@ def rendered(files, folder):
         service["healthcheck"].pop("start_interval", None)
         service["ports"] = [port.replace("127.0.0.1:", f"{LOOPBACK}:") for port in service["ports"]]
         service["volumes"] = [volume.replace("./", f"{DOCKER}/", 1) for volume in service["volumes"]]
+        if isinstance(
+            service["networks"], dict
+        ):  # as Docker does: an address that comes back is the same card, which neighbours remember
+            inside = service["networks"]["inside"]
+            inside["mac_address"] = "02:42:" + ":".join(f"{int(n):02x}" for n in inside["ipv4_address"].split("."))
         if program == "server":  # `extends` reads compose.yaml alone
             service["command"], service["deploy"] = services["server"]["command"], {}
     document["secrets"]["api-keys"]["file"] = str(folder / "api-keys")
