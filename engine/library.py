@@ -1,7 +1,7 @@
 """The shared library of `native.cpp` for this processor: one that was built with the package, or one compiled here.
 
 Knows compilers, processors and where their work is kept, and nothing of what is in it. Stands alone, without torch:
-the image compiles with this file and no other (docs/adr/027). `python -m engine.library FOLDER` is what it calls.
+the image compiles with this file and no other (docs/adr/018). `python -m engine.library FOLDER` is what it calls.
 """
 
 import hashlib
