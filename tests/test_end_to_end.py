@@ -35,7 +35,7 @@ def options(row):
         "prompt": row["prompt"],
         "max_tokens": row["gen_length"],
         "temperature": 0,
-        "extra_body": {"diffusion": {key: row[key] for key in keys if key in row}},
+        "extra_body": {"diffusion": {"lookahead": None} | {key: row[key] for key in keys if key in row}},
     }
 
 

@@ -33,7 +33,8 @@ def test_five_points_are_too_many_to_lose(cache):
 
 
 def test_the_exact_decode_is_what_it_says():
-    assert exact(32).diffusion(64) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 64}
+    fields = {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 64, "lookahead": None}
+    assert exact(32).diffusion(64) == fields
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ async def test_the_schema_can_be_read(api):
     schema = (await api.client.get("/openapi.json")).json()
     for path in ("/v1/completions", "/v1/chat/completions"):
         responses = schema["paths"][path]["post"]["responses"]
-        assert set(responses) == {"200", *map(str, (400, 401, 404, 408, 413, 415, 429, 431, 500, 503, 504))}
+        assert set(responses) == {"200", *map(str, (400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504))}
         assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
     for path, operations in schema["paths"].items():
         for operation in operations.values():
