@@ -62,7 +62,7 @@ async def test_head_is_logged_and_counted_as_it_came(api, caplog):
         (b"HTTP://localhost:80/v1/models/?a=b://c", b"200"),
         (b"https://[::1]/health", b"200"),
         (b"http://localhost", b"404"),
-        (b"http://page.example.org/health", b"403"),
+        (b"http://page.example.org/v1/models", b"403"),
         (b"ftp://localhost/health", b"404"),
         (b"*", b"404"),
     ],
