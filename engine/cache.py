@@ -35,7 +35,7 @@ class NoCache(CachePolicy):
 
 
 class PrefixCache(CachePolicy):
-    """A block's first step refreshes all that is visible; later steps compute from the block to its end."""
+    """A block's first step refreshes all that is visible; later steps compute the block and what follows it."""
 
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, _window_start(request) if request.block.step else 0, request.block.visible_end)

@@ -73,7 +73,7 @@ class Scheduler:
 
     def schedule(self) -> list[StepPlan]:
         """Admits what fits and returns the plans of this step: at least one if any request is here and not at fault."""
-        ready = [request for request in self.running if self._has_pages(request)]
+        ready = [request for request in self.running if self._take_pages(request)]
         self.num_stalled = len(self.running) - len(ready)
         if not self.num_stalled:
             ready += self._admit()
@@ -113,15 +113,15 @@ class Scheduler:
     def _admit(self) -> list[Request]:
         """Those that run from now on."""
         admitted: list[Request] = []
-        while self.waiting and len(self.running) < self.max_running and self._has_pages(self.waiting[0]):
+        while self.waiting and len(self.running) < self.max_running and self._take_pages(self.waiting[0]):
             request = self.waiting.popleft()
             request.admitted_at = time.monotonic()
             self.running.append(request)
             admitted.append(request)
         return admitted
 
-    def _has_pages(self, request: Request) -> bool:
-        """Whether everything visible has a slot, after taking what pages that needs and the others can spare."""
+    def _take_pages(self, request: Request) -> bool:
+        """Takes the pages that its visible positions need and the others can spare; returns whether all have a slot."""
         pool = self.pool
         count = pool.pages_for(request.block.visible_end) - len(request.pages)
         if count <= 0:
@@ -135,7 +135,7 @@ class Scheduler:
         return True
 
     def _can_spare(self, count: int, taker: Request) -> bool:
-        """Whether all, and the taker of so many pages with them, could still end one after the other."""
+        """Whether all running requests and the taker, with `count` pages more, could still end one after the other."""
         pool = self.pool
         claims = [self._claim(request) for request in self.running if request is not taker]
         held, missing = self._claim(taker)
