@@ -98,13 +98,19 @@ class HeaderLimit:
 
 
 class BodyLimit:
-    """Hands a body on in one piece, and only if it is neither too long, nor too slow, nor costly to parse."""
+    """Hands a body on in one piece, and only if it is neither too long, nor too slow, nor costly to parse.
+
+    Long ones are handed on one by one. What the event loop does for each, parsing above all, takes milliseconds;
+    checking the next in a thread gives other requests their turn in between.
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_items: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._max_items = max_items
         self._seconds = seconds
+        self._turn = asyncio.Lock()
+        """Of a long body."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -135,7 +141,8 @@ class BodyLimit:
             if len(body) <= CHECKED_AT_ONCE:
                 check_json(body, self._max_items)
             else:
-                await asyncio.to_thread(check_json, body, self._max_items)
+                async with self._turn:
+                    await asyncio.to_thread(check_json, body, self._max_items)
             return {"type": "http.request", "body": body, "more_body": False}
 
         await self._app(scope, receive_within_limits, send)

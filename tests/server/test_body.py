@@ -10,6 +10,7 @@ from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import middleware
 from server.body import CHUNK, MAX_DEPTH, MAX_NODES, check_json
 
 JSON = {"content-type": "application/json"}
@@ -149,3 +150,26 @@ async def test_no_body_holds_the_event_loop(engine, tokenizer, listening, name):
             ticking.cancel()
             assert 400 <= response.status_code < 500
     assert min(stalls) < 0.05, stalls
+
+
+async def test_long_bodies_are_handed_on_one_by_one(monkeypatch):
+    """The next is not even checked before the event loop is done with the one before."""
+    at_work, most = 0, 0
+
+    def check(body, max_items):
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.02)
+        at_work -= 1
+
+    async def app(scope, receive, send):
+        await receive()
+
+    async def receive():
+        return {"type": "http.request", "body": b" " * (middleware.CHECKED_AT_ONCE + 1)}
+
+    monkeypatch.setattr(middleware, "check_json", check)
+    limit = middleware.BodyLimit(app, max_bytes=MEBIBYTE, max_items=100, seconds=60)
+    await asyncio.gather(*(limit({"type": "http", "headers": []}, receive, None) for _ in range(4)))
+    assert most == 1
