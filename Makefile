@@ -38,7 +38,7 @@ serve: .venv/runtime  ## serve the bundled demo model on http://127.0.0.1:8000
 	@$(BIN)/unmask serve
 
 test: setup  ## the tests, under five minutes
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
 
 tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what follows
 	PYTHON=$(PYTHON) .ci/tools

@@ -57,7 +57,7 @@ def create_app(
     )
     watching = observers(engine, tokenizer, settings, tracer)
     app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
-    app.include_router(router)
+    app.router.routes.extend(router.routes)  # `include_router` would build every route anew
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     _guard(app, config)

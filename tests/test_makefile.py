@@ -54,7 +54,7 @@ def test_tests_install_the_rest(make):
     printed, asked = make("test", "GPU=yes")
     assert "Installing what tests and linters need" in printed
     assert [line.rsplit(" ", 1)[1] for line in asked if "pip install" in line] == [".[dev]"]
-    assert asked[-1] == "python -m pytest -q"
+    assert asked[-1].startswith("python -m pytest -q --numprocesses auto ")
 
 
 def test_without_a_gpu_the_way_to_the_small_torch_is_told(make):

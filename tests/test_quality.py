@@ -17,7 +17,9 @@ REACHED = {"none": 0.99, "prefix": 0.99, "dual": 0.99}
 """Accuracy over all families when the model was bundled."""
 
 
-@pytest.mark.parametrize("cache", REACHED)
+@pytest.mark.parametrize(
+    "cache", ["dual", *(pytest.param(other, marks=pytest.mark.slow) for other in ("none", "prefix"))]
+)
 def test_five_points_are_too_many_to_lose(cache):
     questions = from_tasks(list(DEMO_TASKS), SEED, PER_TASK, few_shot=0)
 

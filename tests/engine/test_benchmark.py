@@ -125,6 +125,7 @@ def test_the_small_size_is_the_published_shape():
     assert spec.vocab_size == 4096
 
 
+@pytest.mark.slow
 def test_the_baseline_is_no_strawman():
     """Over the same rows, the reference's dense forward takes no longer than the engine's; both with the whole head."""
     rows = 512

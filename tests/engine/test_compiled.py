@@ -25,6 +25,7 @@ from engine.reference import DenseContext
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["", "/torchinductor"])
 def test_a_folder_for_code_that_cannot_be_written_costs_a_warning(llada_tiny, tmp_path, inside):
     """In a new process: this one has torch's compiler already."""

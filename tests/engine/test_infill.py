@@ -145,7 +145,7 @@ def test_caches_that_recompute_everything_fill_alike(engines, submission, run, f
         assert tokens == run(engines[family], submission("none", cache="none", **row))["none"][0]
 
 
-@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("family", ["llada", pytest.param("dream", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cache", sorted(CACHES))
 def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission, run, family, cache):
     """Among ordinary requests; every hole to its last position, and no page is kept."""
@@ -179,13 +179,14 @@ def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission,
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@pytest.mark.parametrize("cache", sorted(CACHES))
-@pytest.mark.parametrize("unmask", sorted(UNMASKS))
-def test_a_hole_at_the_end_is_an_ordinary_request(engines, submission, run, family, cache, unmask):
-    row = {"prompt": list(range(30, 47)), "gen_length": 32, "block_length": 8, "cache": cache, "unmask": unmask}
+def test_a_hole_at_the_end_is_an_ordinary_request(engines, submission, run, family):
+    """Of every cache and policy, all at once."""
+    row = {"prompt": list(range(30, 47)), "gen_length": 32, "block_length": 8}
     row |= {"threshold": 0.3, "temperature": 0.5, "steps": 20}
-    hole = run(engines[family], submission(holes=[(17, 32)], **row))
-    assert hole == run(engines[family], submission(ignore_eos=True, **row))
+    policies = [{"cache": cache, "unmask": unmask} for cache in CACHES for unmask in UNMASKS]
+    holes = run(engines[family], *(submission(i, holes=[(17, 32)], **row, **each) for i, each in enumerate(policies)))
+    plain = run(engines[family], *(submission(i, ignore_eos=True, **row, **each) for i, each in enumerate(policies)))
+    assert holes == plain
 
 
 @given(row=canvases(), length=st.integers(1, 40))

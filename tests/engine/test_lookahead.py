@@ -14,7 +14,7 @@ from engine.unmask import UNMASKS
 
 from .visible_twin import decode
 
-MODELS = pytest.mark.parametrize("fixture", ["llada_tiny", "dream_tiny"])
+MODELS = pytest.mark.parametrize("fixture", ["dream_tiny", pytest.param("llada_tiny", marks=pytest.mark.slow)])
 
 
 @pytest.fixture

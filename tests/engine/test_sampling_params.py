@@ -166,11 +166,10 @@ def test_bad_words_cost_steps_only_where_they_would_be_completed(engine):
 def test_min_tokens_holds(engine, unmask):
     """A model that wants to end at once may do so behind them, and there it does."""
     eos, *_ = ends = sorted(engine.info.spec.eos_ids)
-    for cache in sorted(CACHES):
-        asked = {"logit_bias": ((eos, 100.0), (8, 90.0)), "unmask": unmask, "cache": cache, "stop_ids": frozenset({8})}
-        [at_once] = answers(engine, ask(**asked))["r"]
+    asked = {"logit_bias": ((eos, 100.0), (8, 90.0)), "unmask": unmask, "stop_ids": frozenset({8})}
+    for [at_once] in answers(engine, *(ask(cache, cache=cache, **asked) for cache in CACHES)).values():
         assert (at_once.token_ids, at_once.finish_reason, at_once.stop_id) == ((), FinishReason.STOP, eos)
-        outputs = answers(engine, ask(min_tokens=21, **asked))["r"]
+    for outputs in answers(engine, *(ask(cache, cache=cache, min_tokens=21, **asked) for cache in CACHES)).values():
         assert len(tokens_of(outputs)) == 21
         assert {*ends, 8, MASK}.isdisjoint(tokens_of(outputs))
         assert (outputs[-1].finish_reason, outputs[-1].stop_id) == (FinishReason.STOP, eos)
