@@ -30,18 +30,18 @@ FROM ${PYTHON_IMAGE} AS kernels
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY engine/native.cpp engine/library.py engine/
-RUN python -m engine.library /kernels
+COPY engine/kernels/native.cpp engine/kernels/library.py kernels/
+RUN python kernels/library.py /kernels
 
 FROM ${PYTHON_IMAGE} AS package
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY --from=requirements /src/build.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip python -m venv /build && /build/bin/pip install -r build.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY engine engine
 COPY server server
-COPY --from=kernels /kernels engine
+COPY --from=kernels /kernels engine/kernels
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 # What is in the image, for whoever looks for known holes: CycloneDX's list of Python packages. Of Debian's, dpkg has one.
@@ -70,7 +70,7 @@ USER 10001:0
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Loading a large model takes minutes; only after the start period do failures count. It follows the port.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["python", "-m", "server.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["python", "-m", "server.http.health"]
 ENTRYPOINT ["unmask", "serve"]
 # Last, so that another revision changes no layer.
 ARG REVISION=

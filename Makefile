@@ -37,8 +37,12 @@ serve: .venv/runtime  ## serve the bundled demo model on http://127.0.0.1:8000
 	@echo "Starting the server; Ctrl-C ends it."
 	@$(BIN)/unmask serve
 
-test: setup  ## the tests, under five minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist worksteal
+FILE ?=
+# A process for each core, if it is more than a file.
+SPREAD := $(if $(FILE),,--numprocesses auto --maxprocesses 4 --dist worksteal)
+
+test: setup  ## the tests, under five minutes; FILE="tests/test_tiny.py" runs these alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD) $(FILE)
 
 tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what follows
 	PYTHON=$(PYTHON) .ci/tools

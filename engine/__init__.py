@@ -2,14 +2,23 @@
 
 from pathlib import Path
 
-from engine.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
-from engine.cache import CACHES
-from engine.config import EngineConfig, ModelSpec
-from engine.demo.tasks import TASKS as DEMO_TASKS
-from engine.demo.tasks import Problem as DemoProblem
-from engine.demo.tasks import problems as demo_problems
-from engine.engine import Engine, EngineInfo, EngineStats, load
-from engine.errors import (
+from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
+from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
+from engine.bench.method import METHODS, Method
+from engine.bench.roofline import (
+    GEOMETRIES,
+    Cost,
+    Prediction,
+    Step,
+    forward_cost,
+    geometry_of,
+    predict,
+    steps,
+)
+from engine.bench.turn import Workload
+from engine.cache.policies import CACHES
+from engine.core.config import EngineConfig, ModelSpec
+from engine.core.errors import (
     CapacityError,
     ConfigError,
     ContextLengthExceeded,
@@ -20,27 +29,18 @@ from engine.errors import (
     RequestFailed,
     UnmaskError,
 )
-from engine.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
-from engine.histogram import Distribution
+from engine.core.histogram import Distribution
+from engine.core.output import FinishReason, Output, TokenLogprobs, Usage
+from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
+from engine.core.request import Hole, Submission
+from engine.demo.tasks import TASKS as DEMO_TASKS
+from engine.demo.tasks import Problem as DemoProblem
+from engine.demo.tasks import problems as demo_problems
+from engine.engine import Engine, EngineInfo, EngineStats, load
+from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
-from engine.memory import Footprint, MemoryPlan, plan_memory
-from engine.method import METHODS, Method
-from engine.output import FinishReason, Output, TokenLogprobs, Usage
-from engine.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
-from engine.request import Hole, Submission
-from engine.roofline import (
-    GEOMETRIES,
-    Cost,
-    Prediction,
-    Step,
-    forward_cost,
-    geometry_of,
-    predict,
-    steps,
-)
-from engine.tally import DecodingStats, Discard, RowKind
-from engine.turn import Workload
-from engine.unmask import UNMASKS
+from engine.scheduling.tally import DecodingStats, Discard, RowKind
+from engine.unmask.policies import UNMASKS
 
 DEMO_MODEL = str(Path(__file__).parent / "demo")
 """The folder of the bundled demo model."""

@@ -12,24 +12,15 @@ from typing import Literal
 
 import torch
 
-import engine.native as native
-from engine.attention import KVPool
-from engine.batch import build
-from engine.budget import kv_pool_pages
-from engine.checks import check
-from engine.compiled import check_compiler, find_code_folder
-from engine.config import EngineConfig, ModelSpec
-from engine.errors import CapacityError, InvalidRequest
-from engine.faults import Fault, report
-from engine.isolate import choose, in_parts, is_memory_short
-from engine.models import find, load_model
-from engine.models.layers import Transformer
-from engine.models.weights import locate
-from engine.output import FinishReason, Output
-from engine.pages import PagePool
-from engine.plan import Scores, StepPlan
-from engine.request import Request, Submission
-from engine.runner import (
+from engine.core.config import EngineConfig, ModelSpec
+from engine.core.errors import CapacityError, InvalidRequest
+from engine.core.output import FinishReason, Output
+from engine.core.plan import Scores, StepPlan
+from engine.core.request import Request, Submission
+from engine.execution.batch import build
+from engine.execution.budget import kv_pool_pages
+from engine.execution.isolate import choose, in_parts, is_memory_short
+from engine.execution.runner import (
     Runner,
     choose_device,
     choose_dtype,
@@ -39,11 +30,20 @@ from engine.runner import (
     enter_device,
     set_threads,
 )
-from engine.scheduler import Scheduler
-from engine.scores import score
-from engine.tally import DecodingStats, Tally
-from engine.unmask import effective, needs
-from engine.warmup import warm_up
+from engine.execution.warmup import warm_up
+from engine.kernels import native
+from engine.kernels.attention import KVPool
+from engine.kernels.compiled import check_compiler, find_code_folder
+from engine.models import find, load_model
+from engine.models.layers import Transformer
+from engine.models.weights import locate
+from engine.scheduling.checks import check
+from engine.scheduling.faults import Fault, report
+from engine.scheduling.pages import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.tally import DecodingStats, Tally
+from engine.scoring.scores import score
+from engine.unmask.policies import effective, needs
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]
 """Called with what is under way, and how many tensors or forwards of it are done and there are in all."""

@@ -12,10 +12,10 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from engine.core.errors import DeviceLost, EngineUnavailable, InvalidRequest, QueueFull, RequestFailed
+from engine.core.output import FinishReason, Output, Usage
+from engine.core.request import Request, Submission
 from engine.engine import Engine, EngineInfo, EngineStats
-from engine.errors import DeviceLost, EngineUnavailable, InvalidRequest, QueueFull, RequestFailed
-from engine.output import FinishReason, Output, Usage
-from engine.request import Request, Submission
 
 logger = logging.getLogger(__name__)
 

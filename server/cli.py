@@ -28,9 +28,9 @@ class Command:
 
 
 COMMANDS = {
-    "serve": Command("server.serve", "serve a model behind the OpenAI API"),
+    "serve": Command("server.commands.serve", "serve a model behind the OpenAI API"),
     "bench": Command(
-        "server.benchmarks", "measure speed: of decoding, of a server under load, and what hardware allows"
+        "server.bench.command", "measure speed: of decoding, of a server under load, and what hardware allows"
     ),
     "eval": Command("server.eval.command", "measure what decoding policies cost in quality"),
 }

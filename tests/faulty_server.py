@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-import server.serve
-from engine.runner import Runner
+import server.commands.serve
+from engine.execution.runner import Runner
 from server.cli import main
 
 FAULT = [201, 7, 201, 9, 201]
@@ -25,7 +25,7 @@ DEATH = [205, 7, 205, 9, 205]
 """The engine's thread ends."""
 STANDSTILL = [207, 7, 207, 9, 207]
 """The engine's thread stops, and does not come back."""
-load = server.serve.load
+load = server.commands.serve.load
 
 
 class FaultyRunner(Runner):
@@ -77,5 +77,5 @@ def faulty_server(model, log, *flags):
 
 
 if __name__ == "__main__":
-    server.serve.load = faulty_load
+    server.commands.serve.load = faulty_load
     sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.api_table import main, updated
+from server.commands.api_table import main, updated
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 
@@ -25,7 +25,7 @@ def url(serve):
 
 def test_the_tables_are_up_to_date(tmp_path):
     text = PAGE.read_text()
-    assert updated(text) == text, "run `python -m server.api_table docs/api.md`"
+    assert updated(text) == text, "run `python -m server.commands.api_table docs/api.md`"
     copy = tmp_path / "api.md"
     copy.write_text(re.sub(r"(<!-- table: \w+ -->\n).*?(<!-- end -->)", r"\1\2", text, flags=re.DOTALL))
     assert "`temperature`" not in copy.read_text()

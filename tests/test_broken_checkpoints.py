@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine import ConfigError, EngineConfig, LoadError, load
 from engine.models import describe
 from server import cli
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 NESTED = "[" * 100_000
 BAD_CONFIGS = {

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from server.lifecycle import ENGINE_DIED, FORCED, GRACE_SECONDS
+from server.http.lifecycle import ENGINE_DIED, FORCED, GRACE_SECONDS
 from tests.faulty_server import DEATH, STANDSTILL, faulty_server
 
 NUM_STREAMS = 16

@@ -3,11 +3,11 @@
 import torch
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, FinishReason, SamplingParams, Submission, load
-from engine.batch import build
-from engine.cache import CACHES
-from engine.plan import Choice
-from engine.scores import score
-from engine.unmask import UNMASKS
+from engine.cache.policies import CACHES
+from engine.core.plan import Choice
+from engine.execution.batch import build
+from engine.scoring.scores import score
+from engine.unmask.policies import UNMASKS
 
 
 def test_a_step_by_hand(llada_tiny):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from engine.config import ModelSpec
-from engine.errors import LoadError
+from engine.core.config import ModelSpec
+from engine.core.errors import LoadError
 from engine.models import dream, llada
 from engine.models.config_file import ConfigFile
 from engine.models.layers import Transformer, TransformerConfig, rotary_table

@@ -13,8 +13,8 @@ from annotated_types import Ge, Gt, Le, Len
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.config import ModelSpec
-from engine.errors import LoadError
+from engine.core.config import ModelSpec
+from engine.core.errors import LoadError
 from engine.models.layers import TransformerConfig
 
 Layers = Annotated[int, Ge(1), Le(256)]

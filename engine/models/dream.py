@@ -7,7 +7,7 @@ by one. Says how its `config.json` and tensor names map to ours.
 from collections.abc import Mapping
 from typing import Literal
 
-from engine.config import ModelSpec
+from engine.core.config import ModelSpec
 from engine.models.config_file import (
     ConfigFile,
     Epsilon,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.compiled import compiled, linear
-from engine.kernels import packed
+from engine.kernels.compiled import compiled, linear
+from engine.kernels.products import packed
 
 
 class AttentionContext(Protocol):

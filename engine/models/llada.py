@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from engine.config import ModelSpec
+from engine.core.config import ModelSpec
 from engine.models.config_file import (
     ConfigFile,
     Epsilon,

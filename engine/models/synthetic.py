@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from engine.config import ModelSpec
+from engine.core.config import ModelSpec
 from engine.models import llada, new_model
 from engine.models.layers import Transformer
 

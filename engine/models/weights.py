@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from engine.errors import LoadError
+from engine.core.errors import LoadError
 from engine.models.config_file import Declaration, TokenId
 
 Progress = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from server.eval.answers import Answerer, Options
 from server.eval.policy import CANVAS, WINDOW, Lookahead, Policy, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
-from server.settings import DEMO, BadSetting, build
+from server.settings.tree import DEMO, BadSetting, build
 
 _EPILOG = """\
 Each list makes rows: every cache with every unmask policy at each value of that policy's parameter. So

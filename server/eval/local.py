@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
-from server.choice import Choice
-from server.completion import Completion
 from server.eval.answers import Answer, Options
 from server.eval.policy import Policy
 from server.eval.questions import Question
-from server.passage import Detokenizer, Passage
-from server.text import Tokenizer
-from server.watch import Siblings, Watch
+from server.observe.watch import Siblings, Watch
+from server.replies.choice import Choice
+from server.replies.completion import Completion
+from server.replies.passage import Passage
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
 
 
 class LocalModel:

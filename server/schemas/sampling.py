@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from engine import DiffusionParams
 from server.schemas.wire import INT64, StreamOptions, WireRequest, check_unicode, spelled_off, whole_numbers
-from server.settings import options
+from server.settings.tree import options
 
 MAX_CHOICES = 128
 MAX_STOPS = 64

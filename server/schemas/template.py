@@ -134,7 +134,7 @@ class Message(WireRequest):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """As templates expect it, but for the arguments of calls, which are texts (`server.turns`)."""
+        """As templates expect it, but for the arguments of calls, which are texts (`server.text.turns`)."""
         role = "system" if self.role == "developer" else self.role
         reasoning = self.reasoning_content or self.reasoning
         given = {

@@ -32,7 +32,7 @@ def spelled_off(*spellings: object, as_: object = None) -> Callable[[Any], Any]:
 class WireRequest(BaseModel):
     """A part of a request's body. In every field but the required ones, null is the same as leaving it out.
 
-    Unknown fields stay in `model_extra`, for whoever judges them (`server.unsupported`).
+    Unknown fields stay in `model_extra`, for whoever judges them (`server.protocols.unsupported`).
     """
 
     model_config = ConfigDict(

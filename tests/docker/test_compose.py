@@ -10,9 +10,9 @@ import httpx
 import pytest
 import yaml
 
-from server.lifecycle import GRACE_SECONDS
-from server.settings import ServerConfig
-from server.sources import load_settings
+from server.http.lifecycle import GRACE_SECONDS
+from server.settings.sources import load_settings
+from server.settings.tree import ServerConfig
 
 from .conftest import DOCKER, ROOT
 
@@ -150,7 +150,7 @@ def test_the_cpu_server_serves(outside, serve):
 def test_the_image_has_what_commands_name():
     image = dockerfile()
     assert image["COPY"].split() == ["configs", MODELS.rstrip("/")]
-    assert image["HEALTHCHECK"].endswith('CMD ["python", "-m", "server.health"]')
+    assert image["HEALTHCHECK"].endswith('CMD ["python", "-m", "server.http.health"]')
     assert image["ENTRYPOINT"] == '["unmask", "serve"]'
     assert image["EXPOSE"] == str(ServerConfig().port)
     assert image["USER"] == compose("compose.yaml")["services"]["server"]["user"]

@@ -7,10 +7,10 @@ import httpx
 import pytest
 import yaml
 
-from server.environment import service_links
-from server.lifecycle import GRACE_SECONDS
-from server.routes import router
-from server.sources import from_file, load_settings
+from server.http.lifecycle import GRACE_SECONDS
+from server.http.routes import router
+from server.settings.environment import service_links
+from server.settings.sources import from_file, load_settings
 
 from .conftest import DOCKER
 

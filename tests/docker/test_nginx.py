@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 import httpx
 import pytest
 
-from server.settings import ServerConfig
+from server.settings.tree import ServerConfig
 
 from .conftest import DOCKER
 

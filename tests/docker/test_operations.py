@@ -10,9 +10,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.cli import USAGE_ERROR
-from server.lifecycle import GRACE_SECONDS
-from server.settings import ServerConfig, options
-from server.sources import load_settings
+from server.http.lifecycle import GRACE_SECONDS
+from server.settings.sources import load_settings
+from server.settings.tree import ServerConfig, options
 
 from .conftest import DOCKER, ROOT
 

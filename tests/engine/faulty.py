@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.runner import Runner
+from engine.execution.runner import Runner
 
 
 class FaultyRunner(Runner):

@@ -1,4 +1,4 @@
-"""The slow twin of `engine.scores`, one request, one position and one token at a time; and batches for both."""
+"""The slow twin of `engine.scoring.scores`, one request, one position and one token at a time; and batches for both."""
 
 import math
 from collections import Counter
@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from engine.checks import check
-from engine.config import ModelSpec
-from engine.errors import InvalidRequest
-from engine.noise import hashed
-from engine.params import DiffusionParams, SamplingParams
-from engine.plan import Needs, StepPlan
-from engine.request import Request, Submission
+from engine.core.config import ModelSpec
+from engine.core.errors import InvalidRequest
+from engine.core.noise import hashed
+from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.plan import Needs, StepPlan
+from engine.core.request import Request, Submission
+from engine.scheduling.checks import check
 
 VOCAB, MASK, EOS = 24, 23, 22
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset({EOS}), max_model_len=32_768)

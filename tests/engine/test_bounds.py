@@ -12,21 +12,21 @@ import pytest
 import torch
 from annotated_types import Ge, Le
 
-import engine.edits
+import engine.scoring.edits
 from engine import CACHES, UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.batch import build
-from engine.checks import check
-from engine.dream_sampler import dream_schedule
-from engine.edits import edits
-from engine.isolate import choose
-from engine.pages import PagePool
-from engine.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
-from engine.plan import StepPlan
-from engine.request import Request
-from engine.scheduler import Scheduler
-from engine.scores import score
-from engine.tally import Tally
-from engine.unmask import effective, needs
+from engine.core.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
+from engine.core.plan import StepPlan
+from engine.core.request import Request
+from engine.execution.batch import build
+from engine.execution.isolate import choose
+from engine.scheduling.checks import check
+from engine.scheduling.pages import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.tally import Tally
+from engine.scoring.edits import edits
+from engine.scoring.scores import score
+from engine.unmask.dream import dream_schedule
+from engine.unmask.policies import effective, needs
 
 CONTEXT, PROMPT, VOCAB = 4096, 64, 1100
 ROOM = CONTEXT - PROMPT
@@ -211,7 +211,7 @@ def test_penalties_of_a_long_canvas_are_not_sorted():
 
 def test_an_edit_is_worked_out_once_a_step_in_however_many_parts(monkeypatch):
     plan = Steps({"frequency_penalty": 1.0}, {"block_length": MAX_BLOCK}).scheduler.schedule()[0]
-    worked_out, one_edit = [], engine.edits._edit
+    worked_out, one_edit = [], engine.scoring.edits._edit
     monkeypatch.setattr(engine.edits, "_edit", lambda request: worked_out.append(request) or one_edit(request))
     score(torch.randn(len(plan.targets), VOCAB), [plan], SPEC.mask_id)
     assert len(plan.targets) > 15 * 256

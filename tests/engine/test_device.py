@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import ConfigError, EngineConfig, EngineLoop, plan_memory
-from engine.runner import choose_device, enter_device
+from engine.execution.runner import choose_device, enter_device
 
 
 @pytest.fixture

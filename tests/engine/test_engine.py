@@ -16,7 +16,7 @@ from engine import (
     Submission,
     load,
 )
-from engine.reference import decode, factor, fixed, threshold
+from engine.bench.reference import decode, factor, fixed, threshold
 
 
 def random_row(rng, rule):
@@ -68,7 +68,7 @@ def test_a_step_whose_targets_are_scored_in_parts_decodes_the_same(engine, submi
     rng = random.Random(7)
     rows = [{**random_row(rng, rng.choice(["fixed", "threshold", "entropy"])), "temperature": 0.5} for _ in range(8)]
     whole = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
-    monkeypatch.setattr("engine.parts.TARGETS_AT_ONCE", 5)
+    monkeypatch.setattr("engine.scoring.parts.TARGETS_AT_ONCE", 5)
     assert run(engine, *(submission(number, **row) for number, row in enumerate(rows))) == whole
 
 

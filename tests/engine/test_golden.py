@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.bench.reference import DenseContext, decode, factor, fixed, threshold
 from engine.models import describe, load_model
-from engine.reference import DenseContext, decode, factor, fixed, threshold
 
 STRIDES = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 """Every seventh of the rows meets each pair of policies; all of them one by one take half a minute."""

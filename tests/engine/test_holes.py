@@ -14,12 +14,12 @@ from engine import (
     SamplingParams,
     Submission,
 )
-from engine.cache import CACHES
-from engine.checks import check
-from engine.config import ModelSpec
-from engine.plan import CachePolicy, Scores
-from engine.request import Request
-from engine.unmask import UNMASKS
+from engine.cache.policies import CACHES
+from engine.core.config import ModelSpec
+from engine.core.plan import CachePolicy, Scores
+from engine.core.request import Request
+from engine.scheduling.checks import check
+from engine.unmask.policies import UNMASKS
 
 MASK = 256
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.batch import build
-from engine.faults import Faults
-from engine.isolate import choose
-from engine.pages import PagePool
-from engine.parts import parts
-from engine.plan import Scores
-from engine.request import Request
-from engine.scheduler import Scheduler
-from engine.tally import Tally
-from engine.unmask import needs
+from engine.core.plan import Scores
+from engine.core.request import Request
+from engine.execution.batch import build
+from engine.execution.isolate import choose
+from engine.scheduling.faults import Faults
+from engine.scheduling.pages import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.tally import Tally
+from engine.scoring.parts import parts
+from engine.unmask.policies import needs
 
 CPU = torch.device("cpu")
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({47, 48}), max_model_len=1920)

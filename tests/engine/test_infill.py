@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import DiffusionParams, EngineConfig, FinishReason, Hole, SamplingParams, Submission, load
-from engine.cache import CACHES
-from engine.config import ModelSpec
-from engine.dream_sampler import dream_schedule
-from engine.reference import decode, decode_as_dream, factor, threshold
-from engine.request import Request, count_blocks
-from engine.unmask import UNMASKS
+from engine.bench.reference import decode, decode_as_dream, factor, threshold
+from engine.cache.policies import CACHES
+from engine.core.config import ModelSpec
+from engine.core.request import Request, count_blocks
+from engine.unmask.dream import dream_schedule
+from engine.unmask.policies import UNMASKS
 
 MASK = 256
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from engine import EngineConfig, load
-from engine.cache import CACHES
-from engine.reference import fixed, threshold
-from engine.request import Block
-from engine.unmask import UNMASKS
+from engine.bench.reference import fixed, threshold
+from engine.cache.policies import CACHES
+from engine.core.request import Block
+from engine.unmask.policies import UNMASKS
 
 from .visible_twin import decode
 

@@ -6,8 +6,9 @@ from weakref import WeakSet
 import pytest
 import torch
 
-from engine import FinishReason, scheduler
-from engine.isolate import is_memory_short
+from engine import FinishReason
+from engine.execution.isolate import is_memory_short
+from engine.scheduling import scheduler
 
 from .faulty import FaultyRunner, outputs
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import native
+from engine.kernels import native
 
 SCRIPT = Path(__file__).with_name("mixed_requests.py")
 REQUESTS = 2000

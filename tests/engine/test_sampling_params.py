@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine import UNMASKS, DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
-from engine.cache import CACHES
-from engine.reference import DenseContext
+from engine.bench.reference import DenseContext
+from engine.cache.policies import CACHES
 
 from .faulty import outputs as answers
 

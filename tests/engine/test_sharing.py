@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission
-from engine.pages import PagePool
-from engine.plan import Choice, Scores
-from engine.request import Request
-from engine.runner import choose_max_batch_rows
-from engine.scheduler import Scheduler
-from engine.unmask import select
+from engine.core.plan import Choice, Scores
+from engine.core.request import Request
+from engine.execution.runner import choose_max_batch_rows
+from engine.scheduling.pages import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.unmask.policies import select
 
 REQUESTS = 16
 CONFIGS = [

@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from engine import CACHES, UNMASKS, EngineConfig, SamplingParams, load
-from engine.transfer import fill
+from engine.kernels.transfer import fill
 
 READS = {"item", "tolist", "numpy", "cpu", "nonzero", "unique", "masked_select", "__bool__", "__int__", "__float__"}
 """Of tensors: each needs their values on the host, or as many places as they turn out to take."""

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from engine.kernels import attention
-from engine.reference import propose
+from engine.bench.reference import propose
+from engine.kernels.products import attention
 
 
 class Visible:

@@ -64,7 +64,7 @@ def masked_logprobs():
     """The oracle: one plain forward over a text with one token masked, outside of engine and server."""
     import torch
 
-    from engine.reference import DenseContext
+    from engine.bench.reference import DenseContext
 
     engine = load(EngineConfig(model=DEMO_MODEL))
     model = engine.runner.model

@@ -17,10 +17,10 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from engine import EngineLoop
-from server.app import create_app
-from server.lifecycle import Server
-from server.settings import build
-from server.text import Tokenizer
+from server.http.app import create_app
+from server.http.lifecycle import Server
+from server.settings.tree import build
+from server.text.tokenizer import Tokenizer
 
 from .fake_engine import FakeEngine
 

@@ -19,7 +19,7 @@ from engine import (
     TokenLogprobs,
     Usage,
 )
-from engine.tally import Tally
+from engine.scheduling.tally import Tally
 
 EOS = 256
 MAX_LEN = 128

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from engine import FinishReason
 from server.schemas import TemplateRequest
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 JSON = {"content-type": "application/json"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": [2]}'}}

@@ -6,8 +6,8 @@ from threading import get_ident
 import pytest
 
 from server.aside import AT_ONCE
-from server.convert import seeds
-from server.passage import Passage
+from server.prompts.convert import seeds
+from server.replies.passage import Passage
 
 
 def text_of(submission):
@@ -93,7 +93,7 @@ async def test_more_prompts_than_there_are_places_can_never_be_served(api, engin
 )
 async def test_log_probabilities_are_counted_before_they_are_made(api, engine, monkeypatch, body, param):
     """Hundreds of choices with twenty alternatives for each token would take gigabytes."""
-    monkeypatch.setattr("server.generation.MAX_LOGPROBS_OF_ANSWER", 256)
+    monkeypatch.setattr("server.replies.generation.MAX_LOGPROBS_OF_ANSWER", 256)
     engine.stats = replace(engine.stats, waiting=0)
     if param:
         assert (await api.error(400, **body))["param"] == param
@@ -117,7 +117,7 @@ async def test_many_tokens_are_read_and_checked_beside_the_event_loop(api, engin
     watched(engine, "prepare")
     watched(Passage, "push")
     engine.script = lambda _: ["a" * (AT_ONCE + 1)]
-    monkeypatch.setattr("server.generation.IDS_PER_TOKEN", 1)
+    monkeypatch.setattr("server.replies.generation.IDS_PER_TOKEN", 1)
     await api.complete(prompt="a" * 100, n=4)
     assert threads.keys() == {"prepare", "push"}
     assert get_ident() not in threads.values()

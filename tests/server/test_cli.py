@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-import server.serve
+import server.commands.serve
 from engine import CapacityError, LoadError
 from server import cli
 from server.cli import main
-from server.lifecycle import Server
-from server.report import start_report
+from server.commands.report import start_report
+from server.http.lifecycle import Server
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def complaint(capsys):
 @pytest.fixture
 def no_model(monkeypatch):
     """Fails the test if a model is loaded."""
-    monkeypatch.setattr(server.serve, "load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(server.commands.serve, "load", lambda *_: pytest.fail("a model was loaded"))
 
 
 def test_version(capsys):
@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_loaded(complaint, monkeypatch, error):
     def load(*_):
         raise error
 
-    monkeypatch.setattr(server.serve, "load", load)
+    monkeypatch.setattr(server.commands.serve, "load", load)
     assert complaint("serve", "--port", "0") == "unmask: too bad\n"
 
 
@@ -180,7 +180,7 @@ def test_an_interrupt_while_loading_is_no_stack_trace(monkeypatch, capsys):
     def load(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.serve, "load", load)
+    monkeypatch.setattr(server.commands.serve, "load", load)
     assert main(["serve", "--port", "0"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 

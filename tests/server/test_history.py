@@ -8,8 +8,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletio
 from openai.types.chat.chat_completion_message_function_tool_call import ChatCompletionMessageFunctionToolCall, Function
 
 from server.schemas import Message
-from server.text import Tokenizer
-from server.turns import with_objects
+from server.text.tokenizer import Tokenizer
+from server.text.turns import with_objects
 
 TEMPLATE = """\
 {% for message in messages %}{{ '<' + message.role + '>' + message.content }}\
@@ -96,7 +96,7 @@ async def test_arguments_are_not_parsed_on_the_event_loop(api, engine, monkeypat
     def never(_):
         raise AssertionError
 
-    monkeypatch.setattr("server.turns.parsed", never)
+    monkeypatch.setattr("server.text.turns.parsed", never)
     body = {"messages": [USER, {"role": "assistant", "tool_calls": [call()]}]}
     assert (await api.chat(**body)).status_code == 200
 
@@ -149,8 +149,8 @@ async def test_answers_are_what_the_sdk_declares(api):
 
 
 async def test_the_fingerprint_follows_from_what_runs(engine, tokenizer):
-    from server.service import _fingerprint
-    from server.settings import build
+    from server.protocols.service import _fingerprint
+    from server.settings.tree import build
 
     settings = build({})
     first = _fingerprint(engine.info, settings)

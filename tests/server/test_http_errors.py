@@ -6,8 +6,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from server.protocols.unsupported import HARMLESS, MAX_LABEL_LENGTH, MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
 from server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, WireRequest
-from server.unsupported import HARMLESS, MAX_LABEL_LENGTH, MAX_REMEMBERED, NEUTRAL_VALUES, UnsupportedFields
 
 JSON = {"content-type": "application/json"}
 

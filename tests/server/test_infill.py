@@ -4,7 +4,7 @@ import pytest
 from tokenizers import processors
 
 from engine import Hole
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture

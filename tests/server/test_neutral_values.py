@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.passage import StopStrings
+from server.replies.stop_strings import StopStrings
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from engine import EngineConfig, InvalidRequest, RequestFailed
-from server import body, cli, lifecycle, middleware
-from server.generation import MAX_LOGPROBS_OF_ANSWER
-from server.settings import ServerConfig, options
+from server import cli
+from server.guards import body, limits
+from server.http import lifecycle
+from server.observe import request_ids
+from server.replies.generation import MAX_LOGPROBS_OF_ANSWER
+from server.settings.tree import ServerConfig, options
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
 CONSTANTS = {
     name: getattr(module, name)
-    for module in (body, middleware)
+    for module in (body, limits, request_ids)
     for name in ("MAX_DEPTH", "MAX_NODES", "MAX_HEADERS", "MAX_HEADER_BYTES", "MAX_ID_LENGTH")
     if hasattr(module, name)
 } | {"MAX_LOGPROBS_OF_ANSWER": MAX_LOGPROBS_OF_ANSWER}

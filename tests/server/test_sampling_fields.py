@@ -4,7 +4,7 @@ import pytest
 from tokenizers import processors
 
 from engine import FinishReason, SamplingParams
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 from .fake_engine import EOS
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import EngineConfig, EngineLoop, FinishReason, load
-from server.app import create_app
-from server.settings import build
-from server.text import Tokenizer
+from server.http.app import create_app
+from server.settings.tree import build
+from server.text.tokenizer import Tokenizer
 
 from .conftest import Api
 from .fake_engine import FakeEngine

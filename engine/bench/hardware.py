@@ -1,0 +1,120 @@
+"""What a machine can do at most: GPUs by their data sheets, this CPU by measuring."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from engine.kernels.products import linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """Peaks: rates in operations or bytes a second. A multiplication and an addition are two operations."""
+
+    name: str
+    flops: float
+    """Of dense products in the dtype of the activations."""
+    weight_flops: float
+    """Of products with weights, where these are of another dtype."""
+    bandwidth: float
+    """Of the memory that holds weights and KV."""
+    itemsize: int
+    """Bytes of an activation, and of an entry of the KV pool."""
+    weight_itemsize: float
+    launch_seconds: float = 0.0
+    """What the host takes to start a kernel."""
+    launches_overlap: bool = True
+    """The host starts kernels while others run, so that the slower of both counts; on a CPU they take turns."""
+    memory_bytes: int | None = None
+
+    @property
+    def ridge(self) -> float:
+        """Operations a byte above which a product of weights is bound by operations."""
+        return self.weight_flops / self.bandwidth
+
+
+def _hopper(name: str, bandwidth: float, memory_bytes: int) -> Hardware:
+    return Hardware(
+        name=name,
+        flops=989.4e12,
+        weight_flops=989.4e12,
+        bandwidth=bandwidth,
+        itemsize=2,
+        weight_itemsize=2,
+        launch_seconds=5e-6,
+        memory_bytes=memory_bytes,
+    )
+
+
+HARDWARE: Mapping[str, Hardware] = {
+    "h100": _hopper("H100 SXM", 3.35e12, 80 * 10**9),
+    "h200": _hopper("H200 SXM", 4.8e12, 141 * 10**9),
+}
+"""bfloat16 without sparsity: half of what NVIDIA's data sheets give with it. 5 us to start a kernel are assumed."""
+FP8_SPEEDUP = 2.0
+"""Of Hopper's tensor cores over bfloat16, by the same sheets."""
+
+
+def with_graphs(hardware: Hardware) -> Hardware:
+    """Kernels that the device starts by itself (CUDA graphs), one attention kernel for all requests."""
+    return replace(hardware, launch_seconds=0.0)
+
+
+def with_fp8(hardware: Hardware) -> Hardware:
+    """Weights of one byte and their products at FP8's rate; attention and KV as before."""
+    return replace(hardware, weight_itemsize=1.0, weight_flops=hardware.weight_flops * FP8_SPEEDUP)
+
+
+SIZE = 768
+"""Of the square matrices that are multiplied."""
+COPIED = 2**24
+"""Numbers that are copied: more than caches hold."""
+OPERATORS = 200
+SECONDS = 2.0
+"""For each figure, in rounds of milliseconds: some of them have the machine to themselves."""
+
+
+def measure_hardware(num_threads: int | None = None) -> Hardware:
+    """The CPU in float32 with so many of torch's threads; the best of many rounds, so that other work counts little.
+
+    The product is the model's own `linear`; bandwidth is that of a copy, one read and one write.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads or before)
+    try:
+        with torch.inference_mode():
+            a, b, few = torch.rand(SIZE, SIZE), torch.rand(SIZE, SIZE), torch.rand(16)
+            source, target = torch.rand(COPIED), torch.empty(COPIED)
+
+            def start_many() -> None:
+                for _ in range(OPERATORS):
+                    few.add(1.0)
+
+            flops = 2 * SIZE**3 / _seconds(lambda: linear(a, b))
+            bandwidth = 2 * source.nbytes / _seconds(lambda: target.copy_(source))
+            launch = _seconds(start_many) / OPERATORS
+    finally:
+        torch.set_num_threads(before)
+    return Hardware(
+        name="this CPU",
+        flops=flops,
+        weight_flops=flops,
+        bandwidth=bandwidth,
+        itemsize=4,
+        weight_itemsize=4,
+        launch_seconds=launch,
+        launches_overlap=False,
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()  # the first call sets things up
+    rounds: list[float] = []
+    ends = time.perf_counter() + SECONDS
+    while not rounds or time.perf_counter() < ends:
+        started = time.perf_counter()
+        work()
+        rounds.append(time.perf_counter() - started)
+    return min(rounds)

@@ -1,0 +1,240 @@
+"""What decoding costs at least: operations and bytes of every step, and the time that a machine's peaks allow for them.
+
+By the roofline model (Williams et al., 2009): each operator takes the longer of its operations at the peak rate and its
+bytes at the peak bandwidth. Counts rows as `engine.cache` plans them and operators as `engine.models.layers` has them;
+measures nothing.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from engine.bench.hardware import Hardware
+from engine.bench.method import Method
+from engine.bench.turn import Workload
+from engine.core.params import DiffusionParams
+from engine.models import find
+from engine.models.layers import TransformerConfig
+from engine.models.synthetic import SIZES, config_of
+
+Kind = Literal["refresh", "step"]
+
+LAUNCHES_PER_LAYER = 27
+"""Kernels of `engine.models.layers.Block` and the context round it, as PyTorch runs them one by one."""
+LAUNCHES_PER_REQUEST = 2
+"""More of them for each request: its attention, and the copy of what came out."""
+
+
+GEOMETRIES: Mapping[str, Mapping[str, int]] = {
+    **SIZES,
+    "llada-8b": {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
+}
+"""Models known by name, in LLaDA's keys of `config.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one request asks of one forward."""
+
+    kind: Kind
+    """`refresh` opens a block; every step of a policy without blocks of its own is one."""
+    rows: int
+    scored: int
+    """Rows that the head is taken over."""
+    visible: int
+    """Positions that each row attends to."""
+    watched: bool = False
+    """Attention weights are made and read once more (d2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one forward, or of many; adds up."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    bound_seconds: float = 0.0
+    """Each operator at its own roofline, one after the other."""
+    compute_seconds: float = 0.0
+    """Of these, the operators that operations bound; the memory bounds the others."""
+    seconds: float = 0.0
+    """With the time that the host takes to start kernels."""
+
+    @property
+    def compute_share(self) -> float:
+        """Of the time at the roofline, what operations bound."""
+        return self.compute_seconds / self.bound_seconds
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.bound_seconds + other.bound_seconds,
+            self.compute_seconds + other.compute_seconds,
+            self.seconds + other.seconds,
+        )
+
+    def times(self, count: int) -> "Cost":
+        return Cost(*(getattr(self, name) * count for name in Cost.__slots__))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A whole workload under one method."""
+
+    method: str
+    batch: int
+    rows: int
+    """Over all requests."""
+    forwards: int
+    cost: Cost
+    tokens_per_second: float
+    fits: bool
+    """Weights and the KV of all canvases take at most nine tenths of the memory."""
+
+
+def geometry_of(model: str) -> TransformerConfig:
+    """By a name of `GEOMETRIES`, or from the `config.json` of a folder or hub id. Raises LoadError."""
+    if model in GEOMETRIES:
+        return config_of(GEOMETRIES[model], max_model_len=1).geometry
+    return find(model).geometry
+
+
+def predict(
+    method: str, geometry: TransformerConfig, hardware: Hardware, workload: Workload, max_batch_rows: int
+) -> Prediction:
+    """All requests of the workload in step with each other, as if admitted at once; a reference loop has them in turn.
+
+    Raises ConfigError if `method` names none (`engine.bench.method`).
+    """
+    together = 1 if method.startswith("reference/") else workload.batch
+    rows, forwards, total = 0, 0, Cost()
+    for step in steps(method, workload):
+        for requests in _forwards(step.rows, together, max_batch_rows):
+            total += forward_cost(geometry, hardware, step, requests)
+            forwards += 1
+        rows += step.rows * together
+    repeats = workload.batch // together
+    total = total.times(repeats)
+    kv_bytes = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * hardware.itemsize
+    taken = geometry.num_parameters * hardware.weight_itemsize + workload.batch * workload.length * kv_bytes
+    return Prediction(
+        method=method,
+        batch=workload.batch,
+        rows=rows * repeats,
+        forwards=forwards * repeats,
+        cost=total,
+        tokens_per_second=workload.batch * workload.gen / total.seconds,
+        fits=hardware.memory_bytes is None or taken <= 0.9 * hardware.memory_bytes,
+    )
+
+
+def steps(name: str, workload: Workload) -> Iterator[Step]:
+    """Every step of one request. Raises ConfigError if no method has this name."""
+    method = Method.named(name)
+    cache, pace = method.cache, 1 if method.is_baseline else workload.tokens_per_step
+    fresh = 0
+    for start in range(workload.prompt, workload.length, workload.block):
+        end, visible = start + workload.block, workload.length
+        if method.lookahead is not None:
+            visible = min(end + method.lookahead, visible)
+        for done in range(0, workload.block, pace):
+            kind: Kind = "step" if done and cache in ("prefix", "dual", "window", "delayed") else "refresh"
+            if cache == "d2":
+                kind = "step" if done or start > workload.prompt else "refresh"
+            rows = _rows(cache, kind, start, done, visible, workload)
+            if start > workload.prompt and not done and cache in ("window", "delayed", "d2"):
+                rows += _beyond(cache, end, fresh, visible)
+            scored = rows if method.where == "reference" else workload.block - done
+            if cache == "d2":
+                masked = visible - start - done
+                scored = masked if kind == "refresh" else min(DiffusionParams().current_k, masked)
+            yield Step(kind, rows, scored, visible, watched=cache == "d2")
+        fresh = visible
+
+
+def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload: Workload) -> int:
+    """Of a step in the block at `start`, without what becomes visible with it."""
+    defaults = DiffusionParams()
+    match cache, kind:
+        case "prefix", "step":
+            return visible - start
+        case (("dual" | "window"), "step"):
+            return workload.block
+        case "delayed", "step":
+            return workload.block - done + workload.tokens_per_step
+        case (("window" | "delayed"), "refresh") if start > workload.prompt:
+            end = min(start + workload.block + defaults.refresh_after, visible)
+            return end - max(start - defaults.refresh_before, 0)
+        case "d2", "step":
+            return _d2_rows(visible, workload)
+    return visible
+
+
+def _beyond(cache: str, block_end: int, fresh: int, visible: int) -> int:
+    """Positions that become visible with a block and are not computed for another reason."""
+    reached = block_end + DiffusionParams().refresh_after if cache in ("window", "delayed") else fresh
+    return max(visible - max(fresh, reached), 0)
+
+
+def _d2_rows(visible: int, workload: Workload) -> int:
+    """d2's rows depend on what the model says. Here its attention reaches all positions alike, which is the most.
+
+    What was ranked best, what the last step decoded, and of the rest the share `rollout_p`.
+    """
+    defaults = DiffusionParams()
+    first = min(defaults.current_k + workload.tokens_per_step, visible)
+    return first + round(defaults.rollout_p * (visible - first))
+
+
+def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
+    """How many requests each forward serves, when one holds no more rows than `max_batch_rows`."""
+    at_once = max(max_batch_rows // rows, 1)
+    for first in range(0, requests, at_once):
+        yield min(at_once, requests - first)
+
+
+@functools.cache
+def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Cost:
+    """One forward of `requests` such steps."""
+    operators = _operators(geometry, hardware, step, requests)
+    total = functools.reduce(Cost.__add__, operators, Cost())
+    launches = geometry.num_layers * (LAUNCHES_PER_LAYER + LAUNCHES_PER_REQUEST * requests)
+    starting = launches * hardware.launch_seconds
+    seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
+    return replace(total, seconds=seconds)
+
+
+def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Iterator[Cost]:
+    """Products with weights, attention, what works on single elements, and the head."""
+    rows, dim, item = step.rows * requests, geometry.dim, hardware.itemsize
+    q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+
+    def bound(flops: float, moved: float, peak: float) -> Cost:
+        computing, moving = flops / peak, moved / hardware.bandwidth
+        seconds = max(computing, moving)
+        return Cost(flops, moved, seconds, seconds if computing >= moving else 0.0)
+
+    def product(count: int, of: int, to: int) -> Cost:
+        moved = of * to * hardware.weight_itemsize + count * (of + to) * item
+        return bound(2.0 * count * of * to, moved, hardware.weight_flops)
+
+    attention_bytes = (2 * requests * step.visible * kv + 2 * rows * q) * item
+    if step.watched:  # float32, written and read
+        attention_bytes += 2 * rows * step.visible * geometry.num_heads * 4
+    layer = [
+        product(rows, dim, q + 2 * kv),
+        product(rows, q, dim),
+        product(rows, dim, 2 * geometry.ff_dim),
+        product(rows, geometry.ff_dim, dim),
+        # Keys and values are read once for each request.
+        bound(4.0 * rows * step.visible * q, attention_bytes, hardware.flops),
+        # Two norms, two residual sums, rotation, K and V into their slots, the gate; each in one pass.
+        bound(0.0, rows * (4 * dim + 6 * dim + 2 * (q + kv) + 4 * kv + 3 * geometry.ff_dim) * item, hardware.flops),
+    ]
+    for operator in layer:
+        yield operator.times(geometry.num_layers)
+    scored = step.scored * requests
+    yield product(scored, dim, geometry.vocab_size)
+    yield bound(0.0, scored * geometry.vocab_size * item, hardware.flops)

@@ -1,0 +1,97 @@
+"""Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
+
+Those of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `d2`. All
+are for models that attend in both directions, so that every row's horizon is the end of what is visible: the canvas's
+end, or `lookahead` positions behind the open block. A new policy is one class and one line in `CACHES`.
+"""
+
+from functools import reduce
+
+import numpy as np
+
+from engine.cache.d2 import D2Cache
+from engine.core.plan import CachePolicy, StepPlan
+from engine.core.request import Ids, Request
+
+
+def _rows(request: Request, start: int, end: int) -> StepPlan:
+    return _plan(request, np.arange(start, end))
+
+
+def _plan(request: Request, rows: Ids) -> StepPlan:
+    return StepPlan(request, rows, np.full(len(rows), request.block.visible_end), request.targets)
+
+
+def _window_start(request: Request) -> int:
+    """The first row whose logits the open block needs: families with shifted logits read them one row earlier."""
+    return max(request.block.start - request.spec.shift, 0)
+
+
+class NoCache(CachePolicy):
+    """All that is visible at every step: exact, as LLaDA's and Dream's own samplers do it."""
+
+    def plan(self, request: Request) -> StepPlan:
+        return _rows(request, 0, request.block.visible_end)
+
+
+class PrefixCache(CachePolicy):
+    """A block's first step refreshes all that is visible; later steps compute the block and what follows it."""
+
+    def plan(self, request: Request) -> StepPlan:
+        return _rows(request, _window_start(request) if request.block.step else 0, request.block.visible_end)
+
+
+class DualCache(CachePolicy):
+    """A block's first step refreshes all that is visible; later steps the block alone (Fast-dLLM's DualCache)."""
+
+    def plan(self, request: Request) -> StepPlan:
+        if request.block.step == 0:
+            return _rows(request, 0, request.block.visible_end)
+        return _rows(request, _window_start(request), request.block.end)
+
+
+class WindowCache(CachePolicy):
+    """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
+
+    With what the last step decoded, wherever that is, and what becomes visible with the block: these have no keys and
+    values yet.
+    """
+
+    def plan(self, request: Request) -> StepPlan:
+        block, diffusion = request.block, request.diffusion
+        if block.step:
+            return _rows(request, _window_start(request), block.end)
+        if block.index == 0:
+            return _rows(request, 0, request.block.visible_end)
+        start = max(_window_start(request) - diffusion.refresh_before, 0)
+        window = np.arange(start, min(block.end + diffusion.refresh_after, block.visible_end))
+        fresh = np.arange(block.fresh, block.visible_end)
+        window = reduce(np.union1d, (request.history.decoded, window, fresh))
+        if diffusion.prompt_refresh and block.index % diffusion.prompt_refresh == 0:
+            window = np.union1d(request.prompt, window)
+        return _plan(request, window)
+
+
+class DelayedCache(WindowCache):
+    """WindowCache that, within a block, leaves tokens alone once the step after theirs has computed them.
+
+    That is dKV-Cache's delay of one step (arXiv 2505.15781). The fewer tokens a step decodes, the longer they stay as
+    they were: it is made for steps that decode several.
+    """
+
+    def plan(self, request: Request) -> StepPlan:
+        if not request.block.step:
+            return super().plan(request)
+        targets = request.targets
+        sources = np.maximum(targets - request.spec.shift, 0)  # the rows that have the targets' logits
+        return _plan(request, reduce(np.union1d, (targets, sources, request.history.decoded)))
+
+
+CACHES: dict[str, CachePolicy] = {
+    "none": NoCache(),
+    "prefix": PrefixCache(),
+    "dual": DualCache(),
+    "window": WindowCache(),
+    "delayed": DelayedCache(),
+    "d2": D2Cache(),
+}

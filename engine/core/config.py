@@ -1,0 +1,83 @@
+"""What is fixed when the engine starts: the user's `EngineConfig` and the model's `ModelSpec`.
+
+Plain data with its own checks. Knows nothing of torch, requests or files.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.core.errors import ConfigError
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "flex"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Everything about the engine that a user may set. Raises ConfigError on values that cannot work."""
+
+    model: str
+    """A folder with `config.json` and safetensors, or a hub id."""
+    revision: str | None = None
+    """Hub branch, tag or commit; ignored for a folder."""
+    device: str = "auto"
+    """`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is one."""
+    dtype: Dtype = "auto"
+    """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    attention: Attention = "sdpa"
+    """`sdpa` attends request by request, and on a float32 CPU with a C++ compiler to all of them in one call; `flex`
+    compiles FlexAttention over the page table, one call for all of them, which needs a C++ compiler on the machine."""
+    compile: bool = False
+    """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
+    num_threads: int | None = None
+    """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
+    max_model_len: int | None = None
+    """Longest prompt plus canvas, in tokens; None takes the model's own limit."""
+    max_batch_rows: int | None = None
+    """Rows that one forward may compute: at least a refresh of `max_model_len` with a block of 32 beside it for each of
+    `max_running_requests`, which is what None takes, or 2,048."""
+    max_running_requests: int = 64
+    """Requests that may hold KV pages at once."""
+    max_queued_requests: int = 256
+    """Requests that may wait; one more is refused."""
+    page_size: int = 32
+    """Tokens per KV page."""
+    kv_cache_tokens: int | None = None
+    """Size of the KV pool in tokens; None sizes it from the memory at hand."""
+    memory_fraction: float | None = None
+    """Share of the device's memory for weights, the largest step and the KV pool, which gets what the others leave;
+    None is 0.9 on CUDA, else 0.5. With `kv_cache_tokens` it says nothing."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda, or one of several as in cuda:1")
+        for name in ("max_running_requests", "max_queued_requests", "page_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("num_threads", "max_model_len", "max_batch_rows", "kv_cache_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1, or unset")
+        if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
+            raise ConfigError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What decoding needs to know of a model. Family differences are data here, never an `if` elsewhere."""
+
+    family: str
+    """The `model_type` of its `config.json`."""
+    vocab_size: int
+    """Rows of the output head."""
+    mask_id: int
+    """The token a masked position shows to the model; never chosen as an output."""
+    eos_ids: frozenset[int]
+    """Tokens that end an answer."""
+    max_model_len: int
+    """Longest prompt plus canvas, in tokens: the model's own limit, or less where it is served with less."""
+    shift: int = 0
+    """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
+    bidirectional: bool = True
+    """Every row sees the whole canvas; if not, only what stands up to the end of its block (block-causal)."""

@@ -1,0 +1,166 @@
+"""One step of one request as data, and the two protocols that decide it.
+
+A step computes rows; row i then attends to positions [0, horizons[i]); the logits of the targets are scored; the
+unmask policy says which targets become tokens. Who makes a plan and who carries it out is not known here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from engine.core.config import ModelSpec
+from engine.core.output import TokenLogprobs
+from engine.core.request import Floats, Ids, Mask, Request
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one request asks of one forward. Positions are of its own canvas, ascending."""
+
+    request: Request
+    rows: Ids
+    """Positions to compute."""
+    horizons: Ids
+    """For each row, one past the last position that it sees."""
+    targets: Ids
+    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
+
+    Those behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
+    """
+    rollout: bool = False
+    """Asks for `Scores.importance`, which costs what attention weights cost."""
+
+    @property
+    def num_open(self) -> int:
+        """How many targets, the first ones, may become tokens now: those of the open block."""
+        targets, end = self.targets, self.request.block.end
+        return len(targets) if targets[-1] < end else int(np.searchsorted(targets, end))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
+
+    processed: bool = False
+    """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
+    entropy: bool = False
+    margin: bool = False
+    vocabulary: int | None = None
+    """Log-odds under a softmax over so many of the most probable tokens only; None is all of them."""
+    by_entropy: bool = False
+    """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """What the model itself says of one plan's targets: natural logarithms, all finite."""
+
+    proposed: Floats
+    """[targets] of the proposed token."""
+    tokens: Ids
+    """[targets, some] the most probable tokens, as many as asked for or more; never the mask token."""
+    values: Floats
+    """[targets, some] of these."""
+
+    num_top: int
+    """How many of them were asked for."""
+
+    def of(self, chosen: Mask) -> Iterator[TokenLogprobs]:
+        """Of these targets in their order; equally probable tokens come by their ids."""
+        for index in np.flatnonzero(chosen):
+            order = np.lexsort((self.tokens[index], -self.values[index]))[: self.num_top]
+            top = zip(self.tokens[index, order].tolist(), self.values[index, order].tolist(), strict=True)
+            yield TokenLogprobs(float(self.proposed[index]), tuple(top))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model says of one plan's targets, on the host."""
+
+    positions: Ids
+    """[targets] ascending, as in the plan."""
+    tokens: Ids
+    """[targets] the proposed token; never the mask token."""
+    log_odds: Floats
+    """[targets] log(p / (1 - p)) of its probability p under the full softmax of the edited logits (`scoring.edits`),
+    without temperature, unless the policy `Needs` another. Infinite where nothing else may be drawn.
+
+    Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
+    depends on the batch.
+    """
+    entropy: Floats | None = None
+    """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
+    margin: Floats | None = None
+    """[targets] how much more probable the best token is than the next one. None unless needed.
+
+    The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
+    """
+    importance: Floats | None = None
+    """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""
+    logprobs: Logprobs | None = None
+    """Of all targets, if the request asked for them."""
+
+    @cached_property
+    def confidence(self) -> Floats:
+        """[targets] the probability p; the policy, the tally and the history all look at it."""
+        return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
+
+    def first(self, count: int) -> "Scores":
+        """Of the first `count` targets alone, but for what no policy looks at."""
+        if count == len(self.positions):
+            return self
+        return Scores(
+            self.positions[:count],
+            self.tokens[:count],
+            self.log_odds[:count],
+            None if self.entropy is None else self.entropy[:count],
+            None if self.margin is None else self.margin[:count],
+            self.importance,
+        )
+
+
+class Choice(NamedTuple):
+    """What one request's step comes to, still to be written."""
+
+    plan: StepPlan
+    scores: Scores
+    chosen: Mask
+    """bool [targets] which of the proposals become tokens."""
+    is_forced: bool = False
+    """Whether the one that does is taken only because every step must take one."""
+
+
+class CachePolicy(Protocol):
+    """Which rows to recompute; everything else is attended to as it was last computed."""
+
+    def fits(self, spec: ModelSpec) -> bool:
+        """Whether it computes what a model of this family needs: here, a model whose rows see the whole canvas."""
+        return spec.bidirectional
+
+    def plan(self, request: Request) -> StepPlan: ...
+
+
+class UnmaskPolicy(Protocol):
+    """Which targets become tokens now: at least one, so that every request ends."""
+
+    cuts_canvas: ClassVar[bool] = False
+    """Its canvas has exactly `max_tokens` to fill and is cut as the policy says: `block_length` does not apply."""
+
+    def block_length(self, request: Request) -> int:
+        """How long the block is that opens now, unless the canvas ends before it."""
+        return request.diffusion.block_length
+
+    def needs(self, request: Request) -> Needs:
+        """What this step's `scores` must hold."""
+        return Needs()
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        """`scores` are of the open block's targets alone -> bool [targets]."""
+        ...
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        """Whether no target reached the policy's bar; it still takes one, since every step decodes one."""
+        return False

@@ -1,0 +1,229 @@
+"""The vocabulary of the engine: what is asked (`Submission`), and where it stands (`Request`).
+
+Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.core.config import ModelSpec
+from engine.core.output import TokenLogprobs, Usage
+from engine.core.params import DiffusionParams, SamplingParams
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """Masked positions within a prompt."""
+
+    offset: int
+    """Prompt tokens before it."""
+    length: int
+    """Positions to fill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One request as it is handed to the engine."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    diffusion: DiffusionParams
+    holes: tuple[Hole, ...] = ()
+    """Infilling: the canvas is the prompt with these in it, ascending and apart, and nothing comes behind it.
+
+    Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is their sum.
+    """
+
+
+@dataclass(slots=True)
+class Block:
+    """The span [start, end) of the canvas that is being decoded; tokens of the prompt may stand in it."""
+
+    index: int
+    """How many were opened before; what has nothing to fill is not opened."""
+    start: int
+    end: int
+    num_masked: int
+    """Masked positions when the block was opened."""
+    fresh: int
+    """From here to `visible_end`, positions have no keys and values when the block opens."""
+    visible_end: int
+    """One past the last position that is computed or attended to while the block is open."""
+    step: int = 0
+    """Denoising steps done in it."""
+
+    @classmethod
+    def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
+        """The span of a canvas with these masks, of which everything before `fresh` has keys and values.
+
+        Visible are `lookahead` positions behind the span; if that is None, the canvas. Known tokens are visible
+        always: of a canvas with holes, those behind them too.
+        """
+        visible_end = len(masked)
+        if lookahead is not None:
+            known = len(masked) - int(np.argmin(masked[::-1]))
+            visible_end = max(known, min(end + lookahead, len(masked)))
+        return cls(index, start, end, int(masked[start:end].sum()), fresh, visible_end)
+
+
+@dataclass(slots=True)
+class History:
+    """What the steps so far have said, for policies that look back. Arrays cover the canvas, prompt included."""
+
+    confidence: Floats
+    """[end] of each position's proposal when it was last scored; 0 where it never was."""
+    importance: Floats
+    """[end] attention that reaches each position, as last measured (`engine.kernels.rollout`); 0 where it never was."""
+    decoded: Ids
+    """Positions that the last step decoded, ascending."""
+    mean_confidence: list[float] = field(default_factory=list)
+    """Of each step: the mean over the open block's targets."""
+    tokens: list[int] = field(default_factory=list)
+    """Everything decoded, in the order of steps, and of positions within one."""
+
+    @classmethod
+    def empty(cls, end: int) -> "History":
+        """Before the first step of a canvas that ends at `end`."""
+        return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
+
+
+def answer_positions(submission: Submission, max_model_len: int) -> Ids:
+    """The masked positions of a fresh canvas, ascending: the holes', or behind the prompt.
+
+    There they are `max_tokens` rounded up to whole blocks; where the context ends before, the last block is shorter.
+    """
+    if not submission.holes:
+        start, length = len(submission.prompt_ids), submission.diffusion.block_length
+        canvas = -(-submission.sampling.max_tokens // length) * length
+        return np.arange(start, min(start + canvas, max_model_len))
+    lengths = np.array([hole.length for hole in submission.holes])
+    return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
+
+
+def count_blocks(answer: Ids, length: int) -> int:
+    """Blocks of this length, from the first of these positions on, that hold any of them."""
+    if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
+        return -(-len(answer) // length)
+    return 1 + int(np.count_nonzero(np.diff((answer - answer[0]) // length)))
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A canvas on its way from all masks to an answer.
+
+    `ids[p]` is the token at position p, or the mask token where `masked[p]`: masked-ness is state, since a prompt may
+    contain the literal mask token.
+    """
+
+    id: str
+    spec: ModelSpec
+    sampling: SamplingParams
+    diffusion: DiffusionParams
+    answer: Ids
+    """Positions to fill, ascending: all behind the prompt, or those of its holes."""
+    stop_ids: frozenset[int]
+    """Every token that ends this answer; none ends one that fills holes."""
+    ids: Ids
+    masked: Mask
+    block: Block
+    history: History
+    pages: tuple[int, ...] = ()
+    """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
+    slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    """The KV slot of each position that has one, from the first on."""
+    admitted_at: float | None = None
+    """When it left the queue, by `time.monotonic()`."""
+    forwards: int = 0
+    rows_computed: int = 0
+    completion_tokens: int = 0
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """Of each decoded position, if they were asked for."""
+
+    @classmethod
+    def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
+        """A fresh canvas, the first block open: the prompt, and masks where the answer will be."""
+        sampling, answer = submission.sampling, answer_positions(submission, spec.max_model_len)
+        masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
+        masked[answer] = True
+        ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
+        ids[~masked] = submission.prompt_ids
+        start, end = int(answer[0]), int(answer[-1]) + 1
+        end = min(start + submission.diffusion.block_length, end)
+        ends_early = not submission.holes
+        model_stops = frozenset() if sampling.ignore_eos else spec.eos_ids
+        return cls(
+            id=submission.request_id,
+            spec=spec,
+            sampling=sampling,
+            diffusion=submission.diffusion,
+            answer=answer,
+            stop_ids=sampling.stop_ids | model_stops if ends_early else frozenset(),
+            ids=ids,
+            masked=masked,
+            block=Block.opened(masked, start, end, index=0, fresh=0, lookahead=submission.diffusion.lookahead),
+            history=History.empty(len(masked)),
+        )
+
+    @property
+    def end(self) -> int:
+        """One past the canvas's last position."""
+        return len(self.ids)
+
+    @property
+    def answer_start(self) -> int:
+        """The first position to fill."""
+        return int(self.answer[0])
+
+    @property
+    def answer_end(self) -> int:
+        """One past the last position to fill: behind a hole there may be more of the prompt."""
+        return int(self.answer[-1]) + 1
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens that were there from the start, wherever on the canvas."""
+        return self.end - len(self.answer)
+
+    @property
+    def prompt(self) -> Ids:
+        """Their positions, ascending."""
+        return np.delete(np.arange(self.end), self.answer)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that have anything to fill, where all are `block_length` long."""
+        return count_blocks(self.answer, self.diffusion.block_length)
+
+    @property
+    def limit(self) -> int:
+        """One past the last position that may be part of the answer: `max_tokens` need not fill the canvas."""
+        return int(self.answer[self.sampling.max_tokens - 1]) + 1
+
+    @property
+    def decoded_tokens(self) -> Ids:
+        """What the answer holds already, in the order of positions."""
+        return self.ids[self.answer[~self.masked[self.answer]]]
+
+    @property
+    def targets(self) -> Ids:
+        """Masked positions of the open block, ascending: the only ones whose logits matter now."""
+        start, end = self.block.start, self.block.end
+        return start + np.flatnonzero(self.masked[start:end])
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_len,
+            completion_tokens=self.completion_tokens,
+            forwards=self.forwards,
+            rows_computed=self.rows_computed,
+            visible_tokens=self.block.visible_end if self.forwards else 0,
+        )

@@ -1,0 +1,82 @@
+"""What memory is for: the weights, one step of the largest kind, and the KV pool in what these leave. All in bytes.
+
+Arithmetic over a geometry, and a look at the device for how much there is. Knows no model in memory and no requests.
+"""
+
+import os
+
+import torch
+
+from engine.core.config import EngineConfig
+from engine.core.errors import CapacityError
+from engine.models.layers import TransformerConfig
+from engine.scoring.parts import TARGETS_AT_ONCE
+
+SCORING_BYTES = 40
+"""What scoring takes for each logit at most: with noise, a nucleus and log-probabilities asked for, ten copies."""
+
+
+def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
+    """K and V of one position over all layers."""
+    return 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * dtype.itemsize
+
+
+def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
+    """What the largest step takes for a while beside weights and KV: activations of all its rows, and its scoring.
+
+    Without the attention weights that d2 looks at: float32 [layers, rows, canvas] of each such request.
+    """
+    scored = min(max_batch_rows, TARGETS_AT_ONCE)
+    return max_batch_rows * _row_bytes(geometry, dtype) + scored * geometry.vocab_size * SCORING_BYTES
+
+
+def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:
+    """Of one row in a layer, where it is widest: the MLP with gate and up, or the rotation of q and k in float32."""
+    dim, ff, item = geometry.dim, geometry.ff_dim, dtype.itemsize
+    q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+    mlp = (3 * dim + 4 * ff) * item
+    rotation = (2 * dim + q + 2 * kv) * item + 3 * (q + kv) * 4
+    cos_and_sin, indices = 4 * geometry.head_dim, 4 * 8
+    return max(mlp, rotation) + cos_and_sin + indices
+
+
+def kv_pool_pages(
+    config: EngineConfig,
+    geometry: TransformerConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_model_len: int,
+    max_batch_rows: int,
+) -> int:
+    """Pages of the pool: what was asked for, else every running request's longest canvas, as far as memory goes.
+
+    Call it once the weights are loaded. Raises CapacityError if the longest canvas does not fit.
+    """
+    per_token = kv_bytes_per_token(geometry, dtype)
+    pages_per_canvas = -(-max_model_len // config.page_size)
+    if config.kv_cache_tokens is not None:
+        pages = config.kv_cache_tokens // config.page_size
+        source = f"kv_cache_tokens is {config.kv_cache_tokens}"
+    else:
+        step = step_bytes(geometry, dtype, max_batch_rows)
+        free = max(_free_bytes(config, geometry, dtype, device) - step, 0)
+        pages = min(config.max_running_requests * pages_per_canvas, free // (per_token * config.page_size))
+        source = (
+            f"{free / 2**30:.2f} GiB are left for the KV cache at {per_token / 1024:.0f} KiB a token, beside the "
+            f"weights and {step / 2**30:.2f} GiB for a step of {max_batch_rows} rows"
+        )
+    if pages < pages_per_canvas:
+        raise CapacityError(
+            f"a canvas of max_model_len {max_model_len} does not fit: {source}, which holds "
+            f"{pages * config.page_size} tokens; lower max_model_len or give it more memory"
+        )
+    return pages
+
+
+def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """Of the share that is ours, what the weights leave."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total * (config.memory_fraction or 0.9)) - (total - free)
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(total * (config.memory_fraction or 0.5)) - geometry.num_parameters * dtype.itemsize

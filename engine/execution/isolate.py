@@ -1,0 +1,109 @@
+"""A step of many requests in which one may fail: the others get exactly the tokens that they would have got.
+
+Knows how a batch is tried and tried again; nothing of what is computed in it.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from engine.core.errors import DeviceLost
+from engine.core.plan import Choice, Scores, StepPlan
+from engine.scheduling.faults import Faults
+from engine.unmask.policies import is_forced, select
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_MEMORY_WORDS = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def in_parts(
+    plans: Sequence[StepPlan],
+    work: Callable[[Sequence[StepPlan]], Sequence[Result]],
+    faults: Faults,
+    on_memory_short: Callable[[int], None],
+) -> tuple[list[StepPlan], list[Result]]:
+    """The plans that `work` could do, in order, and what it made of each: all at once unless that raises.
+
+    What raises is done again in halves, down to single plans: one that raises alone is at fault. Keys and values are a
+    pure function of what a step reads, so that writing them twice is writing them once. Where memory is short,
+    `on_memory_short` hears with how many rows, cached memory goes back to the device, and a single plan has a second
+    try. Raises DeviceLost if the device itself has failed: nothing works on it any more.
+    """
+    served: list[StepPlan] = []
+    results: list[Result] = []
+    pending = [list(plans)]
+    given_room: set[str] = set()  # requests that have had their second try
+    while pending:
+        if not (part := pending.pop()):
+            continue
+        try:
+            results += work(part)
+            served += part
+            continue
+        except Exception as error:
+            if is_device_lost():
+                raise DeviceLost(f"The device has failed: {error}") from error
+            is_short = is_memory_short(error)
+            is_last_try = len(part) == 1 and not (is_short and part[0].request.id not in given_room)
+            if is_last_try:
+                faults.add(part[0].request, error)
+        # Out here the exception is gone, and with it the failed attempt's tensors.
+        if is_short:
+            given_room.update(plan.request.id for plan in part if len(part) == 1)
+            _release_memory(part, on_memory_short)
+        if not is_last_try:
+            half = (len(part) + 1) // 2
+            pending += [part[half:], part[:half]]
+    return served, results
+
+
+def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) -> list[Choice]:
+    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise."""
+    choices = []
+    for plan, score in zip(plans, scores, strict=True):
+        with faults.of(plan.request):
+            _check(score)
+            chosen = select(plan, score)
+            choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen)))
+    return choices
+
+
+def is_memory_short(error: Exception) -> bool:
+    """Whether fewer rows at once may get through: torch names this in more than one way."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def is_device_lost() -> bool:
+    """Whether every later call will fail, too: a CUDA context does not survive an illegal access or an assertion.
+
+    The device is asked: by its words, an error that is one call's own (of cuBLAS, of a launch) looks like those.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], None]) -> None:
+    rows = sum(len(plan.rows) for plan in part)
+    logger.warning("out of memory with %d rows of %d requests; trying again with fewer", rows, len(part))
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
+    on_memory_short(rows)
+
+
+def _check(scores: Scores) -> None:
+    """Raises ArithmeticError on NaN. Infinite log-odds are numbers: of the only token that may be chosen, say."""
+    for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance):
+        if values is not None and np.isnan(values).any():
+            raise ArithmeticError("the model's scores are not numbers (NaN)")

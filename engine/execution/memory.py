@@ -1,0 +1,94 @@
+"""What a model would take, from its `config.json` alone: for a look before weights are fetched or a machine is rented.
+
+Does the arithmetic of loading (`budget`) without a tensor; works for geometries far larger than this machine.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from engine.core.config import EngineConfig
+from engine.core.params import DiffusionParams
+from engine.execution.budget import kv_bytes_per_token, step_bytes
+from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
+from engine.models import find
+from engine.scheduling.safe_state import most_alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What a model takes in one dtype, and what that leaves of the memory."""
+
+    weight_bytes: int
+    step_bytes: int
+    """What a step of `max_batch_rows` takes beside weights and KV."""
+    kv_bytes_per_token: int
+    """Keys and values of one position over all layers."""
+    kv_tokens: int
+    """Positions whose keys and values fit beside the rest, in whole pages; 0 if not even the rest fits."""
+    canvases: int
+    """Requests of `max_model_len` that fit at once; without any, the model cannot be served like this."""
+    openings: int
+    """Such requests that run at once if half of each is prompt, since pages come as blocks open (`lookahead`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """One model against one memory, in every dtype."""
+
+    model: str
+    family: str
+    num_parameters: int
+    max_model_len: int
+    max_batch_rows: int
+    memory_bytes: int
+    """What weights, KV pool and a step may take together: the memory times `memory_fraction`."""
+    footprints: Mapping[str, Footprint]
+    """By the name of the dtype."""
+
+
+def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionParams | None = None) -> MemoryPlan:
+    """How the model of `config` fits into a device with this much memory; `memory_fraction` defaults to 0.9.
+
+    `diffusion` says how requests are decoded, by default as the engine does by itself.
+
+    Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own or
+    beyond what a batch may hold.
+    """
+    description = find(config.model, config.revision)
+    geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
+    max_batch_rows = choose_max_batch_rows(config, description.spec)
+    budget = int(memory_bytes * (config.memory_fraction or 0.9))
+    canvas_pages = -(-max_model_len // config.page_size)
+    opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams()) // config.page_size)
+
+    def footprint(dtype: torch.dtype) -> Footprint:
+        weight_bytes, per_token = geometry.num_parameters * dtype.itemsize, kv_bytes_per_token(geometry, dtype)
+        step = step_bytes(geometry, dtype, max_batch_rows)
+        pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
+        return Footprint(
+            weight_bytes=weight_bytes,
+            step_bytes=step,
+            kv_bytes_per_token=per_token,
+            kv_tokens=pages * config.page_size,
+            canvases=pages // canvas_pages,
+            openings=most_alike(pages, opening_pages, canvas_pages),
+        )
+
+    return MemoryPlan(
+        model=config.model,
+        family=description.spec.family,
+        num_parameters=geometry.num_parameters,
+        max_model_len=max_model_len,
+        max_batch_rows=max_batch_rows,
+        memory_bytes=budget,
+        footprints={name: footprint(dtype) for name, dtype in DTYPES.items()},
+    )
+
+
+def _opening(max_model_len: int, diffusion: DiffusionParams) -> int:
+    """Positions that are visible while the first block is open, of a canvas whose first half is the prompt."""
+    if diffusion.lookahead is None:
+        return max_model_len
+    return min(max_model_len // 2 + diffusion.block_length + diffusion.lookahead, max_model_len)

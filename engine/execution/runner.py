@@ -1,0 +1,162 @@
+"""The model and its KV pool on a device: turns a batch into the logits of its target rows.
+
+Chooses device, dtype, attention kernel and what a batch may hold once, at start. Knows no requests and no policies.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.core.config import EngineConfig, ModelSpec
+from engine.core.errors import ConfigError
+from engine.core.params import DiffusionParams
+from engine.core.request import Ids
+from engine.execution.batch import Batch
+from engine.kernels.attention import Kernel, KVPool, PagedContext, attend_segments
+from engine.kernels.flex import FlexKernel, largest_tile
+from engine.kernels.rollout import column_sums
+from engine.kernels.transfer import to_device
+from engine.models.layers import Transformer, TransformerConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MIN_BATCH_ROWS = 2048
+"""Default row budget where canvases and requests are few: enough for several refreshes at once."""
+
+SMALL_MODEL = 10_000_000
+"""Parameters below which one CPU thread is the fastest."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetLogits:
+    """[targets, vocab_size], each row computed when it is asked for: all at once may be gigabytes."""
+
+    head: Callable[[Tensor], Tensor]
+    hidden: Tensor
+    """[targets, dim]"""
+
+    def __getitem__(self, some: slice) -> Tensor:
+        return self.head(self.hidden[some])
+
+
+class Answer(NamedTuple):
+    """What the model says of a batch, still on the device."""
+
+    logits: TargetLogits
+    importance: list[Tensor]
+    """For each plan that asks for the rollout: float32 [visible end], the attention that reaches each position."""
+
+
+class Runner:
+    """Holds weights and KV; `forward` is the engine's only heavy call."""
+
+    def __init__(
+        self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_segments
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.device = device
+        self.kernel = kernel
+
+    def forward(self, batch: Batch) -> Answer:
+        """Writes K and V of the batch's rows; the head is left to who asks for its targets' logits."""
+        context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
+        hidden = self.model(batch.ids, batch.positions, context)
+        importance = [
+            column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
+            for segment, layers in batch.watched
+        ]
+        return Answer(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden [some, dim] -> logits [some, vocab_size]."""
+        return self.model.logits(hidden)
+
+    def clear(self, slots: Ids) -> None:
+        """Makes numbers of what these slots hold, before they are another's."""
+        self.pool.clear(to_device(slots, self.device))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """On CUDA with its number; `auto` is CUDA where there is one. Raises ConfigError if the one named is not here."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cpu" or (config.device == "auto" and not count):
+        return torch.device("cpu")
+    number = int(config.device.partition(":")[2] or 0)
+    if not count:
+        raise ConfigError(f"device {config.device!r} was asked for, but torch sees no CUDA device")
+    if number >= count:
+        raise ConfigError(
+            f"device {config.device!r} was asked for, but there are only {count} CUDA devices, from cuda:0"
+        )
+    return torch.device("cuda", number)
+
+
+def enter_device(device: torch.device) -> None:
+    """Makes the device the calling thread's: each has its own, and pinned memory would else claim some of the first."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # cuDNN's attention makes a plan for each new shape, 0.1 to 0.4 s on an H100: nearly every step has a new one.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA; on CPUs without its instructions bfloat16 can be 100 times slower than float32."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[config.dtype]
+
+
+def choose_kernel(config: EngineConfig, device: torch.device, max_batch_rows: int) -> Kernel:
+    """Raises ConfigError if pages cannot be cut into what the kernel takes at once."""
+    if config.attention == "sdpa":
+        return attend_segments
+    if device.type == "cuda" and largest_tile(config.page_size) < 16:
+        raise ConfigError(f"attention is 'flex', which needs a page_size of whole 16s; it is {config.page_size}")
+    return FlexKernel(config.page_size, max_batch_rows)
+
+
+def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
+    """The model's own limit, or less. Raises ConfigError if more was asked for."""
+    max_model_len = config.max_model_len or spec.max_model_len
+    if max_model_len > spec.max_model_len:
+        raise ConfigError(f"max_model_len is {max_model_len}, but the model's own limit is {spec.max_model_len}")
+    return max_model_len
+
+
+def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
+    """The longest refresh with everybody's open block beside it, or more. Raises ConfigError if less was asked for.
+
+    A refresh of a canvas is indivisible. Where it fills a step, its request is alone in every step: the blocks that are
+    smaller go first, so that no other refresh gets a turn before the one that runs needs its next.
+    """
+    max_model_len = choose_max_model_len(config, spec)
+    block = min(DiffusionParams().block_length + spec.shift, max_model_len)
+    least = max_model_len + config.max_running_requests * block
+    max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, least)
+    if max_batch_rows < least:
+        raise ConfigError(
+            f"max_batch_rows is {max_batch_rows}: it must hold a refresh of max_model_len, {max_model_len} rows, and "
+            f"beside it a block's {block} for each of max_running_requests, {config.max_running_requests}: at least "
+            f"{least}; leave it out, or lower one of the others"
+        )
+    return max_batch_rows
+
+
+def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:
+    """Sets torch's CPU threads for the process; a small model's products are over before a second thread has woken."""
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    elif geometry.num_parameters < SMALL_MODEL:
+        torch.set_num_threads(1)

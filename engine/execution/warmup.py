@@ -1,0 +1,111 @@
+"""The steps before an engine is ready: they find out whether it can compute at all, and what it is compiled for.
+
+Real requests in a real scheduler, of which nothing is kept: their slots in the pool are nobody's yet. Knows what takes
+memory in a step; no threads and no clients.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.core.config import ModelSpec
+from engine.core.errors import CapacityError, LoadError
+from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
+from engine.core.request import Request, Submission
+from engine.execution.batch import build
+from engine.execution.isolate import choose, is_memory_short
+from engine.execution.runner import Runner
+from engine.scheduling.pages import PagePool
+from engine.scheduling.scheduler import Scheduler
+from engine.scoring.scores import score
+from engine.unmask.policies import needs
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+COMPILED_FOR, ROWS = (8, 2), 32
+"""Requests of each step that is there for the compiler, and rows of each of them. It takes what it sees first for
+typical."""
+
+
+def warm_up(
+    runner: Runner,
+    spec: ModelSpec,
+    *,
+    max_batch_rows: int,
+    page_size: int,
+    is_compiled: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Takes the first steps of an engine; where it is compiled, without a `progress` to tell, the log is told.
+
+    FlexAttention is compiled for one number of blocks of rows, for any other, and for a single one; dense parts for any
+    number of rows, and for a single one. On CUDA the last step is the largest there may be, with everything asked for
+    that takes memory: what does not fit should fail now, and libraries get their workspaces. Raises LoadError if a step
+    cannot be computed, CapacityError if memory runs out.
+    """
+    begun = time.perf_counter()
+    if is_compiled and not progress:
+        logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
+    pages = runner.pool.keys.shape[2] // page_size
+    room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
+    canvases = [[min(rows, room)]]
+    if is_compiled:
+        canvases = [[min(rows, room // many)] * many for many in COMPILED_FOR if many <= min(room, pages)]
+        canvases.append([1])
+    if runner.device.type == "cuda":
+        canvases.append(_largest(spec.max_model_len, room, page_size))
+    for done, some in enumerate(canvases):
+        if progress:
+            progress(done, len(canvases))
+        scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(some))
+        for canvas in some:
+            scheduler.add(Request.new(_submission(canvas), spec))
+        _try(runner, scheduler, spec)
+    if is_compiled and not progress:
+        logger.info("compiled in %.1f s", time.perf_counter() - begun)
+
+
+@torch.inference_mode()
+def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
+    plans = scheduler.schedule()
+    try:
+        logits, importance = runner.forward(build(plans, runner.device))
+        choose(plans, score(logits, plans, spec.mask_id, needs(plans), importance), scheduler.faults)
+    except Exception as error:
+        logger.debug("a first step has failed", exc_info=True)
+        rows = sum(len(plan.rows) for plan in plans)
+        if is_memory_short(error):
+            raise CapacityError(
+                f"memory runs out in a step of {rows} rows: lower max_batch_rows, max_model_len or memory_fraction, "
+                "which leaves more beside weights and KV pool"
+            ) from error
+        raise LoadError(f"a first step of {rows} rows fails: {type(error).__name__}: {_first_line(error)}") from error
+    if faults := scheduler.faults.take():
+        raise LoadError(f"a first step fails: {faults[0].cause}; are the weights broken, or the dtype too narrow?")
+
+
+def _largest(max_model_len: int, room: int, page_size: int) -> list[int]:
+    """Canvases that fill a step, as far as the pool has pages for them."""
+    whole, rest = divmod(room, -(-max_model_len // page_size) * page_size)
+    return [max_model_len] * whole + [min(rest, max_model_len)] * (rest > 0)
+
+
+def _submission(canvas: int) -> Submission:
+    """All of it a single open block, and of everything that takes memory in scoring the most."""
+    return Submission(
+        request_id="warm-up",
+        prompt_ids=(),
+        sampling=SamplingParams(
+            max_tokens=canvas, temperature=0.8, top_p=0.9, repetition_penalty=1.2, logprobs=MAX_LOGPROBS
+        ),
+        diffusion=DiffusionParams(cache="none", unmask="entropy", block_length=canvas),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

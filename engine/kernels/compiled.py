@@ -1,0 +1,89 @@
+"""torch's compiler, as this engine uses it: for small functions that it takes whole, of any number of rows.
+
+Knows functions and devices. Which functions are compiled is their modules' business; when, that of `execution.warmup`.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from engine.core.errors import ConfigError
+from engine.kernels.products import linear as fastest_linear
+
+logger = logging.getLogger(__name__)
+
+CODE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""torch's own variable. It makes that folder as soon as it needs any part of its compiler, even to compile nothing."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function compiled at its first call; one graph for all row counts, and another for a single row."""
+    return torch.compile(function, fullgraph=True, dynamic=True)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`products.linear`, x [rows, in] weight [out, in] -> [rows, out], which a compiled function may call.
+
+    On a CPU the compiler would put MKL's product in its place; and oneDNN's by its name it takes for constant weights
+    only, which would be a graph for each layer.
+    """
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        product: Tensor = _opaque_linear(x, weight, bias)
+        return product
+    return fastest_linear(x, weight, bias)
+
+
+def find_code_folder() -> None:
+    """Where the folder that is set cannot be written, torch is given another: it would end the process."""
+    folder = os.environ.get(CODE_FOLDER)
+    if not folder:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+        cause = "Permission denied"
+    except OSError as error:
+        cause = error.strerror or str(error)
+    other = "/"  # which is there, and all that is asked for while nothing is compiled
+    with suppress(OSError):
+        other = tempfile.gettempdir()
+    os.environ[CODE_FOLDER] = other
+    logger.warning("%s=%s cannot be written (%s): compiled code is not kept", CODE_FOLDER, folder, cause)
+
+
+def check_compiler(setting: str, device: torch.device) -> None:
+    """Compiles something small for the device. Raises ConfigError, with `setting` in it, if that fails."""
+    try:
+        compiled(_trial)(torch.ones(2, device=device))
+    except (RuntimeError, OSError) as error:
+        lines = str(getattr(error, "inner_exception", error)).strip().splitlines()
+        cause = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
+        raise ConfigError(
+            f"{setting} needs torch's compiler, which does not work here ({cause.strip()}); install a C++ compiler and "
+            "Python's headers (on Debian: apt-get install g++ python3-dev), or leave the setting out"
+        ) from error
+
+
+@torch.library.custom_op("unmask::linear", mutates_args=())
+def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return fastest_linear(x, weight, bias)
+
+
+@_opaque_linear.register_fake
+def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001 - the operator's own
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _trial(x: Tensor) -> Tensor:
+    return x + 1

@@ -1,0 +1,112 @@
+"""The shared library of `native.cpp` for this processor: one that was built with the package, or one compiled here.
+
+Knows compilers, processors and where their work is kept, and nothing of what is in it. Stands alone, without torch:
+the image compiles with this file and no other (docs/adr/018). It is called with a folder.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+SOURCE = Path(__file__).with_name("native.cpp")
+COMPILERS = ("c++", "g++", "clang++")
+# OpenMP's functions are left open: torch, in whose threads the kernel has to run, has brought them into the process.
+FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fno-exceptions", "-fPIC", "-shared", "-nodefaultlibs")
+LIBRARIES = ("-lm", "-lc")
+THIS_PROCESSOR = "native"
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+ARCHITECTURES: dict[str, dict[str, frozenset[str]]] = {
+    "x86_64": {"x86-64-v4": _V4, "x86-64-v3": _V3},
+    "aarch64": {"armv8-a": frozenset({"asimd"})},
+}
+"""machine -> what a package brings libraries for, best first, and what the processor must have, as Linux names it."""
+
+
+def library() -> Path:
+    """Raises OSError where there is none and no compiler, SubprocessError if that fails, RuntimeError without a home.
+
+    A compiler that the user names goes before what was built.
+    """
+    if not os.environ.get("CXX") and (built := next(_fitting(SOURCE.parent), None)):
+        return built
+    kept = _cache_folder() / f"attention-{_key()}.so"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=kept.parent) as folder:
+            compile_to(made := Path(folder) / kept.name)
+            made.replace(kept)  # whole or not at all, whoever else does the same
+    return kept
+
+
+def compile_to(path: Path, flags: Sequence[str] = (), architecture: str = THIS_PROCESSOR) -> None:
+    """Raises OSError where there is no compiler, SubprocessError if it fails."""
+    options = (*FLAGS, f"-march={architecture}", *flags)
+    command = [*_compiler().split(), *options, "-o", str(path), str(SOURCE), *LIBRARIES]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
+
+
+def build(folder: Path) -> list[Path]:
+    """What a package brings for machines of this kind. Raises as `compile_to`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    libraries = {name: folder / _built_name(name) for name in ARCHITECTURES.get(platform.machine(), ())}
+    for architecture, path in libraries.items():
+        compile_to(path, architecture=architecture)
+    return list(libraries.values())
+
+
+def _fitting(folder: Path) -> Iterator[Path]:
+    """Of this very source, for this processor; best first."""
+    for architecture, needed in ARCHITECTURES.get(platform.machine(), {}).items():
+        path = folder / _built_name(architecture)
+        if path.is_file() and needed <= _features():
+            yield path
+
+
+def _built_name(architecture: str) -> str:
+    return f"attention-{architecture}-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+
+
+def _compiler() -> str:
+    """With its own flags, if the user has named it so. Raises FileNotFoundError if there is none."""
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    return compiler
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "unmask"
+
+
+def _key() -> str:
+    """Of the source, the compiler and the processor: a home folder may be shared by machines that are not alike."""
+    lines = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
+    processor = platform.processor() + platform.machine() + "".join(sorted(set(lines)))
+    return hashlib.sha256(SOURCE.read_bytes() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
+
+
+def _features() -> set[str]:
+    """That the system lets programs use, under Linux's names."""
+    line = next((line for line in _processor() if line.startswith(("flags", "Features"))), "")
+    return set(line.partition(":")[2].split())
+
+
+@cache
+def _processor() -> tuple[str, ...]:
+    """Lines of all cores; none where the system does not tell."""
+    with suppress(OSError):
+        return tuple(Path("/proc/cpuinfo").read_text().splitlines())
+    return ()
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(f"{path}\n" for path in build(Path(sys.argv[1])))

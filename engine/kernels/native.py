@@ -1,0 +1,128 @@
+"""Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the processor that runs it.
+
+Knows the kernel's arguments; why it is there: docs/adr/012. Where it comes from is `library`'s business. Without
+it nothing is lost but speed: `products` then takes torch's kernels.
+"""
+
+import ctypes
+import logging
+import subprocess
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.kernels.library import library
+
+logger = logging.getLogger(__name__)
+
+
+class Reach(NamedTuple):
+    """Rows [start, stop) and what they see; the struct `Segment` of `native.cpp`."""
+
+    start: int
+    stop: int
+    visible: int
+    """Keys."""
+    first: int = 0
+    """Slot of the first of them; the others follow it,"""
+    slots: int = 0
+    """unless an array of int64 at this address has theirs."""
+
+
+MAX_HEAD_DIM = 256
+TILE, MOST_QUERIES = 64, 32
+"""Of `native.cpp`: keys between two looks at the largest score, and queries that are computed at once at most."""
+
+_Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
+
+
+class Kernel:
+    """The functions of a shared library. Raises OSError if that cannot be loaded."""
+
+    def __init__(self, path: Path) -> None:
+        functions = ctypes.CDLL(str(path))
+        self._attention, self._watched_attention = functions.attention, functions.watched_attention
+        tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
+        self._attention.argtypes = (*tensors, _Pointer, _Integer, ctypes.c_int)
+        self._watched_attention.argtypes = (*tensors, _Integer, _Integer, _Pointer, _Pointer, ctypes.c_int)
+        self._attention.restype = self._watched_attention.restype = None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
+        """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
+
+        Rows that none reaches for are undefined.
+        """
+        out, table = q.new_empty(q.shape), np.array(reaches, dtype=np.int64)
+        tensors = _tensors(out, q, keys, values)
+        self._attention(*tensors, table.ctypes.data, len(table), torch.get_num_threads())
+        return out
+
+    def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All rows see all keys -> as q, and the weights' mean over heads [rows, slots]."""
+        rows, visible, threads = len(q), keys.shape[1], torch.get_num_threads()
+        out, mean = q.new_empty(q.shape), q.new_empty(rows, visible)
+        room = q.new_empty(threads, 2 * visible + visible // TILE + 1, MOST_QUERIES)
+        tensors = _tensors(out, q, keys, values)
+        self._watched_attention(*tensors, rows, visible, mean.data_ptr(), room.data_ptr(), threads)
+        return out, mean
+
+
+def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
+    """As both functions take them first."""
+    heads, head_dim = q.shape[1:]
+    pointers = (out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr())
+    return *pointers, keys.stride(0), len(keys), heads // len(keys), head_dim
+
+
+@cache
+def kernel() -> Kernel | None:
+    """None where it cannot be had, for a reason that the log has."""
+    try:
+        own = Kernel(library())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
+        stderr = getattr(error, "stderr", None)
+        logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
+        return None
+    if not _agrees(own):
+        logger.warning("the attention kernel for this CPU computes something else than torch: not used")
+        return None
+    return own
+
+
+def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether the kernel is made for them: float32 on a CPU, each head's numbers in one piece, and no gradient."""
+    head_dim = q.shape[-1]
+    return (
+        q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and head_dim % 8 == 0
+        and head_dim <= MAX_HEAD_DIM
+        and q.stride()[1:] == (head_dim, 1)
+        and keys.stride()[1:] == (head_dim, 1)
+        and values.stride() == keys.stride()
+    )
+
+
+@torch.no_grad()
+def _agrees(own: Kernel) -> bool:
+    """With SDPA, and weights sum to 1, on numbers that leave every loop of the kernel with a remainder."""
+    rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
+    q, keys, values = (
+        torch.arange(count * head_dim, dtype=torch.float32).mul_(step).sin_().mul_(3.0)
+        for count, step in ((rows * heads, 0.7), (kv_heads * visible, 1.1), (kv_heads * visible, 1.3))
+    )
+    q, keys, values = q.view(rows, heads, -1), keys.view(kv_heads, visible, -1), values.view(kv_heads, visible, -1)
+    expected = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
+    )
+    expected = expected.squeeze(0).transpose(0, 1)
+    out, (watched, mean) = own.attend(q, keys, values, [Reach(0, rows, visible)]), own.watch(q, keys, values)
+    pairs = (out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))
+    return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)

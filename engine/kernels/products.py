@@ -1,0 +1,162 @@
+"""The products that a forward spends its time in, by whatever is fastest on the tensors' device: dense in, dense out.
+
+Knows shapes, dtypes, devices and how weights had best lie in memory; nothing of layers, pages or sequences. For float32
+on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch
+brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient. Attention there is
+this project's own kernel (`engine.kernels.native`) where a C++ compiler is at hand.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.kernels import native
+
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+)
+
+ROWS_APART = ROWS_PER_OCTAVE = 8
+"""Numbers of rows that products are taken of: so far apart at least, and so many of them from any one to its double."""
+
+PACKED_FOR_ROWS = 32
+"""Rows that packed weights are ordered for: a block of most models. It was seen to suit 4 rows and 1,920 as well."""
+
+WEIGHTS_AT_ONCE = 2**19
+"""Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
+
+FEW_WEIGHTS = 2**15
+"""Attention weights for each head of the keys below which SDPA's single call beats three calls a head."""
+
+WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
+"""Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
+launches cost, and a CPU's caches are small."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [rows, in] weight [out, in] -> [rows, out]."""
+    if not _has_onednn(x):
+        return F.linear(x, weight, bias)
+    missing = rounded_rows(len(x)) - len(x)
+    return _product(F.pad(x, (0, 0, 0, missing)), weight, bias)[: len(x)] if missing else _product(x, weight, bias)
+
+
+def rounded_rows(rows: int) -> int:
+    """So many that there are few different numbers of them: to the next 8, and in any octave there are 8.
+
+    oneDNN makes code for each number of rows that it meets, in milliseconds, and keeps a thousand of these programs.
+    """
+    step = max(ROWS_APART, 1 << max((rows // ROWS_PER_OCTAVE).bit_length() - 1, 0))
+    return -(-rows // step) * step
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight [out, in] that `linear` takes as well, and that nothing else can read: in oneDNN's own order on a CPU.
+
+    Else oneDNN puts it in that order at each call, which few rows do not make up for.
+    """
+    if weight.is_mkldnn or not _is_onednns(weight):
+        return weight
+    reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)  # noqa: SLF001
+    return reordered
+
+
+def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v: every row sees every key.
+
+    q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
+    """
+    if native.takes(q, keys, values) and (own := native.kernel()):
+        return own.attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
+    if _is_many(q, keys):
+        parts = [_head_by_head(part, keys, values) for part in torch.split(q, _rows_at_once(q, keys))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    attended = F.scaled_dot_product_attention(
+        q.transpose(0, 1).unsqueeze(0),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        enable_gqa=q.shape[1] != len(keys),
+    )  # [1, heads, rows, head_dim]
+    return attended.squeeze(0).transpose(0, 1)
+
+
+def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """`attention`, and its weights: their mean over heads, float32 [rows, visible].
+
+    A part of the weights at a time, so that what is held does not grow with the number of heads.
+    """
+    if native.takes(q, keys, values) and (own := native.kernel()):
+        return own.watch(q, keys, values)
+    mean = torch.zeros(len(q), keys.shape[1], device=q.device)
+    if _is_many(q, keys):
+        at_once = _rows_at_once(q, keys)
+        parts = zip(torch.split(q, at_once), torch.split(mean, at_once), strict=True)
+        return torch.cat([_head_by_head(part, keys, values, its_mean) for part, its_mean in parts]), mean
+    heads, queries = q.shape[1], _by_kv_head(q, len(keys))
+    out = torch.empty_like(queries)
+    share = torch.full((heads,), 1 / heads, device=q.device)
+    most = WATCHED_WEIGHTS_ON_CPU if q.device.type == "cpu" else WATCHED_WEIGHTS
+    at_once = max(most // (queries.shape[1] * keys.shape[1]), 1)
+    for first in range(0, len(keys), at_once):
+        part = slice(first, first + at_once)
+        weights = (queries[part] @ keys[part].mT).softmax(dim=-1, dtype=torch.float32)
+        out[part] = weights.to(values.dtype) @ values[part]
+        by_head = weights.view(-1, mean.numel())
+        mean.view(-1).addmv_(by_head.T, share[: len(by_head)])
+    return _by_row(out, len(q)), mean
+
+
+def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
+    """`attention` by three calls for each head of the keys; adds to `mean`.
+
+    The loop has no other calls on purpose: where rows are few, what a call costs beside its work is what it costs.
+    """
+    heads, group = q.shape[1], q.shape[1] // len(keys)
+    attended = []
+    for queries, k, v in zip(_by_kv_head(q, len(keys)), keys, values.mT, strict=True):
+        weights = _product(queries, k)
+        torch.softmax(weights, dim=-1, out=weights)
+        attended.append(_product(weights, v))
+        if mean is not None:
+            for one in weights.view(group, *mean.shape):
+                mean.add_(one, alpha=1 / heads)
+    return _by_row(torch.stack(attended), len(q))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")  # noqa: SLF001 - no public name
+    return product
+
+
+def _by_kv_head(q: Tensor, kv_heads: int) -> Tensor:
+    """[rows, heads, head_dim] -> scaled [kv_heads, group * rows, head_dim], contiguous: a group shares its keys."""
+    rows, heads, head_dim = q.shape
+    scaled: Tensor = q * head_dim**-0.5
+    return scaled.view(rows, kv_heads, heads // kv_heads, head_dim).permute(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
+
+
+def _by_row(out: Tensor, rows: int) -> Tensor:
+    """[kv_heads, group * rows, head_dim] -> [rows, heads, head_dim]."""
+    return out.view(-1, rows, out.shape[-1]).transpose(0, 1)
+
+
+def _has_onednn(x: Tensor) -> bool:
+    return _is_onednns(x) and not torch.is_grad_enabled()
+
+
+def _is_onednns(x: Tensor) -> bool:
+    return _HAS_ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _is_many(q: Tensor, keys: Tensor) -> bool:
+    return _has_onednn(q) and len(q) * _weights_of_a_row(q, keys) >= FEW_WEIGHTS
+
+
+def _rows_at_once(q: Tensor, keys: Tensor) -> int:
+    return max(WEIGHTS_AT_ONCE // _weights_of_a_row(q, keys), 1)
+
+
+def _weights_of_a_row(q: Tensor, keys: Tensor) -> int:
+    """For each head of the keys."""
+    return q.shape[1] // len(keys) * keys.shape[1]

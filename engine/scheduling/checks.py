@@ -1,0 +1,157 @@
+"""What a submission must satisfy before it becomes a request: one layer of checks below every front end.
+
+Ranges stand with the parameters they belong to (`engine.core.params`); here are those checks that need the model, the
+policies or two parameters at once. Errors are in the API's words and name the field.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from engine.cache.policies import CACHES
+from engine.core.config import ModelSpec
+from engine.core.errors import ContextLengthExceeded, InvalidRequest
+from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.request import Submission, answer_positions, count_blocks
+from engine.scheduling.sampling_checks import check_ids, check_sampling
+from engine.unmask.policies import UNMASKS
+
+Constraint = Ge | Gt | Le | Lt
+
+
+def check(submission: Submission, spec: ModelSpec) -> None:
+    """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
+    _check_prompt(submission.prompt_ids, spec)
+    _check_holes(submission, spec)
+    _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
+    check_sampling(submission, spec)
+    _check_length(submission, spec.max_model_len)  # before `block_length`, which some policies make of max_tokens
+    _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
+    for name, choices in _DIFFUSION_CHOICES.items():
+        _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
+    _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
+    _check_cache(submission.diffusion.cache, spec)
+    _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
+    _check_order(submission.diffusion, "min_block_length", "max_block_length")
+    _check_order(submission.diffusion, "initial_steps", "max_steps")
+    _check_steps(submission, spec.max_model_len)
+
+
+def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
+    """Field -> its constraints, from the annotations."""
+    hints = get_type_hints(params, include_extras=True)
+    return {field.name: tuple(_constraints(hints[field.name])) for field in fields(params)}
+
+
+def _constraints(hint: Any) -> Iterable[Constraint]:
+    for part in (hint, *get_args(hint)):  # `Annotated[int, …] | None` has its constraints one level down
+        if get_origin(part) is Annotated:
+            yield from (extra for extra in part.__metadata__ if isinstance(extra, Constraint))
+
+
+def _choices(params: type) -> dict[str, tuple[str, ...]]:
+    """Field -> the values it may have, where its type is a Literal."""
+    return {name: get_args(hint) for name, hint in get_type_hints(params).items() if get_origin(hint) is Literal}
+
+
+_SAMPLING_RANGES = _ranges(SamplingParams)
+_DIFFUSION_RANGES = _ranges(DiffusionParams)
+_DIFFUSION_CHOICES = _choices(DiffusionParams)
+
+
+def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], prefix: str) -> None:
+    for name, constraints in ranges.items():
+        value = getattr(params, name)
+        for constraint in constraints:
+            # Asked this way round, NaN fails every one of them.
+            match constraint:
+                case Ge(bound):
+                    fits, words = value is None or value >= bound, f"at least {bound}"
+                case Gt(bound):
+                    fits, words = value is None or value > bound, f"greater than {bound}"
+                case Le(bound):
+                    fits, words = value is None or value <= bound, f"at most {bound}"
+                case Lt(bound):
+                    fits, words = value is None or value < bound, f"less than {bound}"
+            if not fits:
+                raise InvalidRequest(f"{prefix}{name} is {value}; it must be {words}.", f"{prefix}{name}")
+
+
+def _check_name(param: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise InvalidRequest(f"{param} is {name!r}; it must be one of {', '.join(known)}.", param)
+
+
+def _check_cache(cache: str, spec: ModelSpec) -> None:
+    if CACHES[cache].fits(spec):
+        return
+    fitting = ", ".join(name for name, policy in CACHES.items() if policy.fits(spec)) or "none that this engine has"
+    attention = "attends in both directions" if spec.bidirectional else "is block-causal"
+    raise InvalidRequest(
+        f"diffusion.cache is {cache!r}, which does not fit the model: it {attention} ({spec.family}). "
+        f"Caches that fit it: {fitting}.",
+        "diffusion.cache",
+    )
+
+
+def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
+    if not prompt_ids:
+        raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
+    check_ids(prompt_ids, spec, "prompt")
+
+
+def _check_holes(submission: Submission, spec: ModelSpec) -> None:
+    if not submission.holes:
+        return
+    if not spec.bidirectional:
+        raise InvalidRequest(
+            f"The model is block-causal ({spec.family}): it cannot see what stands behind a gap while it fills it. "
+            "Infilling needs a model that attends in both directions.",
+            "prompt",
+        )
+    least, length = 0, len(submission.prompt_ids)
+    for hole in submission.holes:
+        if hole.length < 1:
+            raise InvalidRequest(f"A hole is {hole.length} tokens long; it must be at least 1.", "prompt")
+        if not least <= hole.offset <= length:
+            raise InvalidRequest(
+                f"A hole comes after {hole.offset} tokens of the prompt, which has {length}; holes must be in order, "
+                "with at least one token between them.",
+                "prompt",
+            )
+        least = hole.offset + 1
+    total, max_tokens = sum(hole.length for hole in submission.holes), submission.sampling.max_tokens
+    if total != max_tokens:
+        raise InvalidRequest(f"The holes are {total} tokens long together, but max_tokens is {max_tokens}.", "prompt")
+
+
+def _check_steps(submission: Submission, max_model_len: int) -> None:
+    steps = submission.diffusion.steps
+    if steps is None:
+        return
+    blocks = count_blocks(answer_positions(submission, max_model_len), submission.diffusion.block_length)
+    if steps < blocks:
+        raise InvalidRequest(
+            f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
+            "diffusion.steps",
+        )
+
+
+def _check_order(diffusion: DiffusionParams, low: str, high: str) -> None:
+    if getattr(diffusion, low) > getattr(diffusion, high):
+        raise InvalidRequest(
+            f"diffusion.{low} is {getattr(diffusion, low)}, more than diffusion.{high}, {getattr(diffusion, high)}.",
+            f"diffusion.{low}",
+        )
+
+
+def _check_length(submission: Submission, max_model_len: int) -> None:
+    prompt, max_tokens = len(submission.prompt_ids), submission.sampling.max_tokens
+    if prompt + max_tokens > max_model_len:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{prompt + max_tokens} tokens: {prompt} in the prompt and {max_tokens} to generate.",
+            "prompt" if submission.holes or prompt >= max_model_len else "max_tokens",
+        )

@@ -1,0 +1,69 @@
+"""Log-probabilities for requests that report them: of the model's own logits, before anything is done to them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.core.params import MAX_LOGPROBS
+from engine.core.plan import Logprobs, StepPlan
+from engine.core.request import Floats
+from engine.kernels.transfer import to_device
+from engine.scoring.vocabulary import top
+
+LEAST = -9999.0
+"""In place of a log-probability that is no finite number, as elsewhere in the field."""
+
+
+def num_reported(plans: Sequence[StepPlan]) -> int | None:
+    """How many of the most probable tokens to find; None if nobody asks for log-probabilities.
+
+    As many for everyone: which of equals are found may depend on how many are looked for.
+    """
+    counts = [plan.request.sampling.logprobs for plan in plans]
+    if not any(count is not None for count in counts):
+        return None
+    return MAX_LOGPROBS if any(counts) else 0
+
+
+class Reported:
+    """The targets whose plan asks for log-probabilities. Made before the logits are edited."""
+
+    def __init__(self, logits: Tensor, plans: Sequence[StepPlan], num_top: int) -> None:
+        """logits [targets of all plans, vocab] as the model gave them."""
+        indices = np.flatnonzero(np.repeat([_asks(plan) for plan in plans], [len(plan.targets) for plan in plans]))
+        self._indices = to_device(indices, logits.device)
+        self._num_top = min(num_top, logits.shape[-1] - 1)
+        # float32 logits will be overwritten; others are converted first, and stay.
+        self._logits = logits[self._indices] if logits.dtype == torch.float32 else logits
+
+    def table(self, tokens: Tensor, mask_id: int) -> Tensor:
+        """float64 [reported, 1 + 2 * some]: of the proposed `tokens` [all targets], the best tokens, and of these."""
+        logits = self._logits if self._logits.dtype == torch.float32 else self._logits[self._indices].float()
+        total = logits.logsumexp(dim=-1, keepdim=True)
+        columns = [logits.gather(-1, tokens[self._indices][:, None]) - total]
+        if self._num_top:
+            logits[:, mask_id] = -torch.inf
+            values, best = top(logits, self._num_top)
+            columns += [best, values - total]
+        return torch.cat([column.double() for column in columns], dim=-1)
+
+
+def received(table: Floats, plans: Sequence[StepPlan]) -> list[Logprobs | None]:
+    """The rows of all plans' `Reported.table` on the host, per plan; None for those that did not ask."""
+    finite = np.nan_to_num(table, nan=LEAST, posinf=LEAST, neginf=LEAST)
+    lengths = [len(plan.targets) if _asks(plan) else 0 for plan in plans]
+    parts = np.split(finite, np.cumsum(lengths)[:-1])
+    return [_logprobs(part, plan.request.sampling.logprobs) for plan, part in zip(plans, parts, strict=True)]
+
+
+def _logprobs(part: Floats, count: int | None) -> Logprobs | None:
+    if count is None:
+        return None
+    proposed, best, values = np.split(part, [1, (part.shape[1] + 1) // 2], axis=1)
+    return Logprobs(proposed[:, 0], best.astype(np.int64), values, count)
+
+
+def _asks(plan: StepPlan) -> bool:
+    return plan.request.sampling.logprobs is not None

@@ -1,0 +1,98 @@
+"""What a request's sampling parameters make of logits: which tokens may be drawn, and the draw.
+
+Many requests at once, each row by the values of its own. Knows no policy and nothing of confidence.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.core.noise import hashed
+from engine.core.plan import StepPlan
+from engine.kernels.transfer import to_device
+
+_LEAST_HEAT = 1e-6
+"""A lower temperature is this one: the best token is all but certain."""
+
+Parameters = NDArray[np.void]
+"""[rows] records of `_RECORD`: index it like an array, name a field for its column."""
+
+_RECORD = np.dtype(
+    [
+        ("position", np.int64),
+        ("step", np.int64),
+        ("seed", np.int64),
+        ("temperature", np.float32),
+        ("top_p", np.float32),
+        ("top_k", np.int64),
+        ("min_p", np.float32),
+    ]
+)
+
+
+def parameters(plans: Sequence[StepPlan]) -> Parameters:
+    """One record for each target of all plans."""
+    counts = [len(plan.targets) for plan in plans]
+    records = np.empty(len(plans), _RECORD)
+    for name in ("seed", "temperature", "top_p", "top_k", "min_p"):
+        records[name] = [getattr(plan.request.sampling, name) for plan in plans]
+    records["step"] = [plan.request.forwards for plan in plans]
+    records = np.repeat(records, counts)
+    records["position"] = np.concatenate([plan.targets for plan in plans])
+    return records
+
+
+def is_narrowed(rows: Parameters) -> NDArray[np.bool_]:
+    """[rows] whether `narrow` would change them."""
+    narrowed: NDArray[np.bool_] = (rows["top_p"] < 1) | (rows["top_k"] > 0) | (rows["min_p"] > 0)
+    return narrowed
+
+
+def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
+    """logits [rows, vocab] with -inf for the tokens beyond their row's `top_p`, `top_k` and `min_p`.
+
+    Of softmax(logits / temperature) the most probable tokens stay up to the one that carries their sum past top_p; of
+    these, top_k, and those at least min_p times as probable as the `proposed` token [rows], which is the best one
+    unless that is the mask. What is as probable as the last of them stays too: in bfloat16 that is common, and the
+    order of a sort must not decide. So does the proposed one.
+    """
+    vocab = logits.shape[-1]
+    ordered = logits.sort(dim=-1, descending=True).values
+    total = (ordered / _heat(rows, logits)).softmax(dim=-1).cumsum(dim=-1)
+    top_p, top_k, min_p = (_column(rows, name, logits) for name in ("top_p", "top_k", "min_p"))
+    # A sum of probabilities may round to more than 1, so that without a top_p nothing is compared.
+    count = 1 + ((total <= top_p) | (top_p >= 1)).sum(dim=-1, keepdim=True)
+    count = torch.where(top_k > 0, count.minimum(top_k), count).clamp(max=vocab)
+    best = logits.gather(-1, proposed[:, None])
+    least = ordered.gather(-1, count - 1).maximum(best + _heat(rows, logits) * min_p.log()).minimum(best)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def heat(logits: Tensor, rows: Parameters) -> Tensor:
+    """logits [rows, vocab] divided by their row's temperature; where that is 0, as they are."""
+    return logits / _heat(rows, logits)
+
+
+def draw(logits: Tensor, rows: Parameters) -> Tensor:
+    """Tokens [rows] of softmax(logits / temperature) by Gumbel noise hashed from (seed, position, step, token)."""
+    tokens = torch.arange(logits.shape[-1], device=logits.device)
+    seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
+    uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
+    # At 1, to which the largest hashes round, the noise would be -inf: a token that is the only one left must win.
+    uniform = uniform.clamp(max=1.0 - 2.0**-24)
+    # -log1p(-u) is an exponential variate, precise where it is small: where the Gumbel noise -log of it is large.
+    gumbel = -torch.log(-torch.log1p(-uniform))
+    return (logits + _column(rows, "temperature", logits) * gumbel).argmax(dim=-1)
+
+
+def _heat(rows: Parameters, like: Tensor) -> Tensor:
+    """[rows, 1] what logits are divided by: no less than keeps the quotients finite."""
+    temperatures = _column(rows, "temperature", like)
+    return torch.where(temperatures > 0, temperatures.clamp(min=_LEAST_HEAT), 1.0)
+
+
+def _column(rows: Parameters, name: str, like: Tensor) -> Tensor:
+    return to_device(rows[name].copy(), like.device)[:, None]

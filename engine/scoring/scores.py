@@ -1,0 +1,220 @@
+"""Target logits -> proposed tokens and how sure the model is: for the whole batch, one transfer to the host.
+
+Knows what policies need, not which they are: what becomes of a proposal is decided in `engine.unmask.policies`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.core.params import SamplingParams
+from engine.core.plan import Logprobs, Needs, Scores, StepPlan
+from engine.core.request import Floats, Ids, Mask, Request
+from engine.kernels.transfer import to_device
+from engine.scoring.edits import Edit, edit, edits
+from engine.scoring.logprobs import Reported, num_reported, received
+from engine.scoring.parts import Logits, Part, parts
+from engine.scoring.sampling import draw, heat, is_narrowed, narrow, parameters
+from engine.scoring.vocabulary import Subset, most_probable
+
+
+def score(
+    logits: Logits,
+    plans: Sequence[StepPlan],
+    mask_id: int,
+    needs: Sequence[Needs] = (),
+    importance: Sequence[Tensor] = (),
+) -> list[Scores]:
+    """logits [targets of all plans, vocab] and what each plan needs -> one `Scores` per plan.
+
+    `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
+
+    A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
+    itself never chosen. Logits are the model's with what its request asks to be edited in them. Temperature, top_p,
+    top_k and min_p are for the choice, as in LLaDA's sampler; the log-odds are of the distribution that they leave
+    where a plan needs it `processed`, and over a part of the vocabulary where it needs that.
+    """
+    needs = needs or [Needs()] * len(plans)
+    num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
+    asked = edits(plans)
+    scored = [_score_part(logits[part.some], part, asked, mask_id, spreads, num_top) for part in parts(plans, needs)]
+    host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
+    columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
+    logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
+    return _scores(plans, needs, columns, rollouts, logprobs)
+
+
+def _score_part(
+    logits: Tensor, part: Part, edits: Mapping[Request, Edit], mask_id: int, spreads: bool, num_top: int | None
+) -> list[Tensor]:
+    """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
+    _, plans, needs = part
+    counts = [len(plan.targets) for plan in plans]
+    samplings = [plan.request.sampling for plan in plans]
+    reported = Reported(logits, plans, num_top) if num_top is not None else None
+    logits = logits.float()
+    if edits:
+        edit(logits, plans, edits)
+    cut = _cut(logits, counts, needs)
+    tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
+    if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
+        _shape(logits, tokens, plans, needs, mask_id)
+    columns = [tokens]
+    if spreads:
+        wanted = _rows(counts, (need.entropy or need.margin for need in needs))
+        columns += _spread(logits, _to(logits, wanted), mask_id)
+    columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
+    if reported:
+        columns.append(reported.table(tokens, mask_id))
+    return columns
+
+
+def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
+    """Each column's parts as one array. The step's one device synchronisation.
+
+    float64 holds every token id and every float32 exactly.
+    """
+    host = torch.cat([part.double().flatten() for parts in columns for part in parts]).cpu().numpy()
+    sizes = [sum(part.numel() for part in parts) for parts in columns]
+    ends = accumulate(sizes)
+    shapes = [(-1, *parts[0].shape[1:]) for parts in columns]
+    cuts = zip(sizes, ends, shapes, strict=True)
+    return [host[end - size : end].reshape(shape) for size, end, shape in cuts]
+
+
+def _scores(
+    plans: Sequence[StepPlan],
+    needs: Sequence[Needs],
+    columns: Sequence[Floats],
+    importance: Iterable[Floats],
+    logprobs: Iterable[Logprobs | None],
+) -> list[Scores]:
+    """columns, each [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
+    tokens, *spread, log_odds = columns
+    entropy, margin = spread or (None, None)
+    scores, received, first = [], iter(importance), 0
+    for plan, need, own in zip(plans, needs, logprobs, strict=True):
+        some = slice(first, first + len(plan.targets))
+        scores.append(
+            Scores(
+                plan.targets,
+                tokens[some].astype(np.int64),
+                log_odds[some],
+                entropy[some] if entropy is not None and need.entropy else None,
+                margin[some] if margin is not None and need.margin else None,
+                next(received) if plan.rollout else None,
+                own,
+            )
+        )
+        first = some.stop
+    return scores
+
+
+def _best_token(logits: Tensor, mask_id: int) -> Tensor:
+    """The most probable token [targets] that is not the mask."""
+    mask_logits = logits[:, mask_id].clone()
+    logits[:, mask_id] = -torch.inf
+    tokens = logits.argmax(dim=-1)
+    logits[:, mask_id] = mask_logits
+    return tokens
+
+
+def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Of these tokens [targets]; overwrites their logits."""
+    chosen = logits.gather(-1, tokens[:, None])
+    return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
+
+
+class _Cut(NamedTuple):
+    """Targets that are scored over a subset of the vocabulary, and the others: [targets] by their indices."""
+
+    within: Tensor
+    others: Tensor
+    subset: Subset
+
+    def best_token(self, logits: Tensor, mask_id: int) -> Tensor:
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        tokens[self.within] = self.subset.best_token(mask_id)
+        if len(self.others):
+            tokens[self.others] = _best_token(logits[self.others], mask_id)
+        return tokens
+
+    def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        log_odds = torch.empty(len(logits), device=logits.device)
+        log_odds[self.within] = self.subset.log_odds(tokens[self.within])
+        if len(self.others):
+            log_odds[self.others] = _log_odds(logits[self.others], tokens[self.others])
+        return log_odds
+
+
+def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut | None:
+    """None if everyone wants the whole vocabulary."""
+    sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
+    within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
+    if not len(within):
+        return None
+    by_entropy = np.repeat([need.by_entropy for need in needs], counts)[within]
+    at = _to(logits, within)
+    subset = most_probable(
+        logits[at] if len(others) else logits,
+        _to(logits, sizes[within]),
+        int(sizes.max()),
+        _to(logits, by_entropy),
+    )
+    return _Cut(at, _to(logits, others), subset)
+
+
+def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
+    """Without a temperature, top_p, top_k and min_p leave the best token what it is; its probability may change."""
+    narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+    return sampling.temperature > 0 or (need.processed and narrows)
+
+
+def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int) -> None:
+    """Draws `tokens` where there is a temperature and writes processed distributions into `logits`, both in place."""
+    counts = [len(plan.targets) for plan in plans]
+    shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
+    indices = _rows(counts, shaped)
+    processed = np.repeat([need.processed for need in needs], counts)[indices]
+    rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
+    part = logits[_to(logits, indices)]  # [shaped, vocab]
+    if is_narrowed(rows).any():
+        where = np.flatnonzero(is_narrowed(rows))
+        at = _to(logits, where)
+        part[at] = narrow(part[at], rows[where], tokens[_to(logits, indices[where])])
+    if processed.any():
+        where = np.flatnonzero(processed)
+        logits[_to(logits, indices[where])] = heat(part[_to(logits, where)], rows[where])
+    part[:, mask_id] = -torch.inf
+    if (rows["temperature"] > 0).any():
+        where = np.flatnonzero(rows["temperature"] > 0)
+        tokens[_to(logits, indices[where])] = draw(part[_to(logits, where)], rows[where])
+
+
+def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
+    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; see `Scores` for what they are.
+
+    Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
+    """
+    entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
+    part = logits[rows]
+    top, best = part.max(dim=-1, keepdim=True)
+    weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
+    others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
+    entropy[rows] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
+    lead = (1.0 - second) / (1.0 + others)
+    margin[rows] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
+    return [entropy, margin]
+
+
+def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
+    """Indices among all targets of those whose plan is wanted."""
+    return np.flatnonzero(np.repeat(list(wanted), counts))
+
+
+def _to(like: Tensor, array: Ids | Mask) -> Tensor:
+    return to_device(array, like.device)

@@ -1,0 +1,178 @@
+"""Unmask policies: which scored positions become tokens. Always at least one, so that every request ends.
+
+They see one request's `Scores` on the host, never logits. A new policy is one class here and one line in `UNMASKS`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from engine.core.density import certainty_density
+from engine.core.noise import uniform
+from engine.core.plan import Needs, Scores, StepPlan, UnmaskPolicy
+from engine.core.ranking import best_first, top
+from engine.core.request import Floats, Mask, Request, Submission
+from engine.scoring.bans import hold_back
+from engine.unmask.cad import Cad
+from engine.unmask.dream import Dream
+
+
+def scheduled_tokens(request: Request) -> int:
+    """Tokens due in this step: LLaDA's schedule (`get_num_transfer_tokens`, arXiv 2502.09992), never less than one.
+
+    `steps` are spread evenly over the blocks, and a block's masks evenly over its steps; what does not divide goes
+    to the first ones.
+    """
+    block, steps = request.block, request.diffusion.steps
+    if steps is None:
+        return 1
+    share, extra = divmod(steps, request.num_blocks)
+    in_block = max(share + (block.index < extra), 1)
+    count, extra = divmod(block.num_masked, in_block)
+    return max(count + (block.step < extra), 1)
+
+
+class Fixed(UnmaskPolicy):
+    """The most confident ones, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        return top(scores.log_odds, scheduled_tokens(request))
+
+
+class Random(UnmaskPolicy):
+    """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        order = uniform(request.sampling.seed, scores.positions, request.forwards)
+        return top(order, scheduled_tokens(request))
+
+
+class Threshold(UnmaskPolicy):
+    """All whose confidence reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        return top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((scores.confidence < request.diffusion.threshold).all())
+
+
+class Factor(UnmaskPolicy):
+    """The n most confident for the largest n with (n + 1)(1 - c_n) < factor, at least one (Fast-dLLM, section 3.3)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        ordered = scores.confidence[best_first(scores.log_odds)]
+        n = np.arange(1, len(ordered) + 1)
+        fits = np.flatnonzero((n + 1) * (1.0 - ordered) < request.diffusion.factor)
+        return top(scores.log_odds, int(fits[-1]) + 1 if len(fits) else 1)
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((2 * (1.0 - scores.confidence) >= request.diffusion.factor).all())
+
+
+class Entropy(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those of the lowest entropy first."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        return top(-scores.entropy, scheduled_tokens(request))
+
+
+class Margin(UnmaskPolicy):
+    """As many as LLaDA's schedule says, those first that lead most over the second best token."""
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(margin=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.margin is not None
+        return top(scores.margin, scheduled_tokens(request))
+
+
+class EntropyBound(UnmaskPolicy):
+    """The n most confident for the largest n whose entropies, but for the largest, sum to `gamma` at most.
+
+    EB-Sampler (arXiv 2505.24857): that sum bounds what decoding them together neglects. One alone neglects nothing.
+    """
+
+    def needs(self, request: Request) -> Needs:
+        return Needs(entropy=True)
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        assert scores.entropy is not None
+        ordered = scores.entropy[best_first(scores.log_odds)]
+        neglected = np.cumsum(ordered) - np.maximum.accumulate(ordered)
+        return top(scores.log_odds, int((neglected <= request.diffusion.gamma).sum()))
+
+
+class Certainty(UnmaskPolicy):
+    """As many as LLaDA's schedule says, the best by confidence x certainty density: nearly left to right (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        return top(_certainty(request, scores), scheduled_tokens(request))
+
+
+class CertaintyThreshold(UnmaskPolicy):
+    """All whose confidence x certainty density reaches the threshold, and always the best (d2Cache)."""
+
+    def select(self, request: Request, scores: Scores) -> Mask:
+        certainty = _certainty(request, scores)
+        return top(certainty, 1) | (certainty >= request.diffusion.threshold)
+
+    def is_forced(self, request: Request, scores: Scores) -> bool:
+        return bool((_certainty(request, scores) < request.diffusion.threshold).all())
+
+
+def _certainty(request: Request, scores: Scores) -> Floats:
+    density = certainty_density(~request.masked[request.answer_start :], request.diffusion.sigma)
+    return scores.confidence * density[scores.positions - request.answer_start]
+
+
+UNMASKS: dict[str, UnmaskPolicy] = {
+    "fixed": Fixed(),
+    "random": Random(),
+    "threshold": Threshold(),
+    "factor": Factor(),
+    "cad": Cad(),
+    "dream": Dream(),
+    "entropy": Entropy(),
+    "margin": Margin(),
+    "entropy_bound": EntropyBound(),
+    "certainty": Certainty(),
+    "certainty_threshold": CertaintyThreshold(),
+}
+
+
+def effective(submission: Submission) -> Submission:
+    """The submission with the block length that applies: all that is decoded, if its policy cuts that by itself."""
+    policy = UNMASKS.get(submission.diffusion.unmask)
+    if policy is None or not policy.cuts_canvas:
+        return submission
+    holes, length = submission.holes, submission.sampling.max_tokens
+    if holes:
+        length += holes[-1].offset - holes[0].offset  # with what stands between them
+    return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
+
+
+def needs(plans: Sequence[StepPlan]) -> list[Needs]:
+    """What each request's own policy must have in its scores."""
+    return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
+
+
+def select(plan: StepPlan, scores: Scores) -> Mask:
+    """Asks the request's own policy, of the open block alone, for bool [targets]."""
+    request, count = plan.request, plan.num_open
+    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
+    chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
+    return hold_back(request, scores, chosen) if request.sampling.bad_words else chosen
+
+
+def is_forced(plan: StepPlan, scores: Scores, chosen: Mask) -> bool:
+    """Whether this one token is taken only because a step must take one."""
+    if np.count_nonzero(chosen) != 1:
+        return False
+    return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, scores.first(plan.num_open))

@@ -1,0 +1,41 @@
+"""`unmask bench`: a table of what can be measured, each a module with `main(argv) -> exit code`."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from engine import ConfigError
+from server.arguments import hint
+
+COMMANDS = {
+    "decode": ("server.bench.decode", "this engine and the papers' own loops decoding on this machine, in turns"),
+    "serve": ("server.bench.serve.command", "a running OpenAI-compatible server under load"),
+    "roofline": ("server.bench.roofline.command", "what a model can reach at most on given hardware, by arithmetic"),
+}
+"""What is measured: its module, imported when it is called for, and a line of help."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises ConfigError or LoadError for what the user can mend."""
+    width = max(map(len, COMMANDS))
+    parser = _Parser(
+        prog="unmask bench",
+        description="Measures speed.",
+        epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="?", metavar="WHAT", help="see below; each has its own --help")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...")
+    given = parser.parse_args(argv)
+    if given.what is None:
+        raise ConfigError(f"say what to measure: unmask bench {' or '.join(COMMANDS)} (--help explains them)")
+    if given.what not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise ConfigError(f"{given.what} is nothing that is measured, but {known} are{hint(given.what, COMMANDS)}")
+    return int(import_module(COMMANDS[given.what][0]).main([given.what, *given.rest]))

@@ -1,0 +1,190 @@
+"""One request, streamed and timed. What the server does not tell stays unknown; what goes wrong is a reason, counted.
+
+Reads `text_completion` and `chat.completion.chunk` events of any server; `usage.diffusion` is this project's own.
+"""
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import httpx
+
+from engine import ConfigError
+from server.bench.serve.prompts import Ask
+from server.remote import complaint
+
+Endpoint = Literal["completions", "chat"]
+PATHS: Mapping[Endpoint, str] = {"completions": "completions", "chat": "chat/completions"}
+
+STREAM_OPTIONS: tuple[Mapping[str, bool] | None, ...] = (
+    {"include_usage": True, "continuous_usage_stats": True},
+    {"include_usage": True},
+    None,
+)
+"""From the most telling to what every server takes; the second field is vLLM's, SGLang's and ours."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A request that was answered. Times in seconds of `time.perf_counter`."""
+
+    sent: float
+    blocks: tuple[float, ...]
+    """When each chunk arrived that brought text, or tokens without any (`<|endoftext|>`) if the server counts those."""
+    ended: float
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    first_tokens: int | None
+    """Of these, those that the first block brought."""
+    forwards: int | None
+    rows: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that was not, and why, in words that many failures share."""
+
+    reason: str
+
+
+class Refused(Exception):
+    """The server answered, with an error."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"{status}: {body:.300}")
+        self.status = status
+        self.reason = f"HTTP {status}{_code(body)}"
+
+
+class BrokenStream(Exception):
+    """The stream brought an error, or something that is no stream."""
+
+
+class Client:
+    """One model of one server, asked in one way."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, model: str, endpoint: Endpoint, extra_body: Mapping[str, object]
+    ) -> None:
+        self.model = model
+        self._http = http
+        self._path = PATHS[endpoint]
+        self._chat = endpoint == "chat"
+        self._extra_body = extra_body
+        self._stream_options = STREAM_OPTIONS[0]
+
+    async def check(self, ask: Ask) -> None:
+        """Asks once, so that what would fail every time fails now, and finds out which usage the server reports.
+
+        Raises ConfigError in the server's own words.
+        """
+        for self._stream_options in STREAM_OPTIONS:
+            try:
+                await self._timed(ask)
+            except Refused as refusal:
+                if refusal.status in (400, 422) and self._stream_options is not None:
+                    continue  # perhaps because of these
+                raise ConfigError(f"{self._http.base_url}{self._path} answered {refusal}{_hint(refusal)}") from None
+            except BrokenStream as error:
+                raise ConfigError(f"{self._http.base_url}{self._path}: {error}") from None
+            except httpx.HTTPError as error:
+                raise ConfigError(complaint(self._http, self._path, error)) from None
+            return
+
+    async def ask(self, ask: Ask) -> Sample | Failure:
+        try:
+            return await self._timed(ask)
+        except Refused as refusal:
+            return Failure(refusal.reason)
+        except BrokenStream as error:
+            return Failure(str(error))
+        except httpx.HTTPError as error:
+            return Failure(type(error).__name__)
+
+    async def _timed(self, ask: Ask) -> Sample:
+        sent = time.perf_counter()
+        blocks: list[float] = []
+        usage: Mapping[str, Any] = {}
+        tokens, first_tokens = 0, None
+        async with self._http.stream("POST", self._path, json=self._body(ask)) as response:
+            if not response.is_success:
+                raise Refused(response.status_code, (await response.aread()).decode(errors="replace"))
+            async for event in _events(response):
+                usage = event.get("usage") or usage
+                before, tokens = tokens, usage.get("completion_tokens") or 0
+                if event.get("choices") and (_text(event, chat=self._chat) or tokens > before):
+                    blocks.append(time.perf_counter())
+                    if len(blocks) == 1:
+                        first_tokens = tokens or None
+        cost = usage.get("diffusion") or {}
+        return Sample(
+            sent=sent,
+            blocks=tuple(blocks),
+            ended=time.perf_counter(),
+            prompt_tokens=usage.get("prompt_tokens"),
+            completion_tokens=usage.get("completion_tokens"),
+            first_tokens=first_tokens,
+            forwards=cost.get("forwards"),
+            rows=cost.get("rows_computed"),
+        )
+
+    def _body(self, ask: Ask) -> dict[str, object]:
+        body: dict[str, object] = {"model": self.model, "max_tokens": ask.max_tokens, "temperature": 0, "stream": True}
+        if self._stream_options:
+            body["stream_options"] = self._stream_options
+        if self._chat:
+            body["messages"] = [{"role": "user", "content": ask.prompt}]
+        else:
+            body["prompt"] = ask.prompt
+        return body | dict(self._extra_body)
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each `data:` line up to `[DONE]`. Raises BrokenStream."""
+    async for line in response.aiter_lines():
+        field, _, value = line.partition(":")
+        if field != "data":
+            continue
+        if value.strip() == "[DONE]":
+            return
+        try:
+            event = json.loads(value)
+        except ValueError:
+            raise BrokenStream("the stream holds something that is no JSON") from None
+        if not isinstance(event, dict):
+            raise BrokenStream("the stream holds something that is no JSON object")
+        if event.get("error"):
+            raise BrokenStream(f"an error in the stream{_code(value)}")
+        yield event
+    raise BrokenStream("the stream ended without [DONE]")
+
+
+def _text(event: Mapping[str, Any], *, chat: bool) -> str:
+    """Of the event's choice; empty for the role and other chunks without any."""
+    try:
+        choice = event["choices"][0]
+        return str((choice["delta"].get("content") if chat else choice["text"]) or "")
+    except (LookupError, AttributeError, TypeError):
+        return ""
+
+
+def _code(body: str) -> str:
+    """The `code` or else the `type` of OpenAI's error object, with a space before it, or nothing."""
+    try:
+        error = json.loads(body)["error"]
+        return f" {error.get('code') or error['type']}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _hint(refusal: Refused) -> str:
+    match refusal.status:
+        case 401 | 403:
+            return " (--api-key gives the key)"
+        case 404:
+            return " (the name of the model, --model, or the route, --endpoint, is not there)"
+        case 429 | 503:
+            return " (it is busy before the load has begun)"
+    return ""

@@ -1,0 +1,77 @@
+"""The load itself: so many requests at a time, or arrivals at random times, until all are answered or Ctrl-C."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from server.bench.serve.client import Failure, Sample
+from server.bench.serve.prompts import Ask
+
+Answer = Callable[[Ask], Awaitable[Sample | Failure]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What came of it."""
+
+    samples: list[Sample]
+    failures: list[Failure]
+    seconds: float
+    """From the first request to the last answer, or to the interruption."""
+    interrupted: bool
+
+
+async def closed_loop(answer: Answer, asks: Sequence[Ask], concurrency: int, done: Callable[[], None]) -> Run:
+    """So many requests in flight, each followed by the next one."""
+    results: list[Sample | Failure] = []
+    left = iter(asks)
+
+    async def work() -> None:
+        for ask in left:
+            results.append(await answer(ask))
+            done()
+
+    return await _until_done([work() for _ in range(min(concurrency, len(asks)))], results)
+
+
+async def open_loop(answer: Answer, asks: Sequence[Ask], rate: float, seed: int, done: Callable[[], None]) -> Run:
+    """Requests sent at `rate` a second on average, however many are unanswered (a Poisson process)."""
+    results: list[Sample | Failure] = []
+
+    async def send(ask: Ask, delay: float) -> None:
+        await asyncio.sleep(delay)
+        results.append(await answer(ask))
+        done()
+
+    return await _until_done([send(*pair) for pair in zip(asks, arrivals(rate, seed), strict=False)], results)
+
+
+def arrivals(rate: float, seed: int) -> Iterator[float]:
+    """Seconds from the start, without end; the first is 0. Gaps are exponential with mean 1 / rate."""
+    rng, at = random.Random(seed), 0.0
+    while True:
+        yield at
+        at += rng.expovariate(rate)
+
+
+async def _until_done(work: Sequence[Awaitable[None]], results: list[Sample | Failure]) -> Run:
+    """Ctrl-C, which cancels this task, ends the requests in flight and leaves what was answered before."""
+    started = time.perf_counter()
+    everything = asyncio.gather(*work)
+    interrupted = False
+    try:
+        await everything
+    except asyncio.CancelledError:
+        interrupted = True
+        everything.cancel()
+        with suppress(asyncio.CancelledError):
+            await everything
+    return Run(
+        samples=[result for result in results if isinstance(result, Sample)],
+        failures=[result for result in results if isinstance(result, Failure)],
+        seconds=time.perf_counter() - started,
+        interrupted=interrupted,
+    )

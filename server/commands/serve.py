@@ -1,0 +1,152 @@
+"""`unmask serve`: from settings to a running server and back to an exit code."""
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
+from server.commands import dry_run
+from server.commands.report import start_report
+from server.guards.auth import LOOPBACK
+from server.guards.places import affordable_connections
+from server.http.app import create_app
+from server.http.lifecycle import Server
+from server.observe import logs
+from server.observe.observers import tracer_of
+from server.settings.environment import service_links
+from server.settings.sources import load_settings
+from server.settings.tree import ServerConfig
+from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Raises ConfigError or LoadError for what the user can mend."""
+    memories, argv = dry_run.take(argv)
+    settings = load_settings(argv, os.environ)
+    if memories:
+        dry_run.show(settings.engine, settings.diffusion, memories, Console())
+        return 0
+    logs.set_up(settings.server)
+    if links := service_links(os.environ):
+        logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
+    settings = replace(settings, server=as_it_works_out(settings.server))
+    tracer = tracer_of(settings)
+    with ExitStack() as stack:
+        sock = stack.enter_context(closing(_bind(settings.server)))
+        engine = EngineLoop(_load(settings.engine), stuck_after=settings.server.stuck_after)
+        tokenizer = stack.enter_context(closing(Tokenizer.load(engine.info.folder)))
+        app = create_app(engine, tokenizer, settings, tracer)
+        name, url = settings.model_names[0], _url(sock)
+        report = start_report(engine.info, name, url)
+
+        def announce() -> None:
+            Console().print(report, highlight=False, markup=False, soft_wrap=True)
+            if not sys.stderr.isatty():
+                logger.info("listening on %s and serving %s", url, name)
+
+        if is_exposed(settings.server):
+            logger.warning("listening on %s without an API key: whoever reaches it is served", settings.server.host)
+        server = Server(app, engine, settings.server, announce)
+        asyncio.run(server.serve(sockets=[sock]))
+    if tracer:
+        tracer.shutdown()  # sends what is still held
+    return server.exit_code
+
+
+def as_it_works_out(config: ServerConfig) -> ServerConfig:
+    """With as many connections as this process may hold; and with the hosts that a server answers for which everybody
+    on this machine may ask, web pages in a browser among them. Raises ConfigError if it may hold no connection.
+    """
+    connections = affordable_connections(config.max_connections)
+    if connections < config.max_connections:
+        logger.warning(
+            "max_connections is %d, not %d: this process may not open more files (ulimit -n)",
+            connections,
+            config.max_connections,
+        )
+    hosts = config.allowed_hosts
+    if not hosts and not config.api_key and is_local(config.host):
+        hosts = (*LOOPBACK, f"[{config.host}]" if ":" in config.host else config.host)
+    return replace(config, max_connections=connections, allowed_hosts=hosts)
+
+
+def is_exposed(config: ServerConfig) -> bool:
+    """Whether other machines may reach a server that asks for no key."""
+    return not (is_local(config.host) or config.api_key)
+
+
+def is_local(host: str) -> bool:
+    """Whether nobody but this machine can reach the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may mean anything
+        return False
+
+
+def _bind(config: ServerConfig) -> socket.socket:
+    """Before anything is loaded: a taken port should not cost the minutes that a large model takes."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only for sockets that name their protocol; with it, each answer waits 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((config.host, config.port))
+    except OSError as error:
+        sock.close()
+        remedy = "; give another one with --port" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}{remedy}") from None
+    return sock
+
+
+def _load(config: EngineConfig) -> Engine:
+    """With a progress bar where somebody watches; else the log tells of what takes long."""
+    if not sys.stderr.isatty():
+        logger.info("loading %s", config.model)
+        with _ended_by_sigterm():
+            return load(config)
+    units = {"loading": "tensors", "compiling": "forwards"}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+    )
+    with _ended_by_sigterm(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"loading {config.model}", total=None, unit=units["loading"])
+        return load(
+            config,
+            lambda stage, done, total: bar.update(
+                task, description=f"{stage} {config.model}", completed=done, total=total, unit=units[stage]
+            ),
+        )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """There is nothing to save yet; and an exception would be lost in the callbacks that torch's compiler runs."""
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _url(sock: socket.socket) -> str:
+    """Where a client on this machine finds the server."""
+    host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

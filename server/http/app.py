@@ -1,0 +1,93 @@
+"""The ASGI app around one engine. The engine is a parameter, so that tests can pass a fake one."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine import EngineLoop
+from server.errors import HANDLED, api_error
+from server.guards.auth import PROBES, ApiKeys, KnownHosts
+from server.guards.deadline import RequestTimeLimit
+from server.guards.limits import BodyLimit, HeaderLimit
+from server.guards.target import OneForm
+from server.http.openapi import Api
+from server.http.routes import router
+from server.observe.logs import stats_lines
+from server.observe.observers import observers
+from server.observe.request_ids import RequestIds
+from server.protocols.service import Service
+from server.settings.tree import ServerConfig, Settings
+from server.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+
+def create_app(
+    engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None" = None
+) -> FastAPI:
+    """Starts the engine with the app and stops it with the app; draining it first is the caller's business.
+
+    `tracer` is told a span for each request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await tokenizer.start()
+        engine.start()
+        try:
+            async with stats_lines(engine, watching.watch.tokens):
+                yield
+        finally:
+            await engine.stop(0.0)
+
+    config = settings.server
+    app = Api(
+        title="unmask",
+        version=version("unmask"),
+        lifespan=lifespan,
+        docs_url="/docs" if config.docs else None,
+        redoc_url=None,
+        redirect_slashes=False,  # `OneForm` takes them off; a redirect would name the host behind a proxy
+    )
+    watching = observers(engine, tokenizer, settings, tracer)
+    app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
+    app.router.routes.extend(router.routes)  # `include_router` would build every route anew
+    for kind in HANDLED:
+        app.add_exception_handler(kind, _tell)
+    _guard(app, config)
+    watching.install(app, router.routes)  # the last middleware added is the outermost
+    return app
+
+
+def _guard(app: FastAPI, config: ServerConfig) -> None:
+    """Puts the middleware round the routes, each one outside those before it."""
+    app.add_middleware(
+        BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
+    )
+    app.add_middleware(RequestTimeLimit, seconds=config.request_timeout)
+    open_paths = PROBES if config.metrics_need_key else PROBES | {"/metrics"}
+    app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in config.api_key], open_paths=open_paths)
+    app.add_middleware(HeaderLimit)
+    if config.allowed_origins:  # outside the keys: a browser's preflight brings none
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    if config.allowed_hosts and "*" not in config.allowed_hosts:
+        app.add_middleware(KnownHosts, hosts=config.allowed_hosts)
+    app.add_middleware(OneForm)
+    app.add_middleware(RequestIds)
+
+
+async def _tell(request: Request, error: Exception) -> Response:
+    return api_error(error, request.scope).response

@@ -1,0 +1,232 @@
+"""The routes: parse, convert, submit, render. What each step means is told where it is done."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from engine import EngineUnavailable, InvalidRequest
+from server.guards.disconnect import unless_disconnected
+from server.http.openapi import events_of
+from server.http.sse import EventStream
+from server.prompts.convert import ENGINE_NAMES
+from server.protocols.answer import Answer
+from server.protocols.orders import chat_order, completion_order
+from server.protocols.service import Service
+from server.replies.generation import Order
+from server.schemas import (
+    AddedToken,
+    ChatChunk,
+    ChatRequest,
+    ChatResponse,
+    CompletionRequest,
+    CompletionResponse,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    ErrorResponse,
+    LoadResponse,
+    ModelCard,
+    ModelList,
+    SamplingRequest,
+    Status,
+    StreamOptions,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
+    VersionResponse,
+)
+
+_ERRORS = {
+    400: "The request cannot be served as it is; `param` names the field at fault.",
+    401: "The key is missing or wrong.",
+    403: "The host is none that this server answers for.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    415: "The content type is not application/json, or the body is compressed.",
+    429: "There are no places left in the queue.",
+    431: "The headers are too many or too long.",
+    500: "The server failed.",
+    503: "The server is starting, stopping or stuck.",
+    504: "The answer took too long.",
+}
+
+
+def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of errors."""
+    return {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses}
+
+
+def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of an answer that may come as server-sent events."""
+    told = "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON."
+    return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse)}}}
+
+
+router = APIRouter(responses=_told(401, 403, 431, 500, 503, 504))
+
+
+async def service_of(request: Request) -> Service:
+    # Async, as all dependencies here: a plain function would cost a hop to a thread and back.
+    service: Service = request.app.state.service
+    return service
+
+
+async def require_json(request: Request) -> None:
+    """Browsers may post other types across origins without asking first; JSON they may not."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "The content type must be application/json.")
+
+
+Shared = Annotated[Service, Depends(service_of)]
+_POSTS: dict[str, Any] = {"dependencies": [Depends(require_json)]}
+
+
+@router.post(
+    "/v1/completions",
+    response_model=CompletionResponse,
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(CompletionResponse),
+    **_POSTS,
+)
+async def create_completion(body: CompletionRequest, request: Request, service: Shared) -> Response:
+    """Go on with a text, or fill the holes in it."""
+    service.unsupported.check(body)
+    with _in_words(ENGINE_NAMES):
+        answer, order = await unless_disconnected(request.receive, completion_order(body, service))
+        return await _answer(answer, order, body, request, service)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatResponse,
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(ChatChunk),
+    **_POSTS,
+)
+async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
+    """Answer a conversation."""
+    service.unsupported.check(body)
+    named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
+    length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
+    with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
+        answer, order = await unless_disconnected(request.receive, chat_order(body, service))
+        return await _answer(answer, order, body, request, service)
+
+
+async def _answer(answer: Answer, order: Order, body: SamplingRequest, request: Request, service: Service) -> Response:
+    completion = await unless_disconnected(request.receive, service.generator.start(order))
+    if body.stream:
+        chunks = answer.chunks(completion, body.stream_options or StreamOptions())
+        return EventStream(chunks, request.scope, close=completion.abort)
+    try:
+        whole = await unless_disconnected(request.receive, answer.whole(completion))
+    finally:
+        completion.abort()
+    return Response(whole, media_type="application/json")
+
+
+@contextmanager
+def _in_words(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors that name a field name it as the request spells it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
+
+
+@router.post("/tokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
+async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
+    """The tokens of a text, or of a conversation as the model would see it."""
+    service.unsupported.check(body)
+    service.models.resolve(body.model)
+    if body.messages is None:
+        special = body.add_special_tokens is not False
+        assert body.prompt is not None
+        service.prompts.check_length([body.prompt])
+        [ids] = await service.tokenizer.encode([body.prompt], add_special_tokens=special)
+    else:
+        special = bool(body.add_special_tokens)
+        ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
+    strings = await service.tokenizer.pieces(ids) if body.return_token_strs else None
+    max_model_len = service.engine.info.max_model_len
+    return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)
+
+
+@router.post("/detokenize", responses=_told(400, 404, 408, 413, 415), **_POSTS)
+async def detokenize(body: DetokenizeRequest, service: Shared) -> DetokenizeResponse:
+    """The text of tokens, special ones included."""
+    service.unsupported.check(body)
+    service.models.resolve(body.model)
+    service.prompts.check_ids(body.tokens, "tokens")
+    return DetokenizeResponse(prompt=await service.tokenizer.decode_all(body.tokens))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: Shared) -> TokenizerInfo:
+    """The tokenizer's special tokens and the chat template."""
+    tokenizer = service.tokenizer
+    roles = {f"{role}_token": tokenizer.roles.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk", "mask")}
+    return TokenizerInfo(
+        **roles,
+        tokenizer_class=tokenizer.kind,
+        model_max_length=service.engine.info.max_model_len,
+        chat_template=tokenizer.chat_template,
+        added_tokens_decoder={
+            id_: AddedToken(content=token.content, special=token.special)
+            for id_, token in tokenizer.added_tokens.items()
+        },
+    )
+
+
+@router.get("/v1/models")
+async def list_models(service: Shared) -> ModelList:
+    """The names of the served model."""
+    return ModelList(data=service.models.cards())
+
+
+@router.get("/v1/models/{name:path}", responses=_told(404))
+async def show_model(name: str, service: Shared) -> ModelCard:
+    """One name of the served model."""
+    return service.models.card(name)
+
+
+@router.get("/health")
+@router.get("/ping")
+@router.post("/ping")
+async def health(service: Shared) -> Status:
+    """Whether the engine's thread lives and moves."""
+    if not service.engine.healthy:
+        raise EngineUnavailable("The engine has stopped or is stuck.")
+    return Status(status="ok")
+
+
+@router.get("/ready")
+async def ready(service: Shared) -> Status:
+    """Whether new requests are taken."""
+    if not (service.engine.accepting and service.engine.healthy):
+        raise EngineUnavailable("The server takes no requests now.")
+    return Status(status="ready")
+
+
+@router.get("/version")
+async def show_version() -> VersionResponse:
+    """The version of the server."""
+    return VersionResponse(version=version("unmask"))
+
+
+@router.get("/load")
+async def load(service: Shared) -> LoadResponse:
+    """How many requests the engine has."""
+    stats = service.engine.stats
+    return LoadResponse(server_load=stats.running + stats.waiting)
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)

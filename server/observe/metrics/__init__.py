@@ -1,0 +1,41 @@
+"""Prometheus: one registry for one app, with what the engine counts, what requests go through, and what HTTP answers.
+
+Nothing process-wide is shared between apps but the switch below.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
+
+from engine import EngineLoop
+from server.observe.metrics.engine import EngineMetrics
+from server.observe.metrics.http import HttpMetrics
+from server.observe.metrics.requests import RequestMetrics
+from server.observe.metrics.vllm import VllmMetrics
+from server.observe.watch import TokenCounts, Witness
+from server.settings.tree import Settings
+
+# A `_created` series beside each counter would only double what is stored.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A registry, and who must be told for it to know."""
+
+    registry: CollectorRegistry
+    witnesses: Sequence[Witness]
+    http: HttpMetrics
+
+
+def make_metrics(engine: EngineLoop, tokens: TokenCounts, settings: Settings) -> Metrics:
+    registry, model_name = CollectorRegistry(auto_describe=False), settings.model_names[0]
+    http = HttpMetrics(registry, model_name)
+    registry.register(EngineMetrics(engine, tokens, settings, http.rejected))
+    ProcessCollector(registry=registry)
+    max_model_len = engine.info.max_model_len
+    witnesses: list[Witness] = [RequestMetrics(registry, model_name, max_model_len)]
+    if settings.server.metrics_compat == "vllm":
+        witnesses.append(VllmMetrics(registry, engine, tokens, model_name))
+    return Metrics(registry, witnesses, http)

@@ -1,0 +1,152 @@
+"""vLLM's metric names over this engine, so that dashboards, autoscalers and benchmarks made for vLLM find their series.
+
+Names, labels and buckets are vLLM's own (0.33); what has no counterpart here is left out. Asked for with
+`--metrics-compat vllm`, since names with colons are against Prometheus' conventions.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+from engine import EngineLoop, FinishReason
+from server.observe.metrics.families import Families, token_buckets
+from server.observe.watch import Journey, TokenCounts
+
+ENGINE = "0"
+"""Index of the engine; vLLM counts them."""
+FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+)
+PER_TOKEN = (
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+)
+WHOLE = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
+PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
+
+
+class VllmMetrics(Collector):
+    """Both a witness, for vLLM's histograms, and a collector over the engine's statistics."""
+
+    def __init__(self, registry: CollectorRegistry, engine: EngineLoop, tokens: TokenCounts, model_name: str) -> None:
+        self._engine = engine
+        self._tokens = tokens
+        self._families = Families("vllm:", {"model_name": model_name, "engine": ENGINE})
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            family = Histogram(f"vllm:{name}", text, ("model_name", "engine"), registry=registry, buckets=buckets)
+            return family.labels(model_name, ENGINE)
+
+        lengths = token_buckets(engine.info.max_model_len)
+        self._first_token = histogram("time_to_first_token_seconds", "To the first completed block.", FIRST_TOKEN)
+        self._inter_token = histogram("inter_token_latency_seconds", "From block to block.", PER_TOKEN)
+        self._per_token = histogram(
+            "request_time_per_output_token_seconds", "After the first block, over all tokens.", PER_TOKEN
+        )
+        self._whole = histogram("e2e_request_latency_seconds", "From submission to the end.", WHOLE)
+        self._queue = histogram("request_queue_time_seconds", "From submission to admission.", WHOLE)
+        self._inference = histogram("request_inference_time_seconds", "From admission to the end.", WHOLE)
+        self._prefill = histogram("request_prefill_time_seconds", "From admission to the first block.", WHOLE)
+        self._decode = histogram("request_decode_time_seconds", "From the first block to the end.", WHOLE)
+        self._prompt = histogram("request_prompt_tokens", "Prompt tokens of a request.", lengths)
+        self._generation = histogram("request_generation_tokens", "Tokens handed out to a request.", lengths)
+        self._longest = histogram("request_max_num_generation_tokens", "Of a prompt's longest answer.", lengths)
+        self._max_tokens = histogram("request_params_max_tokens", "`max_tokens` of a request.", lengths)
+        self._n = histogram("request_params_n", "`n` of a prompt.", CHOICES)
+        self._preemptions = histogram(
+            "request_num_preemptions", "None of any request: a canvas is admitted whole.", PREEMPTIONS
+        )
+        success = Counter(
+            "vllm:request_success",
+            "Requests that ended, by reason.",
+            ("model_name", "engine", "finished_reason"),
+            registry=registry,
+        )
+        self._success = {reason: success.labels(model_name, ENGINE, reason.value) for reason in FinishReason}
+        registry.register(self)
+
+    def saw_block(self, journey: Journey, seconds: float) -> None:
+        if journey.first_block != journey.last_block:
+            self._inter_token.observe(seconds)
+        else:
+            self._first_token.observe(seconds)
+
+    def saw_end(self, journey: Journey) -> None:
+        assert journey.finish_reason is not None, "told of an end that is none; this is a bug"
+        assert journey.ended is not None
+        self._success[journey.finish_reason].inc()
+        self._whole.observe(journey.seconds)
+        self._prompt.observe(journey.usage.prompt_tokens)
+        self._generation.observe(journey.usage.completion_tokens)
+        self._preemptions.observe(0)
+        if not journey.siblings.num_running:
+            self._n.observe(journey.siblings.n)
+            self._longest.observe(journey.siblings.longest)
+        self._max_tokens.observe(journey.submission.sampling.max_tokens)
+        if journey.seconds_per_token is not None:
+            self._per_token.observe(journey.seconds_per_token)
+        if journey.queue_seconds is not None and journey.admitted is not None and journey.first_block is not None:
+            self._queue.observe(journey.queue_seconds)
+            self._inference.observe(journey.ended - journey.admitted)
+            self._prefill.observe(journey.first_block - journey.admitted)
+            self._decode.observe(journey.ended - journey.first_block)
+
+    def collect(self) -> Iterator[Metric]:
+        stats, info, make = self._engine.stats, self._engine.info, self._families
+        decoding = stats.decoding
+        yield make.gauge("num_requests_running", "Requests that hold KV pages now.", stats.running)
+        yield make.gauge("num_requests_waiting", "Requests that wait to be admitted.", stats.waiting)
+        yield make.gauges(
+            "num_requests_waiting_by_reason",
+            "What they wait for: all for pages or a place.",
+            "reason",
+            {"capacity": stats.waiting, "deferred": 0},
+        )
+        yield make.gauge(
+            "kv_cache_usage_perc", "Share of the KV pages in use.", stats.kv_pages_used / stats.kv_pages_total
+        )
+        yield make.info(
+            "cache_config_info",
+            "The KV pool.",
+            {
+                "block_size": str(info.page_size),
+                "num_gpu_blocks": str(info.kv_tokens // info.page_size),
+                "cache_dtype": info.dtype,
+                "enable_prefix_caching": "False",
+                "kv_cache_memory_bytes": str(info.kv_bytes),
+                "kv_cache_size_tokens": str(info.kv_tokens),
+                "kv_cache_max_concurrency": str(info.kv_tokens / info.max_model_len),
+            },
+        )
+        yield make.counter("prompt_tokens", "Tokens of prompts, each once.", self._tokens.prompt)
+        yield make.counter("generation_tokens", "Tokens of answers.", self._tokens.generation)
+        yield make.counter("num_preemptions", "None: a canvas is admitted whole.", 0)
+        # There is no prefix cache here, so nothing is looked up in it.
+        yield make.counter("prefix_cache_queries", "None: there is no prefix cache.", 0)
+        yield make.counter("prefix_cache_hits", "None: there is no prefix cache.", 0)
+        yield make.counters(
+            "admission_rejections", "Requests refused.", "reason", {"max_num_queued_reqs": stats.rejected}
+        )
+        yield make.histogram(
+            "iteration_tokens_total", "Tokens of a step: decoded, and of prompts in their first.", decoding.step_tokens
+        )
+        # vLLM counts the step that commits a finished canvas; here commiting takes none, so each block adds one, and
+        # what `vllm bench serve` derives (steps per canvas, tokens per step) comes out as it is.
+        yield make.counter(
+            "diffusion_num_denoising_steps",
+            "Denoising steps, and one for each completed block.",
+            decoding.denoising_steps + decoding.blocks,
+        )
+        yield make.counter(
+            "diffusion_num_canvas_positions",
+            "Positions of the open block, summed over those steps.",
+            decoding.open_block_positions + decoding.block_positions,
+        )
+        yield make.counter("diffusion_num_committed_tokens", "Positions of completed blocks.", decoding.block_positions)

@@ -1,0 +1,64 @@
+"""Who watches requests in one app: metrics, the log, and tracing where it is asked for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.routing import BaseRoute
+
+from engine import ConfigError, EngineLoop
+from server.observe.logs import RequestLog
+from server.observe.metrics import Metrics, make_metrics
+from server.observe.metrics.http import HttpCounting
+from server.observe.watch import TokenCounts, Watch, Witness
+from server.settings.tree import Settings
+from server.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """What `create_app` needs of them."""
+
+    watch: Watch
+    metrics: Metrics
+    is_traced: bool
+
+    def install(self, app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+        """Once all other middleware is in."""
+        app.state.registry = self.metrics.registry
+        app.state.count_refused_connection = self.metrics.http.count_refused_connection
+        self.metrics.http.expect(routes)
+        app.add_middleware(HttpCounting, metrics=self.metrics.http)
+        if self.is_traced:
+            from server.observe.tracing import TraceContext
+
+            app.add_middleware(TraceContext)
+
+
+def observers(
+    engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None"
+) -> Observers:
+    tokens = TokenCounts()
+    metrics, name = make_metrics(engine, tokens, settings), settings.model_names[0]
+    log = RequestLog(name, tokenizer if settings.server.log_prompts else None)
+    witnesses: list[Witness] = [*metrics.witnesses, log]
+    if tracer:
+        from server.observe.tracing import Tracing
+
+        witnesses.append(Tracing(tracer, name))
+    return Observers(Watch(witnesses, tokens), metrics, tracer is not None)
+
+
+def tracer_of(settings: Settings) -> "TracerProvider | None":
+    """Raises ConfigError if traces are asked for and the extra is not installed."""
+    if not (endpoint := settings.server.otlp_endpoint):
+        return None
+    try:
+        from server.observe.tracing import connect
+    except ImportError:
+        raise ConfigError("otlp_endpoint needs OpenTelemetry: pip install 'unmask[otel]'") from None
+    return connect(endpoint)

@@ -1,0 +1,100 @@
+"""OpenTelemetry: a span for each request, with events for leaving the queue, the first block and the end.
+
+Needs the extra `unmask[otel]`; imported only where `--otlp-endpoint` asks for it. A client's `traceparent` is the
+span's parent. Attributes carry GenAI's semantic names and no content.
+"""
+
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from opentelemetry import context
+from opentelemetry.propagate import extract
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import SpanKind, StatusCode
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine import FinishReason
+from server.observe.watch import Journey
+
+
+def connect(endpoint: str) -> TracerProvider:
+    """A provider that sends to a collector's OTLP over HTTP, in batches from a thread of its own."""
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(
+        resource=Resource.create({"service.name": "unmask", "service.version": version("unmask")})
+    )
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")))
+    return provider
+
+
+class Tracing:
+    """A witness that writes a span when a request ends: all its times are known by then."""
+
+    def __init__(self, provider: TracerProvider, model_name: str) -> None:
+        self._tracer = provider.get_tracer("unmask")
+        self._model_name = model_name
+
+    def saw_block(self, journey: Journey, seconds: float) -> None:
+        pass
+
+    def saw_end(self, journey: Journey) -> None:
+        at = _clock()
+        sampling, diffusion, usage = journey.submission.sampling, journey.submission.diffusion, journey.usage
+        span = self._tracer.start_span(
+            f"text_completion {self._model_name}",
+            kind=SpanKind.SERVER,
+            start_time=at(journey.submitted),
+            attributes={
+                "gen_ai.operation.name": "text_completion",
+                "gen_ai.request.model": self._model_name,
+                "gen_ai.request.max_tokens": sampling.max_tokens,
+                "gen_ai.request.temperature": sampling.temperature,
+                "gen_ai.response.id": journey.submission.request_id,
+                "gen_ai.response.finish_reasons": [str(journey.finish_reason)],
+                "gen_ai.usage.input_tokens": usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": usage.completion_tokens,
+                "unmask.forwards": usage.forwards,
+                "unmask.rows_computed": usage.rows_computed,
+                "unmask.cache": diffusion.cache,
+                "unmask.unmask": diffusion.unmask,
+                "unmask.visible_tokens": usage.visible_tokens,
+            },
+        )
+        for name, moment in {
+            "admitted": journey.admitted,
+            "first block": journey.first_block,
+            "end": journey.ended,
+        }.items():
+            if moment is not None:
+                span.add_event(name, timestamp=at(moment))
+        if journey.finish_reason is FinishReason.ERROR:
+            span.set_status(StatusCode.ERROR)
+        span.end(at(journey.ended or journey.submitted))
+
+
+class TraceContext:
+    """Middleware: the client's trace is the context that spans of its requests begin in."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        token = context.attach(extract(dict(Headers(scope=scope))))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            context.detach(token)
+
+
+def _clock() -> Callable[[float], int]:
+    """From `time.monotonic()` to nanoseconds since 1970."""
+    offset = time.time_ns() - time.monotonic_ns()
+    return lambda moment: int(moment * 1e9) + offset

@@ -1,0 +1,155 @@
+"""One engine request seen from outside: when it came, left the queue, showed its blocks, and how it ended.
+
+Whoever wants to know is a witness: metrics, the log, tracing. Knows nothing of what they do with it.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from engine import FinishReason, Output, OutputStream, Submission, Usage
+from server.observe.pace import Pace
+
+
+@dataclass(slots=True)
+class TokenCounts:
+    """Tokens of all answers so far, as their `usage` counts them: each prompt once, and nothing that nobody got."""
+
+    prompt: int = 0
+    generation: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Siblings:
+    """The choices of one prompt, each a request to the engine."""
+
+    n: int
+    """Those that a whole answer has."""
+    num_running: int
+    longest: int = 0
+    """Tokens of the longest one that has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """Where one request stands. Times are `time.monotonic()`, in seconds."""
+
+    submission: Submission
+    siblings: Siblings
+    """Itself among them."""
+    submitted: float
+    usage: Usage
+    """Up to the last block seen."""
+    admitted: float | None = None
+    """When it left the queue."""
+    first_block: float | None = None
+    last_block: float | None = None
+    ended: float | None = None
+    finish_reason: FinishReason | None = None
+    """As its reader sees it: a stop string ends an answer that the engine would go on with."""
+
+    @property
+    def queue_seconds(self) -> float | None:
+        return None if self.admitted is None else max(self.admitted - self.submitted, 0.0)
+
+    @property
+    def first_block_seconds(self) -> float | None:
+        """From submission."""
+        return None if self.first_block is None else self.first_block - self.submitted
+
+    @property
+    def seconds(self) -> float:
+        """From submission to the end, or to the last block so far."""
+        return (self.ended or self.last_block or self.submitted) - self.submitted
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """After the first block; None if nothing came after it."""
+        if self.ended is None or self.first_block is None or self.first_block == self.last_block:
+            return None
+        return (self.ended - self.first_block) / max(self.usage.completion_tokens - 1, 1)
+
+
+class Witness(Protocol):
+    """Somebody who is told."""
+
+    def saw_block(self, journey: Journey, seconds: float) -> None:
+        """`seconds` since the block before, or since submission if this is the first."""
+
+    def saw_end(self, journey: Journey) -> None:
+        """Told once for each request."""
+
+
+class Watch:
+    """Keeps an eye on streams for its witnesses, and on tokens."""
+
+    def __init__(self, witnesses: Sequence[Witness] = (), tokens: TokenCounts | None = None) -> None:
+        self.tokens = tokens or TokenCounts()
+        self.pace = Pace()
+        self._witnesses = witnesses
+
+    def over(self, stream: OutputStream, submission: Submission, siblings: Siblings) -> "WatchedStream":
+        return WatchedStream(stream, submission, siblings, self._witnesses, self.pace)
+
+
+class WatchedStream:
+    """An OutputStream whose reader also says how its answer ended."""
+
+    def __init__(
+        self,
+        stream: OutputStream,
+        submission: Submission,
+        siblings: Siblings,
+        witnesses: Sequence[Witness],
+        pace: Pace,
+    ) -> None:
+        self._stream = stream
+        self._pace = pace
+        self._witnesses = witnesses
+        usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
+        self.journey = Journey(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        try:
+            async for output in self._stream:
+                self._saw(output)
+                yield output
+        except Exception:
+            self._end(FinishReason.ERROR)
+            raise
+
+    def finish(self, reason: FinishReason, usage: Usage | None = None) -> None:
+        """The answer is complete; the engine need not go on with it. `usage`: if it is not the engine's."""
+        if usage:
+            self.journey = replace(self.journey, usage=usage)
+        self._end(reason)
+        self._stream.abort()
+
+    def abort(self) -> None:
+        """Nobody waits for the rest. Harmless after the end."""
+        self.finish(FinishReason.ABORT)
+
+    def _saw(self, output: Output) -> None:
+        self.journey = replace(self.journey, usage=output.usage, admitted=output.admitted_at)
+        if output.finish_reason is FinishReason.ABORT:  # the engine's last word, and no block
+            return
+        now, journey = time.monotonic(), self.journey
+        since = journey.submitted if journey.last_block is None else journey.last_block
+        self.journey = replace(
+            journey,
+            first_block=now if journey.first_block is None else journey.first_block,
+            last_block=now,
+        )
+        for witness in self._witnesses:
+            witness.saw_block(self.journey, now - since)
+
+    def _end(self, reason: FinishReason) -> None:
+        if self.journey.ended is None:
+            self.journey = replace(self.journey, ended=time.monotonic(), finish_reason=reason)
+            self._pace.count_end()
+            siblings = self.journey.siblings
+            siblings.num_running -= 1
+            siblings.longest = max(siblings.longest, self.journey.usage.completion_tokens)
+            for witness in self._witnesses:
+                witness.saw_end(self.journey)

@@ -1,0 +1,118 @@
+"""From the bodies of the two routes that generate to orders, and to the form of their answers."""
+
+from collections.abc import Sequence
+
+from engine import InvalidRequest
+from server.prompts.convert import diffusion_params, sampling_params
+from server.prompts.prompts import Prompt
+from server.protocols.answer import Answer, ChatForm, Extras, TextForm
+from server.protocols.service import Service
+from server.replies.generation import Order
+from server.replies.logprobs import LogprobWriter
+from server.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
+
+
+async def completion_order(body: CompletionRequest, service: Service) -> tuple[Answer, Order]:
+    """Raises InvalidRequest, and ModelNotFound."""
+    model = service.models.resolve(body.model)
+    diffusion = diffusion_params(body.diffusion, service.diffusion)
+    prompts = await _prompts(body, service)
+    is_infill = any(prompt.fills for prompt in prompts)
+    if is_infill and body.echo and body.logprobs is not None:
+        raise InvalidRequest("With holes to fill, `logprobs` is of the fills: leave `echo` out.", "logprobs")
+    drawn = max(body.best_of or 1, body.n)
+    default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
+    sampling = await sampling_params(
+        body,
+        service.tokenizer,
+        max_tokens=default if body.num_asked is None else body.num_asked,
+        temperature=service.temperature,
+        logprobs=0 if drawn > body.n and body.logprobs is None else body.logprobs,
+    )
+    extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
+    form = TextForm(extras=extras)
+    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    order = Order(
+        answer_id=answer.id,
+        prompts=prompts,
+        sampling=sampling,
+        diffusion=diffusion,
+        seed=body.seed,
+        takes_room=body.num_asked is None,
+        num_drawn=drawn,
+        num_kept=body.n,
+        stops=body.stop,
+        keeps_stop=body.include_stop_str_in_output,
+        skips_special=body.skip_special_tokens,
+        echoes=body.echo,
+        num_scored=body.logprobs if body.echo else None,
+        is_tracked=sampling.logprobs is not None or body.return_token_ids,
+    )
+    return answer, order
+
+
+async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
+    special = body.add_special_tokens is not False
+    if body.suffix:
+        length = DEFAULT_MAX_TOKENS if body.num_asked is None else body.num_asked
+        if not length:
+            raise InvalidRequest("Prompt and `suffix` need room between them: `max_tokens` of 1 or more.", "max_tokens")
+        return await service.prompts.read_infix(
+            body.prompt, body.suffix, length, add_special_tokens=special, echo=body.echo
+        )
+    prompts = await service.prompts.read(
+        body.prompt, add_special_tokens=special, echo=body.echo, locate=body.echo and body.logprobs is not None
+    )
+    for prompt in prompts:
+        if prompt.fills and body.num_asked not in (None, prompt.num_filled):
+            raise InvalidRequest(
+                f"The holes of a prompt have {prompt.num_filled} positions; leave `max_tokens` out, or let it be that.",
+                "max_tokens",
+            )
+    return prompts
+
+
+async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order]:
+    """Raises InvalidRequest, and ModelNotFound."""
+    model = service.models.resolve(body.model)
+    diffusion = diffusion_params(body.diffusion, service.diffusion)
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    prompt = await service.conversations.read(
+        body.messages, body, add_special_tokens=bool(body.add_special_tokens), variables=effort
+    )
+    asked = body.max_completion_tokens or body.max_tokens
+    sampling = await sampling_params(
+        body,
+        service.tokenizer,
+        max_tokens=asked or service.default_max_tokens,
+        temperature=service.temperature,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
+    form = ChatForm(extras=extras, service_tier=body.service_tier, metadata=body.metadata)
+    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    order = Order(
+        answer_id=answer.id,
+        prompts=[prompt],
+        sampling=sampling,
+        diffusion=diffusion,
+        seed=body.seed,
+        takes_room=asked is None,
+        num_drawn=body.n,
+        num_kept=body.n,
+        stops=body.stop,
+        keeps_stop=body.include_stop_str_in_output,
+        skips_special=body.skip_special_tokens,
+        is_tracked=body.logprobs or body.return_token_ids,
+    )
+    return answer, order
+
+
+def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:
+    writer = LogprobWriter(service.tokenizer, as_ids=body.return_tokens_as_token_ids)
+    return Extras(
+        logprobs=writer if has_logprobs else None,
+        prompt_ids=[prompt.ids for prompt in prompts for _ in range(body.n)] if body.return_token_ids else None,
+        stop_ids=frozenset(body.stop_token_ids),
+    )

@@ -1,0 +1,94 @@
+"""What requests share: the engine, the tokenizer, the models' names, the defaults. Made once by `create_app`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+
+from engine import DiffusionParams, EngineInfo, EngineLoop
+from server.errors import ModelNotFound
+from server.observe.watch import Watch
+from server.prompts.conversation import ConversationReader
+from server.prompts.prompts import PromptReader
+from server.protocols.unsupported import UnsupportedFields
+from server.replies.generation import Generator
+from server.schemas import ModelCard
+from server.settings.tree import Settings
+from server.text.tokenizer import Tokenizer
+
+
+class ServedModels:
+    """The ids under which the one model is known."""
+
+    def __init__(self, names: Sequence[str], root: str, max_model_len: int) -> None:
+        """`root`: what the model is called where it comes from."""
+        self._root = root
+        self._max_model_len = max_model_len
+        self._names = tuple(names)
+        self._created = int(time.time())
+
+    def resolve(self, name: str | None) -> str:
+        """The id that an answer carries: as asked, or the first if nothing was asked. Raises ModelNotFound."""
+        name = name or self._names[0]
+        if name not in self._names:
+            raise ModelNotFound(name)
+        return name
+
+    def card(self, name: str) -> ModelCard:
+        return ModelCard(
+            id=self.resolve(name), created=self._created, root=self._root, max_model_len=self._max_model_len
+        )
+
+    def cards(self) -> list[ModelCard]:
+        return [self.card(name) for name in self._names]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """Everything a route needs."""
+
+    engine: EngineLoop
+    tokenizer: Tokenizer
+    models: ServedModels
+    prompts: PromptReader
+    conversations: ConversationReader
+    generator: Generator
+    unsupported: UnsupportedFields
+    temperature: float
+    default_max_tokens: int
+    diffusion: DiffusionParams
+    fingerprint: str
+    """Of everything that an answer follows from beside its request: while it stays, a `seed` does."""
+
+    @classmethod
+    def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
+        """One model's."""
+        max_model_len = engine.info.max_model_len
+        prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
+        return cls(
+            engine=engine,
+            tokenizer=tokenizer,
+            models=ServedModels(settings.model_names, settings.own_name, max_model_len),
+            prompts=prompts,
+            conversations=ConversationReader(tokenizer, prompts),
+            generator=Generator(engine, tokenizer, prompts, watch),
+            unsupported=UnsupportedFields(),
+            temperature=settings.server.temperature,
+            default_max_tokens=settings.server.default_max_tokens,
+            diffusion=settings.diffusion,
+            fingerprint=_fingerprint(engine.info, settings),
+        )
+
+
+def _fingerprint(info: EngineInfo, settings: Settings) -> str:
+    running = (
+        info.model,
+        info.folder.name,
+        info.device,
+        info.dtype,
+        settings.engine.attention,
+        settings.engine.compile,
+    )
+    defaults = (settings.diffusion, settings.server.temperature)
+    return "fp_" + sha256(repr((version("unmask"), running, defaults)).encode()).hexdigest()[:10]

@@ -1,0 +1,118 @@
+"""One answer while it grows: its choices, interleaved as their blocks come.
+
+A whole answer is the fold of the streamed one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from engine import Usage
+from server.observe.watch import TokenCounts
+from server.replies.choice import NOTHING, Choice, Delta
+
+
+class Completion:
+    """The choices of one answer. Whoever reads it must `abort` it in the end, finished or not."""
+
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        num_prompt_tokens: Sequence[int],
+        *,
+        num_kept: int | None = None,
+        scoring: Usage = NOTHING,
+        counts: TokenCounts,
+    ) -> None:
+        """`num_prompt_tokens`: of each prompt, every prompt having as many choices as the others.
+
+        `num_kept`: how many choices of each prompt a whole answer has, the most probable ones; None is all.
+        `scoring`: what was spent before decoding began. `counts`: is told what the usage grows by.
+        """
+        self._choices = choices
+        self._num_prompt_tokens = sum(num_prompt_tokens)
+        self._per_prompt = len(choices) // len(num_prompt_tokens)
+        self._num_kept = num_kept or self._per_prompt
+        self._scoring = scoring
+        self._counts = counts
+        self._usages = [NOTHING for _ in choices]
+        self._fills: list[tuple[str, ...] | None] = [None for _ in choices]
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def usage(self) -> Usage:
+        """All choices together, up to here; each prompt once."""
+        spent = [*self._usages, self._scoring]
+        return Usage(
+            prompt_tokens=self._num_prompt_tokens,
+            completion_tokens=sum(usage.completion_tokens for usage in self._usages),
+            forwards=sum(usage.forwards for usage in spent),
+            rows_computed=sum(usage.rows_computed for usage in spent),
+            visible_tokens=sum(usage.visible_tokens for usage in self._usages),
+        )
+
+    @property
+    def fills(self) -> list[str] | None:
+        """Of infilling: the text of each hole of the choices that have ended."""
+        ended = [fills for fills in self._fills if fills is not None]
+        return [text for fills in ended for text in fills] if ended else None
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Of all choices, as they come."""
+        arrivals: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+
+        async def forward(choice: Choice) -> None:
+            try:
+                async for delta in choice.deltas():
+                    arrivals.put_nowait(delta)
+            except Exception as error:  # noqa: BLE001 - raised by whoever reads the arrivals
+                arrivals.put_nowait(error)
+
+        self._counts.prompt += self._num_prompt_tokens
+        readers = [asyncio.create_task(forward(choice)) for choice in self._choices]
+        unfinished = len(readers)
+        try:
+            while unfinished:
+                delta = await arrivals.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                before, self._usages[delta.index] = self._usages[delta.index], delta.usage
+                self._counts.generation += delta.usage.completion_tokens - before.completion_tokens
+                self._fills[delta.index] = delta.fills
+                unfinished -= delta.finish_reason is not None
+                yield delta
+        finally:
+            for reader in readers:
+                reader.cancel()
+
+    async def fold(self) -> list[Delta]:
+        """Each choice whole, in the order of the prompts."""
+        deltas: list[list[Delta]] = [[] for _ in self._choices]
+        async for delta in self.deltas():
+            deltas[delta.index].append(delta)
+        whole = [_joined(parts) for parts in deltas]
+        if self._num_kept == self._per_prompt:
+            return whole
+        kept = [delta for group in self._by_prompt(whole) for delta in self._best(group)]
+        self._fills = [delta.fills for delta in kept]
+        return [replace(delta, index=index) for index, delta in enumerate(kept)]
+
+    def abort(self) -> None:
+        """Takes unfinished choices out of the engine; may be called at any time and again."""
+        for choice in self._choices:
+            choice.abort()
+
+    def _best(self, group: Sequence[Delta]) -> list[Delta]:
+        return sorted(group, key=lambda delta: self._choices[delta.index].mean_logprob, reverse=True)[: self._num_kept]
+
+    def _by_prompt(self, deltas: Sequence[Delta]) -> list[Sequence[Delta]]:
+        return [deltas[start : start + self._per_prompt] for start in range(0, len(deltas), self._per_prompt)]
+
+
+def _joined(parts: Sequence[Delta]) -> Delta:
+    text = "".join(part.text for part in parts)
+    tokens = [token for part in parts for token in part.tokens]
+    return replace(parts[-1], text=text, tokens=tokens, prompt_tokens=parts[0].prompt_tokens)

@@ -1,0 +1,111 @@
+"""The tokens of an answer turned into text as they come, and told apart: which token the text shows where.
+
+Text that is handed out is final (`server.text.detokenizer`, `server.replies.stop_strings`).
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from engine import TokenLogprobs
+from server.replies.stop_strings import StopStrings
+from server.text.detokenizer import Detokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that the text of a choice shows."""
+
+    id: int
+    offset: int
+    """Characters of the choice's text before it."""
+    logprobs: TokenLogprobs | None
+    """None where nothing was said of it."""
+
+
+_offset = attrgetter("offset")
+
+
+class Passage:
+    """A run of generated tokens as text: the whole of an ordinary answer, or one fill of several.
+
+    Without a `length` it runs to the engine's last token. `stop_ids` end it here, for runs that the engine does not
+    end; `shows_stop` keeps the stop token among the tokens, though not in the text.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings | None = None,
+        *,
+        length: int | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+        shows_stop: bool = False,
+        min_tokens: int = 0,
+        is_tracked: bool = False,
+    ) -> None:
+        """`min_tokens`: no stop string is looked for in so many. `is_tracked`: tokens are handed out with the text."""
+        self.length = length
+        self.stop: str | int | None = None
+        """The stop string or stop token that ended it."""
+        self._detokenizer = detokenizer
+        self._stops = stops or StopStrings()
+        self._stop_ids = stop_ids
+        self._shows_stop = shows_stop
+        self._min_tokens = min_tokens
+        self._is_tracked = is_tracked
+        self.num_tokens = 0
+        """Tokens read so far; none is read behind the one that completes a stop string."""
+        self._num_read = 0
+        """Characters that its tokens have made so far, and ..."""
+        self._num_shown = 0
+        """... those of them that were handed out."""
+        self._pending: list[Token] = []
+
+    def push(
+        self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool
+    ) -> tuple[str, list[Token]]:
+        """The text that is final now, and the tokens that begin in it. Nothing after a stop."""
+        if self.stop is not None:
+            return "", []
+        end = next((place for place, id_ in enumerate(ids) if id_ in self._stop_ids), None)
+        text = self._read(ids[:end], logprobs, last=last or end is not None)
+        if self.stop is None and end is not None:
+            self.stop = ids[end]
+            if self._shows_stop and self._is_tracked:
+                self._pending.append(Token(ids[end], self._num_read, logprobs[end] if logprobs else None))
+            last = True
+        self._num_shown += len(text)
+        is_whole = last and not isinstance(self.stop, str)
+        count = len(self._pending) if is_whole else bisect_left(self._pending, self._num_shown, key=_offset)
+        shown, self._pending[:count] = self._pending[:count], []
+        return text, shown
+
+    def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
+        """One by one where somebody must know which token wrote what; all at once is cheaper."""
+        one_by_one = ids and (self._is_tracked or self._stops.are_any or self.num_tokens < self._min_tokens)
+        groups = [ids[place : place + 1] for place in range(len(ids))] if one_by_one else [ids]
+        text = ""
+        for place, group in enumerate(groups):
+            is_last = last and place == len(groups) - 1
+            fresh = self._detokenizer.push(group, last=is_last)
+            if group and self._is_tracked:
+                self._pending.append(
+                    Token(group[0], self._num_read + self._detokenizer.lead, logprobs[place] if logprobs else None)
+                )
+            self._num_read += len(fresh)
+            self.num_tokens += len(group)
+            if one_by_one and self.num_tokens <= self._min_tokens:
+                text += fresh
+                continue
+            fresh, self.stop = self._stops.push(fresh, last=is_last)
+            text += fresh
+            if self.stop is not None:
+                break
+        return text
+
+
+def shifted(tokens: Sequence[Token], by: int) -> list[Token]:
+    """Tokens of a text that stands `by` characters further on."""
+    return [replace(token, offset=token.offset + by) for token in tokens]

@@ -1,0 +1,112 @@
+"""What the model says of a prompt that is there already: the pseudo-log-likelihood of its tokens.
+
+A diffusion model has no probability of a token given those before it alone. What it has is that of a token given all
+the others: one forward for each token, in which that one is masked (Salazar et al., arXiv 1910.14659).
+"""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from engine import (
+    DiffusionParams,
+    EngineLoop,
+    Hole,
+    OutputStream,
+    QueueFull,
+    RequestFailed,
+    SamplingParams,
+    Submission,
+    TokenLogprobs,
+    Usage,
+)
+from server.replies.choice import NOTHING, check_end
+
+MAX_IN_FLIGHT = 16
+"""Tokens that one request scores at a time."""
+PATIENCE_SECONDS = 0.02
+"""Between looks at a queue that others have filled."""
+
+Scores = list[TokenLogprobs | None]
+"""Of each token of a prompt; None where nothing can be said."""
+
+
+class PromptScorer:
+    """Scores prompts with a bounded number of requests in the engine, and leaves others half of its queue."""
+
+    def __init__(self, engine: EngineLoop) -> None:
+        self._engine = engine
+        info = engine.info
+        self._mask_id = info.spec.mask_id
+        self._max_waiting = max(1, info.max_queued_requests // 2)
+        self._turn = asyncio.Lock()
+        """One token looks for a place, those behind it wait for it: they may be thousands."""
+
+    async def score(self, answer_id: str, prompts: Sequence[Sequence[int]], num_top: int) -> tuple[list[Scores], Usage]:
+        """Scores of every prompt, and what they have cost. Raises what the engine raises, but for QueueFull: it waits.
+
+        The first token of a prompt is not scored, as OpenAI's API has it, nor one that is the mask token.
+        """
+        scores: list[Scores] = [[None] * len(prompt) for prompt in prompts]
+        spent: list[Usage] = []
+        places = self._places(prompts)
+
+        async def work() -> None:
+            for number, place in places:
+                request_id = f"{answer_id}-score-{number}-{place}"
+                scores[number][place], usage = await self._score(request_id, prompts[number], place, num_top)
+                spent.append(usage)
+
+        workers = [asyncio.create_task(work()) for _ in range(MAX_IN_FLIGHT)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        total = Usage(
+            prompt_tokens=0,
+            completion_tokens=0,
+            forwards=sum(usage.forwards for usage in spent),
+            rows_computed=sum(usage.rows_computed for usage in spent),
+        )
+        return scores, total
+
+    def _places(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+        for number, prompt in enumerate(prompts):
+            yield from ((number, place) for place in range(1, len(prompt)) if prompt[place] != self._mask_id)
+
+    async def _score(
+        self, request_id: str, prompt: Sequence[int], place: int, num_top: int
+    ) -> tuple[TokenLogprobs, Usage]:
+        """Fills the token's place with the one token that is allowed there: the one that was there."""
+        submission = Submission(
+            request_id=request_id,
+            prompt_ids=[*prompt[:place], *prompt[place + 1 :]],
+            sampling=SamplingParams(max_tokens=1, allowed_ids=frozenset({prompt[place]}), logprobs=num_top),
+            diffusion=DiffusionParams(cache="none", unmask="fixed", block_length=1),
+            holes=(Hole(offset=place, length=1),),
+        )
+        stream = await self._submit(submission)
+        found, usage = None, NOTHING
+        try:
+            async for output in stream:
+                check_end(output)
+                found, usage = output.logprobs or found, output.usage
+        finally:
+            stream.abort()
+        if not found:
+            raise RequestFailed("The engine did not say how probable a token is.")
+        return found[0], usage
+
+    async def _submit(self, submission: Submission) -> OutputStream:
+        """As soon as the queue has a place to spare. Raises EngineUnavailable if there never will be one."""
+        async with self._turn:
+            while True:
+                if self._engine.num_waiting < self._max_waiting or not self._engine.accepting:
+                    try:
+                        [stream] = self._engine.submit([submission])
+                    except QueueFull:
+                        pass
+                    else:
+                        return stream
+                await asyncio.sleep(PATIENCE_SECONDS)

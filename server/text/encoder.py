@@ -1,0 +1,148 @@
+"""Texts and conversations as token ids, by a checkpoint's own tokenizer and chat template.
+
+Both may run for ever: a template is a program, and a tokenizer has regular expressions. Knows nothing of that, of
+processes or of HTTP; `server.text.worker` runs it where it can be stopped, so it imports neither the engine nor torch.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate, chain, zip_longest
+from typing import Any
+
+from jinja2 import TemplateError
+from tokenizers import Tokenizer as Backend
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from server.text.marks import Marks
+from server.text.turns import changed, with_objects
+
+
+class Unreadable(Exception):
+    """A conversation that makes no prompt; says why in words that follow on a subject."""
+
+
+class TooLong(Exception):
+    """A conversation that a template makes so long that no context holds it."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__(characters)
+        self.characters = characters
+
+
+class Encoder:
+    """One checkpoint's. Not safe to use from several threads."""
+
+    def __init__(self, backend: str, template: str | None, variables: Mapping[str, Any]) -> None:
+        """`backend` is a tokenizer in JSON; `variables` are what its template may use beside the messages."""
+        self._backend = Backend.from_str(backend)
+        self._template = template
+        self._variables = variables
+        special = {id_: token for id_, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        self._special_ids = frozenset(special)
+        names = {token.content for token in special.values()}
+        names |= set(map(self._normalized, names))
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """The tokens of each text."""
+        return [
+            encoding.ids
+            for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        ]
+
+    def encode_parts(self, parts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """Those of parts of one text; special tokens stand where the whole text's would."""
+        pieces = self.encode(parts, add_special_tokens=False)
+        before, behind = self._frame if add_special_tokens else ([], [])
+        pieces[0] = before + pieces[0]
+        pieces[-1] = pieces[-1] + behind
+        return pieces
+
+    def locate(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        """For each token that `encode` makes of a text, the characters before it, in that text."""
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        return [_ascending([start for start, _ in encoding.offsets]) for encoding in encodings]
+
+    def converse(
+        self,
+        turns: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        add_special_tokens: bool,
+        max_characters: int,
+    ) -> list[int]:
+        """The tokens of a conversation as the template writes it. Raises Unreadable, or TooLong."""
+        marks = Marks()
+        marked = changed(with_objects(turns), lambda text: marks.put(text, self._special_spans(text)))
+        last = marked[-1]["content"]
+        if continue_final_message:
+            marked[-1]["content"] = marks.open(last)
+        text: str | None = self._render(marked, variables, add_generation_prompt)
+        if continue_final_message and text is not None:
+            text = marks.cut(text, last)
+        if text is None:
+            raise Unreadable("does not show the last message, so that nothing can go on with it")
+        rendered, literals = marks.split(text)
+        if (length := sum(map(len, chain(rendered, literals)))) > max_characters:
+            raise TooLong(length)
+        pieces = self.encode_parts(rendered, add_special_tokens)
+        between = [self._spelled(literal) for literal in literals]
+        return list(chain(*chain(*zip_longest(pieces, between, fillvalue=[]))))
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens that are added before a text, and behind it."""
+        encoding = self._backend.encode("a")
+        inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+        return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
+
+    def _render(self, turns: list[dict[str, Any]], variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
+        try:
+            rendered: Any = render_jinja_template(
+                conversations=[turns],
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                **{**self._variables, **variables},
+            )
+            text = str(rendered[0][0])
+            text.encode()
+        except TemplateError as error:  # its words are the template's author's
+            raise Unreadable(f"refuses this: {error!s:.200}") from None
+        except Exception as error:
+            raise Unreadable(f"cannot render this ({type(error).__name__})") from error
+        return text
+
+    def _normalized(self, text: str) -> str:
+        normalizer = self._backend.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def _special_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the tokenizer reads special tokens in a text: (start, stop) in characters, ascending.
+
+        Most texts hold nothing like one, which a search finds out a hundred times as fast.
+        """
+        if not (self._special.search(text) or self._special.search(self._normalized(text))):
+            return []
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self._special_ids]
+
+    def _spelled(self, text: str) -> list[int]:
+        """A special token's name as ordinary text; in parts where the whole is a word of the vocabulary."""
+        self._backend.encode_special_tokens = True
+        try:
+            [ids] = self.encode([text], add_special_tokens=False)
+        finally:
+            self._backend.encode_special_tokens = False
+        if self._special_ids.isdisjoint(ids) or len(text) == 1:
+            return ids
+        half = len(text) // 2
+        return self._spelled(text[:half]) + self._spelled(text[half:])
+
+
+def _ascending(starts: Sequence[int]) -> list[int]:
+    """Special tokens at the end of a text are said to stand at its beginning."""
+    return list(accumulate(starts, max))

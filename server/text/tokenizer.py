@@ -1,0 +1,266 @@
+"""Between strings and token ids: a checkpoint's own tokenizer, and how single tokens are spelled.
+
+Texts become tokens in another process (`server.text.workers`), where a tokenizer or a template that hangs can be ended.
+Tokens become text here.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
+from engine import InvalidRequest, LoadError
+from server.text.encoder import Unreadable
+from server.text.turns import texts as texts_in
+from server.text.workers import TookTooLong, Workers
+
+JOB_CHARACTERS = 65536
+"""Texts of a list are read together up to so many."""
+
+
+class Tokenizer:
+    """A checkpoint's own tokenizer. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        # Truncation and padding would be changed under the feet of other threads by transformers' own calls.
+        self._tokenizer = tokenizer
+        self._backend: Backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        if processor := self._backend.post_processor:
+            # A token begins with its space, as it does where answers are read (`server.replies.passage`).
+            untrimmed = processor.__getstate__().replace(b'"trim_offsets":true', b'"trim_offsets":false')
+            processor.__setstate__(untrimmed)
+            self._backend.post_processor = processor
+        added = self._backend.get_added_tokens_decoder()
+        self._added = {id_: token.content for id_, token in added.items()}
+        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        decoder = b"" if self._backend.decoder is None else self._backend.decoder.__getstate__()
+        self._is_byte_level = b'"ByteLevel"' in decoder
+        self._has_byte_tokens = b'"ByteFallback"' in decoder
+        if b'"Regex"' in decoder:
+            raise LoadError("its decoder searches by a regular expression, which could hang the server")
+        self._bytes: dict[int, bytes] = {}
+        """Of tokens that were asked for: no more than the vocabulary has."""
+        self._workers = Workers(self._setup)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """From `tokenizer.json`, or `vocab.json` and `merges.txt`; never runs code of the checkpoint."""
+        if (folder / "tokenizer.json").is_file():
+            kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            kind = Qwen2Tokenizer  # Dream's checkpoints have Qwen2's files and no others
+        else:
+            raise LoadError(f"{folder} has no tokenizer.json, so its tokens cannot be read or written as text")
+        try:
+            return cls(kind.from_pretrained(folder, local_files_only=True))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
+
+    async def start(self) -> None:
+        """Returns when texts can be read; else that begins with the first."""
+        await self._workers.start()
+
+    def close(self) -> None:
+        """Ends the process that reads texts."""
+        self._workers.close()
+
+    async def encode(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """The tokens of each text. Raises InvalidRequest, which names `param`, if that takes too long."""
+        return await self._read("encode", texts, add_special_tokens, param)
+
+    async def locate(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """For each token that `encode` makes of a text, the characters before it, in that text."""
+        return await self._read("locate", texts, add_special_tokens, "prompt")
+
+    async def encode_parts(
+        self, parts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
+    ) -> list[list[int]]:
+        """Those of parts of one text; special tokens stand where the whole text's would."""
+        with _told_of("The tokenizer", param):
+            ids: list[list[int]] = await self._workers.ask(
+                "texts",
+                "encode_parts",
+                characters=sum(map(len, parts)),
+                parts=list(parts),
+                add_special_tokens=add_special_tokens,
+            )
+        return ids
+
+    async def converse(
+        self,
+        turns: list[dict[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        max_characters: int,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
+    ) -> list[int]:
+        """The tokens of a conversation as the chat template writes it, which is `max_characters` at most.
+
+        Templates write the special tokens themselves, so none are added. Raises InvalidRequest.
+        """
+        with _told_of("The model's chat template", "messages"):
+            ids: list[int] = await self._workers.ask(
+                "chats",
+                "converse",
+                characters=sum(map(len, texts_in(turns))),
+                turns=turns,
+                variables=dict(variables or {}),
+                max_characters=max_characters,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                add_special_tokens=add_special_tokens,
+            )
+        return ids
+
+    @property
+    def kind(self) -> str:
+        """The class that reads it, in transformers."""
+        return type(self._tokenizer).__name__
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """The tokens that have a role, such as `eos_token`, by its name."""
+        return {role: str(token) for role, token in self._tokenizer.special_tokens_map.items()}
+
+    @property
+    def added_tokens(self) -> Mapping[int, AddedToken]:
+        """Those that stand beside the vocabulary, control tokens among them."""
+        return self._backend.get_added_tokens_decoder()
+
+    @property
+    def chat_template(self) -> str | None:
+        """Of several, the one that conversations are rendered with."""
+        try:
+            return self._tokenizer.get_chat_template() or None
+        except ValueError:  # none, or several without a default
+            return None
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.chat_template is not None
+
+    def _setup(self) -> dict[str, Any]:
+        """What `server.text.encoder.Encoder` is made from."""
+        return {
+            "backend": self._backend.to_str(),
+            "template": self.chat_template,
+            "variables": dict(self.roles),
+        }
+
+    async def _read(
+        self, do: Literal["encode", "locate"], texts: Sequence[str], add_special_tokens: bool, param: str
+    ) -> list[list[int]]:
+        """A long list in several jobs, between which others have their turn."""
+        read: list[list[int]] = []
+        for batch in _batches(texts):
+            with _told_of("The tokenizer", param):
+                read += await self._workers.ask(
+                    "texts",
+                    do,
+                    characters=sum(map(len, batch)),
+                    texts=batch,
+                    add_special_tokens=add_special_tokens,
+                )
+        return read
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if self._is_byte_level:
+            return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    async def decode_all(self, ids: Sequence[int]) -> str:
+        """As `decode` does, in a thread, since they may be many."""
+        return await asyncio.to_thread(self.decode, ids)
+
+    def without_special(self, ids: Sequence[int]) -> list[int]:
+        return [id_ for id_ in ids if id_ not in self._special_ids]
+
+    def bytes_of(self, id_: int) -> bytes:
+        """What one token adds to a text; the name of a special one; nothing for an id that the tokenizer lacks."""
+        known = self._bytes.get(id_)
+        if known is None:
+            known = self._bytes[id_] = self._read_bytes(id_)
+        return known
+
+    def bytes_behind(self, id_: int, before: int | None) -> bytes:
+        """The same where another token stands before it, on which its spacing may depend."""
+        if before is None or self._is_byte_level or self._byte_token(id_):
+            return self.bytes_of(id_)
+        return self.decode([before, id_])[len(self.decode([before])) :].encode()
+
+    def _read_bytes(self, id_: int) -> bytes:
+        if id_ in self._added:
+            return self._added[id_].encode()
+        if not self._is_byte_level:
+            return self._byte_token(id_) or self.decode([id_]).encode()
+        letters = self._backend.id_to_token(id_) or ""
+        if all(letter in _BYTES for letter in letters):
+            return bytes(_BYTES[letter] for letter in letters)
+        return letters.encode()
+
+    def _byte_token(self, id_: int) -> bytes:
+        """The byte of a token like `<0xE2>`, where a decoder knows such; nothing for others."""
+        if not self._has_byte_tokens:
+            return b""
+        name = _BYTE_TOKEN.fullmatch(self._backend.id_to_token(id_) or "")
+        return bytes.fromhex(name[1]) if name else b""
+
+    def spell(self, id_: int) -> str:
+        """One token as text. Parts of characters are `bytes:\\xe2`, as OpenAI writes them, to tell them apart."""
+        raw = self.bytes_of(id_)
+        if not raw:
+            return f"token_id:{id_}"
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    async def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each as the vocabulary writes it, in a thread, since they may be many."""
+        return await asyncio.to_thread(lambda: [self._backend.id_to_token(id_) or self.spell(id_) for id_ in ids])
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Of so many characters, or of one text that is longer."""
+    batch: list[str] = []
+    for text in texts:
+        if batch and sum(map(len, batch)) + len(text) > JOB_CHARACTERS:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _told_of(subject: str, param: str) -> Iterator[None]:
+    """What reading texts raises, as an error of the request."""
+    try:
+        yield
+    except TookTooLong:
+        raise InvalidRequest(f"{subject} takes too long over this.", param) from None
+    except Unreadable as error:
+        raise InvalidRequest(f"{subject} {error}.", param) from None
+
+
+def _byte_letters() -> dict[str, int]:
+    """The byte behind each letter of GPT-2's printable alphabet."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")

@@ -1,0 +1,146 @@
+"""The decode benchmark on the tiny shape: rows and forwards exactly, time not at all; the baseline is no strawman."""
+
+import time
+from statistics import median
+
+import pytest
+import torch
+
+from engine import CACHES, METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
+from engine.bench.reference import DenseContext
+from engine.kernels.attention import KVPool, PagedContext, Segment, attend_segments
+from engine.models.synthetic import random_model
+
+CPU = torch.device("cpu")
+TINY = EngineConfig(model="tiny")
+SHAPE = {"prompt": 24, "gen": 64, "block": 16, "repeats": 1}
+BLOCKS, LENGTH = 4, 88
+
+
+def figures(methods=METHODS, config=TINY, **changes):
+    return {row.method: row for row in bench_decode(config, Workload(**{**SHAPE, **changes}), methods)}
+
+
+def test_rows_and_forwards_of_every_method():
+    """Four tokens a step make four steps a block, the first of which is the refresh."""
+    rows = figures(sample_steps=1000)
+    in_block = BLOCKS * 3 * 16
+    prefix = BLOCKS * LENGTH + 3 * sum((64, 48, 32, 16))
+    window = LENGTH + 3 * (32 + 16)  # 32 before the blocks at 40, 56 and 72, and the blocks
+    expected = {
+        "reference/baseline": (64, 64 * LENGTH),
+        "reference/prefix": (16, prefix),
+        "reference/dual": (16, BLOCKS * LENGTH + in_block),
+        "engine/none": (16, 16 * LENGTH),
+        "engine/prefix": (16, prefix),
+        "engine/dual": (16, BLOCKS * LENGTH + in_block),
+        "engine/window": (16, window + in_block),
+    }
+    counted = {method: (row.forwards, row.rows) for method, row in rows.items() if method in expected}
+    assert counted == expected
+    assert not any(row.sampled for row in rows.values())
+
+
+def test_a_sample_stands_for_the_whole():
+    whole, sample = figures(sample_steps=1000), figures(sample_steps=2, sample_blocks=1)
+    names = {method for method, row in sample.items() if row.sampled}
+    assert names == {"reference/baseline", "engine/none", "reference/dual", "engine/dual"}
+    for method, row in sample.items():
+        assert (row.forwards, row.rows) == (whole[method].forwards, whole[method].rows)
+
+
+def test_a_batch():
+    """The engine's requests share forwards; the reference loops are one after the other, so one is timed."""
+    alone, three = figures(), figures(batch=3, sample_steps=1000)
+    for method, row in three.items():
+        if method != "engine/d2":  # whose rows depend on what the model says
+            assert row.rows == 3 * alone[method].rows
+        assert row.forwards == alone[method].forwards * (3 if method.startswith("reference") else 1)
+        assert row.sampled == method.startswith("reference")
+        assert row.tokens_per_second == pytest.approx(3 * 64 / row.seconds)
+
+
+def test_ratios_host_share_and_memory():
+    rows = figures(("engine/dual", "reference/dual", "reference/baseline"))
+    for method, row in rows.items():
+        assert row.ratio_to_baseline == pytest.approx(rows["reference/baseline"].seconds / row.seconds)
+        assert row.ratio_to_reference_dual == pytest.approx(rows["reference/dual"].seconds / row.seconds)
+        assert (row.host_share is None) == method.startswith("reference")
+        assert (row.host_us_per_step is None) == method.startswith("reference")
+        assert row.peak_memory_bytes is None or row.peak_memory_bytes > 2**20
+    dual = rows["engine/dual"]
+    assert 0 < dual.host_share < 1
+    assert 0 < dual.host_us_per_step * 1e-6 * dual.forwards < dual.host_share * dual.seconds, "scoring is the rest"
+    alone = figures(("engine/dual",))["engine/dual"]
+    assert (alone.ratio_to_baseline, alone.ratio_to_reference_dual) == (None, None)
+
+
+def test_every_cache_policy_is_a_method_and_takes_turns():
+    assert {f"engine/{cache}" for cache in CACHES} <= set(METHODS)
+    seen = []
+    bench_decode(
+        TINY, Workload(**{**SHAPE, "repeats": 2}), ["engine/dual", "engine/window"], lambda *at: seen.append(at)
+    )
+    assert seen == [(0, 4, "engine/dual"), (1, 4, "engine/window"), (2, 4, "engine/dual"), (3, 4, "engine/window")]
+
+
+def test_a_checkpoint_in_place_of_random_weights(llada_tiny, dream_tiny):
+    for folder in (llada_tiny, dream_tiny):
+        rows = figures(("reference/dual", "engine/dual"), EngineConfig(model=str(folder)))
+        assert rows["engine/dual"].forwards == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"gen": 60}, ConfigError, "multiple of block"),
+        ({"tokens_per_step": 5}, ConfigError, "tokens_per_step 5"),
+        ({"repeats": 0}, ConfigError, "repeats is 0"),
+        ({"methods": ["engine/lru"]}, ConfigError, "engine/lru"),
+        ({"config": EngineConfig(model="/nowhere")}, LoadError, "nowhere"),
+    ],
+)
+def test_what_cannot_be_measured(changes, error, message):
+    with pytest.raises(error, match=message):
+        figures(**changes)
+
+
+def test_a_model_whose_context_is_too_short(llada_tiny):
+    with pytest.raises(ConfigError, match="limit is 1024"):
+        figures(config=EngineConfig(model=str(llada_tiny)), prompt=1024)
+
+
+def test_random_weights_keep_numbers_finite():
+    model, spec = random_model("tiny", 64, torch.float32, CPU)
+    with torch.inference_mode():
+        hidden = model(torch.arange(64), torch.arange(64), DenseContext(model, 64))
+        assert hidden.abs().max() < 100
+        assert model.logits(hidden).std() < 10
+    assert (spec.vocab_size, spec.mask_id, spec.max_model_len) == (256, 255, 64)
+
+
+def test_the_small_size_is_the_published_shape():
+    model, spec = random_model("small", 32, torch.float32, CPU)
+    assert model.config.num_parameters == pytest.approx(31e6, rel=0.03)
+    assert spec.vocab_size == 4096
+
+
+@pytest.mark.slow
+def test_the_baseline_is_no_strawman():
+    """Over the same rows, the reference's dense forward takes no longer than the engine's; both with the whole head."""
+    rows = 512
+    model, _ = random_model("small", rows, torch.float32, CPU)
+    geometry = model.config
+    pool = KVPool(geometry.num_layers, rows, geometry.num_kv_heads, geometry.head_dim, torch.float32, CPU)
+    ids = positions = torch.arange(rows)
+    dense = DenseContext(model, rows)
+    paged = PagedContext(pool, positions, (Segment(0, rows, slice(0, rows)),), attend_segments)
+
+    def seconds(context):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model.logits(model(ids, positions, context))
+        return time.perf_counter() - started
+
+    ratios = [seconds(dense) / seconds(paged) for _ in range(8)][1:]  # the first one pays for what is set up once
+    assert median(ratios) < 1.2

@@ -1,0 +1,188 @@
+"""The roofline's arithmetic: by hand for one small geometry, row by row against what the engine counts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from engine import (
+    CACHES,
+    GEOMETRIES,
+    HARDWARE,
+    METHODS,
+    ConfigError,
+    EngineConfig,
+    Hardware,
+    LoadError,
+    Step,
+    Workload,
+    bench_decode,
+    forward_cost,
+    geometry_of,
+    measure_hardware,
+    predict,
+    steps,
+    with_fp8,
+    with_graphs,
+)
+from engine.models.layers import TransformerConfig
+
+TINY = TransformerConfig(
+    dim=4,
+    num_layers=3,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=2,
+    ff_dim=6,
+    vocab_size=10,
+    max_positions=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+)
+SLOW = Hardware(name="by hand", flops=100.0, weight_flops=100.0, bandwidth=50.0, itemsize=2, weight_itemsize=2)
+
+
+def test_one_forward_by_hand():
+    """Two requests of 3 rows, one of them scored, that see 5 positions; every figure below is worked out on paper."""
+    cost = forward_cost(TINY, SLOW, Step("step", rows=3, scored=1, visible=5), requests=2)
+    rows = 6
+    qkv = 2 * rows * 4 * 8  # 4 -> 2 heads of q, 1 of k, 1 of v, each of 2
+    out, up, down = 2 * rows * 4 * 4, 2 * rows * 4 * 12, 2 * rows * 6 * 4
+    attention = 4 * rows * 5 * 4
+    head = 2 * 2 * 4 * 10
+    assert cost.flops == 3 * (qkv + out + up + down + attention) + head == 5920
+
+    qkv_bytes = 2 * (4 * 8 + rows * (4 + 8))
+    out_bytes, up_bytes, down_bytes = 2 * (16 + rows * 8), 2 * (48 + rows * 16), 2 * (24 + rows * 10)
+    attention_bytes = 2 * (2 * 2 * 5 * 2 + 2 * rows * 4)
+    single_bytes = 2 * rows * (2 * 2 * 4 + 2 * 3 * 4 + 2 * (4 + 2) + 2 * 2 * 2 + 3 * 6)
+    head_bytes = 2 * (40 + 2 * 14) + 2 * 2 * 10
+    layer_bytes = qkv_bytes + out_bytes + up_bytes + down_bytes + attention_bytes + single_bytes
+    assert cost.bytes == 3 * layer_bytes + head_bytes == 5888
+
+    # 100 operations and 50 bytes a second: an operator is bound by operations from 2 of them a byte.
+    by_operations = [(up, up_bytes), (attention, attention_bytes)]
+    assert all(flops / 100 >= moved / 50 for flops, moved in by_operations)
+    by_memory = [qkv_bytes, out_bytes, down_bytes, single_bytes]
+    assert qkv / 100 < qkv_bytes / 50
+    assert out / 100 < out_bytes / 50
+    assert down / 100 < down_bytes / 50
+    computing = 3 * sum(flops / 100 for flops, _ in by_operations)
+    assert cost.compute_seconds == pytest.approx(computing)
+    assert cost.bound_seconds == pytest.approx(computing + 3 * sum(by_memory) / 50 + head_bytes / 50)
+    assert cost.seconds == cost.bound_seconds
+
+
+def test_attention_weights_that_are_watched():
+    step = Step("step", rows=3, scored=1, visible=5)
+    plain, watched = (forward_cost(TINY, SLOW, s, 2) for s in (step, replace(step, watched=True)))
+    assert watched.bytes - plain.bytes == 3 * 2 * (6 * 5 * 2 * 4)  # layers, written and read, float32
+    assert watched.flops == plain.flops
+
+
+def test_starting_kernels():
+    """27 kernels a layer and 2 a request: with a GPU the slower counts, on a CPU they come on top."""
+    step = Step("step", rows=3, scored=1, visible=5)
+    bound = forward_cost(TINY, SLOW, step, 2).seconds
+    started = 3 * (27 + 2 * 2) * 2.0
+    gpu, cpu = replace(SLOW, launch_seconds=2.0), replace(SLOW, launch_seconds=2.0, launches_overlap=False)
+    assert started > bound
+    assert forward_cost(TINY, gpu, step, 2).seconds == started
+    assert forward_cost(TINY, cpu, step, 2).seconds == pytest.approx(bound + started)
+    assert forward_cost(TINY, with_graphs(gpu), step, 2).seconds == bound
+
+
+def test_fp8_halves_weights_and_doubles_their_products():
+    step, h100 = Step("refresh", 1920, 32, 1920), HARDWARE["h100"]
+    geometry = geometry_of("llada-8b")
+    plain, fp8 = forward_cost(geometry, h100, step, 1), forward_cost(geometry, with_fp8(h100), step, 1)
+    weights = geometry.num_parameters - geometry.vocab_size * geometry.dim - (2 * 32 + 1) * 4096
+    assert plain.bytes - fp8.bytes == pytest.approx(weights, rel=1e-9)  # neither the embedding table nor the norms
+    assert plain.flops == fp8.flops
+    assert plain.seconds / 2 < fp8.seconds < plain.seconds
+
+
+def test_a_small_forward_reads_the_weights_and_a_large_one_multiplies_them():
+    """LLaDA-8B on an H100: 32 rows take what reading 15 GB takes, 1,920 rows what 2 x 7 G products a row take."""
+    geometry, h100 = geometry_of("llada-8b"), with_graphs(HARDWARE["h100"])
+    few = forward_cost(geometry, h100, Step("step", 32, 32, 1920), 1)
+    many = forward_cost(geometry, h100, Step("refresh", 1920, 32, 1920), 1)
+    assert few.compute_share == 0
+    assert few.seconds == pytest.approx(15.0e9 / 3.35e12, rel=0.15)
+    assert many.compute_share > 0.8
+    assert many.seconds == pytest.approx(1920 * 2 * 6.98e9 / 989.4e12, rel=0.3)
+
+
+def test_rows_and_forwards_are_those_of_the_engine():
+    """Of every method but d2, whose rows are the model's to say, and as many scored rows as the engine plans."""
+    for batch in (1, 3):
+        workload = Workload(prompt=24, gen=64, block=16, batch=batch, repeats=1, sample_steps=1000)
+        bounded = [f"engine/{cache}+{lookahead}" for cache in CACHES if cache != "d2" for lookahead in (0, 16, 40)]
+        for row in bench_decode(EngineConfig(model="tiny"), workload, [*METHODS, *bounded]):
+            predicted = predict(row.method, TINY, SLOW, workload, max_batch_rows=2048)
+            assert predicted.forwards == row.forwards, row.method
+            if row.method != "engine/d2":
+                assert predicted.rows == row.rows, row.method
+
+
+def test_scored_rows():
+    workload = Workload(prompt=24, gen=32, block=16, tokens_per_step=8)
+    assert [step.scored for step in steps("engine/dual", workload)] == [16, 8, 16, 8]
+    assert [step.scored for step in steps("reference/dual", workload)] == [56, 16, 56, 16]
+    assert [step.kind for step in steps("engine/window", workload)] == ["refresh", "step"] * 2
+    assert [step.scored for step in steps("engine/d2", workload)] == [32, 24, 16, 8]
+    assert {step.visible for method in METHODS for step in steps(method, workload)} == {56}
+
+
+def test_what_a_lookahead_sees():
+    workload = Workload(prompt=24, gen=64, block=16, tokens_per_step=8)
+    seen = [(step.rows, step.visible) for step in steps("engine/dual+16", workload)]
+    assert seen == [(56, 56), (16, 56), (72, 72), (16, 72), (88, 88), (16, 88), (88, 88), (16, 88)]
+    assert [step.scored for step in steps("engine/d2+16", workload)] == [32, 24, 32, 24, 32, 24, 16, 8]
+
+
+def test_a_full_batch_is_several_forwards():
+    workload = Workload(prompt=24, gen=32, block=16, tokens_per_step=8, batch=5)
+    predicted = predict("engine/dual", TINY, SLOW, workload, max_batch_rows=112)
+    assert predicted.forwards == 2 * (3 + 1)  # refreshes of 56 rows two by two, steps of 16 all at once
+    assert predicted.rows == 5 * 2 * (56 + 16)
+    one, two, five = (forward_cost(TINY, SLOW, s, n).seconds for s, n in [
+        (Step("refresh", 56, 16, 56), 1), (Step("refresh", 56, 16, 56), 2), (Step("step", 16, 8, 56), 5)])  # fmt: skip
+    assert predicted.cost.seconds == pytest.approx(2 * (one + 2 * two + five))
+    assert predicted.tokens_per_second == pytest.approx(5 * 32 / predicted.cost.seconds)
+
+
+def test_what_fits():
+    geometry = geometry_of("llada-8b")
+
+    def fits(name, batch):
+        return predict("engine/dual", geometry, HARDWARE[name], Workload(batch=batch), 4096).fits
+
+    # 16.03 GB of weights and 1.007 GB for each canvas of 1,920 tokens
+    assert fits("h100", 55)
+    assert not fits("h100", 56)
+    assert fits("h200", 64)
+
+
+def test_named_geometries(published, llada_tiny):
+    named, theirs = geometry_of("llada-8b"), published("llada-8b")
+    assert (named.dim, named.num_layers, named.num_heads) == (theirs["d_model"], theirs["n_layers"], theirs["n_heads"])
+    assert (named.ff_dim, named.vocab_size) == (theirs["mlp_hidden_size"], theirs["embedding_size"])
+    assert named.num_kv_heads == theirs["n_kv_heads"]
+    assert {"small", "tiny", "llada-8b"} == set(GEOMETRIES)
+    assert geometry_of(str(llada_tiny)).dim == json.loads((llada_tiny / "config.json").read_text())["d_model"]
+    with pytest.raises(LoadError):
+        geometry_of("/nowhere")
+
+
+def test_no_such_method():
+    with pytest.raises(ConfigError, match="engine/lru"):
+        list(steps("engine/lru", Workload()))
+
+
+def test_this_machine_has_peaks(monkeypatch):
+    monkeypatch.setattr("engine.bench.hardware.SECONDS", 0.05)
+    machine = measure_hardware(1)
+    assert 1e8 < machine.flops < 1e14
+    assert 1e8 < machine.bandwidth < 1e13
+    assert 1e-8 < machine.launch_seconds < 1e-2

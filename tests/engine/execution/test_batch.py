@@ -1,0 +1,53 @@
+"""The flat batch: where rows of a page table go, and what they see."""
+
+import pytest
+
+from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission, load
+from engine.cache.policies import CACHES
+from engine.core.request import Request
+from engine.execution.batch import build
+from engine.scheduling.pages import PagePool
+
+SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset(), max_model_len=96)
+
+
+def placed(pages):
+    """A canvas of 4 pages of 4 tokens that holds these."""
+    request = Request.new(
+        Submission(
+            request_id="r",
+            prompt_ids=[1] * 8,
+            sampling=SamplingParams(max_tokens=8),
+            diffusion=DiffusionParams(block_length=8),
+        ),
+        SPEC,
+    )
+    request.pages = pages
+    request.slots = PagePool(8, 4).slots(pages, request.end)
+    return request
+
+
+@pytest.mark.parametrize("pages", [(1, 2, 3, 4), (1, 3, 2, 4), (2, 1, 4, 3), (4, 3, 2, 1), (0, 2, 4, 6)])
+def test_rows_see_the_slots_of_their_own_table_in_any_order_of_pages(engine, pages):
+    request = placed(pages)
+    batch = build([CACHES["none"].plan(request)], engine.runner.device)
+    [segment] = batch.segments
+    every_slot = range(64)
+    for slots in (batch.slots, segment.visible):
+        seen = list(every_slot[slots]) if isinstance(slots, slice) else slots.tolist()
+        assert seen == request.slots.tolist()
+        assert isinstance(slots, slice) == (pages == (1, 2, 3, 4)), "neighbours, and only they, are read in place"
+
+
+def test_pages_out_of_order_whose_ends_are_in_order_change_no_token(llada_tiny, submission, run, monkeypatch):
+    engine = load(EngineConfig(model=str(llada_tiny), page_size=8))
+    asked = submission(prompt=[5, 6, 7], gen_length=40, block_length=8, cache="dual", unmask="fixed")
+    expected = run(engine, asked)
+    allocate = PagePool.allocate
+
+    def shuffled(pool, count, table):
+        first, *middle, last = allocate(pool, count, table)
+        return (first, *reversed(middle), last)
+
+    monkeypatch.setattr(PagePool, "allocate", shuffled)
+    assert run(engine, asked) == expected

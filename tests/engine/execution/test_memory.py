@@ -1,0 +1,116 @@
+"""The memory plan against published sizes, against what loading takes, and its refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine import ConfigError, DiffusionParams, EngineConfig, LoadError, load, plan_memory
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+GIB = 2**30
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    """A checkpoint of nothing but a published config.json."""
+
+    def write(name):
+        (tmp_path / "config.json").write_text(json.dumps(published(name)))
+        return str(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "max_model_len", "billions", "kib_per_token", "canvases_in_80_gib"),
+    # (0.9 * 80 GiB - 2 bytes a parameter - a step) // (bytes of a canvas), by hand
+    [("llada-8b", 4096, 8.0, 512, 27), ("dream-7b", 2048, 7.6, 56, 509)],
+)
+def test_the_published_sizes(folder, name, max_model_len, billions, kib_per_token, canvases_in_80_gib):
+    engine_config = EngineConfig(model=folder(name), max_model_len=max_model_len)
+    plan = plan_memory(engine_config, 80 * GIB)
+    assert plan.max_batch_rows == {"llada-8b": 4096 + 64 * 32, "dream-7b": 2048 + 64 * 33}[name]
+    assert plan.family == {"llada-8b": "llada", "dream-7b": "Dream"}[name]
+    assert round(plan.num_parameters / 1e9, 1) == billions
+    bfloat16 = plan.footprints["bfloat16"]
+    assert bfloat16.weight_bytes == 2 * plan.num_parameters
+    assert bfloat16.kv_bytes_per_token == kib_per_token * 1024
+    assert bfloat16.canvases == canvases_in_80_gib
+    assert plan.footprints["float16"] == bfloat16
+    float32 = plan.footprints["float32"]
+    assert float32.weight_bytes == 2 * bfloat16.weight_bytes
+    assert float32.kv_bytes_per_token == 2 * bfloat16.kv_bytes_per_token
+
+
+def test_more_requests_run_than_canvases_fit(folder):
+    """Of 4,096 positions, half of them prompt, a first block of 32 that looks 32 ahead opens 2,112: 66 pages of 128."""
+    config = EngineConfig(model=folder("llada-8b"), max_model_len=4096)
+    bounded, whole = (
+        plan_memory(config, 80 * GIB, DiffusionParams(lookahead=lookahead)).footprints["bfloat16"]
+        for lookahead in (32, None)
+    )
+    assert whole.openings == whole.canvases == bounded.canvases
+    assert bounded.openings == (bounded.kv_tokens // 32 - (128 - 66)) // 66 > 1.9 * whole.openings
+    assert plan_memory(config, 80 * GIB).footprints["bfloat16"] == bounded
+
+
+def test_a_memory_too_small_holds_nothing(folder):
+    plan = plan_memory(EngineConfig(model=folder("llada-8b")), 12 * GIB)
+    assert {(each.kv_tokens, each.canvases) for each in plan.footprints.values()} == {(0, 0)}
+
+
+def test_it_is_the_arithmetic_of_loading(dream_tiny):
+    """No weights are read: a copy of the config alone plans as the engine then loads."""
+    memory = 64 * 2**20
+    plan = plan_memory(EngineConfig(model=str(dream_tiny), memory_fraction=0.5), memory)
+    planned = plan.footprints["float32"]
+    info = load(EngineConfig(model=str(dream_tiny), kv_cache_tokens=planned.kv_tokens)).info
+    assert info.max_batch_rows == plan.max_batch_rows
+    assert (info.num_parameters, info.weight_bytes) == (plan.num_parameters, planned.weight_bytes)
+    assert info.kv_tokens == planned.kv_tokens
+    assert info.kv_bytes == planned.kv_tokens * planned.kv_bytes_per_token
+    one_page = planned.kv_bytes_per_token * info.page_size
+    assert memory // 2 - one_page < info.weight_bytes + planned.step_bytes + info.kv_bytes <= memory // 2
+    assert plan.memory_bytes == memory // 2
+
+
+def test_the_hub_is_asked_for_no_weights(monkeypatch, dream_tiny):
+    asked = []
+
+    def download(model, *, revision, allow_patterns):
+        asked.append((model, revision, allow_patterns))
+        return dream_tiny
+
+    monkeypatch.setattr("engine.models.weights.snapshot_download", download)
+    plan_memory(EngineConfig(model="Dream-org/Dream-v0-Instruct-7B", revision="main"), GIB)
+    [(model, revision, patterns)] = asked
+    assert (model, revision) == ("Dream-org/Dream-v0-Instruct-7B", "main")
+    assert "*.json" in patterns
+    assert not any("safetensors" in pattern for pattern in patterns)
+
+
+def test_refusals(folder, tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+    with pytest.raises(LoadError, match="known families: llada"):
+        plan_memory(EngineConfig(model=str(tmp_path)), GIB)
+    with pytest.raises(ConfigError, match="own limit is 4096"):
+        plan_memory(EngineConfig(model=folder("llada-8b"), max_model_len=5000), GIB)
+    with pytest.raises(ConfigError, match="max_batch_rows is 100"):
+        plan_memory(EngineConfig(model=folder("llada-8b"), max_batch_rows=100), GIB)
+
+
+@pytest.mark.parametrize("name", ["dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"])
+def test_the_configs_fit_the_gpu_they_are_for(folder, name):
+    """Each on a 24 GB card: its weights and dozens of its canvases."""
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    config = EngineConfig(
+        model=folder("dream-7b"),
+        max_model_len=settings["max_model_len"],
+        max_batch_rows=settings["max_batch_rows"],
+        memory_fraction=settings["memory_fraction"],
+    )
+    plan = plan_memory(config, 24_000_000_000)
+    assert plan.footprints[settings["dtype"]].canvases >= 32
+    assert settings["served_model_name"][1] == settings["model"]

@@ -1,0 +1,127 @@
+"""The steps before the first request: a model that cannot compute is refused, everything is compiled after them."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine import CapacityError, EngineConfig, LoadError, load
+from engine.execution.batch import build
+from engine.execution.runner import Runner
+from engine.execution.warmup import _largest, warm_up
+
+LIMITS = [{}, {"max_model_len": 20, "max_batch_rows": 1300}, {"max_model_len": 1, "max_batch_rows": 65}]
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Rows of each request of every forward from now on."""
+    seen = []
+    forward = Runner.forward
+
+    def spy(runner, batch):
+        seen.append(sorted((segment.stop - segment.start for segment in batch.segments), reverse=True))
+        return forward(runner, batch)
+
+    monkeypatch.setattr(Runner, "forward", spy)
+    return seen
+
+
+@pytest.fixture
+def on_cuda(monkeypatch, llada_tiny):
+    """`on_cuda(**limits)`: warms up an engine's runner that takes its device for CUDA."""
+    monkeypatch.setattr("engine.execution.warmup.build", lambda plans, _: build(plans, torch.device("cpu")))
+
+    def start(max_batch_rows, max_model_len, kv_cache_tokens=4096):
+        config = EngineConfig(model=str(llada_tiny), device="cpu", kv_cache_tokens=kv_cache_tokens)
+        engine = load(config)
+        runner = Runner(engine.runner.model, engine.runner.pool, torch.device("cuda"))
+        spec = replace(engine.info.spec, max_model_len=max_model_len)
+        warm_up(runner, spec, max_batch_rows=max_batch_rows, page_size=32, is_compiled=False)
+
+    return start
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_every_start_takes_a_step(forwards, llada_tiny, limits):
+    engine = load(EngineConfig(model=str(llada_tiny), device="cpu", **limits))
+    assert forwards == [[min(32, engine.info.max_model_len)]]
+    assert not engine.request_ids
+    assert engine.stats().forwards == engine.stats().kv_pages_used == engine.stats().decoding.batch_rows.count == 0
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, caplog, limits):
+    caplog.set_level(logging.INFO)
+    told = []
+    engine = load(
+        EngineConfig(model=str(llada_tiny), device="cpu", compile=True, kv_cache_tokens=1024, **limits),
+        lambda *at: told.append(at),
+    )
+    canvas = min(32, engine.info.max_model_len)
+    assert forwards == [[canvas] * 8, [canvas] * 2, [1]]
+    assert engine.stats() == load(EngineConfig(model=str(llada_tiny), kv_cache_tokens=1024, **limits)).stats()
+    steps = [at for at in told if at[0] == "compiling"]
+    assert steps == [("compiling", done, 3) for done in range(3)]
+    assert told.index(steps[0]) == len(told) - 3, "weights come first"
+    assert not [record for record in caplog.records if record.name == "engine.execution.warmup"]
+
+
+def test_the_log_tells_where_no_progress_is_shown(graphs, llada_tiny, caplog):
+    caplog.set_level(logging.INFO)
+    load(EngineConfig(model=str(llada_tiny), device="cpu", compile=True))
+    lines = [record.message for record in caplog.records if record.name == "engine.execution.warmup"]
+    assert [line.split(maxsplit=1)[0] for line in lines] == ["compiling;", "compiled"]
+
+
+def test_on_cuda_the_largest_step_is_taken(forwards, on_cuda):
+    on_cuda(max_batch_rows=700, max_model_len=300)
+    assert forwards[-1] == [300, 300, 60], "300 take 10 pages"
+    del forwards[:]
+    on_cuda(max_batch_rows=700, max_model_len=300, kv_cache_tokens=1024)
+    assert forwards[-1] == [300, 300, 60]
+    on_cuda(max_batch_rows=7000, max_model_len=1000, kv_cache_tokens=1024)
+    assert forwards[-1] == [1000], "as far as there are pages"
+
+
+@pytest.mark.parametrize(("max_model_len", "room", "page_size"), [(1, 1, 1), (300, 64, 32), (33, 999, 32), (7, 70, 16)])
+def test_the_largest_step_fits_the_pool_and_the_budget(max_model_len, room, page_size):
+    canvases = _largest(max_model_len, room, page_size)
+    assert 0 < sum(canvases) <= room
+    assert max(canvases) <= max_model_len
+    assert sum(-(-canvas // page_size) for canvas in canvases) <= -(-room // page_size)
+
+
+def test_memory_that_does_not_do_for_it_is_told_at_the_start(on_cuda, monkeypatch):
+    forward = Runner.forward
+
+    def short(runner, batch):
+        if len(batch.ids) > 500:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        return forward(runner, batch)
+
+    monkeypatch.setattr(Runner, "forward", short)
+    with pytest.raises(CapacityError, match="memory runs out in a step of 660 rows: lower max_batch_rows"):
+        on_cuda(max_batch_rows=700, max_model_len=300)
+
+
+def test_weights_that_do_not_fit_are_told_so(llada_tiny, monkeypatch):
+    def short(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("engine.models._on_device", short)
+    with pytest.raises(CapacityError, match=r"memory runs out while .* is loaded on cpu"):
+        load(EngineConfig(model=str(llada_tiny), device="cpu"))
+
+
+def test_a_defect_of_ours_while_weights_load_is_no_lack_of_memory(llada_tiny, monkeypatch):
+    monkeypatch.setattr("engine.engine.load_model", None)
+    with pytest.raises(TypeError):
+        load(EngineConfig(model=str(llada_tiny), device="cpu"))
+
+
+def test_a_first_step_that_raises_is_a_model_that_cannot_be_served(on_cuda, monkeypatch):
+    monkeypatch.setattr(Runner, "forward", None)
+    with pytest.raises(LoadError, match="a first step of 32 rows fails: TypeError"):
+        on_cuda(max_batch_rows=700, max_model_len=300)

@@ -1,0 +1,153 @@
+"""What torch's compiler is given, and that an engine says the same through it; without a C++ compiler, a clear word."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
+
+from engine import ConfigError, EngineConfig, load
+from engine.bench.reference import DenseContext
+from engine.kernels.compiled import find_code_folder
+from engine.models import new_model
+from engine.models.synthetic import random_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["", "/torchinductor"])
+def test_a_folder_for_code_that_cannot_be_written_costs_a_warning(llada_tiny, tmp_path, inside):
+    """In a new process: this one has torch's compiler already."""
+    (tmp_path / "file").touch()
+    folder = f"{tmp_path}/file{inside}"
+    program = f"from engine import EngineConfig, load; print(load(EngineConfig(model={str(llada_tiny)!r})).info.device)"
+    environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": folder}
+    ended = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert f"TORCHINDUCTOR_CACHE_DIR={folder} cannot be written" in ended.stderr
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_one_that_can_be_is_left_alone(monkeypatch, tmp_path, caplog, is_there):
+    folder = str(tmp_path if is_there else tmp_path / "new" / "one")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", folder)
+    find_code_folder()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == folder
+    assert not caplog.records
+
+
+def test_without_any_place_to_write_there_is_one_that_exists(monkeypatch, caplog):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/dev/null/x")
+    monkeypatch.setattr(tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError))
+    find_code_folder()
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_dir()
+    assert "Not a directory" in caplog.text
+
+
+def forward(model, rows, targets):
+    context = DenseContext(model, rows)
+    with torch.inference_mode():
+        hidden = model(torch.arange(rows), torch.arange(rows), context)
+        return model.logits(hidden[:targets])
+
+
+@pytest.fixture(params=[2, 5])
+def models(request):
+    """With so many layers: a plain one, and one of the same weights with compiled parts."""
+    plain, _ = random_model("tiny", 128, torch.float32, CPU)
+    geometry = replace(plain.config, num_layers=request.param)
+    pair = [new_model(geometry, torch.float32, CPU) for _ in range(2)]
+    for parameter, same in zip(pair[0].parameters(), pair[1].parameters(), strict=True):
+        same.copy_(parameter.normal_(1.0, 0.1) if parameter.dim() == 1 else parameter.normal_(0.0, 0.1))
+    pair[1].compile_parts()
+    return pair
+
+
+def test_three_graphs_whatever_the_layers_and_rows(graphs, models):
+    plain, model = models
+    for rows, targets in ((32, 8), (100, 3), (2, 2), (33, 31), (96, 96)):
+        torch.testing.assert_close(forward(model, rows, targets), forward(plain, rows, targets))
+        assert len(graphs) == 3
+    for rows, targets in ((1, 1), (64, 1), (1, 1), (7, 5)):
+        torch.testing.assert_close(forward(model, rows, targets), forward(plain, rows, targets))
+    assert len(graphs) == 6, "a single row has graphs of its own"
+
+
+def test_the_cpus_own_product_is_in_the_graphs(graphs, models):
+    """Not MKL's, into which the compiler would turn one that it knows."""
+    forward(models[1], 32, 8)
+    calls = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum("unmask.linear" in name for name in calls) == 5
+    assert not any("mkldnn" in name or "linear" in name.replace("unmask.linear", "") for name in calls)
+
+
+def staggered(engine, submission, rows, seed=20261122):
+    """Tokens of golden rows that join and leave a running batch."""
+    rng = random.Random(seed)
+    pending = rng.sample(list(enumerate(rows)), len(rows))
+    tokens = {number: [] for number in range(len(rows))}
+    while pending or engine.request_ids:
+        for _ in range(min(rng.randint(0, 3), len(pending))):
+            number, row = pending.pop()
+            engine.submit(engine.new_request(submission(number, **row)))
+        for output in engine.step():
+            tokens[int(output.request_id)].extend(output.token_ids)
+    return list(tokens.values())
+
+
+def test_every_ninth_golden_row_through_the_graphs(graphs, llada_tiny, golden, submission):
+    engine = load(EngineConfig(model=str(llada_tiny), device="cpu", compile=True))
+    num_loaded = len(graphs)
+    assert staggered(engine, submission, golden[::9]) == [row["output"] for row in golden[::9]]
+    assert len(graphs) == num_loaded, "a request had something compiled"
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's compiler calls it itself
+@pytest.mark.parametrize("attention", ["sdpa", "flex"])
+def test_every_golden_row_compiled(compiler, llada_tiny, golden, submission, attention):
+    """In one running batch of changing row counts, on a thread that is not the one which has compiled."""
+    engine = load(EngineConfig(model=str(llada_tiny), device="cpu", compile=True, attention=attention))
+    num_loaded = counters["stats"]["unique_graphs"]
+    with ThreadPoolExecutor(1) as thread:
+        tokens = thread.submit(staggered, engine, submission, golden).result()
+    assert tokens == [row["output"] for row in golden]
+    assert counters["stats"]["unique_graphs"] == num_loaded, "a request had something compiled"
+    assert engine.stats().kv_pages_used == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_family_with_biases_grouped_heads_and_shifted_logits_compiled(compiler, dream_tiny, golden, submission):
+    rows = [{**row, "cache": cache} for row in golden[::9] for cache in ("dual", "delayed", "d2")]
+    plain, engine = (load(EngineConfig(model=str(dream_tiny), device="cpu", compile=on)) for on in (False, True))
+    assert staggered(engine, submission, rows) == staggered(plain, submission, rows)
+
+
+@pytest.mark.parametrize("setting", [{"compile": True}, {"attention": "flex"}])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_without_a_compiler_a_clear_word_before_weights_are_read(compiler, llada_tiny, tmp_path, setting):
+    shutil.copy(llada_tiny / "config.json", tmp_path)
+    [(name, value)] = setting.items()
+    message = rf"^{name}: (?i:{value}) needs .*No working C\+\+.*apt-get install g\+\+"
+    with inductor.patch({"cpp.cxx": ("/nowhere/g++",)}), pytest.raises(ConfigError, match=message) as caught:
+        load(EngineConfig(model=str(tmp_path), device="cpu", **setting))
+    assert "\n" not in str(caught.value), "one line"
