@@ -15,7 +15,7 @@ from engine.bench.roofline import (
     predict,
     steps,
 )
-from engine.bench.turn import Workload
+from engine.bench.timed_run import Workload
 from engine.cache.policies import CACHES
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import (
@@ -36,7 +36,8 @@ from engine.core.request import Hole, Submission
 from engine.demo.tasks import TASKS as DEMO_TASKS
 from engine.demo.tasks import Problem as DemoProblem
 from engine.demo.tasks import problems as demo_problems
-from engine.engine import Engine, EngineInfo, EngineStats, load
+from engine.assemble import load
+from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
 from engine.scheduling.tally import DecodingStats, Discard, RowKind

@@ -1,4 +1,4 @@
-"""Words on command lines: numbers of a kind, and what a misspelt one may have meant.
+"""Words on command lines: a parser for them, numbers of a kind, and what a misspelt one may have meant.
 
 What is no number raises argparse's own error, which names the flag.
 """
@@ -7,9 +7,18 @@ import argparse
 import difflib
 from collections.abc import Callable, Iterable
 from math import isfinite
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Number = TypeVar("Number", int, float)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ConfigErrors: one line, and the caller decides the exit code."""
+
+    def error(self, message: str) -> NoReturn:
+        from engine import ConfigError  # brings torch along, which `--version` need not wait for
+
+        raise ConfigError(message)
 
 
 def count(text: str) -> int:

@@ -17,6 +17,7 @@ FLOORS = [  # whatever is in an entry may import from the entries above it, and 
     "engine.scheduling",
     "engine.execution",
     "engine.engine",
+    "engine.assemble",
     "engine.loop",
     "engine.bench",
     "engine.demo",  # data and the scripts that make it; they may use the engine, which never uses them

@@ -12,7 +12,7 @@ from typing import Literal
 
 from engine.bench.hardware import Hardware
 from engine.bench.method import Method
-from engine.bench.turn import Workload
+from engine.bench.timed_run import Workload
 from engine.core.params import DiffusionParams
 from engine.models import find
 from engine.models.layers import TransformerConfig
@@ -76,7 +76,13 @@ class Cost:
         )
 
     def times(self, count: int) -> "Cost":
-        return Cost(*(getattr(self, name) * count for name in Cost.__slots__))
+        return Cost(
+            self.flops * count,
+            self.bytes * count,
+            self.bound_seconds * count,
+            self.compute_seconds * count,
+            self.seconds * count,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

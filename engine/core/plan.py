@@ -94,9 +94,9 @@ class Scores:
     entropy: Floats | None = None
     """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
     margin: Floats | None = None
-    """[targets] how much more probable the best token is than the next one. None unless needed.
+    """[targets] p(best token that is not the mask) - p(best other token, mask included). None unless needed.
 
-    The best is one that may be chosen, the next may be the mask: below 0, the model would rather say nothing.
+    Negative when the mask is the most probable.
     """
     importance: Floats | None = None
     """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""

@@ -10,7 +10,7 @@ import torch
 from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError
 from engine.models.layers import TransformerConfig
-from engine.scoring.parts import TARGETS_AT_ONCE
+from engine.scoring.slices import TARGETS_AT_ONCE
 
 SCORING_BYTES = 40
 """What scoring takes for each logit at most: with noise, a nucleus and log-probabilities asked for, ten copies."""

@@ -76,7 +76,10 @@ class Runner:
         return self.model.logits(hidden)
 
     def clear(self, slots: Ids) -> None:
-        """Makes numbers of what these slots hold, before they are another's."""
+        """Zeroes keys and values of these slots.
+
+        A failed request may have left NaN, which a kernel whose weights are zero would spread.
+        """
         self.pool.clear(to_device(slots, self.device))
 
     @property

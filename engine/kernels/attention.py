@@ -40,9 +40,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
 class KVPool:
     """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
 
-    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys turned round,
-    [head_dim, slots], would be read faster where a canvas fills the pool, and a thousand times slower elsewhere:
-    oneDNN has no kernel for a part of such a matrix.
+    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys are not
+    transposed. Transposed keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice
+    of them: any smaller canvas would be about 1,000 times slower.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ def _mask(
     last = num_whole.long().clamp(max=width - 1)
     partial[:, 0] = table.gather(1, last[:, None]).squeeze(1)
 
-    # Of one size in every step, and so a constant to the compiler: a block has at least one row.
+    # Padded to `max_rows`, so that its shape never changes and nothing is compiled again.
     remainder = torch.zeros(max_rows, dtype=torch.int32, device=device)
     remainder[: len(of_block)] = num_rest
 

@@ -109,7 +109,7 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
     """`attention` by three calls for each head of the keys; adds to `mean`.
 
-    The loop has no other calls on purpose: where rows are few, what a call costs beside its work is what it costs.
+    Few calls on purpose: with few rows, the fixed cost of a call is most of its time.
     """
     heads, group = q.shape[1], q.shape[1] // len(keys)
     attended = []

@@ -39,13 +39,22 @@ class PagePool:
         free = np.flatnonzero(self._free)
         if len(free) < count:
             return None
-        # Free pages are distinct and ascending: `count` of them are neighbours iff their ends differ by count - 1.
-        runs = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
-        behind = runs[free[runs] == table[-1] + 1] if table else runs[:0]
-        first = int(next((run[0] for run in (behind, runs) if len(run)), 0))
+        first = self._first(free, count, table)
         pages = free[first : first + count]
         self._free[pages] = False
         return tuple(int(page) for page in pages)
+
+    @staticmethod
+    def _first(free: Ids, count: int, table: Sequence[int]) -> int:
+        """Where in `free` the pages to be taken begin."""
+        # Free pages are distinct and ascending, so `count` of them are neighbours if the last is the first + count - 1.
+        first, last = free[: len(free) - count + 1], free[count - 1 :]
+        runs = np.flatnonzero(last == first + count - 1)
+        if table:
+            behind = runs[free[runs] == table[-1] + 1]
+            if len(behind):
+                return int(behind[0])
+        return int(runs[0]) if len(runs) else 0
 
     def release(self, pages: Iterable[int]) -> None:
         """Takes pages back."""

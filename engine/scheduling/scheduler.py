@@ -161,7 +161,7 @@ class Scheduler:
             logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
             stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
         )
-        # Only now: of a request that is no longer here, nobody could say that it has failed.
+        # Last, because a request that has left `running` can no longer be failed: all that may raise comes before.
         if reason is None:
             _open_block(request, block.index + 1, block.end)
         else:

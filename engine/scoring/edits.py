@@ -6,7 +6,7 @@ and in which order, is said in `SamplingParams`.
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,16 +110,20 @@ def _change(logits: Tensor, tables: Sequence[_Asked]) -> None:
     if not tables:
         return
     width = max(len(edit.tokens) for *_, edit in tables)
-    # Filled up with the last entry again: to write the same value twice changes nothing.
-    parts = zip(*((edit.tokens, edit.penalties, edit.added) for *_, edit in tables), strict=True)
-    columns = [np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in part]) for part in parts]
-    tokens, penalties, added = (_to(logits, column) for column in columns)  # [tables, width]
-    rows = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
-    owners = np.repeat(np.arange(len(tables)), [len(plan.targets) for plan, *_ in tables])
-    owner = _to(logits, owners)
-    at = _to(logits, rows)[:, None], tokens[owner]
-    values, penalty = logits[at], penalties[owner]
-    logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[owner]
+
+    def padded(rows: Sequence[NDArray[Any]]) -> Tensor:
+        """[tables, width]. Filled up with the last entry: to write the same value twice changes nothing."""
+        return _to(logits, np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows]))
+
+    tokens = padded([edit.tokens for *_, edit in tables])
+    penalties = padded([edit.penalties for *_, edit in tables])
+    added = padded([edit.added for *_, edit in tables])
+    counts = [len(plan.targets) for plan, *_ in tables]
+    targets = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
+    table = _to(logits, np.repeat(np.arange(len(tables)), counts))  # [targets]: whose each is
+    at = _to(logits, targets)[:, None], tokens[table]  # [targets, width]
+    values, penalty = logits[at], penalties[table]
+    logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[table]
 
 
 def _allow(logits: Tensor, asked: Sequence[_Asked]) -> None:

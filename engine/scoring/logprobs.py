@@ -10,7 +10,7 @@ from engine.core.params import MAX_LOGPROBS
 from engine.core.plan import Logprobs, StepPlan
 from engine.core.request import Floats
 from engine.kernels.transfer import to_device
-from engine.scoring.vocabulary import top
+from engine.scoring.top_tokens import top
 
 LEAST = -9999.0
 """In place of a log-probability that is no finite number, as elsewhere in the field."""
@@ -61,8 +61,9 @@ def received(table: Floats, plans: Sequence[StepPlan]) -> list[Logprobs | None]:
 def _logprobs(part: Floats, count: int | None) -> Logprobs | None:
     if count is None:
         return None
-    proposed, best, values = np.split(part, [1, (part.shape[1] + 1) // 2], axis=1)
-    return Logprobs(proposed[:, 0], best.astype(np.int64), values, count)
+    num_top = (part.shape[1] - 1) // 2
+    proposed, best, values = part[:, 0], part[:, 1 : 1 + num_top], part[:, 1 + num_top :]
+    return Logprobs(proposed, best.astype(np.int64), values, count)
 
 
 def _asks(plan: StepPlan) -> bool:

@@ -17,9 +17,9 @@ from engine.core.request import Floats, Ids, Mask, Request
 from engine.kernels.transfer import to_device
 from engine.scoring.edits import Edit, edit, edits
 from engine.scoring.logprobs import Reported, num_reported, received
-from engine.scoring.parts import Logits, Part, parts
+from engine.scoring.slices import Logits, TargetSlice, target_slices
 from engine.scoring.sampling import draw, heat, is_narrowed, narrow, parameters
-from engine.scoring.vocabulary import Subset, most_probable
+from engine.scoring.top_tokens import Subset, most_probable
 
 
 def score(
@@ -41,18 +41,21 @@ def score(
     needs = needs or [Needs()] * len(plans)
     num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
     asked = edits(plans)
-    scored = [_score_part(logits[part.some], part, asked, mask_id, spreads, num_top) for part in parts(plans, needs)]
+    scored = [
+        _score_slice(logits[targets.some], targets, asked, mask_id, spreads, num_top)
+        for targets in target_slices(plans, needs)
+    ]
     host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
     columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
     logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
     return _scores(plans, needs, columns, rollouts, logprobs)
 
 
-def _score_part(
-    logits: Tensor, part: Part, edits: Mapping[Request, Edit], mask_id: int, spreads: bool, num_top: int | None
+def _score_slice(
+    logits: Tensor, targets: TargetSlice, edits: Mapping[Request, Edit], mask_id: int, spreads: bool, num_top: int | None
 ) -> list[Tensor]:
     """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
-    _, plans, needs = part
+    _, plans, needs = targets
     counts = [len(plan.targets) for plan in plans]
     samplings = [plan.request.sampling for plan in plans]
     reported = Reported(logits, plans, num_top) if num_top is not None else None
@@ -74,16 +77,17 @@ def _score_part(
 
 
 def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
-    """Each column's parts as one array. The step's one device synchronisation.
+    """Each column's slices as one array. The step's one device synchronisation.
 
     float64 holds every token id and every float32 exactly.
     """
-    host = torch.cat([part.double().flatten() for parts in columns for part in parts]).cpu().numpy()
-    sizes = [sum(part.numel() for part in parts) for parts in columns]
-    ends = accumulate(sizes)
-    shapes = [(-1, *parts[0].shape[1:]) for parts in columns]
-    cuts = zip(sizes, ends, shapes, strict=True)
-    return [host[end - size : end].reshape(shape) for size, end, shape in cuts]
+    host = torch.cat([tensor.double().flatten() for column in columns for tensor in column]).cpu().numpy()
+    arrays, start = [], 0
+    for column in columns:
+        end = start + sum(tensor.numel() for tensor in column)
+        arrays.append(host[start:end].reshape(-1, *column[0].shape[1:]))
+        start = end
+    return arrays
 
 
 def _scores(
@@ -181,18 +185,15 @@ def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Seq
     indices = _rows(counts, shaped)
     processed = np.repeat([need.processed for need in needs], counts)[indices]
     rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
-    part = logits[_to(logits, indices)]  # [shaped, vocab]
-    if is_narrowed(rows).any():
-        where = np.flatnonzero(is_narrowed(rows))
-        at = _to(logits, where)
-        part[at] = narrow(part[at], rows[where], tokens[_to(logits, indices[where])])
-    if processed.any():
-        where = np.flatnonzero(processed)
-        logits[_to(logits, indices[where])] = heat(part[_to(logits, where)], rows[where])
-    part[:, mask_id] = -torch.inf
-    if (rows["temperature"] > 0).any():
-        where = np.flatnonzero(rows["temperature"] > 0)
-        tokens[_to(logits, indices[where])] = draw(part[_to(logits, where)], rows[where])
+    own = logits[_to(logits, indices)]  # [shaped, vocab], a copy
+    if len(narrowed := np.flatnonzero(is_narrowed(rows))):
+        at = _to(logits, narrowed)
+        own[at] = narrow(own[at], rows[narrowed], tokens[_to(logits, indices[narrowed])])
+    if len(reported := np.flatnonzero(processed)):
+        logits[_to(logits, indices[reported])] = heat(own[_to(logits, reported)], rows[reported])
+    own[:, mask_id] = -torch.inf
+    if len(drawn := np.flatnonzero(rows["temperature"] > 0)):
+        tokens[_to(logits, indices[drawn])] = draw(own[_to(logits, drawn)], rows[drawn])
 
 
 def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
@@ -201,9 +202,9 @@ def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
     Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
     """
     entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
-    part = logits[rows]
-    top, best = part.max(dim=-1, keepdim=True)
-    weights = part.sub_(top).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
+    own = logits[rows]
+    highest, best = own.max(dim=-1, keepdim=True)
+    weights = own.sub_(highest).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
     others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
     entropy[rows] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
     lead = (1.0 - second) / (1.0 + others)

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
 
 from engine import ConfigError
-from server.arguments import hint
+from server.arguments import Parser, hint
 
 COMMANDS = {
     "decode": ("server.bench.decode", "this engine and the papers' own loops decoding on this machine, in turns"),
@@ -16,15 +15,10 @@ COMMANDS = {
 """What is measured: its module, imported when it is called for, and a line of help."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def main(argv: Sequence[str]) -> int:
     """Raises ConfigError or LoadError for what the user can mend."""
     width = max(map(len, COMMANDS))
-    parser = _Parser(
+    parser = Parser(
         prog="unmask bench",
         description="Measures speed.",
         epilog="\n".join(f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()),

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NoReturn, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine import METHODS, MODEL_SIZES, ConfigError, DecodeFigures, EngineConfig, Workload, bench_decode
+from server.arguments import Parser
 
 _DTYPES = get_args(get_type_hints(EngineConfig)["dtype"])
 _HELP = {
@@ -51,13 +52,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="unmask bench", description="Measures on this machine.")
+    parser = Parser(prog="unmask bench", description="Measures on this machine.")
     commands = parser.add_subparsers(metavar="WHAT", required=True)
     decode = commands.add_parser(
         "decode",

@@ -3,12 +3,12 @@
 import argparse
 import re
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
 from engine import ConfigError, DiffusionParams, EngineConfig, MemoryPlan, plan_memory
+from server.arguments import Parser
 from server.units import parameters, size
 
 GIB = 2**30
@@ -16,14 +16,9 @@ COMMON_MEMORIES = (24 * GIB, 48 * GIB, 80 * GIB, 141 * GIB)
 """Of graphics cards, for those who name none."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
     """The memories to plan for, in bytes, or None without `--dry-run`; and the other arguments."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--memory")
     given, rest = parser.parse_known_args(argv)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server.commands import dry_run
-from server.commands.report import start_report
+from server.commands.banner import start_report
 from server.guards.auth import LOOPBACK
 from server.guards.places import affordable_connections
 from server.http.app import create_app

@@ -8,13 +8,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, DiffusionParams, UnmaskError
-from server.arguments import count, listed, positive, rate
+from server.arguments import Parser, count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
 from server.eval.policy import CANVAS, WINDOW, Lookahead, Policy, exact, product
@@ -27,11 +26,6 @@ Each list makes rows: every cache with every unmask policy at each value of that
   unmask eval --cache none,dual --unmask fixed,threshold --tokens-per-step 1,2 --threshold 0.9
 has six rows for each task. With --base-url, policies that are not named are left to the server, and without --cache and
 --unmask no `diffusion` object is sent: any OpenAI-compatible server can be measured so."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -115,7 +109,7 @@ def _policies(args: argparse.Namespace) -> list[Policy]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     defaults = DiffusionParams()
-    parser = _Parser(
+    parser = Parser(
         prog="unmask eval",
         description="Measure what decoding policies cost in quality, with exactly checked answers.",
         epilog=_EPILOG,

@@ -69,7 +69,7 @@ def facts_of_all_lines(**facts: object) -> Iterator[None]:
 
 
 class RequestLog:
-    """A witness that writes a line when a request ends."""
+    """A observer that writes a line when a request ends."""
 
     def __init__(self, model_name: str, prompts: Tokenizer | None) -> None:
         """`prompts`: the tokenizer to show prompts with, None to keep them out."""

@@ -11,7 +11,7 @@ from engine import ConfigError, EngineLoop
 from server.observe.logs import RequestLog
 from server.observe.metrics import Metrics, make_metrics
 from server.observe.metrics.http import HttpCounting
-from server.observe.watch import TokenCounts, Watch, Witness
+from server.observe.watch import TokenCounts, Watch, Observer
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
 
@@ -45,12 +45,12 @@ def observers(
     tokens = TokenCounts()
     metrics, name = make_metrics(engine, tokens, settings), settings.model_names[0]
     log = RequestLog(name, tokenizer if settings.server.log_prompts else None)
-    witnesses: list[Witness] = [*metrics.witnesses, log]
+    told: list[Observer] = [*metrics.observers, log]
     if tracer:
         from server.observe.tracing import Tracing
 
-        witnesses.append(Tracing(tracer, name))
-    return Observers(Watch(witnesses, tokens), metrics, tracer is not None)
+        told.append(Tracing(tracer, name))
+    return Observers(Watch(told, tokens), metrics, tracer is not None)
 
 
 def tracer_of(settings: Settings) -> "TracerProvider | None":

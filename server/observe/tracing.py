@@ -33,7 +33,7 @@ def connect(endpoint: str) -> TracerProvider:
 
 
 class Tracing:
-    """A witness that writes a span when a request ends: all its times are known by then."""
+    """A observer that writes a span when a request ends: all its times are known by then."""
 
     def __init__(self, provider: TracerProvider, model_name: str) -> None:
         self._tracer = provider.get_tracer("unmask")

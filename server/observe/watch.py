@@ -1,6 +1,6 @@
 """One engine request seen from outside: when it came, left the queue, showed its blocks, and how it ended.
 
-Whoever wants to know is a witness: metrics, the log, tracing. Knows nothing of what they do with it.
+Whoever wants to know is a observer: metrics, the log, tracing. Knows nothing of what they do with it.
 """
 
 import time
@@ -71,7 +71,7 @@ class Journey:
         return (self.ended - self.first_block) / max(self.usage.completion_tokens - 1, 1)
 
 
-class Witness(Protocol):
+class Observer(Protocol):
     """Somebody who is told."""
 
     def saw_block(self, journey: Journey, seconds: float) -> None:
@@ -82,15 +82,15 @@ class Witness(Protocol):
 
 
 class Watch:
-    """Keeps an eye on streams for its witnesses, and on tokens."""
+    """Keeps an eye on streams for its observers, and on tokens."""
 
-    def __init__(self, witnesses: Sequence[Witness] = (), tokens: TokenCounts | None = None) -> None:
+    def __init__(self, observers: Sequence[Observer] = (), tokens: TokenCounts | None = None) -> None:
         self.tokens = tokens or TokenCounts()
         self.pace = Pace()
-        self._witnesses = witnesses
+        self._observers = observers
 
     def over(self, stream: OutputStream, submission: Submission, siblings: Siblings) -> "WatchedStream":
-        return WatchedStream(stream, submission, siblings, self._witnesses, self.pace)
+        return WatchedStream(stream, submission, siblings, self._observers, self.pace)
 
 
 class WatchedStream:
@@ -101,12 +101,12 @@ class WatchedStream:
         stream: OutputStream,
         submission: Submission,
         siblings: Siblings,
-        witnesses: Sequence[Witness],
+        observers: Sequence[Observer],
         pace: Pace,
     ) -> None:
         self._stream = stream
         self._pace = pace
-        self._witnesses = witnesses
+        self._observers = observers
         usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
         self.journey = Journey(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
 
@@ -141,8 +141,8 @@ class WatchedStream:
             first_block=now if journey.first_block is None else journey.first_block,
             last_block=now,
         )
-        for witness in self._witnesses:
-            witness.saw_block(self.journey, now - since)
+        for observer in self._observers:
+            observer.saw_block(self.journey, now - since)
 
     def _end(self, reason: FinishReason) -> None:
         if self.journey.ended is None:
@@ -151,5 +151,5 @@ class WatchedStream:
             siblings = self.journey.siblings
             siblings.num_running -= 1
             siblings.longest = max(siblings.longest, self.journey.usage.completion_tokens)
-            for witness in self._witnesses:
-                witness.saw_end(self.journey)
+            for observer in self._observers:
+                observer.saw_end(self.journey)

@@ -12,7 +12,7 @@ from server.observe.watch import Watch
 from server.prompts.conversation import ConversationReader
 from server.prompts.prompts import PromptReader
 from server.protocols.unsupported import UnsupportedFields
-from server.replies.generation import Generator
+from server.replies.generation import Submitter
 from server.schemas import ModelCard
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Service:
     models: ServedModels
     prompts: PromptReader
     conversations: ConversationReader
-    generator: Generator
+    generator: Submitter
     unsupported: UnsupportedFields
     temperature: float
     default_max_tokens: int
@@ -72,7 +72,7 @@ class Service:
             models=ServedModels(settings.model_names, settings.own_name, max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
-            generator=Generator(engine, tokenizer, prompts, watch),
+            generator=Submitter(engine, tokenizer, prompts, watch),
             unsupported=UnsupportedFields(),
             temperature=settings.server.temperature,
             default_max_tokens=settings.server.default_max_tokens,

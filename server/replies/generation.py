@@ -13,7 +13,7 @@ from server.prompts.prompts import Prompt, PromptReader
 from server.replies.choice import NOTHING, Choice, EmptyStream, Stream
 from server.replies.completion import Completion
 from server.replies.passage import Passage, Token
-from server.replies.scoring import PromptScorer
+from server.replies.prompt_logprobs import PromptScorer
 from server.replies.stop_strings import StopStrings
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Order:
     """The answer shows tokens beside the text."""
 
     @property
-    def is_lone(self) -> bool:
+    def is_scoring_call(self) -> bool:
         """Whether the one token behind a scored prompt is asked for: it is shown even where it ends the answer.
 
         Clients that score with `max_tokens` of 1 (lm-eval) take the last token off, whatever it is.
@@ -61,7 +61,7 @@ class Order:
         return self.num_scored is not None and self.sampling.max_tokens == 1
 
 
-class Generator:
+class Submitter:
     """Hands orders to the engine."""
 
     def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, watch: Watch) -> None:
@@ -109,7 +109,7 @@ class Generator:
 
     async def _submit(self, order: Order) -> Sequence[Stream]:
         sampling, diffusion = order.sampling, order.diffusion
-        if order.is_lone:
+        if order.is_scoring_call:
             sampling = replace(sampling, ignore_eos=True, stop_ids=frozenset())
             diffusion = replace(diffusion, block_length=1, steps=None)
         submissions: list[Submission] = []
@@ -193,8 +193,8 @@ class Generator:
                 Detokenizer(self._tokenizer, skip_special=order.skips_special),
                 StopStrings(order.stops, is_kept=order.keeps_stop),
                 length=length,
-                stop_ids=stop_ids if prompt.fills or order.is_lone else frozenset(),
-                shows_stop=order.is_lone,
+                stop_ids=stop_ids if prompt.fills or order.is_scoring_call else frozenset(),
+                shows_stop=order.is_scoring_call,
                 min_tokens=order.sampling.min_tokens if order.stops else 0,
                 is_tracked=order.is_tracked,
             )

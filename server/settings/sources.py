@@ -8,12 +8,12 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import SecretStr
 
 from engine import ConfigError
-from server.arguments import hint
+from server.arguments import Parser, hint
 from server.settings import environment
 from server.settings import file as settings_file
 from server.settings.tree import BadSetting, Option, Settings, build, options, split
@@ -92,16 +92,9 @@ def from_environment(environ: Mapping[str, str]) -> Source:
     return Source(environment.settings_of(environ), environment.spell)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ConfigErrors: one line, and the caller decides the exit code."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _parse(argv: Sequence[str]) -> dict[str, object]:
     """Given flags only, by key; values stay strings until `build` reads them."""
-    parser = _Parser(
+    parser = Parser(
         prog="unmask serve",
         usage="unmask serve [MODEL] [--config FILE] [OPTION ...]",
         description="Serve a diffusion language model behind the OpenAI API.",

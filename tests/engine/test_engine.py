@@ -68,7 +68,7 @@ def test_a_step_whose_targets_are_scored_in_parts_decodes_the_same(engine, submi
     rng = random.Random(7)
     rows = [{**random_row(rng, rng.choice(["fixed", "threshold", "entropy"])), "temperature": 0.5} for _ in range(8)]
     whole = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
-    monkeypatch.setattr("engine.scoring.parts.TARGETS_AT_ONCE", 5)
+    monkeypatch.setattr("engine.scoring.slices.TARGETS_AT_ONCE", 5)
     assert run(engine, *(submission(number, **row) for number, row in enumerate(rows))) == whole
 
 

@@ -16,7 +16,7 @@ from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import Tally
-from engine.scoring.parts import parts
+from engine.scoring.slices import parts
 from engine.unmask.policies import needs
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import server.commands.serve
 from engine import CapacityError, LoadError
 from server import cli
 from server.cli import main
-from server.commands.report import start_report
+from server.commands.banner import start_report
 from server.http.lifecycle import Server
 
 

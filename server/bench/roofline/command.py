@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 from engine import (
     GEOMETRIES,
@@ -23,18 +22,13 @@ from engine import (
     measure_hardware,
     with_graphs,
 )
-from server.arguments import positive, rate
+from server.arguments import Parser, positive, rate
 from server.bench.roofline.plot import pyplot
 from server.bench.roofline.tables import Question, decodes, forwards, measured, ratios
 
 SHAPE = ("prompt", "gen", "block", "tokens_per_step")
 _BOUNDED = tuple(f"engine/{cache}+{DiffusionParams().lookahead}" for cache in ("dual", "window"))
 SHOWN = tuple(method for method in (*METHODS, *_BOUNDED) if method != "reference/prefix")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,7 +78,7 @@ def _machines(args: argparse.Namespace) -> list[Hardware]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="unmask bench roofline",
         description="What a model can reach at most on given hardware, by the operations and bytes of its steps. "
         "Real programs stay below it; ratios between policies are what it is good for.",

@@ -6,13 +6,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine import ConfigError
-from server.arguments import positive, rate
+from server.arguments import Parser, positive, rate
 from server.bench.serve import prompts
 from server.bench.serve.client import PATHS, Client
 from server.bench.serve.figures import summarise
@@ -24,11 +23,6 @@ from server.remote import connect, first_model
 INTERRUPTED = 130
 FAILED = 1
 DEFAULT_NUMBER = 64
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,7 +82,7 @@ def _extra_body(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="unmask bench serve",
         description="Puts load on a running OpenAI-compatible server and measures what its users would wait for. "
         "One request, not counted, goes ahead to see that the server answers.",

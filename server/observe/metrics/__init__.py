@@ -13,7 +13,7 @@ from server.observe.metrics.engine import EngineMetrics
 from server.observe.metrics.http import HttpMetrics
 from server.observe.metrics.requests import RequestMetrics
 from server.observe.metrics.vllm import VllmMetrics
-from server.observe.watch import TokenCounts, Witness
+from server.observe.watch import TokenCounts, Observer
 from server.settings.tree import Settings
 
 # A `_created` series beside each counter would only double what is stored.
@@ -25,7 +25,7 @@ class Metrics:
     """A registry, and who must be told for it to know."""
 
     registry: CollectorRegistry
-    witnesses: Sequence[Witness]
+    observers: Sequence[Observer]
     http: HttpMetrics
 
 
@@ -35,7 +35,7 @@ def make_metrics(engine: EngineLoop, tokens: TokenCounts, settings: Settings) ->
     registry.register(EngineMetrics(engine, tokens, settings, http.rejected))
     ProcessCollector(registry=registry)
     max_model_len = engine.info.max_model_len
-    witnesses: list[Witness] = [RequestMetrics(registry, model_name, max_model_len)]
+    observers: list[Observer] = [RequestMetrics(registry, model_name, max_model_len)]
     if settings.server.metrics_compat == "vllm":
-        witnesses.append(VllmMetrics(registry, engine, tokens, model_name))
-    return Metrics(registry, witnesses, http)
+        observers.append(VllmMetrics(registry, engine, tokens, model_name))
+    return Metrics(registry, observers, http)

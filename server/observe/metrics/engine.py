@@ -8,7 +8,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from engine import DecodingStats, EngineLoop
-from server.observe.metrics.families import Families
+from server.observe.metrics.families import MetricFamilies
 from server.observe.watch import TokenCounts
 from server.settings.tree import Settings
 
@@ -24,7 +24,7 @@ class EngineMetrics(Collector):
         self._tokens = tokens
         self._settings = settings
         self._rejected = rejected
-        self._families = Families("unmask_", {"model_name": settings.model_names[0]})
+        self._families = MetricFamilies("unmask_", {"model_name": settings.model_names[0]})
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats

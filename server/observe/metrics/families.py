@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from engine import Distribution
 
 
-class Families:
+class MetricFamilies:
     """Builds families whose series all carry the same labels."""
 
     def __init__(self, prefix: str, labels: Mapping[str, str]) -> None:

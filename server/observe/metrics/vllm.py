@@ -11,7 +11,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from engine import EngineLoop, FinishReason
-from server.observe.metrics.families import Families, token_buckets
+from server.observe.metrics.families import MetricFamilies, token_buckets
 from server.observe.watch import Journey, TokenCounts
 
 ENGINE = "0"
@@ -33,12 +33,12 @@ PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 
 class VllmMetrics(Collector):
-    """Both a witness, for vLLM's histograms, and a collector over the engine's statistics."""
+    """Both a observer, for vLLM's histograms, and a collector over the engine's statistics."""
 
     def __init__(self, registry: CollectorRegistry, engine: EngineLoop, tokens: TokenCounts, model_name: str) -> None:
         self._engine = engine
         self._tokens = tokens
-        self._families = Families("vllm:", {"model_name": model_name, "engine": ENGINE})
+        self._families = MetricFamilies("vllm:", {"model_name": model_name, "engine": ENGINE})
 
         def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
             family = Histogram(f"vllm:{name}", text, ("model_name", "engine"), registry=registry, buckets=buckets)

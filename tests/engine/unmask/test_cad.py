@@ -11,7 +11,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Block, Request, Submission
 from engine.scoring.scores import score
-from engine.scoring.vocabulary import top
+from engine.scoring.top_tokens import top
 from engine.unmask.cad import _repetition
 from engine.unmask.policies import UNMASKS, effective, needs
 

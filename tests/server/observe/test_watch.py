@@ -1,4 +1,4 @@
-"""How requests end and how long they took, as witnesses are told."""
+"""How requests end and how long they took, as observers are told."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from engine import FinishReason, RequestFailed
 
 
 class Diary:
-    """A witness that writes everything down."""
+    """An observer that writes everything down."""
 
     def __init__(self):
         self.gaps = []
@@ -23,9 +23,9 @@ class Diary:
 
 @pytest.fixture
 def diary(app):
-    witness = Diary()
-    app.state.service.generator._watch._witnesses = [witness]
-    return witness
+    observer = Diary()
+    app.state.service.generator._watch._observers = [observer]
+    return observer
 
 
 async def test_a_whole_answer(api, diary, engine):

@@ -7,7 +7,7 @@ from operator import itemgetter
 import pytest
 
 from engine import EngineUnavailable, FinishReason, Hole
-from server.replies.scoring import MAX_IN_FLIGHT, PATIENCE_SECONDS
+from server.replies.prompt_logprobs import MAX_IN_FLIGHT, PATIENCE_SECONDS
 
 MASK = 256
 

@@ -32,7 +32,7 @@ def test_targets_are_scored_in_parts_as_they_are_at_once(dtype, batch, seed, at_
     whole = score(logits.clone(), plans, MASK, needs)
     recorded = Recorded(logits.clone())
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("engine.scoring.parts.TARGETS_AT_ONCE", at_once)
+        patched.setattr("engine.scoring.slices.TARGETS_AT_ONCE", at_once)
         in_parts = score(recorded, plans, MASK, needs)
     assert sum(recorded.asked) == len(logits)
     assert max(recorded.asked) == min(at_once, len(logits))

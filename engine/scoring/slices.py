@@ -1,6 +1,6 @@
 """A step's targets, some at a time: their logits all at once would be gigabytes where a vocabulary is large.
 
-Knows which plans a part is of, and how large one is; nothing of what is made of its logits.
+Knows which plans a slice is of, and how large one is; nothing of what is made of its logits.
 """
 
 from bisect import bisect_left, bisect_right
@@ -26,7 +26,7 @@ class Logits(Protocol):
         ...
 
 
-class Part(NamedTuple):
+class TargetSlice(NamedTuple):
     """Targets that are scored together."""
 
     some: slice
@@ -37,12 +37,12 @@ class Part(NamedTuple):
     """Of these plans."""
 
 
-def parts(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[Part]:
-    """All targets in order, `TARGETS_AT_ONCE` in each part but the last; a step of no more is one part as it is."""
+def target_slices(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[TargetSlice]:
+    """All targets in order, `TARGETS_AT_ONCE` in each slice but the last; a step of no more is one slice as it is."""
     starts = [0, *accumulate(len(plan.targets) for plan in plans)]
     total = starts.pop()
     if total <= TARGETS_AT_ONCE:
-        yield Part(slice(total), plans, needs)
+        yield TargetSlice(slice(total), plans, needs)
         return
     for first in range(0, total, TARGETS_AT_ONCE):
         stop = first + TARGETS_AT_ONCE
@@ -50,7 +50,7 @@ def parts(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[Part]:
         some = [
             _cut(plan, first - start, stop - start) for plan, start in zip(plans[inside], starts[inside], strict=True)
         ]
-        yield Part(slice(first, stop), some, needs[inside])
+        yield TargetSlice(slice(first, stop), some, needs[inside])
 
 
 def _cut(plan: StepPlan, first: int, stop: int) -> StepPlan:

@@ -1,0 +1,120 @@
+"""From a config to an engine: finds the checkpoint, loads its weights, sizes the KV pool, warms up.
+
+What cannot work is said before the minutes that weights take.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from engine.core.config import EngineConfig, ModelSpec
+from engine.core.errors import CapacityError
+from engine.engine import Engine, EngineInfo
+from engine.execution.budget import kv_pool_pages
+from engine.execution.isolate import is_memory_short
+from engine.execution.runner import (
+    Runner,
+    choose_device,
+    choose_dtype,
+    choose_kernel,
+    choose_max_batch_rows,
+    choose_max_model_len,
+    enter_device,
+    set_threads,
+)
+from engine.execution.warmup import warm_up
+from engine.kernels import native
+from engine.kernels.attention import KVPool
+from engine.kernels.compiled import check_compiler, find_code_folder
+from engine.models import find, load_model
+from engine.models.layers import Transformer
+from engine.models.weights import locate
+
+Progress = Callable[[Literal["loading", "compiling"], int, int], None]
+"""Called with what is under way, and how many tensors or forwards of it are done and there are in all."""
+
+
+def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
+    """The engine that a config describes. Blocks for as long as weights and the compiler, where it is used, take.
+
+    Raises LoadError if the checkpoint cannot be served, CapacityError if it does not fit, ConfigError on settings that
+    contradict each other or the machine.
+    """
+    find_code_folder()
+    device = choose_device(config)
+    enter_device(device)
+    description = find(config.model, config.revision)
+    choose_max_batch_rows(config, description.spec)  # what cannot work should not cost the minutes that weights take
+    _check_compiler(config, device)
+    folder = locate(config.model, config.revision)
+    loading = partial(progress, "loading") if progress else None
+    try:
+        model = load_model(folder, description, choose_dtype(config, device), device, loading)
+        return assemble(config, model, description.spec, folder, progress)
+    except Exception as error:
+        if is_memory_short(error):
+            raise CapacityError(f"memory runs out while {config.model} is loaded on {device}") from error
+        raise
+
+
+def assemble(
+    config: EngineConfig, model: Transformer, spec: ModelSpec, folder: Path, progress: Progress | None = None
+) -> Engine:
+    """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
+    device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
+    max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
+    set_threads(config, geometry)
+    if device.type == "cpu":
+        native.kernel()  # a moment for the compiler, once on a machine: here, and not in somebody's first request
+    is_compiled = _check_compiler(config, device)
+    if config.compile:
+        model.compile_parts()  # which takes weights in no order but their own
+    else:
+        model.pack()
+    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
+    pool = KVPool(
+        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
+    )
+    if config.attention == "flex":
+        pool.clear()  # on a CPU the others leave untouched memory to the system
+    runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
+    served = replace(spec, max_model_len=max_model_len)
+    warm_up(
+        runner,
+        served,
+        max_batch_rows=max_batch_rows,
+        page_size=config.page_size,
+        is_compiled=is_compiled,
+        progress=partial(progress, "compiling") if progress and is_compiled else None,
+    )
+    return Engine(
+        runner,
+        EngineInfo(
+            model=config.model,
+            folder=folder,
+            spec=served,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            num_parameters=runner.num_parameters,
+            weight_bytes=runner.weight_bytes,
+            kv_tokens=pages * config.page_size,
+            kv_bytes=pool.num_bytes,
+            page_size=config.page_size,
+            max_batch_rows=max_batch_rows,
+            max_running_requests=config.max_running_requests,
+            max_queued_requests=config.max_queued_requests,
+        ),
+    )
+
+
+def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
+    """Whether anything is compiled. Raises ConfigError if the machine cannot do it."""
+    settings = {"compile: true": config.compile, "attention: flex": config.attention == "flex"}
+    for setting, is_on in settings.items():
+        if is_on:
+            check_compiler(setting, device)
+    return any(settings.values())
