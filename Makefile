@@ -65,7 +65,7 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
 	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
 
-check: lint lint-deploy test test-slow  ## what CI runs
+check: lint lint-deploy test test-slow test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
 	-@umount --recursive .tools/containers/storage/overlay 2>/dev/null

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from engine.assemble import load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
 from engine.bench.method import METHODS, Method
@@ -36,7 +37,6 @@ from engine.core.request import Hole, Submission
 from engine.demo.tasks import TASKS as DEMO_TASKS
 from engine.demo.tasks import Problem as DemoProblem
 from engine.demo.tasks import problems as demo_problems
-from engine.assemble import load
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream

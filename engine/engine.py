@@ -4,39 +4,23 @@ Knows requests, the scheduler and the runner; refuses to know threads, text and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from engine.core.config import EngineConfig, ModelSpec
-from engine.core.errors import CapacityError, InvalidRequest
+from engine.core.config import ModelSpec
+from engine.core.errors import InvalidRequest
 from engine.core.output import FinishReason, Output
 from engine.core.plan import Scores, StepPlan
 from engine.core.request import Request, Submission
 from engine.execution.batch import build
-from engine.execution.budget import kv_pool_pages
-from engine.execution.isolate import choose, in_parts, is_memory_short
+from engine.execution.isolate import choose, in_parts
 from engine.execution.runner import (
     Runner,
-    choose_device,
-    choose_dtype,
-    choose_kernel,
-    choose_max_batch_rows,
-    choose_max_model_len,
     enter_device,
-    set_threads,
 )
-from engine.execution.warmup import warm_up
-from engine.kernels import native
-from engine.kernels.attention import KVPool
-from engine.kernels.compiled import check_compiler, find_code_folder
-from engine.models import find, load_model
-from engine.models.layers import Transformer
-from engine.models.weights import locate
 from engine.scheduling.checks import check
 from engine.scheduling.faults import Fault, report
 from engine.scheduling.pages import PagePool
@@ -44,6 +28,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
 from engine.scoring.scores import score
 from engine.unmask.policies import effective, needs
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:

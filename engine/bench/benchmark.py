@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from engine.assemble import assemble, load
 from engine.bench.method import BASELINE, METHODS, REFERENCE_DUAL, Method
 from engine.bench.timed_run import Turn, Workload, take_turn
 from engine.core.config import EngineConfig
-from engine.assemble import assemble, load
 from engine.engine import Engine
 from engine.execution.runner import choose_device, choose_dtype, enter_device
 from engine.models.synthetic import SIZES, random_model

@@ -4,7 +4,6 @@ Knows what policies need, not which they are: what becomes of a proposal is deci
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +16,8 @@ from engine.core.request import Floats, Ids, Mask, Request
 from engine.kernels.transfer import to_device
 from engine.scoring.edits import Edit, edit, edits
 from engine.scoring.logprobs import Reported, num_reported, received
-from engine.scoring.slices import Logits, TargetSlice, target_slices
 from engine.scoring.sampling import draw, heat, is_narrowed, narrow, parameters
+from engine.scoring.slices import Logits, TargetSlice, target_slices
 from engine.scoring.top_tokens import Subset, most_probable
 
 
@@ -52,7 +51,12 @@ def score(
 
 
 def _score_slice(
-    logits: Tensor, targets: TargetSlice, edits: Mapping[Request, Edit], mask_id: int, spreads: bool, num_top: int | None
+    logits: Tensor,
+    targets: TargetSlice,
+    edits: Mapping[Request, Edit],
+    mask_id: int,
+    spreads: bool,
+    num_top: int | None,
 ) -> list[Tensor]:
     """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
     _, plans, needs = targets

@@ -1,6 +1,5 @@
 """`unmask serve --dry-run`: whether a model would fit, from its `config.json` alone; nothing is loaded or bound."""
 
-import argparse
 import re
 from collections.abc import Sequence
 

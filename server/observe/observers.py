@@ -11,7 +11,7 @@ from engine import ConfigError, EngineLoop
 from server.observe.logs import RequestLog
 from server.observe.metrics import Metrics, make_metrics
 from server.observe.metrics.http import HttpCounting
-from server.observe.watch import TokenCounts, Watch, Observer
+from server.observe.watch import Observer, TokenCounts, Watch
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
 

@@ -9,11 +9,11 @@ from statistics import median
 import pytest
 import torch
 
+from engine.assemble import assemble
 from engine.core.config import EngineConfig
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Choice
 from engine.core.request import Submission
-from engine.assemble import assemble
 from engine.execution.batch import build
 from engine.models.synthetic import random_model
 from engine.scoring.scores import score

@@ -8,8 +8,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from engine import CapacityError
-from engine.core.config import EngineConfig, ModelSpec
 from engine.assemble import assemble
+from engine.core.config import EngineConfig, ModelSpec
 from engine.execution.budget import kv_bytes_per_token, kv_pool_pages, step_bytes
 from engine.models import new_model
 from engine.models.layers import TransformerConfig
