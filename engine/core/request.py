@@ -214,7 +214,7 @@ class Request:
 
     @property
     def targets(self) -> Ids:
-        """Masked positions of the open block, ascending: the only ones whose logits matter now."""
+        """Masked positions of the open block, ascending. What most policies score."""
         start, end = self.block.start, self.block.end
         return start + np.flatnonzero(self.masked[start:end])
 

@@ -1,6 +1,6 @@
 """One engine request seen from outside: when it came, left the queue, showed its blocks, and how it ended.
 
-Whoever wants to know is a observer: metrics, the log, tracing. Knows nothing of what they do with it.
+Whoever wants to know is an observer: metrics, the log, tracing. Knows nothing of what they do with it.
 """
 
 import time

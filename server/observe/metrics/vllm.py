@@ -33,7 +33,7 @@ PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 
 class VllmMetrics(Collector):
-    """Both a observer, for vLLM's histograms, and a collector over the engine's statistics."""
+    """Both an observer, for vLLM's histograms, and a collector over the engine's statistics."""
 
     def __init__(self, registry: CollectorRegistry, engine: EngineLoop, tokens: TokenCounts, model_name: str) -> None:
         self._engine = engine
@@ -60,9 +60,7 @@ class VllmMetrics(Collector):
         self._longest = histogram("request_max_num_generation_tokens", "Of a prompt's longest answer.", lengths)
         self._max_tokens = histogram("request_params_max_tokens", "`max_tokens` of a request.", lengths)
         self._n = histogram("request_params_n", "`n` of a prompt.", CHOICES)
-        self._preemptions = histogram(
-            "request_num_preemptions", "None of any request: a canvas is admitted whole.", PREEMPTIONS
-        )
+        self._preemptions = histogram("request_num_preemptions", "None: no request is preempted.", PREEMPTIONS)
         success = Counter(
             "vllm:request_success",
             "Requests that ended, by reason.",
@@ -127,7 +125,7 @@ class VllmMetrics(Collector):
         )
         yield make.counter("prompt_tokens", "Tokens of prompts, each once.", self._tokens.prompt)
         yield make.counter("generation_tokens", "Tokens of answers.", self._tokens.generation)
-        yield make.counter("num_preemptions", "None: a canvas is admitted whole.", 0)
+        yield make.counter("num_preemptions", "None: no request is preempted.", 0)
         # There is no prefix cache here, so nothing is looked up in it.
         yield make.counter("prefix_cache_queries", "None: there is no prefix cache.", 0)
         yield make.counter("prefix_cache_hits", "None: there is no prefix cache.", 0)
