@@ -1,8 +1,8 @@
 """The wire types: what OpenAI's API says, what vLLM's clients add, and the `diffusion` object.
 
 Types and ranges only, strictly read: "16" is no integer, NaN no number. What depends on the model is the engine's to
-check; known fields that this server does not honour stand in `server/protocols/unsupported.py`. The string below a field is its
-documentation, in the OpenAPI description and in `docs/api.md`.
+check; known fields that this server does not honour stand in `server/protocols/unsupported.py`. The string below a
+field is its documentation, in the OpenAPI description and in `docs/api.md`.
 """
 
 from server.schemas.chat import (

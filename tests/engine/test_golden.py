@@ -83,4 +83,4 @@ def test_the_reference_loops(model, golden, stride):
 def test_the_golden_rows_cover_every_policy(golden, stride):
     pairs = {(row["cache"], row["unmask"]) for row in golden[::stride]}
     assert pairs == {(c, u) for c in ("none", "prefix", "dual") for u in ("fixed", "threshold", "factor")}
-    assert json.dumps(golden).count('"output"') == 180
+    assert len(golden) == 180
