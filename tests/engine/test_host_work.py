@@ -16,7 +16,7 @@ from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import Tally
-from engine.scoring.slices import parts
+from engine.scoring.slices import target_slices
 from engine.unmask.policies import needs
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def step(scheduler, tally):
     """All that the host does but the scoring itself."""
     plans = scheduler.schedule()
     build(plans, CPU)
-    for _ in parts(plans, needs(plans)):
+    for _ in target_slices(plans, needs(plans)):
         pass
     rng = np.random.default_rng(0)
     scores = [Scores(plan.targets, np.full(len(plan.targets), 5), rng.normal(size=len(plan.targets))) for plan in plans]

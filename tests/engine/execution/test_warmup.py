@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_told_so(llada_tiny, monkeypatch):
 
 
 def test_a_defect_of_ours_while_weights_load_is_no_lack_of_memory(llada_tiny, monkeypatch):
-    monkeypatch.setattr("engine.engine.load_model", None)
+    monkeypatch.setattr("engine.assemble.load_model", None)
     with pytest.raises(TypeError):
         load(EngineConfig(model=str(llada_tiny), device="cpu"))
 

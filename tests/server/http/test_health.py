@@ -60,5 +60,5 @@ def test_nothing_that_listens_is_not_well(mine, capsys):
 
 def test_it_imports_nothing_of_the_project():
     """It runs every few seconds, and importing torch takes as long."""
-    code = "import sys, server.health; print([name for name in sys.modules if name.partition('.')[0] == 'engine'])"
+    code = "import sys, server.http.health; print([name for name in sys.modules if name.partition('.')[0] == 'engine'])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
