@@ -77,8 +77,7 @@ def heat(logits: Tensor, rows: Parameters) -> Tensor:
 
 
 def draw(logits: Tensor, rows: Parameters) -> Tensor:
-    """Draws tokens [rows] from softmax(logits / temperature): Gumbel noise is a hash of (seed, position, step,
-    token)."""
+    """Draws tokens [rows] from softmax(logits / temperature). Gumbel noise is hashed (seed, position, step, token)."""
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
     uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
