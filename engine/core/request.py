@@ -1,4 +1,4 @@
-"""What is asked of the engine (`Submission`), and the state of it (`Request`).
+"""A request as it is submitted (`Submission`), and its state in the engine (`Request`).
 
 Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
 """

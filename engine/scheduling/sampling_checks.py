@@ -70,7 +70,7 @@ def _check_bad_words(sampling: SamplingParams, spec: ModelSpec) -> None:
 
 
 def _check_that_some_token_is_left(submission: Submission, spec: ModelSpec) -> None:
-    """Looks at tokens that are banned at every position: `scoring.bans` drops other bans if no token is left."""
+    """Looks at bans that do not depend on the canvas: `scoring.bans` drops those that do if no token is left."""
     sampling, banned = submission.sampling, banned_everywhere(submission.sampling)
     if not leaves_any(sampling, spec, banned):
         param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"

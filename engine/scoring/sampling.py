@@ -81,7 +81,7 @@ def draw(logits: Tensor, rows: Parameters) -> Tensor:
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
     uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
-    # The largest hashes round to 1, where the noise would be -inf: but the only token that is left must win.
+    # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
     uniform = uniform.clamp(max=1.0 - 2.0**-24)
     # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
     gumbel = -torch.log(-torch.log1p(-uniform))
