@@ -39,8 +39,7 @@ class Reported:
         self._logits = logits[self._indices] if logits.dtype == torch.float32 else logits
 
     def table(self, tokens: Tensor, mask_id: int) -> Tensor:
-        """float64 [reported, 1 + 2 * some]: logprobs of the proposed `tokens` [all targets], ids of the best, their
-        logprobs."""
+        """float64 [reported, 1 + 2 * some]: proposed `tokens`' [all targets] logprobs, best ids, their logprobs."""
         logits = self._logits if self._logits.dtype == torch.float32 else self._logits[self._indices].float()
         total = logits.logsumexp(dim=-1, keepdim=True)
         columns = [logits.gather(-1, tokens[self._indices][:, None]) - total]
