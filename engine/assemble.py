@@ -1,6 +1,6 @@
-"""From a config to an engine: finds the checkpoint, loads its weights, sizes the KV pool, warms up.
+"""Makes an engine from a config: finds the checkpoint, loads its weights, sizes the KV pool, warms up.
 
-What cannot work is said before the minutes that weights take.
+Settings that cannot work raise before the weights are loaded, which takes minutes.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ from engine.models.layers import Transformer
 from engine.models.weights import locate
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]
-"""Called with what is under way, and how many tensors or forwards of it are done and there are in all."""
+"""Called with the phase, the number of its tensors or forwards that are done, and their total number."""
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
-    """The engine that a config describes. Blocks for as long as weights and the compiler, where it is used, take.
+    """Loads the engine that a config describes. Blocks until weights are loaded and, if used, the compiler is done.
 
     Raises LoadError if the checkpoint cannot be served, CapacityError if it does not fit, ConfigError on settings that
     contradict each other or the machine.
@@ -48,7 +48,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     device = choose_device(config)
     enter_device(device)
     description = find(config.model, config.revision)
-    choose_max_batch_rows(config, description.spec)  # what cannot work should not cost the minutes that weights take
+    choose_max_batch_rows(config, description.spec)  # before the weights are loaded, which takes minutes
     _check_compiler(config, device)
     folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
@@ -69,10 +69,10 @@ def assemble(
     max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
     set_threads(config, geometry)
     if device.type == "cpu":
-        native.kernel()  # a moment for the compiler, once on a machine: here, and not in somebody's first request
+        native.kernel()  # compiles the kernel, once on a machine: here, and not during the first request
     is_compiled = _check_compiler(config, device)
     if config.compile:
-        model.compile_parts()  # which takes weights in no order but their own
+        model.compile_parts()  # compiled parts need unpacked weights
     else:
         model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
@@ -80,7 +80,7 @@ def assemble(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
     if config.attention == "flex":
-        pool.clear()  # on a CPU the others leave untouched memory to the system
+        pool.clear()  # not for other kernels: a CPU's system commits no memory to slots that are never written
     runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
     served = replace(spec, max_model_len=max_model_len)
     warm_up(
@@ -112,7 +112,7 @@ def assemble(
 
 
 def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
-    """Whether anything is compiled. Raises ConfigError if the machine cannot do it."""
+    """Whether anything is compiled. Raises ConfigError if the machine cannot compile."""
     settings = {"compile: true": config.compile, "attention: flex": config.attention == "flex"}
     for setting, is_on in settings.items():
         if is_on:

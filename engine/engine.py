@@ -1,6 +1,6 @@
 """The batching engine, one step at a time: token ids in, blocks of token ids out.
 
-Knows requests, the scheduler and the runner; refuses to know threads, text and HTTP (see `engine.loop`).
+Knows requests, the scheduler and the runner, but no threads (see `engine.loop`), no text and no HTTP.
 """
 
 from collections import Counter
@@ -32,18 +32,18 @@ from engine.unmask.policies import effective, needs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What was loaded, for people: the start-up banner, `/v1/models`."""
+    """What was loaded, as the start-up banner and `/v1/models` show it."""
 
     model: str
     folder: Path
     spec: ModelSpec
-    """As it is served: its `max_model_len` is this engine's."""
+    """With the `max_model_len` of this engine, which may be lower than the model's own."""
     device: str
     dtype: str
     num_parameters: int
     weight_bytes: int
     kv_tokens: int
-    """Capacity of the KV pool."""
+    """Capacity of the KV pool, in tokens."""
     kv_bytes: int
     page_size: int
     max_batch_rows: int
@@ -65,7 +65,7 @@ class EngineStats:
     waiting: int
     """Requests accepted and not yet running."""
     stalled: int
-    """Requests that run, and wait for the KV pages of the block that they have opened."""
+    """Running requests that wait for KV pages for their open block."""
     kv_pages_used: int
     kv_pages_total: int
     forwards: int
@@ -74,7 +74,7 @@ class EngineStats:
     """Positions whose hidden states were computed."""
     finished: Mapping[FinishReason, int]
     rejected: int
-    """Requests refused for want of a place in the queue."""
+    """Requests refused because the queue was full."""
     decoding: DecodingStats
     """What the steps have cost and yielded."""
 
@@ -82,7 +82,7 @@ class EngineStats:
 class Engine:
     """Serves many requests with one model. Not thread-safe: one thread submits, steps and aborts.
 
-    `new_request` alone may be called from any thread: it reads only what never changes.
+    Only `new_request` may be called from any thread: it reads only state that never changes.
     """
 
     def __init__(self, runner: Runner, info: EngineInfo) -> None:
@@ -98,23 +98,23 @@ class Engine:
         self.tally = Tally()
 
     def new_request(self, submission: Submission) -> Request:
-        """A request that is sure to be served. Raises InvalidRequest with the name of the field at fault."""
+        """Makes a request that can be served. Raises InvalidRequest with the name of the field at fault."""
         submission = effective(submission)
         check(submission, self.info.spec)
         return Request.new(submission, self.info.spec)
 
     def enter_thread(self) -> None:
-        """To be called on the thread that steps, before it does."""
+        """Call it on the thread that steps, before the first step."""
         enter_device(self.runner.device)
 
     def submit(self, request: Request) -> None:
-        """Queues a request made by `new_request`. Raises InvalidRequest if another with its id is here."""
+        """Queues a request made by `new_request`. Raises InvalidRequest if the engine has another with its id."""
         if request.id in self.request_ids:
             raise InvalidRequest(f"A request with the id {request.id!r} is here already.", "request_id")
         self.scheduler.add(request)
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Output | None:
-        """Ends a request now and frees its pages; None if it has ended already."""
+        """Ends a request now and frees its pages. Returns its last output, or None if it has ended already."""
         output = self.scheduler.abort(request_id, reason)
         if output:
             self._finished[reason] += 1
@@ -123,7 +123,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """One forward for everyone whose turn it is; returns the blocks that it completed, and the ends of who failed.
+        """Runs one step. Returns the blocks that it completed and the last outputs of requests that failed.
 
         Raises DeviceLost if the device itself has failed.
         """
@@ -140,11 +140,11 @@ class Engine:
 
     @property
     def request_ids(self) -> list[str]:
-        """Everyone here, running or waiting."""
+        """Ids of all requests, running or waiting."""
         return [request.id for request in (*self.scheduler.running, *self.scheduler.waiting)]
 
     def stats(self, *, incoming: int = 0, rejected: int = 0) -> EngineStats:
-        """A reading, with requests that a caller holds in front of `submit` or has refused."""
+        """One reading. The caller adds the requests that it holds before `submit` and those that it has refused."""
         pool = self.scheduler.pool
         return EngineStats(
             running=len(self.scheduler.running),
@@ -160,7 +160,7 @@ class Engine:
         )
 
     def _score(self, plans: Sequence[StepPlan]) -> list[Scores]:
-        """The only heavy call: these plans in one forward."""
+        """One forward of these plans, and its scoring: the only expensive part of a step."""
         batch = build(plans, self.runner.device)
         with self.tally.forward():
             logits, importance = self.runner.forward(batch)

@@ -1,7 +1,7 @@
-"""The engine on a thread of its own, and the way in and out of it for asyncio.
+"""Runs the engine on its own thread and connects it to asyncio.
 
-Submissions and aborts go in between steps; completed blocks come out as async iterators. Bounded: a full queue is an
-error, not a wait. Knows no HTTP.
+Submissions and aborts are applied between steps; completed blocks come out as async iterators. The queue is bounded: a
+full queue raises an error instead of waiting. Knows no HTTP.
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from engine.engine import Engine, EngineInfo, EngineStats
 logger = logging.getLogger(__name__)
 
 IDLE_BEAT_SECONDS = 1.0
-"""How often an idle engine shows that it lives."""
+"""Seconds between two heartbeats of an idle engine."""
 
 JOIN_SECONDS = 5.0
-"""How long `stop` waits for a step that is under way."""
+"""Seconds that `stop` waits for a step that is under way."""
 
 
 class OutputStream:
@@ -52,7 +52,7 @@ class OutputStream:
         return output
 
     def put(self, output: Output) -> None:
-        """The engine's end of the stream; on the event loop's thread."""
+        """Adds an output. The engine loop calls it, on the event loop's thread."""
         self._outputs.put_nowait(output)
 
     def abort(self) -> None:
@@ -62,14 +62,14 @@ class OutputStream:
 
 
 class EngineLoop:
-    """Runs an engine from `start` to `stop`. Its methods are for other threads; only its own thread steps."""
+    """Runs an engine from `start` to `stop`. Public methods are for other threads; only its thread steps."""
 
     def __init__(self, engine: Engine, *, stuck_after: float = 60.0) -> None:
         """`stuck_after`: seconds without a heartbeat after which the engine counts as unhealthy."""
         self._engine = engine
         self._stuck_after = stuck_after
         self._changed = threading.Condition()
-        """Guards everything below that two threads touch."""
+        """Guards the attributes below that two threads access."""
         self._incoming: deque[Request] = deque()
         self._aborted: deque[str] = deque()
         self._streams: dict[str, OutputStream] = {}
@@ -90,22 +90,22 @@ class EngineLoop:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have come and do not run yet; costs less than all of `stats`."""
+        """Requests that are submitted and do not run yet; cheaper than all of `stats`."""
         return len(self._engine.scheduler.waiting) + len(self._incoming)
 
     @property
     def healthy(self) -> bool:
-        """Whether the engine's thread lives and has shown it lately: an idle one does, one stuck in a step does not."""
+        """Whether the engine's thread is alive with a recent heartbeat. A thread that is stuck in a step has none."""
         return self._thread.is_alive() and not self._died and self.heartbeat_age < self._stuck_after
 
     @property
     def died(self) -> bool:
-        """Whether the engine's thread has ended without being asked to; it does not come back."""
+        """Whether the engine's thread has ended without `stop`; it is not restarted."""
         return self._died
 
     @property
     def heartbeat_age(self) -> float:
-        """Seconds since the engine's thread last came round."""
+        """Seconds since the last heartbeat of the engine's thread."""
         return time.monotonic() - self._beat
 
     @property
@@ -119,21 +119,21 @@ class EngineLoop:
         self._thread.start()
 
     def submit(self, submissions: Sequence[Submission]) -> list[OutputStream]:
-        """`prepare` and `enqueue`: what they raise, this raises."""
+        """`prepare`, then `enqueue`. Raises what these raise."""
         return self.enqueue(self.prepare(submissions))
 
     def prepare(self, submissions: Sequence[Submission]) -> list[Request]:
-        """Checks them, from any thread: of many it takes a while.
+        """Checks submissions and makes their requests. Any thread may call it, since many submissions take a while.
 
-        Raises InvalidRequest for one that can never be served.
+        Raises InvalidRequest for a submission that can never be served.
         """
         return [self._engine.new_request(submission) for submission in submissions]
 
     def enqueue(self, requests: Sequence[Request]) -> list[OutputStream]:
-        """Hands prepared requests over, all or none; call it on an event loop.
+        """Hands all prepared requests to the engine, or none. Call it on an event loop.
 
-        Raises InvalidRequest for one that has another's id, QueueFull if there are not places for all,
-        EngineUnavailable before `start` and from `stop` on.
+        Raises InvalidRequest on a duplicate id, QueueFull if the queue has no place for all of them, EngineUnavailable
+        before `start` and from `stop` on.
         """
         streams = [OutputStream(request.id, self._abort) for request in requests]
         with self._changed:
@@ -149,9 +149,9 @@ class EngineLoop:
         return streams
 
     async def stop(self, drain_seconds: float) -> None:
-        """Refuses new work, gives what is here `drain_seconds` to finish, aborts the rest and ends the thread.
+        """Refuses new requests, gives the others `drain_seconds` to finish, aborts the rest and ends the thread.
 
-        A thread that does not come out of its step within `JOIN_SECONDS` is left behind, and its streams fail.
+        If the step under way does not end within `JOIN_SECONDS`, its thread is left running and all streams fail.
         """
         self._accepting = False
         deadline = time.monotonic() + drain_seconds
@@ -167,13 +167,13 @@ class EngineLoop:
             self._fail_all()
 
     def _check_ids(self, requests: Sequence[Request]) -> None:
-        """Of two requests with one id, one stream would get the outputs of both, and the other would wait for ever."""
+        """If two requests had one id, one stream would get the outputs of both, and the other would wait for ever."""
         for request_id, count in Counter(request.id for request in requests).items():
             if count > 1 or request_id in self._streams:
                 raise InvalidRequest(f"A request with the id {request_id!r} is here already.", "request_id")
 
     def _places(self) -> int:
-        """Requests that may still come: free places in the queue, and to run at once if nobody waits before them."""
+        """How many more requests fit: free places in the queue, and free places to run if no request waits."""
         scheduler, info = self._engine.scheduler, self._engine.info
         waiting = len(scheduler.waiting)
         free = 0 if waiting else info.max_running_requests - len(scheduler.running)
@@ -195,7 +195,7 @@ class EngineLoop:
             self._fail_all()
 
     def _fail_all(self) -> None:
-        """Nobody waits for ever, whatever happened, and nobody comes after this."""
+        """Fails all open streams, so that none waits for ever, and refuses further requests."""
         with self._changed:
             self._accepting = False
             request_ids = list(self._streams)
@@ -209,7 +209,7 @@ class EngineLoop:
             except DeviceLost:
                 raise
             except Exception:
-                # No request's own fault, or `step` would have kept it to that one: a defect of the engine.
+                # A defect of the engine: `step` confines the faults of a single request to that request.
                 logger.exception("a step failed; its requests fail with it")
                 running = [request.id for request in self._engine.scheduler.running]
                 outputs = self._ended(running or self._engine.request_ids, FinishReason.ERROR)
@@ -218,7 +218,7 @@ class EngineLoop:
         self._deliver(self._ended(self._engine.request_ids, FinishReason.ABORT))
 
     def _take_in(self) -> None:
-        """Waits for something to do, then applies what came in since the last step."""
+        """Waits until there is work, then applies the submissions and aborts since the last step."""
         with self._changed:
             self._beat = time.monotonic()
             while not (self._incoming or self._aborted or self._halted or self._engine.request_ids):
@@ -245,7 +245,7 @@ class EngineLoop:
                 if output.finish_reason:
                     del self._streams[output.request_id]
         for event_loop, deliveries in by_event_loop.items():
-            with suppress(RuntimeError):  # the event loop is closed, and may have been closed just now: nobody listens
+            with suppress(RuntimeError):  # the event loop may be closed by now: it has no readers
                 event_loop.call_soon_threadsafe(_put_all, deliveries)
 
 

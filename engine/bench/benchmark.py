@@ -1,7 +1,7 @@
 """What decoding costs, method by method: the papers' loops (`reference`) and the engine under each cache policy.
 
-All on one model and one shape of canvas, in turns, so that ratios hold on a machine whose speed drifts. Knows how to
-measure; what becomes of the figures is the caller's business.
+All methods run on one model and one shape of canvas, in turns, so that ratios hold on a machine whose speed drifts.
+Only measures; the caller decides what the figures are used for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,36 +21,36 @@ MODEL_SIZES = tuple(SIZES)
 """Names that `bench_decode` takes for a model of random weights."""
 
 Progress = Callable[[int, int, str], None]
-"""Called with turns done, turns in all, and the method whose turn it is."""
+"""Called with the number of turns done, the number of all turns, and the method that runs next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeFigures:
-    """One method's medians. Ratios are above 1 where it is faster, and None if the other one was not asked for."""
+    """One method's medians. Ratios are above 1 if it is faster than the other method, None if that was not measured."""
 
     method: str
     batch: int
     rows: int
     """Positions whose hidden states were computed, over all requests."""
     forwards: int
-    """Model forwards; one of the engine's serves many requests."""
+    """Model forwards. One forward of the engine serves many requests."""
     seconds: float
     tokens_per_second: float
     ratio_to_baseline: float | None
-    """Median of each round's own ratio; so is the next."""
+    """Median of the rounds' ratios, as is the next field."""
     ratio_to_reference_dual: float | None
     sampled: bool
-    """Only some steps, or one request of the batch, were timed; the figures are scaled to all of it."""
+    """Only some steps, or one request of the batch, were timed; the figures are scaled to the whole workload."""
     peak_memory_bytes: int | None
-    """CUDA: the most that tensors took. Linux: highest resident size of the process, with interpreter, weights and
-    whatever earlier turns have not given back. None elsewhere."""
+    """CUDA: the most bytes that tensors took. Linux: highest resident bytes of the process, with interpreter, weights
+    and memory that earlier turns have not released. None elsewhere."""
     host_share: float | None
-    """Of the time, the share outside the model's forward (layers and head); None for the reference loops."""
+    """Share of the time outside the model's forward (layers and head); None for the reference loops."""
     host_us_per_step: float | None
     """Microseconds that one step of one request takes outside the forward and its scoring: planning, building the
     batch, choosing, counting, writing back. None for the reference loops."""
     first_block_seconds: float | None
-    """Until any request's first block is complete; None for the reference loops."""
+    """Seconds until the first block of any request is complete; None for the reference loops."""
     kv_pages: float | None
     """KV pages that all requests together held, the mean over the time of steps; None for the reference loops."""
 
@@ -58,7 +58,7 @@ class DecodeFigures:
 def bench_decode(
     config: EngineConfig, workload: Workload, methods: Sequence[str] = METHODS, progress: Progress | None = None
 ) -> list[DecodeFigures]:
-    """Figures of each method, in this order. `config.model` is one of `MODEL_SIZES` or what `load` takes.
+    """Figures of each method, in this order. `config.model` is one of `MODEL_SIZES` or a model that `load` takes.
 
     Raises ConfigError on an unknown method or a model with too short a context, LoadError if there is no such model.
     """
@@ -74,7 +74,7 @@ def bench_decode(
 
 
 def _engine(config: EngineConfig, workload: Workload) -> Engine:
-    """With places for the batch and a pool that holds it."""
+    """An engine that runs the whole batch at once, with a KV pool that holds it."""
     pages = workload.batch * -(-workload.length // config.page_size)
     config = replace(config, max_running_requests=workload.batch, kv_cache_tokens=pages * config.page_size)
     if config.model not in SIZES:

@@ -1,4 +1,4 @@
-"""What a machine can do at most: GPUs by their data sheets, this CPU by measuring."""
+"""Peak rates of machines: GPUs by their data sheets, this CPU by measurement."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -24,14 +24,14 @@ class Hardware:
     """Bytes of an activation, and of an entry of the KV pool."""
     weight_itemsize: float
     launch_seconds: float = 0.0
-    """What the host takes to start a kernel."""
+    """Seconds that the host takes to start a kernel."""
     launches_overlap: bool = True
-    """The host starts kernels while others run, so that the slower of both counts; on a CPU they take turns."""
+    """Whether the host starts kernels while others run, so that the longer time counts; on a CPU the times add up."""
     memory_bytes: int | None = None
 
     @property
     def ridge(self) -> float:
-        """Operations a byte above which a product of weights is bound by operations."""
+        """Operations a byte above which a product of weights is compute-bound."""
         return self.weight_flops / self.bandwidth
 
 
@@ -54,30 +54,30 @@ HARDWARE: Mapping[str, Hardware] = {
 }
 """bfloat16 without sparsity: half of what NVIDIA's data sheets give with it. 5 us to start a kernel are assumed."""
 FP8_SPEEDUP = 2.0
-"""Of Hopper's tensor cores over bfloat16, by the same sheets."""
+"""Speedup of Hopper's tensor cores over bfloat16, by the same data sheets."""
 
 
 def with_graphs(hardware: Hardware) -> Hardware:
-    """Kernels that the device starts by itself (CUDA graphs), one attention kernel for all requests."""
+    """With kernels that the device starts itself (CUDA graphs), and one attention kernel for all requests."""
     return replace(hardware, launch_seconds=0.0)
 
 
 def with_fp8(hardware: Hardware) -> Hardware:
-    """Weights of one byte and their products at FP8's rate; attention and KV as before."""
+    """With weights of one byte and their products at FP8's rate; attention and KV are unchanged."""
     return replace(hardware, weight_itemsize=1.0, weight_flops=hardware.weight_flops * FP8_SPEEDUP)
 
 
 SIZE = 768
-"""Of the square matrices that are multiplied."""
+"""Rows and columns of the matrices that are multiplied."""
 COPIED = 2**24
 """Numbers that are copied: more than caches hold."""
 OPERATORS = 200
 SECONDS = 2.0
-"""For each figure, in rounds of milliseconds: some of them have the machine to themselves."""
+"""Seconds of measuring for each figure, in rounds of milliseconds, so that some rounds run undisturbed."""
 
 
 def measure_hardware(num_threads: int | None = None) -> Hardware:
-    """The CPU in float32 with so many of torch's threads; the best of many rounds, so that other work counts little.
+    """Measures this CPU in float32 with `num_threads` of torch. Best of many rounds, so that other load matters little.
 
     The product is the model's own `linear`; bandwidth is that of a copy, one read and one write.
     """

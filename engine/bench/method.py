@@ -11,7 +11,7 @@ BASELINE, REFERENCE_DUAL = "reference/baseline", "reference/dual"
 METHODS = (BASELINE, "reference/prefix", REFERENCE_DUAL, *(f"engine/{cache}" for cache in CACHES))
 """`reference/` loops are dense and take the head over every row they compute; `engine/` is this engine, by cache.
 
-Those of the engine see all of the canvas; `engine/dual+32` sees 32 positions behind the open block.
+Methods of the engine see the whole canvas; `engine/dual+32` sees 32 positions behind the open block.
 """
 
 _ENGINE = re.compile(rf"engine/({'|'.join(CACHES)})\+(\d+)")
@@ -30,7 +30,7 @@ class Method:
 
     @classmethod
     def named(cls, name: str) -> "Method":
-        """Raises ConfigError for what is no method."""
+        """The method of this name. Raises ConfigError if there is none."""
         if found := _ENGINE.fullmatch(name):
             return cls("engine", found[1], int(found[2]))
         if name not in METHODS:

@@ -1,8 +1,8 @@
 """The papers' decoding loops written plainly on dense tensors, one sequence at a time: the slow twin of the engine.
 
-Tests hold the engine to these token for token and benchmarks compare with them. Sources: LLaDA (arXiv 2502.09992),
-Fast-dLLM (2505.22618) Algorithm 1 and section 3.2, Dream (2508.15487). Knows the model; nothing of pages, batches or
-requests.
+Tests require the engine's answers to match token for token; benchmarks compare with these loops. Sources: LLaDA (arXiv
+2502.09992), Fast-dLLM (2505.22618) Algorithm 1 and section 3.2, Dream (2508.15487). Knows the model, but no pages,
+batches or requests.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class DenseContext:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a loop wrote and what it cost."""
+    """The tokens that a loop wrote, and its cost."""
 
     tokens: list[int]
     """All that was masked, in order; nothing is cut at an end-of-sequence token."""
@@ -61,8 +61,8 @@ def decode(
 ) -> Decoded:
     """Greedy block-wise decoding of one canvas; a benchmark's sample ends after `max_forwards`.
 
-    The masks come behind the prompt, `gen_length` of them, or at `holes` within it: (tokens of the prompt before it,
-    length) each. Blocks are cut from the first mask on to the last; where all is known there is nothing to do.
+    `gen_length` masks follow the prompt, or the masks are at `holes` within it: each (tokens of the prompt before it,
+    length). Blocks are cut from the first mask to the last; blocks without masks are skipped.
     Every block begins with a forward over the whole canvas. Later forwards of the block compute everything (`none`),
     the block and what follows it (`prefix`), or the block alone (`dual`), against keys and values as last computed.
     Where a token's logits stand `shift` rows before it, the block's window begins `shift` rows before the block.
@@ -95,7 +95,7 @@ def decode(
 def _canvas(
     prompt_ids: Sequence[int], holes: Sequence[tuple[int, int]], mask_id: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The prompt with these masks in it, and where they are: int64 and bool [prompt and masks]."""
+    """The prompt with these masks in it (int64), and where they are (bool): each [prompt and masks]."""
     parts, masked, before = [], [], 0
     for offset, length in [*holes, (len(prompt_ids), 0)]:
         parts += [*prompt_ids[before:offset], *[mask_id] * length]
@@ -120,8 +120,8 @@ def decode_as_dream(
 ) -> Decoded:
     """Dream's own sampler at temperature 0: the canvas is one block, and every step a forward over all of it.
 
-    The masks are where `decode` has them.
-    A step from time t to time s makes tokens of the share 1 - s/t of the masks, rounded down; the last step of all.
+    The masks are placed as in `decode`. A step from time t to time s unmasks the share 1 - s/t of the masks, rounded
+    down; the last step unmasks all.
     """
     x, masked = _canvas(prompt_ids, holes or [(len(prompt_ids), gen_length)], mask_id, model.embed.device)
     positions = torch.arange(len(x), device=x.device)
@@ -148,7 +148,7 @@ def decode_as_dream(
 
 
 def nucleus(probabilities: Tensor, top_p: float, top_k: int, mask_id: int) -> Tensor:
-    """[targets, vocab] without the tokens beyond the first whose sum passes top_p, or beyond top_k, and rescaled to 1.
+    """[targets, vocab] without tokens behind the one whose sum passes top_p, or behind the top_k best; sums to 1.
 
     The best token that is not the mask stays in any case.
     """
@@ -185,12 +185,12 @@ def fixed(num_masked: int, steps: int) -> Rule:
 
 
 def threshold(least: float) -> Rule:
-    """Fast-dLLM, Algorithm 1: everything at least this sure, and always the best."""
+    """Fast-dLLM, Algorithm 1: accepts all confidences of at least `least`, and always the best."""
     return lambda confidence, _: (confidence >= least) | _best(confidence, 1)
 
 
 def factor(bound: float) -> Rule:
-    """Fast-dLLM, section 3.3: the largest n with (n + 1)(1 - c_n) < bound for the n-th best, at least one."""
+    """Fast-dLLM, section 3.3: accepts the n best for the largest n with (n + 1)(1 - c_n) < bound, at least one."""
 
     def rule(confidence: Tensor, _step: int) -> Tensor:
         ordered = confidence.sort(descending=True).values.tolist()

@@ -1,4 +1,4 @@
-"""What decoding costs at least: operations and bytes of every step, and the time that a machine's peaks allow for them.
+"""The least cost of decoding: operations and bytes of every step, and their time at a machine's peak rates.
 
 By the roofline model (Williams et al., 2009): each operator takes the longer of its operations at the peak rate and its
 bytes at the peak bandwidth. Counts rows as `engine.cache` plans them and operators as `engine.models.layers` has them;
@@ -21,9 +21,9 @@ from engine.models.synthetic import SIZES, config_of
 Kind = Literal["refresh", "step"]
 
 LAUNCHES_PER_LAYER = 27
-"""Kernels of `engine.models.layers.Block` and the context round it, as PyTorch runs them one by one."""
+"""Kernels of `engine.models.layers.Block` and the context around it, as PyTorch runs them one by one."""
 LAUNCHES_PER_REQUEST = 2
-"""More of them for each request: its attention, and the copy of what came out."""
+"""More kernels per layer for each request: its attention, and the copy of its output."""
 
 
 GEOMETRIES: Mapping[str, Mapping[str, int]] = {
@@ -38,32 +38,32 @@ class Step:
     """What one request asks of one forward."""
 
     kind: Kind
-    """`refresh` opens a block; every step of a policy without blocks of its own is one."""
+    """`refresh` opens a block. Without cheaper steps within a block, every step is a `refresh`."""
     rows: int
     scored: int
-    """Rows that the head is taken over."""
+    """Rows that the output head computes."""
     visible: int
     """Positions that each row attends to."""
     watched: bool = False
-    """Attention weights are made and read once more (d2)."""
+    """Whether attention weights are written and read once more (d2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one forward, or of many; adds up."""
+    """Cost of one or more forwards; costs can be added."""
 
     flops: float = 0.0
     bytes: float = 0.0
     bound_seconds: float = 0.0
     """Each operator at its own roofline, one after the other."""
     compute_seconds: float = 0.0
-    """Of these, the operators that operations bound; the memory bounds the others."""
+    """The part of `bound_seconds` in compute-bound operators; memory bandwidth bounds the others."""
     seconds: float = 0.0
-    """With the time that the host takes to start kernels."""
+    """`bound_seconds` with the time that the host takes to start kernels."""
 
     @property
     def compute_share(self) -> float:
-        """Of the time at the roofline, what operations bound."""
+        """Share of `bound_seconds` in compute-bound operators."""
         return self.compute_seconds / self.bound_seconds
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -101,7 +101,7 @@ class Prediction:
 
 
 def geometry_of(model: str) -> TransformerConfig:
-    """By a name of `GEOMETRIES`, or from the `config.json` of a folder or hub id. Raises LoadError."""
+    """The geometry of a name in `GEOMETRIES`, or by the `config.json` of a folder or hub id. Raises LoadError."""
     if model in GEOMETRIES:
         return config_of(GEOMETRIES[model], max_model_len=1).geometry
     return find(model).geometry
@@ -110,7 +110,7 @@ def geometry_of(model: str) -> TransformerConfig:
 def predict(
     method: str, geometry: TransformerConfig, hardware: Hardware, workload: Workload, max_batch_rows: int
 ) -> Prediction:
-    """All requests of the workload in step with each other, as if admitted at once; a reference loop has them in turn.
+    """Predicts the workload with all requests in lockstep, as if admitted at once; a reference loop runs one at a time.
 
     Raises ConfigError if `method` names none (`engine.bench.method`).
     """
@@ -161,7 +161,7 @@ def steps(name: str, workload: Workload) -> Iterator[Step]:
 
 
 def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload: Workload) -> int:
-    """Of a step in the block at `start`, without what becomes visible with it."""
+    """Rows of a step in the block at `start`, without those that become visible with the block."""
     defaults = DiffusionParams()
     match cache, kind:
         case "prefix", "step":
@@ -185,9 +185,9 @@ def _beyond(cache: str, block_end: int, fresh: int, visible: int) -> int:
 
 
 def _d2_rows(visible: int, workload: Workload) -> int:
-    """d2's rows depend on what the model says. Here its attention reaches all positions alike, which is the most.
+    """Rows of d2 depend on the model's output. Here attention reaches all positions alike, which gives the most rows.
 
-    What was ranked best, what the last step decoded, and of the rest the share `rollout_p`.
+    They are the best ranked, those that the last step decoded, and the share `rollout_p` of the rest.
     """
     defaults = DiffusionParams()
     first = min(defaults.current_k + workload.tokens_per_step, visible)
@@ -213,7 +213,7 @@ def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, re
 
 
 def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Iterator[Cost]:
-    """Products with weights, attention, what works on single elements, and the head."""
+    """Products with weights, attention, elementwise operations, and the head."""
     rows, dim, item = step.rows * requests, geometry.dim, hardware.itemsize
     q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
 

@@ -1,6 +1,6 @@
 """One method decoding one workload, timed: a loop of the papers (`reference`) or this engine with one cache.
 
-Knows how to run and what it cost; which methods are compared, and how, is `engine.bench.benchmark`'s business.
+Runs one method and measures its cost; `engine.bench.benchmark` decides which methods are compared, and how.
 """
 
 import random
@@ -62,9 +62,9 @@ class Workload:
         return self.prompt + self.gen
 
     def sampled_steps(self, cache: str, lookahead: int | None = None) -> int | None:
-        """How many steps of one request stand for all of them; None if they do not, or need not."""
+        """How many steps of one request are timed as a sample of all; None if all steps are timed."""
         if lookahead is not None:
-            return None  # the canvas is longer at each block
+            return None  # more of the canvas is visible at each block
         if cache == "dual" and self.sample_blocks and self.batch == 1:
             return self.sample_blocks * (self.block // self.tokens_per_step)
         return self.sample_steps if cache == "none" else None
@@ -72,7 +72,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What it cost, scaled to the whole workload if it was a sample."""
+    """What a turn of one method cost, scaled to the whole workload if it was a sample."""
 
     rows: int
     forwards: int
@@ -83,14 +83,14 @@ class Turn:
     host_us_per_step: float | None = None
     """Microseconds that one step of one request takes outside the forward and its scoring."""
     first_block_seconds: float | None = None
-    """Until any request's first block is complete."""
+    """Seconds until the first block of any request is complete."""
     kv_pages: float | None = None
-    """Held by all requests together, the mean over the time of steps."""
+    """KV pages that all requests together held, the mean over the time of steps."""
     peak_memory_bytes: int | None = None
 
 
 class TimedRunner(Runner):
-    """A runner that knows how long its forwards have taken, the head included."""
+    """A runner that sums the seconds of its forwards, the head included."""
 
     seconds = 0.0
 
@@ -110,7 +110,7 @@ class TimedRunner(Runner):
 
 
 def take_turn(method: Method, engine: Engine, workload: Workload) -> Turn:
-    """`engine` lends its model."""
+    """Runs one method with the model of `engine`, and measures its cost."""
     device = engine.runner.device
     prompts = _prompts(workload, engine.info.spec.vocab_size)
     _reset_peak_memory(device)
@@ -150,7 +150,7 @@ def _run_reference(method: Method, engine: Engine, workload: Workload, prompt: l
 def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: list[list[int]]) -> Turn:
     """All requests, submitted at once, or a sample of their steps.
 
-    In an engine of its own with a new pool, so that memory is this method's.
+    Uses a separate engine with a new pool, so that the memory is this method's.
     """
     shared, info = engine.runner, engine.info
     geometry, device = shared.model.config, shared.device
@@ -208,7 +208,7 @@ def _submission(request_id: str, prompt: list[int], method: Method, steps: int, 
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Seconds of a clock, once the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

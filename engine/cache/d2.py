@@ -1,7 +1,7 @@
 """d2Cache (arXiv 2509.23094): each step recomputes the positions that matter now, wherever they are.
 
 The policy ranks by what the request's `History` holds; it sees no tensors. Three defects of the published code are
-mended: confidences are renewed whenever a position is scored, only recomputed positions become tokens, and a block
+fixed here: confidences are renewed whenever a position is scored, only recomputed positions become tokens, and a block
 stays the whole block.
 """
 
@@ -18,7 +18,7 @@ class D2Cache(CachePolicy):
     Section 4: (1) `current_k` masked positions by confidence x certainty density, those of the open block first;
     (2) what the last step decoded, since its embedding changed; (3) of the rest the positions that the attention
     rollout reaches most, up to a share `rollout_p` of its mass; (4) gaps of at most `inflate_w` between them.
-    A block's first step computes what becomes visible with it, too.
+    A block's first step also computes the positions that become visible with it.
     """
 
     def plan(self, request: Request) -> StepPlan:
@@ -61,7 +61,7 @@ def _certain(request: Request) -> Ids:
 
 
 def _nucleus(weights: Floats, share: float) -> Mask:
-    """Stage 3: the heaviest positions as long as their part of all weight stays within `share`, at least one."""
+    """Stage 3: the heaviest positions whose summed weight stays within `share` of the total, at least one."""
     order = np.argsort(-weights, kind="stable")
     mass = np.cumsum(weights[order])
     within = mass <= share * mass[-1]

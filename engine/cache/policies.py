@@ -1,8 +1,8 @@
-"""Cache policies: which rows a step recomputes. The rest keeps the keys and values it had when last computed.
+"""Cache policies: which rows a step recomputes. All other positions keep their last keys and values.
 
-Those of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `d2`. All
-are for models that attend in both directions, so that every row's horizon is the end of what is visible: the canvas's
-end, or `lookahead` positions behind the open block. A new policy is one class and one line in `CACHES`.
+The policies of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `d2`. All are
+for models that attend in both directions: every row's horizon is the end of the visible positions, which is the
+canvas's end or `lookahead` positions behind the open block. A new policy is one class and one line in `CACHES`.
 """
 
 from functools import reduce
@@ -28,7 +28,7 @@ def _window_start(request: Request) -> int:
 
 
 class NoCache(CachePolicy):
-    """All that is visible at every step: exact, as LLaDA's and Dream's own samplers do it."""
+    """Computes all that is visible at every step: exact, as in LLaDA's and Dream's own samplers."""
 
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, 0, request.block.visible_end)
@@ -42,7 +42,7 @@ class PrefixCache(CachePolicy):
 
 
 class DualCache(CachePolicy):
-    """A block's first step refreshes all that is visible; later steps the block alone (Fast-dLLM's DualCache)."""
+    """A block's first step refreshes all that is visible; later steps, only the block (Fast-dLLM's DualCache)."""
 
     def plan(self, request: Request) -> StepPlan:
         if request.block.step == 0:
@@ -51,10 +51,10 @@ class DualCache(CachePolicy):
 
 
 class WindowCache(CachePolicy):
-    """DualCache whose refreshes, but for the very first, are of a window round the block that opens.
+    """DualCache whose refreshes, except the very first, compute only a window around the block that opens.
 
-    With what the last step decoded, wherever that is, and what becomes visible with the block: these have no keys and
-    values yet.
+    They also compute what the last step decoded, wherever that is, and what becomes visible with the block: these
+    tokens have no keys and values yet.
     """
 
     def plan(self, request: Request) -> StepPlan:
@@ -73,10 +73,10 @@ class WindowCache(CachePolicy):
 
 
 class DelayedCache(WindowCache):
-    """WindowCache that, within a block, leaves tokens alone once the step after theirs has computed them.
+    """WindowCache that, within a block, recomputes decoded tokens in the next step and then no more.
 
-    That is dKV-Cache's delay of one step (arXiv 2505.15781). The fewer tokens a step decodes, the longer they stay as
-    they were: it is made for steps that decode several.
+    That is dKV-Cache's delay of one step (arXiv 2505.15781). The fewer tokens a step decodes, the longer tokens stay
+    outdated: the policy is for steps that decode several.
     """
 
     def plan(self, request: Request) -> StepPlan:

@@ -1,6 +1,6 @@
-"""The words that all other rooms of the engine speak: configuration, errors, parameters, requests, plans, outputs.
+"""Types that all other rooms of the engine share: configuration, errors, parameters, requests, plans, outputs.
 
 Data and protocols, and pure functions of numbers (noise, ranking, density, histograms). Sees no other room, no tensor
-and no device: whoever plans or decides without the model needs nothing else. Add here what two rooms must agree on, and
-nothing that only one of them needs.
+and no device: code that plans or decides without the model needs nothing else. Add here only what at least two rooms
+must agree on.
 """

@@ -1,4 +1,4 @@
-"""Certainty density: how many of a position's neighbours are known, nearer ones counting more (d2Cache, 2509.23094).
+"""Certainty density: how many of a position's neighbours are known, where nearer ones weigh more (d2Cache, 2509.23094).
 
 A pure function of a mask; both the `d2` cache policy and the `certainty` unmask policy rank by it.
 """
@@ -11,16 +11,16 @@ import numpy as np
 from engine.core.request import Floats, Mask
 
 REACH = 6.0
-"""Neighbours farther than so many sigma weigh less than 2e-8 and are left out."""
+"""Neighbours farther away than this many sigma weigh less than 2e-8 and are left out."""
 LONG_KERNEL = 512
-"""From so many weights on, a transform is faster than a sum for each position."""
+"""From this many weights on, an FFT is faster than a sum for each position."""
 
 
 def certainty_density(known: Mask, sigma: float) -> Floats:
-    """known [canvas] -> density [canvas] in (0, 1): the known neighbours' share of a Gaussian of width sigma.
+    """bool [canvas] -> density [canvas] in (0, 1): the known neighbours' share of a Gaussian of width sigma.
 
-    The canvas is extended by its own length on both sides: to the left all is known, to the right what its last
-    position is. What lies farther out counts as unknown.
+    The canvas is extended by its own length on both sides: to the left as known, to the right like its last position.
+    Positions farther out count as unknown.
     """
     length = len(known)
     kernel, total = _kernel(length, sigma)
@@ -31,7 +31,7 @@ def certainty_density(known: Mask, sigma: float) -> Floats:
 
 
 def _convolved(values: Floats, kernel: Floats) -> Floats:
-    """[len(values) + len(kernel) - 1 or more]; what is behind those is nothing."""
+    """The convolution [len(values) + len(kernel) - 1 or more]; entries beyond that length mean nothing."""
     if len(kernel) < LONG_KERNEL:
         return np.convolve(values, kernel)
     size = 1 << (len(values) + len(kernel) - 2).bit_length()

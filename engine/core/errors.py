@@ -11,7 +11,7 @@ UnmaskError
 ├── RequestFailed           the engine failed while it served this request
 └── DeviceLost              the device itself has failed; only a new process can go on
 
-HTTP statuses are the server's business (`server/errors.py` maps this tree in one place).
+The server chooses HTTP statuses (`server/errors.py` maps this tree in one place).
 """
 
 
@@ -52,7 +52,7 @@ class EngineUnavailable(UnmaskError):
 
 
 class RequestFailed(UnmaskError):
-    """The engine failed while it served this request; the cause is logged, not told to clients."""
+    """The engine failed while it served this request; the cause is logged, not sent to clients."""
 
 
 class DeviceLost(UnmaskError):

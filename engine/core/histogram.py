@@ -12,7 +12,7 @@ class Distribution:
     """A histogram's reading."""
 
     bounds: tuple[float, ...]
-    """Upper ends of all bins but the last, which has none; a value on an end counts below it."""
+    """Upper ends of all bins but the last, which has none; a value equal to an end counts in the bin below it."""
     counts: tuple[int, ...]
     """[len(bounds) + 1] values in each bin."""
     total: float
@@ -38,7 +38,7 @@ class Histogram:
 
     def add(self, values: NDArray[np.float64] | Sequence[float]) -> None:
         values = np.asarray(values, np.float64)
-        # "left" counts a value that equals an end below it, as Prometheus does.
+        # "left" counts a value equal to an end in the bin below it, as Prometheus does.
         self._counts += np.bincount(np.searchsorted(self._edges, values, "left"), minlength=len(self._counts))
         self._total += float(values.sum())
 

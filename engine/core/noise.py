@@ -1,4 +1,4 @@
-"""Counter-based noise: a pure function of (seed, position, step, token), so that nobody's neighbours matter.
+"""Counter-based noise: a pure function of (seed, position, step, token), independent of other requests.
 
 One chain of 32-bit integer hashes (the `lowbias32` mixer of Chris Wellons' hash prospector) in int64 arithmetic, which
 NumPy and torch compute alike: each function takes ints, arrays or tensors that broadcast.

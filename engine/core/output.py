@@ -8,12 +8,12 @@ from enum import StrEnum
 
 
 class FinishReason(StrEnum):
-    """Why a request ended, in OpenAI's words where it has one."""
+    """Why a request ended, in OpenAI's words where there is one."""
 
     STOP = "stop"
     """An end-of-sequence or stop token."""
     LENGTH = "length"
-    """`max_tokens` are out."""
+    """`max_tokens` are reached."""
     ABORT = "abort"
     """The caller withdrew it, or the engine shut down."""
     ERROR = "error"
@@ -26,7 +26,7 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    """Tokens handed out; the token that ends an answer, and what follows it, are not."""
+    """Tokens in outputs, without the token that ends an answer and those behind it."""
     forwards: int
     """Steps this request took part in."""
     rows_computed: int
@@ -57,7 +57,7 @@ class Output:
     token_ids: tuple[int, ...]
     """The block's tokens up to the answer's end; empty when the answer ended right before it.
 
-    Of holes, those that the block filled, in order; not what stood between them.
+    With holes: the tokens that the block filled, in order, without the known tokens between them.
     """
     finish_reason: FinishReason | None
     usage: Usage
@@ -66,4 +66,4 @@ class Output:
     stop_id: int | None = None
     """The token that ended the answer, if one did; not among `token_ids`."""
     admitted_at: float | None = field(default=None, compare=False)
-    """When it left the queue, by `time.monotonic()`; None if it never did. No part of what was answered."""
+    """When the request left the queue, in seconds of `time.monotonic()`; None if it never did. Not compared."""

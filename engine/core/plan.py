@@ -1,7 +1,7 @@
 """One step of one request as data, and the two protocols that decide it.
 
 A step computes rows; row i then attends to positions [0, horizons[i]); the logits of the targets are scored; the
-unmask policy says which targets become tokens. Who makes a plan and who carries it out is not known here.
+unmask policy says which targets become tokens. Independent of what makes a plan and what carries it out.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ class StepPlan:
     targets: Ids
     """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
 
-    Those behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
+    Targets behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
     """
     rollout: bool = False
-    """Asks for `Scores.importance`, which costs what attention weights cost."""
+    """Asks for `Scores.importance`, which takes attention weights."""
 
     @property
     def num_open(self) -> int:
-        """How many targets, the first ones, may become tokens now: those of the open block."""
+        """How many targets may become tokens now: those of the open block, which come first."""
         targets, end = self.targets, self.request.block.end
         return len(targets) if targets[-1] < end else int(np.searchsorted(targets, end))
 
@@ -45,11 +45,11 @@ class Needs:
     """What an unmask policy must have to decide, beside its targets' proposed tokens and log-odds."""
 
     processed: bool = False
-    """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k; not of the model's."""
+    """Scores of the distribution that tokens are drawn from, after temperature, top_p and top_k, not the model's."""
     entropy: bool = False
     margin: bool = False
     vocabulary: int | None = None
-    """Log-odds under a softmax over so many of the most probable tokens only; None is all of them."""
+    """Log-odds under a softmax over this many of the most probable tokens only; None is all tokens."""
     by_entropy: bool = False
     """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
 
@@ -63,13 +63,13 @@ class Logprobs:
     tokens: Ids
     """[targets, some] the most probable tokens, as many as asked for or more; never the mask token."""
     values: Floats
-    """[targets, some] of these."""
+    """[targets, some] of these tokens."""
 
     num_top: int
-    """How many of them were asked for."""
+    """How many most probable tokens were asked for."""
 
     def of(self, chosen: Mask) -> Iterator[TokenLogprobs]:
-        """Of these targets in their order; equally probable tokens come by their ids."""
+        """One for each chosen target, in order; equally probable tokens are in order of their ids."""
         for index in np.flatnonzero(chosen):
             order = np.lexsort((self.tokens[index], -self.values[index]))[: self.num_top]
             top = zip(self.tokens[index, order].tolist(), self.values[index, order].tolist(), strict=True)
@@ -88,8 +88,8 @@ class Scores:
     """[targets] log(p / (1 - p)) of its probability p under the full softmax of the edited logits (`scoring.edits`),
     without temperature, unless the policy `Needs` another. Infinite where nothing else may be drawn.
 
-    Rank by these: float32 probabilities of a sure model are all 1, and which of them is larger is rounding noise that
-    depends on the batch.
+    Rank by these: float32 probabilities of a sure model are all 1, and which is larger depends on rounding, and so on
+    the batch.
     """
     entropy: Floats | None = None
     """[targets] of the distribution, in nats: never negative, 0 where the model is sure. None unless needed."""
@@ -105,11 +105,11 @@ class Scores:
 
     @cached_property
     def confidence(self) -> Floats:
-        """[targets] the probability p; the policy, the tally and the history all look at it."""
-        return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 ends
+        """[targets] the probability p; cached, since policy, tally and history all read it."""
+        return 1.0 / (1.0 + np.exp(np.minimum(-self.log_odds, 700.0)))  # beyond that, float64 overflows
 
     def first(self, count: int) -> "Scores":
-        """Of the first `count` targets alone, but for what no policy looks at."""
+        """Scores of the first `count` targets only, without those that no policy reads."""
         if count == len(self.positions):
             return self
         return Scores(
@@ -123,21 +123,21 @@ class Scores:
 
 
 class Choice(NamedTuple):
-    """What one request's step comes to, still to be written."""
+    """What one request's step chose, not yet committed."""
 
     plan: StepPlan
     scores: Scores
     chosen: Mask
     """bool [targets] which of the proposals become tokens."""
     is_forced: bool = False
-    """Whether the one that does is taken only because every step must take one."""
+    """Whether the only one that does is taken only because every step must take one."""
 
 
 class CachePolicy(Protocol):
-    """Which rows to recompute; everything else is attended to as it was last computed."""
+    """Which rows to recompute; all other positions keep their last keys and values."""
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Whether it computes what a model of this family needs: here, a model whose rows see the whole canvas."""
+        """Whether the policy fits the model. By default it fits models whose rows see the whole canvas."""
         return spec.bidirectional
 
     def plan(self, request: Request) -> StepPlan: ...
@@ -147,10 +147,13 @@ class UnmaskPolicy(Protocol):
     """Which targets become tokens now: at least one, so that every request ends."""
 
     cuts_canvas: ClassVar[bool] = False
-    """Its canvas has exactly `max_tokens` to fill and is cut as the policy says: `block_length` does not apply."""
+    """Whether the policy itself cuts the canvas, which then has exactly `max_tokens` positions to fill.
+
+    The parameter `block_length` does not apply then.
+    """
 
     def block_length(self, request: Request) -> int:
-        """How long the block is that opens now, unless the canvas ends before it."""
+        """Length in positions of the block that opens now; the canvas may end before."""
         return request.diffusion.block_length
 
     def needs(self, request: Request) -> Needs:
@@ -162,5 +165,5 @@ class UnmaskPolicy(Protocol):
         ...
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
-        """Whether no target reached the policy's bar; it still takes one, since every step decodes one."""
+        """Whether no target met the policy's criterion; it still takes one, since every step decodes one."""
         return False

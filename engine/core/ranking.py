@@ -1,4 +1,4 @@
-"""Which of several values are the highest: ties go to the leftmost, so that an order never depends on a sort's whim."""
+"""Which of several values are the highest: ties go to the leftmost, so that results do not depend on the sort."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def top(values: Floats, count: int) -> Mask:
     """The `count` highest."""
     chosen = np.zeros(len(values), dtype=np.bool_)
     if count == 1:
-        chosen[values.argmax()] = True  # the leftmost of equals, too
+        chosen[values.argmax()] = True  # also the leftmost of equals
     else:
         chosen[best_first(values)[:count]] = True
     return chosen

@@ -1,4 +1,4 @@
-"""The vocabulary of the engine: what is asked (`Submission`), and where it stands (`Request`).
+"""A request as it is submitted (`Submission`), and its state in the engine (`Request`).
 
 Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
 """
@@ -37,9 +37,10 @@ class Submission:
     sampling: SamplingParams
     diffusion: DiffusionParams
     holes: tuple[Hole, ...] = ()
-    """Infilling: the canvas is the prompt with these in it, ascending and apart, and nothing comes behind it.
+    """Infilling: the canvas is the prompt with these holes in it, in ascending order, with tokens between them.
 
-    Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is their sum.
+    Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is the sum of their
+    lengths. No masks follow the prompt.
     """
 
 
@@ -48,7 +49,7 @@ class Block:
     """The span [start, end) of the canvas that is being decoded; tokens of the prompt may stand in it."""
 
     index: int
-    """How many were opened before; what has nothing to fill is not opened."""
+    """How many blocks were opened before; a span without masked positions is not opened."""
     start: int
     end: int
     num_masked: int
@@ -64,8 +65,8 @@ class Block:
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
         """The span of a canvas with these masks, of which everything before `fresh` has keys and values.
 
-        Visible are `lookahead` positions behind the span; if that is None, the canvas. Known tokens are visible
-        always: of a canvas with holes, those behind them too.
+        `lookahead` positions behind the span are visible, or the whole canvas if it is None. Known tokens are always
+        visible, also those behind holes.
         """
         visible_end = len(masked)
         if lookahead is not None:
@@ -76,7 +77,7 @@ class Block:
 
 @dataclass(slots=True)
 class History:
-    """What the steps so far have said, for policies that look back. Arrays cover the canvas, prompt included."""
+    """Results of the steps so far, for policies that use them. Arrays cover the canvas, prompt included."""
 
     confidence: Floats
     """[end] of each position's proposal when it was last scored; 0 where it never was."""
@@ -87,7 +88,7 @@ class History:
     mean_confidence: list[float] = field(default_factory=list)
     """Of each step: the mean over the open block's targets."""
     tokens: list[int] = field(default_factory=list)
-    """Everything decoded, in the order of steps, and of positions within one."""
+    """All decoded tokens, in the order of steps, and of positions within a step."""
 
     @classmethod
     def empty(cls, end: int) -> "History":
@@ -96,9 +97,10 @@ class History:
 
 
 def answer_positions(submission: Submission, max_model_len: int) -> Ids:
-    """The masked positions of a fresh canvas, ascending: the holes', or behind the prompt.
+    """The masked positions of a fresh canvas, ascending: those of the holes, or those behind the prompt.
 
-    There they are `max_tokens` rounded up to whole blocks; where the context ends before, the last block is shorter.
+    Behind the prompt there are `max_tokens` rounded up to whole blocks; if the context ends before, the last is
+    shorter.
     """
     if not submission.holes:
         start, length = len(submission.prompt_ids), submission.diffusion.block_length
@@ -109,7 +111,7 @@ def answer_positions(submission: Submission, max_model_len: int) -> Ids:
 
 
 def count_blocks(answer: Ids, length: int) -> int:
-    """Blocks of this length, from the first of these positions on, that hold any of them."""
+    """Number of blocks of this length, cut from the first answer position on, that hold any of these positions."""
     if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
         return -(-len(answer) // length)
     return 1 + int(np.count_nonzero(np.diff((answer - answer[0]) // length)))
@@ -117,7 +119,7 @@ def count_blocks(answer: Ids, length: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A canvas on its way from all masks to an answer.
+    """A canvas while it is decoded from masks to an answer.
 
     `ids[p]` is the token at position p, or the mask token where `masked[p]`: masked-ness is state, since a prompt may
     contain the literal mask token.
@@ -130,7 +132,7 @@ class Request:
     answer: Ids
     """Positions to fill, ascending: all behind the prompt, or those of its holes."""
     stop_ids: frozenset[int]
-    """Every token that ends this answer; none ends one that fills holes."""
+    """Tokens that end this answer; empty if it fills holes."""
     ids: Ids
     masked: Mask
     block: Block
@@ -140,7 +142,7 @@ class Request:
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     """The KV slot of each position that has one, from the first on."""
     admitted_at: float | None = None
-    """When it left the queue, by `time.monotonic()`."""
+    """When it left the queue, in seconds of `time.monotonic()`."""
     forwards: int = 0
     rows_computed: int = 0
     completion_tokens: int = 0
@@ -184,22 +186,22 @@ class Request:
 
     @property
     def answer_end(self) -> int:
-        """One past the last position to fill: behind a hole there may be more of the prompt."""
+        """One past the last position to fill; behind a hole, prompt tokens may follow."""
         return int(self.answer[-1]) + 1
 
     @property
     def prompt_len(self) -> int:
-        """Tokens that were there from the start, wherever on the canvas."""
+        """Number of prompt tokens, wherever they are on the canvas."""
         return self.end - len(self.answer)
 
     @property
     def prompt(self) -> Ids:
-        """Their positions, ascending."""
+        """Positions of the prompt tokens, ascending."""
         return np.delete(np.arange(self.end), self.answer)
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that have anything to fill, where all are `block_length` long."""
+        """Number of blocks with positions to fill, if all are `block_length` long."""
         return count_blocks(self.answer, self.diffusion.block_length)
 
     @property
@@ -209,12 +211,12 @@ class Request:
 
     @property
     def decoded_tokens(self) -> Ids:
-        """What the answer holds already, in the order of positions."""
+        """Tokens decoded so far, in the order of positions."""
         return self.ids[self.answer[~self.masked[self.answer]]]
 
     @property
     def targets(self) -> Ids:
-        """Masked positions of the open block, ascending. What most policies score."""
+        """Masked positions of the open block, ascending. Most policies score these."""
         start, end = self.block.start, self.block.end
         return start + np.flatnonzero(self.masked[start:end])
 

@@ -1,4 +1,4 @@
-"""A batch on a device: its flat tensors, the forward, the memory it takes, what of it failed, and the first steps.
+"""Runs a batch on a device: its flat tensors, the forward, its memory, which part of it failed, and warm-up.
 
-Sees everything below the engine. What depends on a device or its memory is decided here.
+Sees all rooms below `engine.py`. What depends on a device or its memory is decided here.
 """

@@ -30,7 +30,7 @@ class Batch:
     """[targets] the row whose logits score each target."""
     segments: tuple[Segment, ...]
     watched: tuple[Watched, ...]
-    """Those whose plans ask for the rollout, in the plans' order, apart from all others."""
+    """Segments of plans that ask for the rollout, in the plans' order; `segments` has all others."""
 
 
 def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
@@ -41,7 +41,7 @@ def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
     segments, watched = [], []
     for plan, segment in _segments(plans, owners, device):
         if plan.rollout:
-            watched.append(Watched(segment, []))  # its only one: every row sees the whole canvas
+            watched.append(Watched(segment, []))  # the plan's only segment: every row sees the whole canvas
         else:
             segments.append(segment)
     return Batch(
@@ -55,11 +55,11 @@ def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
 
 
 def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:
-    """[targets of all plans] the row of each one's logits, among the `rows` of all plans, whose `owners` are these."""
+    """[targets] index into all plans' `rows` of the row with each target's logits; `owners` [rows] has rows' plans."""
     counts = [len(plan.targets) for plan in plans]
     shifts = np.repeat([plan.request.spec.shift for plan in plans], counts)
     sources = np.maximum(np.concatenate([plan.targets for plan in plans]) - shifts, 0)
-    stride = int(rows.max()) + 1  # so that rows of all plans ascend together
+    stride = int(rows.max()) + 1  # so that the keys of all plans ascend
     keys, wanted = owners * stride + rows, np.repeat(np.arange(len(plans)), counts) * stride + sources
     indices: Ids = np.searchsorted(keys, wanted)
     assert (keys[np.minimum(indices, len(keys) - 1)] == wanted).all(), "a target without its row"
@@ -67,7 +67,7 @@ def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:
 
 
 def _segments(plans: Sequence[StepPlan], owners: Ids, device: torch.device) -> Iterator[tuple[StepPlan, Segment]]:
-    """Runs of one plan's rows with the same horizon; a model that attends in both directions makes a single one."""
+    """Runs of one plan's rows with the same horizon; a model that attends in both directions has one for each plan."""
     horizons = np.concatenate([plan.horizons for plan in plans])
     ends = np.flatnonzero((np.diff(horizons) != 0) | (np.diff(owners) != 0)) + 1
     starts = np.concatenate(([0], ends))
@@ -77,14 +77,14 @@ def _segments(plans: Sequence[StepPlan], owners: Ids, device: torch.device) -> I
 
 
 def _places(slots: Sequence[Ids], device: torch.device) -> slice | Tensor:
-    """Of the rows of all plans."""
+    """KV slots of the rows of all plans."""
     return _neighbours(slots[0], device) if len(slots) == 1 else to_device(np.concatenate(slots), device)
 
 
 def _neighbours(slots: Ids, device: torch.device) -> slice | Tensor:
-    """Slots of some positions of one sequence, in order; pages stand in any order."""
+    """A slice if these slots, in the order of one sequence's positions, are neighbours, else a tensor."""
     begin, last = int(slots[0]), int(slots[-1])
-    # The ends alone tell most tables that are scattered, and not all of them.
+    # The ends alone rule out most scattered slots, but not all: pages may be in any order.
     if last - begin == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
         return slice(begin, last + 1)
     return to_device(slots, device)

@@ -1,6 +1,6 @@
-"""What memory is for: the weights, one step of the largest kind, and the KV pool in what these leave. All in bytes.
+"""Divides memory among the weights, one step of the largest size, and the KV pool, which gets the rest. In bytes.
 
-Arithmetic over a geometry, and a look at the device for how much there is. Knows no model in memory and no requests.
+Arithmetic over a geometry, and a query of the device's memory. Knows no model in memory and no requests.
 """
 
 import os
@@ -13,25 +13,25 @@ from engine.models.layers import TransformerConfig
 from engine.scoring.slices import TARGETS_AT_ONCE
 
 SCORING_BYTES = 40
-"""What scoring takes for each logit at most: with noise, a nucleus and log-probabilities asked for, ten copies."""
+"""The most bytes that scoring takes for each logit: ten copies, with noise, top_p and log-probabilities."""
 
 
 def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
-    """K and V of one position over all layers."""
+    """Bytes of K and V of one position over all layers."""
     return 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * dtype.itemsize
 
 
 def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
-    """What the largest step takes for a while beside weights and KV: activations of all its rows, and its scoring.
+    """Temporary bytes of the largest step, beside weights and KV: activations of all its rows, and its scoring.
 
-    Without the attention weights that d2 looks at: float32 [layers, rows, canvas] of each such request.
+    Does not include the attention weights that d2 reads: float32 [layers, rows, canvas] for each such request.
     """
     scored = min(max_batch_rows, TARGETS_AT_ONCE)
     return max_batch_rows * _row_bytes(geometry, dtype) + scored * geometry.vocab_size * SCORING_BYTES
 
 
 def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:
-    """Of one row in a layer, where it is widest: the MLP with gate and up, or the rotation of q and k in float32."""
+    """Bytes of one row where a layer is widest: MLP with gate and up, or rotation of q and k in float32."""
     dim, ff, item = geometry.dim, geometry.ff_dim, dtype.itemsize
     q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
     mlp = (3 * dim + 4 * ff) * item
@@ -48,7 +48,7 @@ def kv_pool_pages(
     max_model_len: int,
     max_batch_rows: int,
 ) -> int:
-    """Pages of the pool: what was asked for, else every running request's longest canvas, as far as memory goes.
+    """Pages of the pool: as configured, else the longest canvas for every running request, as far as memory allows.
 
     Call it once the weights are loaded. Raises CapacityError if the longest canvas does not fit.
     """
@@ -74,7 +74,7 @@ def kv_pool_pages(
 
 
 def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Of the share that is ours, what the weights leave."""
+    """Bytes that the weights leave of this process's share of memory (`memory_fraction`)."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total * (config.memory_fraction or 0.9)) - (total - free)

@@ -1,6 +1,6 @@
-"""A step of many requests in which one may fail: the others get exactly the tokens that they would have got.
+"""Runs a step in which one request may fail: the others get exactly the tokens that they get without it.
 
-Knows how a batch is tried and tried again; nothing of what is computed in it.
+Knows how a batch is retried, but not what is computed in it.
 """
 
 import logging
@@ -28,12 +28,12 @@ def in_parts(
     faults: Faults,
     on_memory_short: Callable[[int], None],
 ) -> tuple[list[StepPlan], list[Result]]:
-    """The plans that `work` could do, in order, and what it made of each: all at once unless that raises.
+    """Calls `work` with all plans at once. Returns the plans that succeed, in order, and the result of each.
 
-    What raises is done again in halves, down to single plans: one that raises alone is at fault. Keys and values are a
-    pure function of what a step reads, so that writing them twice is writing them once. Where memory is short,
-    `on_memory_short` hears with how many rows, cached memory goes back to the device, and a single plan has a second
-    try. Raises DeviceLost if the device itself has failed: nothing works on it any more.
+    If `work` raises, its plans are retried in halves, down to single plans: a plan that raises alone is at fault. Keys
+    and values are a pure function of what a step reads, so that a retry writes the same ones again. If memory is short,
+    `on_memory_short` is called with the number of rows, cached memory is released to the device, and a single plan is
+    retried once. Raises DeviceLost if the device itself has failed: all later calls would fail, too.
     """
     served: list[StepPlan] = []
     results: list[Result] = []
@@ -53,7 +53,7 @@ def in_parts(
             is_last_try = len(part) == 1 and not (is_short and part[0].request.id not in given_room)
             if is_last_try:
                 faults.add(part[0].request, error)
-        # Out here the exception is gone, and with it the failed attempt's tensors.
+        # Outside the except clause, because the exception keeps the failed attempt's tensors in memory.
         if is_short:
             given_room.update(plan.request.id for plan in part if len(part) == 1)
             _release_memory(part, on_memory_short)
@@ -64,7 +64,7 @@ def in_parts(
 
 
 def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) -> list[Choice]:
-    """What each request's own policy selects, of those whose scores are numbers and whose policy does not raise."""
+    """What each request's unmask policy selects. NaN scores, and errors that a policy raises, go to `faults`."""
     choices = []
     for plan, score in zip(plans, scores, strict=True):
         with faults.of(plan.request):
@@ -75,7 +75,7 @@ def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) 
 
 
 def is_memory_short(error: Exception) -> bool:
-    """Whether fewer rows at once may get through: torch names this in more than one way."""
+    """Whether memory ran out, so that fewer rows at once may succeed. torch reports this in more than one way."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
@@ -84,7 +84,7 @@ def is_memory_short(error: Exception) -> bool:
 def is_device_lost() -> bool:
     """Whether every later call will fail, too: a CUDA context does not survive an illegal access or an assertion.
 
-    The device is asked: by its words, an error that is one call's own (of cuBLAS, of a launch) looks like those.
+    Synchronises the device to find out: errors of a single call (of cuBLAS, of a launch) have the same texts.
     """
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
@@ -103,7 +103,7 @@ def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], N
 
 
 def _check(scores: Scores) -> None:
-    """Raises ArithmeticError on NaN. Infinite log-odds are numbers: of the only token that may be chosen, say."""
+    """Raises ArithmeticError on NaN. Infinite log-odds are valid, for example of the only token that may be drawn."""
     for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance):
         if values is not None and np.isnan(values).any():
             raise ArithmeticError("the model's scores are not numbers (NaN)")

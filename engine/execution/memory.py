@@ -1,6 +1,6 @@
-"""What a model would take, from its `config.json` alone: for a look before weights are fetched or a machine is rented.
+"""Memory that a model would take, from its `config.json` alone, before weights are fetched or a machine is rented.
 
-Does the arithmetic of loading (`budget`) without a tensor; works for geometries far larger than this machine.
+Does the arithmetic of `budget` without a tensor, so that it works for models far larger than this machine.
 """
 
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ from engine.scheduling.safe_state import most_alike
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What a model takes in one dtype, and what that leaves of the memory."""
+    """Memory of a model in one dtype, and what fits into the rest."""
 
     weight_bytes: int
     step_bytes: int
-    """What a step of `max_batch_rows` takes beside weights and KV."""
+    """Temporary bytes of a step of `max_batch_rows`, beside weights and KV."""
     kv_bytes_per_token: int
-    """Keys and values of one position over all layers."""
+    """Bytes of keys and values of one position over all layers."""
     kv_tokens: int
-    """Positions whose keys and values fit beside the rest, in whole pages; 0 if not even the rest fits."""
+    """Positions whose keys and values fit beside weights and step, in whole pages; 0 if these alone do not fit."""
     canvases: int
-    """Requests of `max_model_len` that fit at once; without any, the model cannot be served like this."""
+    """Requests of `max_model_len` that fit at once; if 0, the model cannot be served like this."""
     openings: int
-    """Such requests that run at once if half of each is prompt, since pages come as blocks open (`lookahead`)."""
+    """Such requests that run at once if half of each is prompt: pages are taken as blocks open (`lookahead`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +51,9 @@ class MemoryPlan:
 def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionParams | None = None) -> MemoryPlan:
     """How the model of `config` fits into a device with this much memory; `memory_fraction` defaults to 0.9.
 
-    `diffusion` says how requests are decoded, by default as the engine does by itself.
-
-    Fetches no weights. Raises LoadError if the checkpoint cannot be served, ConfigError on a context beyond its own or
-    beyond what a batch may hold.
+    `diffusion` says how requests are decoded; the default is the engine's. Fetches no weights. Raises LoadError if the
+    checkpoint cannot be served, ConfigError on a `max_model_len` beyond the model's own or beyond what a batch may
+    hold.
     """
     description = find(config.model, config.revision)
     geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)

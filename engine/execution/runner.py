@@ -1,6 +1,6 @@
 """The model and its KV pool on a device: turns a batch into the logits of its target rows.
 
-Chooses device, dtype, attention kernel and what a batch may hold once, at start. Knows no requests and no policies.
+Chooses device, dtype, attention kernel and row budget once, at start-up. Knows no requests and no policies.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from engine.models.layers import Transformer, TransformerConfig
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 MIN_BATCH_ROWS = 2048
-"""Default row budget where canvases and requests are few: enough for several refreshes at once."""
+"""The least default row budget, for short canvases and few requests: enough for several refreshes at once."""
 
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
@@ -43,7 +43,7 @@ class TargetLogits:
 
 
 class Answer(NamedTuple):
-    """What the model says of a batch, still on the device."""
+    """The model's output for a batch, still on the device."""
 
     logits: TargetLogits
     importance: list[Tensor]
@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
 
 class Runner:
-    """Holds weights and KV; `forward` is the engine's only heavy call."""
+    """Holds weights and KV; `forward` is the engine's only expensive call."""
 
     def __init__(
         self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_segments
@@ -62,7 +62,7 @@ class Runner:
         self.kernel = kernel
 
     def forward(self, batch: Batch) -> Answer:
-        """Writes K and V of the batch's rows; the head is left to who asks for its targets' logits."""
+        """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
         context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
         hidden = self.model(batch.ids, batch.positions, context)
         importance = [
@@ -92,7 +92,7 @@ class Runner:
 
 
 def choose_device(config: EngineConfig) -> torch.device:
-    """On CUDA with its number; `auto` is CUDA where there is one. Raises ConfigError if the one named is not here."""
+    """The device, on CUDA with its number; `auto` is CUDA if available. Raises ConfigError if it does not exist."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cpu" or (config.device == "auto" and not count):
         return torch.device("cpu")
@@ -107,7 +107,7 @@ def choose_device(config: EngineConfig) -> torch.device:
 
 
 def enter_device(device: torch.device) -> None:
-    """Makes the device the calling thread's: each has its own, and pinned memory would else claim some of the first."""
+    """Sets the calling thread's current device. Without this, pinned memory would take some memory of the first one."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # cuDNN's attention makes a plan for each new shape, 0.1 to 0.4 s on an H100: nearly every step has a new one.
@@ -122,7 +122,7 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 
 def choose_kernel(config: EngineConfig, device: torch.device, max_batch_rows: int) -> Kernel:
-    """Raises ConfigError if pages cannot be cut into what the kernel takes at once."""
+    """The attention kernel. Raises ConfigError if FlexAttention on CUDA cannot divide pages into whole tiles."""
     if config.attention == "sdpa":
         return attend_segments
     if device.type == "cuda" and largest_tile(config.page_size) < 16:
@@ -139,10 +139,10 @@ def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
-    """The longest refresh with everybody's open block beside it, or more. Raises ConfigError if less was asked for.
+    """Rows of the longest refresh and of all requests' open blocks, or more. Raises ConfigError if less was asked for.
 
-    A refresh of a canvas is indivisible. Where it fills a step, its request is alone in every step: the blocks that are
-    smaller go first, so that no other refresh gets a turn before the one that runs needs its next.
+    A refresh of a canvas is indivisible. If it filled a step, one request would have all steps to itself: its blocks
+    are smaller and go first, so that no other refresh is computed before this request needs its next refresh.
     """
     max_model_len = choose_max_model_len(config, spec)
     block = min(DiffusionParams().block_length + spec.shift, max_model_len)
@@ -158,7 +158,7 @@ def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:
-    """Sets torch's CPU threads for the process; a small model's products are over before a second thread has woken."""
+    """Sets torch's CPU threads for the process; a small model's products end before a second thread has started."""
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     elif geometry.num_parameters < SMALL_MODEL:

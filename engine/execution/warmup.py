@@ -1,7 +1,7 @@
-"""The steps before an engine is ready: they find out whether it can compute at all, and what it is compiled for.
+"""First steps, before an engine is ready: they check that it can compute, and show the compiler typical shapes.
 
-Real requests in a real scheduler, of which nothing is kept: their slots in the pool are nobody's yet. Knows what takes
-memory in a step; no threads and no clients.
+Real requests run in a real scheduler, and nothing of them is kept: no other request holds slots of the pool yet. Knows
+what takes memory in a step, but no threads and no clients.
 """
 
 import logging
@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
 COMPILED_FOR, ROWS = (8, 2), 32
-"""Requests of each step that is there for the compiler, and rows of each of them. It takes what it sees first for
-typical."""
+"""Requests in each step that is for the compiler, and rows of each request. The compiler takes the first shapes that it
+sees for typical."""
 
 
 def warm_up(
@@ -41,11 +41,11 @@ def warm_up(
     is_compiled: bool,
     progress: Progress | None = None,
 ) -> None:
-    """Takes the first steps of an engine; where it is compiled, without a `progress` to tell, the log is told.
+    """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
     FlexAttention is compiled for one number of blocks of rows, for any other, and for a single one; dense parts for any
-    number of rows, and for a single one. On CUDA the last step is the largest there may be, with everything asked for
-    that takes memory: what does not fit should fail now, and libraries get their workspaces. Raises LoadError if a step
+    number of rows, and for a single one. On CUDA the last step is the largest possible, with every option that takes
+    memory: what does not fit fails now, and libraries allocate their workspaces. Raises LoadError if a step
     cannot be computed, CapacityError if memory runs out.
     """
     begun = time.perf_counter()
@@ -90,13 +90,13 @@ def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
 
 
 def _largest(max_model_len: int, room: int, page_size: int) -> list[int]:
-    """Canvases that fill a step, as far as the pool has pages for them."""
+    """Lengths of canvases that fill a step, as far as the pool has pages for them."""
     whole, rest = divmod(room, -(-max_model_len // page_size) * page_size)
     return [max_model_len] * whole + [min(rest, max_model_len)] * (rest > 0)
 
 
 def _submission(canvas: int) -> Submission:
-    """All of it a single open block, and of everything that takes memory in scoring the most."""
+    """One open block of `canvas` positions, with the options that take most memory in scoring."""
     return Submission(
         request_id="warm-up",
         prompt_ids=(),

@@ -1,8 +1,8 @@
 """Attention over a paged KV pool: writes this step's keys and values in place, then reads below each row's horizon.
 
-Two kernels with one contract: `attend_rows` is the definition, row by row; `attend_segments` is what runs. Where the
-weights themselves are asked for, `attend_watched` takes the kernel's place. Knows layers as numbers and sequences as
-slots; which rows come, and why, is not its business.
+Two kernels with one contract: `attend_rows` is the definition, row by row; `attend_segments` is what runs. Where
+attention weights are asked for, `attend_watched` replaces the kernel. Knows layers as numbers and sequences as slots,
+but not which rows come, or why.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ class Segment:
 
 
 class Watched(NamedTuple):
-    """A segment whose attention weights somebody wants to see."""
+    """A segment whose attention weights are asked for."""
 
     segment: Segment
     layers: list[Tensor]
-    """Filled by the forward, one a layer: the mean over heads, float32 [rows, visible]."""
+    """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
@@ -40,22 +40,22 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
 class KVPool:
     """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
 
-    Heads come first, so that what one of them reads of neighbouring slots is one piece of memory. Keys are not
-    transposed. Transposed keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice
-    of them: any smaller canvas would be about 1,000 times slower.
+    Heads come before slots, so that neighbouring slots of one head are contiguous. Keys are not transposed. Transposed
+    keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice of them: any smaller
+    canvas would be about 1,000 times slower.
     """
 
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # A slot is always written before a horizon reaches it: only `FlexKernel` reads others, and wants them cleared.
+        # A slot is written before a horizon reaches it. Only `FlexKernel` reads others, and needs them cleared.
         self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
     def clear(self, slots: Tensor | None = None) -> None:
-        """Zeroes values, for kernels that give those beyond a horizon a weight of 0: times NaN it would be NaN.
+        """Zeroes the values of these slots (int64 indices), or of all.
 
-        Of these slots, int64 indices, or of all.
+        For kernels that give values beyond a horizon a weight of 0: 0 times NaN is NaN.
         """
         if slots is None:
             self.values.zero_()
@@ -111,9 +111,9 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segm
 
 
 def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """One call for all segments where a CPU has a kernel of ours, which reads every page in place.
+    """One call for all segments where this project's CPU kernel is available, which reads every page in place.
 
-    Else one dense attention per segment; keys and values are read in place where a sequence's pages are neighbours.
+    Otherwise one dense attention per segment, which reads keys and values in place where the pages are neighbours.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
         return own.attend(q, keys, values, [_reach(segment) for segment in segments])

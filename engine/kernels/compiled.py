@@ -1,6 +1,6 @@
-"""torch's compiler, as this engine uses it: for small functions that it takes whole, of any number of rows.
+"""torch's compiler, as this engine uses it: for small functions, each one graph, for any number of rows.
 
-Knows functions and devices. Which functions are compiled is their modules' business; when, that of `execution.warmup`.
+Knows functions and devices. Modules decide which of their functions are compiled, `execution.warmup` decides when.
 """
 
 import logging
@@ -20,7 +20,8 @@ from engine.kernels.products import linear as fastest_linear
 logger = logging.getLogger(__name__)
 
 CODE_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
-"""torch's own variable. It makes that folder as soon as it needs any part of its compiler, even to compile nothing."""
+"""torch's own variable. torch makes that folder as soon as it needs any part of its compiler, even if it compiles
+nothing."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -34,8 +35,8 @@ def compiled(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`products.linear`, x [rows, in] weight [out, in] -> [rows, out], which a compiled function may call.
 
-    On a CPU the compiler would put MKL's product in its place; and oneDNN's by its name it takes for constant weights
-    only, which would be a graph for each layer.
+    On a CPU the compiler would replace the product by MKL's. It accepts oneDNN's own operator for constant weights
+    only, which would mean one graph for each layer.
     """
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         product: Tensor = _opaque_linear(x, weight, bias)
@@ -44,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def find_code_folder() -> None:
-    """Where the folder that is set cannot be written, torch is given another: it would end the process."""
+    """Sets another folder if the one that is set cannot be written: torch would end the process."""
     folder = os.environ.get(CODE_FOLDER)
     if not folder:
         return
@@ -55,7 +56,7 @@ def find_code_folder() -> None:
         cause = "Permission denied"
     except OSError as error:
         cause = error.strerror or str(error)
-    other = "/"  # which is there, and all that is asked for while nothing is compiled
+    other = "/"  # it exists, and torch needs no more while nothing is compiled
     with suppress(OSError):
         other = tempfile.gettempdir()
     os.environ[CODE_FOLDER] = other

@@ -1,8 +1,8 @@
 """Paged attention in one launch for a whole batch: FlexAttention, compiled, over the page table.
 
-A third kernel beside `attend_rows` and `attend_segments`, with their contract. Meant for CUDA, where a call for each
-segment is what costs. It gathers no keys: each block of query rows names the pages that it sees. The one that ends
-behind the horizon is read whole, so that all of the pool must hold numbers. Sources: FlexAttention (arXiv 2412.05496),
+A third kernel beside `attend_rows` and `attend_segments`, with the same contract. Meant for CUDA, where one call for
+each segment is expensive. It gathers no keys: each block of query rows lists the pages that it sees. The page that ends
+behind the horizon is read whole, so that no slot of the pool may hold NaN. Sources: FlexAttention (arXiv 2412.05496),
 PagedAttention (2309.06180).
 """
 
@@ -22,7 +22,7 @@ ROWS = 32
 
 
 class Layout(NamedTuple):
-    """One step's segments as FlexAttention wants them."""
+    """One step's segments as FlexAttention takes them."""
 
     segments: Sequence[Segment]
     padded: Tensor
@@ -30,14 +30,14 @@ class Layout(NamedTuple):
     rows: Tensor
     """int64 [rows] the rows of the segments."""
     places: Tensor
-    """int64 [rows] where each of them stands among the padded ones."""
+    """int64 [rows] index of each of them among the padded rows."""
     mask: BlockMask
 
 
 class FlexKernel:
-    """An `engine.attention.Kernel` for pools with pages of this size and batches of at most so many rows.
+    """An `engine.kernels.attention.Kernel` for pools with this page size and batches of at most `max_rows` rows.
 
-    All layers of a step ask with the same segments, so the layout of the last ones is kept.
+    All layers of a step pass the same segments, so the layout of the last segments is kept.
     """
 
     def __init__(self, page_size: int, max_rows: int) -> None:
@@ -66,7 +66,7 @@ class FlexKernel:
 
 
 def largest_tile(page_size: int) -> int:
-    """Keys that one step of a CUDA kernel takes: a power of two that pages are made of. It needs at least 16."""
+    """Keys that a CUDA kernel takes at once: a power of two that divides `page_size`. The kernel needs at least 16."""
     return min(page_size & -page_size, 128)
 
 
@@ -78,7 +78,7 @@ def _lay_out(segments: Sequence[Segment], slots: int, page_size: int, max_rows: 
     counts = np.array([segment.stop - segment.start for segment in segments])
     starts = np.array([segment.start for segment in segments])
     blocks = -(-counts // ROWS)
-    first = (np.cumsum(blocks) - blocks) * ROWS  # of each segment among the padded rows
+    first = (np.cumsum(blocks) - blocks) * ROWS  # each segment's first padded row
     of_padded = np.repeat(np.arange(len(segments)), blocks * ROWS)
     padded = np.minimum(np.arange(len(of_padded)) - first[of_padded], counts[of_padded] - 1) + starts[of_padded]
     of_row = np.repeat(np.arange(len(segments)), counts)
@@ -100,10 +100,10 @@ def _mask(
     max_rows: int,
     device: torch.device,
 ) -> BlockMask:
-    """For each block of rows the pages that it sees whole, and the one, if any, of which it sees the beginning."""
+    """For each block of rows: the pages that it sees whole, and the page, if any, whose beginning it sees."""
     visible = np.array([_length(segment.visible) for segment in segments])
     whole, rest = np.divmod(visible, page_size)
-    width = slots // page_size  # the kernel for CPUs takes the keys' number from it
+    width = slots // page_size  # the CPU kernel takes the number of keys from it
     table = torch.zeros(len(segments), width, dtype=torch.int32, device=device)
     for row, segment in zip(table, segments, strict=True):
         pages = _pages(segment.visible, page_size, device)

@@ -1,7 +1,7 @@
 """The shared library of `native.cpp` for this processor: one that was built with the package, or one compiled here.
 
-Knows compilers, processors and where their work is kept, and nothing of what is in it. Stands alone, without torch:
-the image compiles with this file and no other (docs/adr/018). It is called with a folder.
+Knows compilers, processors and the folders of libraries, but not their functions. Imports neither torch nor other
+modules: the image compiles with this file alone (docs/adr/018), which it calls with a folder.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("c++", "g++", "clang++")
-# OpenMP's functions are left open: torch, in whose threads the kernel has to run, has brought them into the process.
+# OpenMP's symbols stay unresolved: torch, in whose threads the kernel has to run, has loaded them already.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fno-exceptions", "-fPIC", "-shared", "-nodefaultlibs")
 LIBRARIES = ("-lm", "-lc")
 THIS_PROCESSOR = "native"
@@ -28,13 +28,15 @@ ARCHITECTURES: dict[str, dict[str, frozenset[str]]] = {
     "x86_64": {"x86-64-v4": _V4, "x86-64-v3": _V3},
     "aarch64": {"armv8-a": frozenset({"asimd"})},
 }
-"""machine -> what a package brings libraries for, best first, and what the processor must have, as Linux names it."""
+"""machine -> architectures that a package has libraries for, best first -> required CPU features, by Linux's names."""
 
 
 def library() -> Path:
-    """Raises OSError where there is none and no compiler, SubprocessError if that fails, RuntimeError without a home.
+    """The library's path; compiles it if there is none.
 
-    A compiler that the user names goes before what was built.
+    A compiler that the user names (`CXX`) takes precedence over libraries built with the package. Raises OSError if
+    there is neither a library nor a compiler, SubprocessError if the compiler fails, RuntimeError without a home
+    folder.
     """
     if not os.environ.get("CXX") and (built := next(_fitting(SOURCE.parent), None)):
         return built
@@ -43,19 +45,19 @@ def library() -> Path:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=kept.parent) as folder:
             compile_to(made := Path(folder) / kept.name)
-            made.replace(kept)  # whole or not at all, whoever else does the same
+            made.replace(kept)  # atomic, if other processes do the same
     return kept
 
 
 def compile_to(path: Path, flags: Sequence[str] = (), architecture: str = THIS_PROCESSOR) -> None:
-    """Raises OSError where there is no compiler, SubprocessError if it fails."""
+    """Compiles `native.cpp`. Raises OSError if there is no compiler, SubprocessError if it fails."""
     options = (*FLAGS, f"-march={architecture}", *flags)
     command = [*_compiler().split(), *options, "-o", str(path), str(SOURCE), *LIBRARIES]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
 
 
 def build(folder: Path) -> list[Path]:
-    """What a package brings for machines of this kind. Raises as `compile_to`."""
+    """Compiles the libraries that a package has for this kind of machine. Raises as `compile_to`."""
     folder.mkdir(parents=True, exist_ok=True)
     libraries = {name: folder / _built_name(name) for name in ARCHITECTURES.get(platform.machine(), ())}
     for architecture, path in libraries.items():
@@ -64,7 +66,7 @@ def build(folder: Path) -> list[Path]:
 
 
 def _fitting(folder: Path) -> Iterator[Path]:
-    """Of this very source, for this processor; best first."""
+    """The folder's libraries of exactly this source that this processor can run, best first."""
     for architecture, needed in ARCHITECTURES.get(platform.machine(), {}).items():
         path = folder / _built_name(architecture)
         if path.is_file() and needed <= _features():
@@ -76,7 +78,7 @@ def _built_name(architecture: str) -> str:
 
 
 def _compiler() -> str:
-    """With its own flags, if the user has named it so. Raises FileNotFoundError if there is none."""
+    """The compiler's command, with the flags that `CXX` has, if any. Raises FileNotFoundError if there is none."""
     compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
     if compiler is None:
         raise FileNotFoundError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
@@ -88,21 +90,21 @@ def _cache_folder() -> Path:
 
 
 def _key() -> str:
-    """Of the source, the compiler and the processor: a home folder may be shared by machines that are not alike."""
+    """A hash of source, compiler and processor: different machines may share a home folder."""
     lines = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
     processor = platform.processor() + platform.machine() + "".join(sorted(set(lines)))
     return hashlib.sha256(SOURCE.read_bytes() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
 
 
 def _features() -> set[str]:
-    """That the system lets programs use, under Linux's names."""
+    """CPU features that the system lets programs use, by Linux's names."""
     line = next((line for line in _processor() if line.startswith(("flags", "Features"))), "")
     return set(line.partition(":")[2].split())
 
 
 @cache
 def _processor() -> tuple[str, ...]:
-    """Lines of all cores; none where the system does not tell."""
+    """Lines of `/proc/cpuinfo`, for all cores; empty where there is no such file."""
     with suppress(OSError):
         return tuple(Path("/proc/cpuinfo").read_text().splitlines())
     return ()

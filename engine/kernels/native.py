@@ -1,7 +1,7 @@
 """Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the processor that runs it.
 
-Knows the kernel's arguments; why it is there: docs/adr/012. Where it comes from is `library`'s business. Without
-it nothing is lost but speed: `products` then takes torch's kernels.
+Knows the kernel's arguments; `library` finds or compiles it. docs/adr/012 gives its reasons. Without it only speed is
+lost: `products` then uses torch's kernels.
 """
 
 import ctypes
@@ -28,16 +28,16 @@ class Reach(NamedTuple):
     start: int
     stop: int
     visible: int
-    """Keys."""
+    """Number of keys that they see."""
     first: int = 0
-    """Slot of the first of them; the others follow it,"""
+    """Slot of the first key; the others follow it if `slots` is 0."""
     slots: int = 0
-    """unless an array of int64 at this address has theirs."""
+    """Otherwise the address of an int64 array [visible] with the slots of all keys."""
 
 
 MAX_HEAD_DIM = 256
 TILE, MOST_QUERIES = 64, 32
-"""Of `native.cpp`: keys between two looks at the largest score, and queries that are computed at once at most."""
+"""Constants of `native.cpp`: keys between two checks of the largest score, most queries that are computed at once."""
 
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
@@ -56,7 +56,7 @@ class Kernel:
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
         """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
 
-        Rows that none reaches for are undefined.
+        Rows outside all `reaches` are undefined.
         """
         out, table = q.new_empty(q.shape), np.array(reaches, dtype=np.int64)
         tensors = _tensors(out, q, keys, values)
@@ -64,7 +64,7 @@ class Kernel:
         return out
 
     def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows see all keys -> as q, and the weights' mean over heads [rows, slots]."""
+        """All rows see all keys -> attended rows, shaped as q, and the weights' mean over heads [rows, slots]."""
         rows, visible, threads = len(q), keys.shape[1], torch.get_num_threads()
         out, mean = q.new_empty(q.shape), q.new_empty(rows, visible)
         room = q.new_empty(threads, 2 * visible + visible // TILE + 1, MOST_QUERIES)
@@ -74,7 +74,7 @@ class Kernel:
 
 
 def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
-    """As both functions take them first."""
+    """The leading arguments of both functions."""
     heads, head_dim = q.shape[1:]
     pointers = (out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr())
     return *pointers, keys.stride(0), len(keys), heads // len(keys), head_dim
@@ -82,7 +82,7 @@ def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int,
 
 @cache
 def kernel() -> Kernel | None:
-    """None where it cannot be had, for a reason that the log has."""
+    """The kernel, or None if it is not available; the log has the reason."""
     try:
         own = Kernel(library())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
@@ -96,7 +96,7 @@ def kernel() -> Kernel | None:
 
 
 def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the kernel is made for them: float32 on a CPU, each head's numbers in one piece, and no gradient."""
+    """Whether the kernel supports these tensors: float32 on a CPU, each head's numbers contiguous, and no gradient."""
     head_dim = q.shape[-1]
     return (
         q.device.type == "cpu"
@@ -112,7 +112,7 @@ def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 @torch.no_grad()
 def _agrees(own: Kernel) -> bool:
-    """With SDPA, and weights sum to 1, on numbers that leave every loop of the kernel with a remainder."""
+    """Whether it matches SDPA and weights sum to 1. Every loop of the kernel has a remainder at these shapes."""
     rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
     q, keys, values = (
         torch.arange(count * head_dim, dtype=torch.float32).mul_(step).sin_().mul_(3.0)

@@ -1,9 +1,9 @@
-"""The products that a forward spends its time in, by whatever is fastest on the tensors' device: dense in, dense out.
+"""Matrix products and attention of dense tensors, by the fastest implementation on the tensors' device.
 
-Knows shapes, dtypes, devices and how weights had best lie in memory; nothing of layers, pages or sequences. For float32
-on a CPU torch's own products go to MKL, which leaves AVX-512 alone where the CPU is not Intel's. oneDNN, which torch
-brings too and its compiler uses, does not, and is 1.5 to 2 times as fast there; it has no gradient. Attention there is
-this project's own kernel (`engine.kernels.native`) where a C++ compiler is at hand.
+Knows shapes, dtypes, devices and the best memory order of weights, but no layers, pages or sequences. For float32 on a
+CPU, torch's own products use MKL, which does not use AVX-512 on CPUs that are not Intel's. oneDNN, which torch includes
+and its compiler uses, does, and is 1.5 to 2 times as fast there; it has no gradient. Attention on a CPU uses this
+project's own kernel (`engine.kernels.native`) where it is available.
 """
 
 import torch
@@ -17,20 +17,20 @@ _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignor
 )
 
 ROWS_APART = ROWS_PER_OCTAVE = 8
-"""Numbers of rows that products are taken of: so far apart at least, and so many of them from any one to its double."""
+"""Row counts that products are padded to: the least distance of two counts, and how many there are in an octave."""
 
 PACKED_FOR_ROWS = 32
-"""Rows that packed weights are ordered for: a block of most models. It was seen to suit 4 rows and 1,920 as well."""
+"""Rows that packed weights are ordered for: a block of most models. Measured to suit 4 rows and 1,920 as well."""
 
 WEIGHTS_AT_ONCE = 2**19
-"""Attention weights that a CPU makes at once: 2 MiB stay in its caches from one product to the next."""
+"""Attention weights that a CPU computes at once: 2 MiB stay in its caches from one product to the next."""
 
 FEW_WEIGHTS = 2**15
-"""Attention weights for each head of the keys below which SDPA's single call beats three calls a head."""
+"""Attention weights for each KV head below which one call of SDPA is faster than three calls a head."""
 
 WATCHED_WEIGHTS, WATCHED_WEIGHTS_ON_CPU = 2**25, 2**21
-"""Attention weights that `watched_attention` makes at once where heads share a product, unless one group has more:
-launches cost, and a CPU's caches are small."""
+"""Attention weights that `watched_attention` computes at once where heads share a product, unless one group has more.
+Many on CUDA, where launches are expensive; few on a CPU, whose caches are small."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,18 +42,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rounded_rows(rows: int) -> int:
-    """So many that there are few different numbers of them: to the next 8, and in any octave there are 8.
+    """Rounds up to one of few row counts: multiples of 8, and 8 counts in any octave.
 
-    oneDNN makes code for each number of rows that it meets, in milliseconds, and keeps a thousand of these programs.
+    oneDNN compiles code for each row count that it meets, in milliseconds, and caches a thousand of these programs.
     """
     step = max(ROWS_APART, 1 << max((rows // ROWS_PER_OCTAVE).bit_length() - 1, 0))
     return -(-rows // step) * step
 
 
 def packed(weight: Tensor) -> Tensor:
-    """A weight [out, in] that `linear` takes as well, and that nothing else can read: in oneDNN's own order on a CPU.
+    """The weight [out, in], on a CPU in oneDNN's own memory order: then only `linear` can read it.
 
-    Else oneDNN puts it in that order at each call, which few rows do not make up for.
+    Otherwise oneDNN reorders it at each call, which is too expensive for few rows.
     """
     if weight.is_mkldnn or not _is_onednns(weight):
         return weight
@@ -83,7 +83,7 @@ def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """`attention`, and its weights: their mean over heads, float32 [rows, visible].
 
-    A part of the weights at a time, so that what is held does not grow with the number of heads.
+    Computes part of the weights at a time, so that memory does not grow with the number of heads.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
         return own.watch(q, keys, values)
@@ -107,7 +107,7 @@ def watched_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, 
 
 
 def _head_by_head(q: Tensor, keys: Tensor, values: Tensor, mean: Tensor | None = None) -> Tensor:
-    """`attention` by three calls for each head of the keys; adds to `mean`.
+    """`attention` by three calls for each KV head; adds to `mean`.
 
     Few calls on purpose: with few rows, the fixed cost of a call is most of its time.
     """
@@ -158,5 +158,5 @@ def _rows_at_once(q: Tensor, keys: Tensor) -> int:
 
 
 def _weights_of_a_row(q: Tensor, keys: Tensor) -> int:
-    """For each head of the keys."""
+    """Attention weights of one row, for each KV head."""
     return q.shape[1] // len(keys) * keys.shape[1]

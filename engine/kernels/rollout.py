@@ -1,6 +1,7 @@
-"""Attention rollout: how much of what the last layer says reaches each position of the first (arXiv 2005.00928).
+"""Attention rollout: how much of the last layer's attention reaches each input position (arXiv 2005.00928).
 
-d2Cache (2509.23094, section 4.2) recomputes the positions that most of it reaches. Knows matrices; no policy, no pages.
+d2Cache (2509.23094, section 4.2) recomputes the positions that most of it reaches. Knows matrices, but no policy and no
+pages.
 """
 
 from collections.abc import Sequence

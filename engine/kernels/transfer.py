@@ -1,4 +1,4 @@
-"""Host arrays and numbers to the device, without making the host wait for it."""
+"""Copies host arrays and numbers to the device without making the host wait for it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fill(tensor: Tensor, places: tuple[Tensor, ...], value: float) -> None:
-    """`tensor[places] = value`, which on CUDA copies the value from pageable memory and waits for all work queued."""
+    """`tensor[places] = value`, which itself would copy from pageable memory on CUDA and wait for all queued work."""
     tensor.index_put_(places, tensor.new_full((), value))
 
 

@@ -1,4 +1,4 @@
-"""The model families, and the one way from a checkpoint folder to a model.
+"""The model families, and loading a model from a checkpoint folder.
 
 A family is one file that says how its `config.json` and tensor names map to ours; adding one is that file and a
 line in `FAMILIES`. Knows no policy, no batch, no KV.
@@ -35,7 +35,7 @@ class Family(Protocol):
 
     @property
     def Config(self) -> type[ConfigFile]:  # noqa: N802 - a class of the module
-        """The other keys that it reads, with their types and ranges."""
+        """The other keys that the family reads, with their types and ranges."""
         ...
 
     def destinations(self, config: TransformerConfig) -> Destinations: ...
@@ -54,7 +54,7 @@ class Description(NamedTuple):
 
 
 def find(model: str, revision: str | None = None) -> Description:
-    """Describes a folder or a hub id, of which no weights are fetched. Raises LoadError, which says what is served."""
+    """Describes a folder or a hub id without fetching weights. Raises LoadError, which names the known families."""
     try:
         folder = locate(model, revision, weights=False)
     except LoadError as error:
@@ -103,7 +103,7 @@ def new_model(geometry: TransformerConfig, dtype: torch.dtype, device: torch.dev
 
 
 def _skeleton(geometry: TransformerConfig) -> Transformer:
-    """Its shapes alone."""
+    """The model's shapes only, without memory."""
     with torch.device("meta"):
         return Transformer(geometry)
 

@@ -1,7 +1,7 @@
-"""What a checkpoint's `config.json` may say: what families declare alike, and one line for what is wrong.
+"""What a checkpoint's `config.json` may say: declarations that families share, and one-line error messages.
 
-A family declares keys, types and ranges; what passes can be computed with, and nothing behind it asks again. Knows no
-family, and of files only what is written in them.
+A family declares keys, types and ranges; a config that passes can be computed with, and no later code checks it again.
+Knows no family, and only the contents of files.
 """
 
 import reprlib
@@ -20,10 +20,10 @@ from engine.models.layers import TransformerConfig
 Layers = Annotated[int, Ge(1), Le(256)]
 Heads = Annotated[int, Ge(1), Le(4096)]
 Width = Annotated[int, Ge(1), Le(2**20)]
-"""Of a hidden row, or of an MLP."""
+"""Numbers of a hidden row, or of a row within an MLP."""
 Vocabulary = Annotated[int, Ge(2), Le(2**24)]
 Positions = Annotated[int, Ge(1), Le(2**21)]
-"""Each has a row in the rotary table."""
+"""Each position has a row in the rotary table."""
 TokenId = Annotated[int, Ge(0)]
 Epsilon = Annotated[float, Ge(0), Le(1)]
 Theta = Annotated[float, Gt(0)]
@@ -36,13 +36,13 @@ def _listed(value: Any) -> Any:
 
 
 class Declaration(BaseModel):
-    """Part of a checkpoint's JSON. Keys that nobody declares are let be: published files have dozens."""
+    """Part of a checkpoint's JSON. Keys that are not declared are ignored: published files have dozens."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
     @classmethod
     def read(cls: type[Declared], values: Mapping[str, Any], source: Path | str = "config.json") -> Declared:
-        """Raises LoadError, in one line with the key's name, on what is missing or of no use."""
+        """Validates values. Raises LoadError, in one line with the key's name, on a missing or invalid one."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -61,7 +61,7 @@ class ConfigFile(Declaration):
         raise NotImplementedError
 
     def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
-        """`special_tokens` are the tokenizer's, text -> id: some of the ends of answers stand only there."""
+        """`special_tokens` are the tokenizer's, text -> id: some tokens that end answers are listed only there."""
         raise NotImplementedError
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class ConfigFile(Declaration):
 
 
 def divided(width: int, heads: int) -> int:
-    """Numbers of a head. For declarations alone: what it raises is told as `Declaration.read` does."""
+    """Numbers of one head. Only for use in declarations, where `Declaration.read` turns its error into LoadError."""
     if width % heads:
         raise _contradiction(f"{heads} heads cannot share a row of {width} numbers")
     return width // heads
@@ -86,7 +86,7 @@ def _contradiction(text: str) -> PydanticCustomError:
 
 
 def _complaint(error: ValidationError) -> str:
-    """Of the first of them, behind a file's name."""
+    """The first error, as text that follows a file's name."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":

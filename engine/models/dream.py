@@ -1,7 +1,7 @@
 """Dream: Dream-org/Dream-v0-Base-7B and -Instruct-7B (arXiv 2508.15487), Dream-Coder, apple/DiffuCoder-7B.
 
-Qwen2's layout with full attention in both directions and, as in the autoregressive model it grew from, logits shifted
-by one. Says how its `config.json` and tensor names map to ours.
+Qwen2's layout with full attention in both directions. Logits are shifted by one, as in the autoregressive model that
+Dream grew from. Says how its `config.json` and tensor names map to ours.
 """
 
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ from engine.models.weights import Destination, Destinations
 ARCHITECTURES: tuple[str, ...] = ("DreamModel",)
 
 _END_TOKENS = ("<|im_end|>", "<|dlm_pad|>")
-"""End an answer beside the config's own: of ChatML's turns, and DiffuCoder's padding after them."""
+"""Tokens that end an answer besides the config's: the end of ChatML's turns, and DiffuCoder's padding after them."""
 
 
 class Config(ConfigFile):
-    """Qwen2's keys. Those with a single value are its options that Dream leaves alone: others mean another model."""
+    """Qwen2's keys. Keys with a single value are options that Dream does not vary: others mean another model."""
 
     hidden_size: Width
     num_hidden_layers: Layers

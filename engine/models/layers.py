@@ -1,7 +1,7 @@
 """The transformer that every family so far is made of: RMSNorm, rotary attention, SwiGLU, one output head.
 
 It maps flat rows (ids, positions) to hidden rows. Batching, KV pages, cache and unmask policies stay outside:
-attention is whatever the `context` argument does with this step's queries, keys and values.
+the `context` argument computes attention from this step's queries, keys and values.
 Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGLU (2002.05202); GQA (2305.13245).
 """
 
@@ -64,7 +64,7 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        """Puts the weight in the order that products like best; from then on nobody else can read it."""
+        """Puts the weight in the memory order that is best for products; only `linear` can read it then."""
         self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
 
@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.out = Linear(self.num_heads * self.head_dim, config.dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What an `AttentionContext` takes: q, k and v. `out` is for what it gives."""
+        """q, k and v as an `AttentionContext` takes them. `out` is applied to its result."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
@@ -145,7 +145,7 @@ class Block(nn.Module):
 
 
 class Parts(NamedTuple):
-    """All of a forward but embedding and attention, as functions that do not know which layer they are given."""
+    """All of a forward but embedding and attention, as functions that take any layer."""
 
     before: Callable[..., tuple[Tensor, Tensor, Tensor]]
     after: Callable[..., Tensor]
@@ -174,9 +174,9 @@ class Transformer(nn.Module):
         self.parts = Parts(Block.before, Block.after, Transformer.score)
 
     def compile_parts(self) -> None:
-        """From now on the parts run compiled, for inference alone: one graph each, whatever the layer and the rows.
+        """Compiles the parts, for inference only: one graph each, for all layers and numbers of rows.
 
-        A single row has its own: to the compiler 1 is no number like others.
+        A single row has its own graph: the compiler treats a size of 1 specially.
         """
         before, after, score = self.parts
         self.parts = Parts(compiled(before), compiled(after), compiled(score))
@@ -191,7 +191,7 @@ class Transformer(nn.Module):
         return x
 
     def pack(self) -> None:
-        """Makes products faster where weights can be put in another order for them; ends all training and saving."""
+        """Reorders weights where that makes products faster. The model cannot be trained or saved afterwards."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()

@@ -27,7 +27,7 @@ ARCHITECTURES: tuple[str, ...] = ("LLaDAModelLM",)
 
 
 class Config(ConfigFile):
-    """LLaDA's keys. Those with a single value are OLMo's options, whose code it inherits: others mean another model."""
+    """LLaDA's keys. Keys with a single value are options of OLMo, whose code it inherits: others mean another model."""
 
     d_model: Width
     n_layers: Layers

@@ -1,4 +1,4 @@
-"""Models with random weights in LLaDA's layout, for measuring: they decode nonsense at the speed of sense."""
+"""Models with random weights in LLaDA's layout, for measuring: they decode nonsense, as fast as trained models."""
 
 from collections.abc import Mapping
 

@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 class Destination(NamedTuple):
-    """A parameter, and for a tensor that is one part of a fused parameter the rows it takes."""
+    """The parameter that a tensor goes to, and its rows there if it is one part of a fused parameter."""
 
     parameter: str
     start: int = 0
@@ -38,7 +38,7 @@ Destinations = Mapping[str, Destination]
 """Checkpoint tensor name -> where it goes."""
 
 _DTYPES = ("F64", "F32", "BF16", "F16")
-"""As safetensors calls them: of others, numbers alone are not the weights."""
+"""By safetensors' names. With other dtypes, the stored numbers alone are not the weights."""
 
 
 class _Named(Declaration):
@@ -79,7 +79,7 @@ def locate(model: str, revision: str | None = None, *, weights: bool = True) -> 
         return Path(snapshot_download(model, revision=revision, allow_patterns=files))
     except HFValidationError:
         raise LoadError(f"{model}: no such folder, and not a hub id of the form owner/name") from None
-    except OSError as error:  # whatever else the hub's client raises is one
+    except OSError as error:  # all other errors of the hub's client are OSErrors
         reason = _why_not(error, revision)
         raise LoadError(f"{model}: no such folder, and the hub does not give it: {reason}") from None
 
@@ -98,7 +98,7 @@ def _why_not(error: OSError, revision: str | None) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises LoadError with the file's name if there is none."""
+    """Reads a JSON object. Raises LoadError with the file's name if there is none."""
     try:
         value = from_json(path.read_bytes())
     except FileNotFoundError:
@@ -115,16 +115,16 @@ def special_tokens(folder: Path) -> dict[str, int]:
     fast, slow = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if fast.exists():
         return {token.content: token.id for token in _Tokenizer.read(read_json(fast), fast).added_tokens}
-    if slow.exists():  # as Dream's checkpoints have it, whose tokenizer is `vocab.json` and `merges.txt`
+    if slow.exists():  # for example Dream's, whose tokenizer is `vocab.json` and `merges.txt`
         added = _TokenizerConfig.read(read_json(slow), slow).added_tokens_decoder
         return {token.content: id_ for id_, token in added.items()}
     return {}
 
 
 def find_tensors(folder: Path, model: nn.Module, destinations: Destinations) -> dict[Path, list[str]]:
-    """Files, and the names of their tensors, which are all that the model wants. Only headers are read.
+    """Each file's tensor names, after a check that they are all that the model needs. Reads headers only.
 
-    Raises LoadError if a tensor is missing, misshapen, of no kind for weights, or not known to the family.
+    Raises LoadError if a tensor is missing, misshapen, of an unsupported dtype, or not known to the family.
     """
     parameters = dict(model.named_parameters())
     missing, shards = set(destinations), {}
@@ -172,7 +172,7 @@ def _target(parameters: Mapping[str, Tensor], destination: Destination) -> Tenso
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Raises LoadError if it cannot be read, whenever that is noticed."""
+    """Opens a safetensors file. Raises LoadError if it cannot be read, at opening or later."""
     try:
         with safe_open(path, framework="pt") as shard:
             yield shard
@@ -184,7 +184,7 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return [folder / name for name in sorted(set(_Index.read(read_json(index), index).weight_map.values()))]
-    # A folder may hold other safetensors too: only the names that checkpoints have.
+    # Only the names that checkpoints have: a folder may hold other safetensors, too.
     paths = sorted(folder.glob("model.safetensors")) or sorted(folder.glob("model-*-of-*.safetensors"))
     if not paths:
         raise LoadError(f"{folder} has no model.safetensors (other weight formats are not read)")

@@ -1,5 +1,4 @@
-"""Who runs: admission, pages, the rows of a step, faults of single requests, checks of submissions, what it all cost.
+"""Which requests run: admission, pages, the rows of a step, faults of single requests, checks of submissions, counters.
 
-Sees the policies and `core`; no tensor and no device. A check of what is submitted goes into `checks`, a count into
-`tally`.
+Sees the policies and `core`; no tensor and no device. Checks of submissions go into `checks`, counters into `tally`.
 """

@@ -1,7 +1,7 @@
 """What a submission must satisfy before it becomes a request: one layer of checks below every front end.
 
-Ranges stand with the parameters they belong to (`engine.core.params`); here are those checks that need the model, the
-policies or two parameters at once. Errors are in the API's words and name the field.
+Ranges are declared with their parameters (`engine.core.params`). The checks here need the model, a policy or two
+parameters at once. Errors name the field at fault by its API name.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ def check(submission: Submission, spec: ModelSpec) -> None:
     _check_holes(submission, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
     check_sampling(submission, spec)
-    _check_length(submission, spec.max_model_len)  # before `block_length`, which some policies make of max_tokens
+    _check_length(submission, spec.max_model_len)  # before `block_length`, which some policies derive from max_tokens
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
@@ -65,7 +65,7 @@ def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], pr
     for name, constraints in ranges.items():
         value = getattr(params, name)
         for constraint in constraints:
-            # Asked this way round, NaN fails every one of them.
+            # Each comparison is written so that NaN fails it.
             match constraint:
                 case Ge(bound):
                     fits, words = value is None or value >= bound, f"at least {bound}"

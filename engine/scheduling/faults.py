@@ -1,6 +1,6 @@
-"""What goes wrong while one request is served, kept to that request.
+"""Errors while one request is served, confined to that request.
 
-Knows exceptions and requests; who ends a request that is at fault, and how, is not its business.
+Knows exceptions and requests. The caller ends a request that is at fault.
 """
 
 import logging
@@ -15,17 +15,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a request cannot go on. Text alone: an exception would keep its step's tensors in memory."""
+    """Why a request cannot go on. Holds text only: an exception would keep its step's tensors in memory."""
 
     request: Request
     cause: str
-    """The exception, in a line."""
+    """The exception, in one line."""
     trace: str
-    """Where it came from, in many."""
+    """Its traceback, in several lines."""
 
 
 class Faults:
-    """Those of the step that is under way, one a request."""
+    """The faults of the step under way, at most one for each request."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, Fault] = {}
@@ -34,16 +34,16 @@ class Faults:
         return request.id in self._by_id
 
     def add(self, request: Request, error: Exception) -> None:
-        """Lays an exception to a request's account; its first one counts."""
+        """Records an exception as a request's fault. Only the first one of a request is kept."""
         cause = traceback.format_exception_only(error)[-1].strip()
         self._by_id.setdefault(request.id, Fault(request, cause, "".join(traceback.format_exception(error))))
 
     def of(self, request: Request) -> "_Guard":
-        """Whatever is raised inside is this request's fault, and goes no further."""
+        """A context that records any Exception raised inside as this request's fault and suppresses it."""
         return _Guard(self, request)
 
     def take(self) -> list[Fault]:
-        """All of them; the next step begins without any."""
+        """Returns all faults and forgets them: the next step begins without any."""
         faults = list(self._by_id.values())
         self._by_id.clear()
         return faults
@@ -51,7 +51,7 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class _Guard:
-    """A class, since each request of a step enters three of them: a generator would take four times as long."""
+    """The context of `Faults.of`. Each request enters three a step: a generator would take four times as long."""
 
     faults: Faults
     request: Request
@@ -60,7 +60,7 @@ class _Guard:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        """Policies may raise anything, and `report` tells all of it."""
+        """Suppresses any Exception: policies may raise anything, and `report` logs all of it."""
         if not isinstance(error, Exception):
             return False
         self.faults.add(self.request, error)

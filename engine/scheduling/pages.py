@@ -1,7 +1,8 @@
 """Which KV pages are free. Hands out page numbers; knows nothing of requests, tensors or what a page holds.
 
-A table of neighbouring pages lets attention read keys and values in place, so pages behind those that a table has are
-taken first, then the lowest run that is long enough, and scattered ones only where there is none.
+Attention reads keys and values in place if the pages of a page table are neighbours. So the pages right behind a
+table's last one are taken first, then the lowest run that is long enough, and scattered pages only if there is no such
+run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,9 +33,10 @@ class PagePool:
         return -(-num_tokens // self.page_size)
 
     def allocate(self, count: int, table: Sequence[int] = ()) -> tuple[int, ...] | None:
-        """`count` free pages, ascending, to come behind those of `table`; None if there are too few.
+        """Takes `count` free pages, ascending, to append to the page table `table`; None if too few are free.
 
-        Neighbours of its last page if these are free, else neighbours of each other if possible.
+        They are the pages right behind the table's last one if these are free, else neighbours of each other if
+        possible.
         """
         free = np.flatnonzero(self._free)
         if len(free) < count:
@@ -46,7 +48,7 @@ class PagePool:
 
     @staticmethod
     def _first(free: Ids, count: int, table: Sequence[int]) -> int:
-        """Where in `free` the pages to be taken begin."""
+        """Index in `free` [free pages] of the first page to take."""
         # Free pages are distinct and ascending, so `count` of them are neighbours if the last is the first + count - 1.
         first, last = free[: len(free) - count + 1], free[count - 1 :]
         runs = np.flatnonzero(last == first + count - 1)
@@ -57,12 +59,12 @@ class PagePool:
         return int(runs[0]) if len(runs) else 0
 
     def release(self, pages: Iterable[int]) -> None:
-        """Takes pages back."""
+        """Marks pages as free."""
         for page in pages:
             assert not self._free[page], f"page {page} is released twice; this is a bug"
             self._free[page] = True
 
     def slots(self, pages: tuple[int, ...], num_tokens: int) -> Ids:
-        """The slot of each of the first `num_tokens` positions of a table of pages."""
+        """[num_tokens] the slots of the first positions of a page table."""
         slots = np.asarray(pages, np.int64)[:, None] * self.page_size + np.arange(self.page_size)
         return slots.reshape(-1)[:num_tokens]

@@ -1,8 +1,8 @@
-"""Whether pages can be handed out one by one without anybody getting stuck.
+"""Whether pages can be handed out as blocks open without a deadlock.
 
-Requests take pages as their blocks open and give all of them back when they end; nobody is made to give any up. So a
-state is allowed only if it is safe in the sense of Dijkstra's banker's algorithm (EWD 623): all could still end, one
-after the other, each with what is free and what those before it have given back. Knows numbers of pages alone.
+Requests take pages as their blocks open and give all of them back when they end; no request is preempted. So a state is
+allowed only if it is safe in the sense of Dijkstra's banker's algorithm (EWD 623): all requests can still end, one
+after the other, each with the free pages and those that the requests before it gave back. Knows only numbers of pages.
 """
 
 from collections.abc import Iterable
@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 
 class Claim(NamedTuple):
-    """Of one request, in pages."""
+    """The claim of one request, in pages."""
 
     held: int
     missing: int
-    """What it may still take."""
+    """Pages that it may still take."""
 
 
 def most_alike(pages: int, opening: int, canvas: int) -> int:
-    """How many requests alike a pool runs at once: each holds `opening` pages and may come to hold `canvas`.
+    """How many equal requests a pool runs at once, if each holds `opening` pages and may grow to `canvas` pages.
 
     The state is safe while one of them finds the rest of its canvas free.
     """
@@ -26,7 +26,7 @@ def most_alike(pages: int, opening: int, canvas: int) -> int:
 
 
 def is_safe(free: int, claims: Iterable[Claim]) -> bool:
-    """Whether all can end, with so many pages free. Whoever misses least goes first: no other order gets further."""
+    """Whether all requests can end with `free` pages free. Fewest missing pages first: no other order gets further."""
     for claim in sorted(claims, key=lambda claim: claim.missing):
         if claim.missing > free:
             return False

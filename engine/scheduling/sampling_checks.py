@@ -1,6 +1,6 @@
-"""What a submission's sampling parameters must satisfy together, and beside the model's vocabulary.
+"""Checks of sampling parameters against each other and against the model's vocabulary.
 
-Ranges of single ones stand with them (`engine.core.params`). Errors name the field in the API's words.
+Ranges of single parameters are declared with them (`engine.core.params`). Errors name the field by its API name.
 """
 
 from collections.abc import Collection
@@ -13,14 +13,14 @@ from engine.scoring.bans import banned_everywhere, leaves_any
 
 
 def check_ids(ids: Collection[int], spec: ModelSpec, param: str) -> None:
-    """Raises InvalidRequest if any of these is no token of the model."""
+    """Raises InvalidRequest if any id is not in the model's vocabulary."""
     if ids and not (min(ids) >= 0 and max(ids) < spec.vocab_size):
         wrong = next(token for token in ids if not 0 <= token < spec.vocab_size)
         raise InvalidRequest(f"Token id {wrong} is out of vocabulary: ids are 0 to {spec.vocab_size - 1}.", param)
 
 
 def check_sampling(submission: Submission, spec: ModelSpec) -> None:
-    """Raises InvalidRequest if no answer could be drawn as asked; ranges have been checked."""
+    """Raises InvalidRequest on sampling parameters that cannot be served. Ranges have been checked before."""
     sampling = submission.sampling
     if len(sampling.stop_ids) > MAX_STOP_IDS:
         raise InvalidRequest(
@@ -49,7 +49,7 @@ def _check_bias(sampling: SamplingParams, spec: ModelSpec) -> None:
         )
     check_ids([token for token, _ in sampling.logit_bias], spec, "logit_bias")
     for token, bias in sampling.logit_bias:
-        if not -MAX_BIAS <= bias <= MAX_BIAS:  # asked this way round, NaN is refused too
+        if not -MAX_BIAS <= bias <= MAX_BIAS:  # written so that NaN is refused, too
             raise InvalidRequest(
                 f"logit_bias of token {token} is {bias}; it must be from {-MAX_BIAS:g} to {MAX_BIAS:g}.", "logit_bias"
             )
@@ -70,7 +70,7 @@ def _check_bad_words(sampling: SamplingParams, spec: ModelSpec) -> None:
 
 
 def _check_that_some_token_is_left(submission: Submission, spec: ModelSpec) -> None:
-    """With what is banned wherever it may stand; bans that depend on the canvas give way by themselves."""
+    """Looks at bans that do not depend on the canvas: `scoring.bans` drops those that do if no token is left."""
     sampling, banned = submission.sampling, banned_everywhere(submission.sampling)
     if not leaves_any(sampling, spec, banned):
         param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"

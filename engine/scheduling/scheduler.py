@@ -1,7 +1,7 @@
-"""Who runs, and which rows: admission by pages, a row budget per step, and the outcome of a step written back.
+"""Which requests run, with which rows: admission by pages, a row budget per step, writing back a step's outcome.
 
-The only writer of `Request`. Sees plans and host arrays, never tensors; which rows a request wants is its cache
-policy's word.
+The only writer of `Request`. Sees plans and host arrays, never tensors. A request's cache policy decides which rows it
+wants.
 """
 
 import time
@@ -21,19 +21,20 @@ from engine.scheduling.safe_state import Claim, is_safe
 from engine.unmask.policies import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
-"""Every so many steps the plan that was passed over longest goes first; in between the smallest do."""
+"""Every `OLDEST_FIRST_EVERY` steps the plan that was passed over longest goes first, in all others the smallest."""
 
 SPARING_STEPS = 256
-"""Steps for which a lowered row budget holds; then the whole one is tried again."""
+"""Steps for which a lowered row budget holds; then the full one is tried again."""
 
 
 class Scheduler:
     """Continuous batching: a request joins and leaves at any step.
 
-    Requests are admitted in order of arrival and take pages as their blocks open, if the state stays safe
-    (`safe_state`): so none is ever preempted. Who waits for pages goes before those who wait for admission.
-    Each step takes as many plans as the row budget holds. Smallest first lets a short request's blocks ride beside
-    the refreshes of long ones; oldest first, now and then, keeps those from starving.
+    Requests are admitted in order of arrival and take pages as their blocks open, as long as the state stays safe
+    (`safe_state`), so that none is ever preempted. While a running request waits for pages, none is admitted. Each step
+    takes as many plans as the row budget holds, smallest first: so the blocks of short requests share a forward with
+    the refreshes of long ones. Every `OLDEST_FIRST_EVERY` steps it takes the oldest first, so that large plans do not
+    starve.
     """
 
     def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int) -> None:
@@ -42,22 +43,22 @@ class Scheduler:
         self.max_running = max_running
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        """Longest passed over first."""
+        """Those passed over longest come first."""
         self.num_stalled = 0
-        """Of these, the ones that had to wait for pages of their open block in the last step."""
+        """Running requests that had to wait for pages of their open block in the last step."""
         self.faults = Faults()
-        """Of requests whose policies raised; their caller takes them, and aborts who is at fault."""
+        """Faults of requests whose policies raised. The caller takes them and aborts these requests."""
         self._step = 0
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
     def add(self, request: Request) -> None:
-        """Queues a request, its first block open. It fits an empty pool and the row budget: `Engine` checks that."""
+        """Queues a request and opens its first block. `Engine` checks that it fits an empty pool and the row budget."""
         self.waiting.append(request)
         with self.faults.of(request):
             _open_block(request, 0, request.answer_start)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
-        """Ends a request now and frees its pages; None if it is not here (any more)."""
+        """Ends a request now and frees its pages. Returns its last output, or None if it is not queued or running."""
         for queue in (self.waiting, self.running):
             for request in queue:
                 if request.id == request_id:
@@ -67,12 +68,12 @@ class Scheduler:
         return None
 
     def lower_budget(self, rows: int) -> None:
-        """Memory ran out with so many rows: takes at most half of them, or one plan, for the next `SPARING_STEPS`."""
+        """After memory ran out with `rows` rows: takes at most half as many, or one plan, for `SPARING_STEPS` steps."""
         self._lowered_rows = min(rows // 2, self._row_budget)
         self._lowered_until = self._step + SPARING_STEPS
 
     def schedule(self) -> list[StepPlan]:
-        """Admits what fits and returns the plans of this step: at least one if any request is here and not at fault."""
+        """Admits what fits and returns this step's plans: at least one if there is any request without a fault."""
         ready = [request for request in self.running if self._take_pages(request)]
         self.num_stalled = len(self.running) - len(ready)
         if not self.num_stalled:
@@ -96,7 +97,7 @@ class Scheduler:
         return chosen
 
     def commit(self, choices: Sequence[Choice]) -> list[Output]:
-        """Writes the chosen tokens; returns the blocks that this completed, after releasing finished requests."""
+        """Writes the chosen tokens and releases finished requests. Returns the blocks that this completed."""
         outputs = []
         for choice in choices:
             request = choice.plan.request
@@ -111,7 +112,7 @@ class Scheduler:
         return self._lowered_rows if self._step <= self._lowered_until else self.max_batch_rows
 
     def _admit(self) -> list[Request]:
-        """Those that run from now on."""
+        """Moves waiting requests that fit to `running`, in order of arrival, and returns them."""
         admitted: list[Request] = []
         while self.waiting and len(self.running) < self.max_running and self._take_pages(self.waiting[0]):
             request = self.waiting.popleft()
@@ -121,7 +122,7 @@ class Scheduler:
         return admitted
 
     def _take_pages(self, request: Request) -> bool:
-        """Takes the pages that its visible positions need and the others can spare; returns whether all have a slot."""
+        """Takes the pages that its visible positions lack, if that is safe; returns whether all have a slot."""
         pool = self.pool
         count = pool.pages_for(request.block.visible_end) - len(request.pages)
         if count <= 0:
@@ -135,7 +136,7 @@ class Scheduler:
         return True
 
     def _can_spare(self, count: int, taker: Request) -> bool:
-        """Whether all running requests and the taker, with `count` pages more, could still end one after the other."""
+        """Whether all running requests and the taker could end one after the other if it took `count` pages more."""
         pool = self.pool
         claims = [self._claim(request) for request in self.running if request is not taker]
         held, missing = self._claim(taker)
@@ -181,7 +182,7 @@ def _output(request: Request, tokens: tuple[int, ...], reason: FinishReason | No
 
 
 def _open_block(request: Request, index: int, start: int) -> None:
-    """Opens the first block from `start` on that has anything to fill; how long it is, is its unmask policy's word."""
+    """Opens the first block from `start` on that has masked positions; the unmask policy sets its length."""
     length = UNMASKS[request.diffusion.unmask].block_length(request)
     masked = np.flatnonzero(request.masked[start:])
     start += int(masked[0]) // length * length
@@ -205,7 +206,7 @@ def _write(choice: Choice) -> None:
 
 
 def _record(choice: Choice) -> None:
-    """In the request's history, which its policies read."""
+    """Writes scores and choice into the request's history, which its policies read."""
     plan, scores, chosen, _ = choice
     history, confidence = plan.request.history, scores.confidence
     history.confidence[plan.targets] = confidence
@@ -219,7 +220,7 @@ def _record(choice: Choice) -> None:
 def _first_stop(request: Request, start: int, limit: int) -> int:
     """The first position of the answer in [start, limit) that holds a decoded stop token, else limit.
 
-    A block may hold tokens of the prompt, and an end-of-sequence token there ends nothing.
+    A block may hold tokens of the prompt: a stop token among these does not end the answer.
     """
     if request.stop_ids.isdisjoint(request.ids[start:limit].tolist()):
         return limit

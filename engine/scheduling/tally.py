@@ -1,7 +1,7 @@
-"""What decoding has cost and yielded, counted step by step: told of each step and of each output, it gives a reading.
+"""Counts what decoding costs and yields, from each step and each output.
 
-Counts what only the engine can see. Knows plans, scores and outputs; neither who asks for the reading nor under which
-names. A step costs it microseconds: a few integers for each plan, numpy over all plans' tokens together.
+Counts only what is visible inside the engine. Knows plans, scores and outputs, but neither the readers of the counters
+nor metric names. Takes microseconds a step: a few integers for each plan, numpy over the tokens of all plans.
 """
 
 import time
@@ -32,11 +32,11 @@ class RowKind(StrEnum):
     BLOCK = "block"
     """It belongs to the open block, or carries the logits of its first position."""
     REFRESH = "refresh"
-    """It lies outside: its keys and values are renewed."""
+    """It lies outside the open block: its keys and values are renewed."""
 
 
 class Discard(StrEnum):
-    """Why a decoded token was handed to nobody."""
+    """Why a decoded token is in no output."""
 
     AFTER_STOP = "after_stop"
     """It stands behind the token that ended the answer."""
@@ -48,25 +48,25 @@ class Discard(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingStats:
-    """One reading of what decoding has done since the engine's start; as it stands here, before the first step."""
+    """One reading of the counters since the engine's start. The defaults are the values before the first step."""
 
     denoising_steps: int = 0
     """Steps of requests: a forward counts once for each request in it."""
     tokens_decoded: int = 0
-    """Masks turned into tokens, those included that are handed to nobody."""
+    """Masks turned into tokens, discarded tokens included."""
     tokens_forced: int = 0
-    """Decoded because each step must decode one, though none reached the policy's bar."""
+    """Tokens decoded only because each step must decode one: none met the policy's criterion."""
     tokens_discarded: Mapping[Discard, int]
     rows: Mapping[RowKind, int]
     """Positions computed."""
     cache_lookups: int = 0
     """Positions whose keys and values a step's rows attended to."""
     cache_hits: int = 0
-    """Of those, the ones that the step did not compute anew."""
+    """Lookups of positions that the step did not compute anew."""
     full_refreshes: int = 0
     """Steps that computed every visible position of a request's canvas."""
     kv_page_seconds: float = 0.0
-    """Pages held times the seconds that steps took meanwhile: its rate is the mean of pages held."""
+    """Sum over steps of pages held times the step's seconds. Its rate is the mean number of pages held."""
     blocks: int = 0
     """Blocks completed."""
     block_positions: int = 0
@@ -77,17 +77,17 @@ class DecodingStats:
     tokens_per_forward: Distribution
     """Tokens that one request gained from one forward."""
     confidence: Distribution
-    """Of decoded tokens: their probability as their unmask policy saw it."""
+    """Probabilities of decoded tokens, as their unmask policy saw them."""
     batch_requests: Distribution
     """Requests in one forward."""
     batch_rows: Distribution
     """Rows of one forward."""
     step_tokens: Distribution
-    """Tokens that went through one step: those that it decoded, and the prompts whose first step it was."""
+    """Tokens of one step: those that it decoded, and the prompts of requests whose first step it was."""
     forward_seconds: Distribution
-    """Of a step: from the batch's being ready to its scores' being on the host."""
+    """Seconds of a step from the finished batch until its scores are on the host."""
     host_seconds: Distribution
-    """Of a step: everything else, that is scheduling, building the batch, choosing tokens, counting."""
+    """All other seconds of a step: scheduling, building the batch, choosing tokens, counting."""
 
 
 class Tally:
@@ -98,7 +98,7 @@ class Tally:
         self._rows = Counter(dict.fromkeys(RowKind, 0))
         self._discarded = Counter(dict.fromkeys(Discard, 0))
         self._open: dict[str, _Account] = {}
-        """Of requests that have taken part in a step and have not ended."""
+        """By request id: requests that have taken part in a step and have not ended."""
         self._steps_per_block = Histogram(STEPS)
         self._tokens_per_forward = Histogram(TOKENS)
         self._confidence = Histogram(CONFIDENCE)
@@ -113,7 +113,7 @@ class Tally:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Times what the device works in, which must end with its synchronisation; parts of one step add up."""
+        """Times device work, which must end with a synchronisation. Several forwards of one step add up."""
         begun = time.perf_counter()
         try:
             yield
@@ -126,17 +126,17 @@ class Tally:
         begun, self._forward, self._pages_held = time.perf_counter(), 0.0, 0
         yield
         seconds = time.perf_counter() - begun
-        if self._forward:  # else nobody had anything to do
+        if self._forward:  # else no request had a plan
             self._forward_seconds.add([self._forward])
             self._host_seconds.add([seconds - self._forward])
             self._kv_page_seconds += self._pages_held * seconds
 
     def scheduled(self, pages_held: int) -> None:
-        """KV pages that all requests hold in the step under way."""
+        """Sets how many KV pages all requests hold in the step under way."""
         self._pages_held = pages_held
 
     def chosen(self, choices: Sequence[Choice]) -> None:
-        """What a step computed and chose. Call it before that is written back."""
+        """Counts what a step computed and chose. Call it before the scheduler commits the choices."""
         if not choices:
             return
         gains = [int(np.count_nonzero(choice.chosen)) for choice in choices]
@@ -174,7 +174,7 @@ class Tally:
         self._step_tokens.add([sum(gains) + prompts])
 
     def completed(self, outputs: Iterable[Output]) -> None:
-        """Blocks that a step completed, and ends that came from outside; an end is told once."""
+        """Counts completed blocks, and requests that ended, aborted and failed ones included. Pass each end once."""
         for output in outputs:
             if (account := self._open.get(output.request_id)) is None:
                 continue  # it never ran
@@ -190,7 +190,7 @@ class Tally:
     def _discard(self, output: Output, surplus: int) -> None:
         match output.finish_reason:
             case FinishReason.STOP:
-                self._discarded[Discard.AFTER_STOP] += surplus - 1  # the stop token has done its work
+                self._discarded[Discard.AFTER_STOP] += surplus - 1  # the stop token itself does not count as discarded
             case FinishReason.LENGTH:
                 self._discarded[Discard.OVER_LENGTH] += surplus
             case _:
@@ -215,16 +215,16 @@ class Tally:
 
 @dataclass(slots=True)
 class _Account:
-    """One request so far."""
+    """What one request has done so far."""
 
     decoded: int = 0
     steps: int = 0
-    """In its open block."""
+    """Steps in its open block."""
     block_length: int = 0
 
 
 def _rows_in_block(plan: StepPlan) -> int:
-    """Rows, which ascend, from the one that carries the first position's logits to the block's end."""
+    """Number of rows, which ascend, from the one with the logits of the block's first position to the block's end."""
     rows, block = plan.rows, plan.request.block
     start = max(block.start - plan.request.spec.shift, 0)
     if rows[0] >= start and rows[-1] < block.end:

@@ -1,7 +1,7 @@
 """Which tokens may not be drawn where: `bad_words` on a canvas that is filled in any order, and `min_tokens`.
 
-Host arrays of one request's positions and ids; knows no logits. What is banned everywhere in an answer is in
-`banned_everywhere`, what depends on what stands around a position in `bans`.
+Works on host arrays of one request's positions and ids; knows no logits. `banned_everywhere` has the tokens that are
+banned at every position, `bans` those whose ban depends on the position or on the tokens around it.
 """
 
 from collections import defaultdict
@@ -17,22 +17,22 @@ from engine.core.request import Ids, Mask, Request
 
 
 def banned_everywhere(sampling: SamplingParams) -> frozenset[int]:
-    """The bad words of one token."""
+    """The tokens of bad words that are a single token."""
     return frozenset(word[0] for word in sampling.bad_words if len(word) == 1)
 
 
 def leaves_any(sampling: SamplingParams, spec: ModelSpec, banned: Set[int]) -> bool:
-    """Whether a token may still be drawn once these, of the vocabulary, may not."""
+    """Whether any token may still be drawn if the `banned` ones, all of the vocabulary, may not."""
     if sampling.allowed_ids is not None:
         return not sampling.allowed_ids <= banned | {spec.mask_id}
     return len(banned | {spec.mask_id}) < spec.vocab_size
 
 
 def bans(request: Request, targets: Ids) -> tuple[Ids, Ids]:
-    """(index among these masked positions, token) pairs, as two arrays: what may not be drawn there now.
+    """Pairs (index into `targets`, token) that may not be drawn now, as two int64 arrays [pairs].
 
-    Tokens that end the answer before its first `min_tokens` positions are over, and those that complete a bad word of
-    several tokens, unless nothing else is left.
+    These are stop tokens within the first `min_tokens` positions of the answer and, unless no other token is left,
+    tokens that complete a bad word of several tokens.
     """
     early = targets < request.answer_start + request.sampling.min_tokens
     stops = np.array(sorted(request.stop_ids), np.int64)
@@ -50,9 +50,10 @@ def bans(request: Request, targets: Ids) -> tuple[Ids, Ids]:
 
 
 def hold_back(request: Request, scores: Scores, chosen: Mask) -> Mask:
-    """`chosen` [targets] without those that would complete a bad word together with others of it.
+    """`chosen` (bool [targets]) without tokens that would complete a bad word together with other chosen ones.
 
-    Of each such word the least confident one waits. One alone is never held back, so that something stays chosen.
+    Of each such word the least confident token is held back. A single chosen token of a word never is, so that at least
+    one stays chosen.
     """
     positions = scores.positions[chosen]
     ids, masked, is_new = request.ids.copy(), request.masked.copy(), np.zeros(request.end, np.bool_)
@@ -63,7 +64,7 @@ def hold_back(request: Request, scores: Scores, chosen: Mask) -> Mask:
         for start in starts:
             inside = np.arange(start, start + words.shape[-1])
             new = inside[is_new[inside]]
-            # Those whose tokens were drawn now, and all of them still stand.
+            # At least two tokens of the word are new, and none has been held back.
             if len(new) > 1 and not masked[inside].any():
                 waiting = new[log_odds[new].argmin()]
                 is_new[waiting], masked[waiting] = False, True
@@ -71,12 +72,12 @@ def hold_back(request: Request, scores: Scores, chosen: Mask) -> Mask:
 
 
 def _of_several(request: Request) -> set[tuple[int, ...]]:
-    """Each bad word of several tokens once: no two of a length stand at one place, which bounds what is found."""
+    """Each bad word of several tokens, once. No two of one length stand at one place, which bounds the matches."""
     return {word for word in request.sampling.bad_words if len(word) > 1}
 
 
 def _completions(request: Request, targets: Ids) -> Iterable[tuple[int, int]]:
-    """(index among targets, token) of each bad word that lacks this one token there."""
+    """Pairs (index into `targets`, token): a bad word lacks only this token, at this target."""
     for starts, words in _standing(_of_several(request), request.ids, request.masked, 1, targets):
         inside = starts[:, None] + np.arange(words.shape[-1])
         lacking = request.masked[inside].argmax(axis=-1)
@@ -89,12 +90,12 @@ def _completions(request: Request, targets: Ids) -> Iterable[tuple[int, int]]:
 def _standing(
     words: Set[tuple[int, ...]], ids: Ids, masked: Mask, num_masked: int, near: Ids
 ) -> Iterable[tuple[Ids, Ids]]:
-    """Where these words stand in `ids` but for so many masked positions, as far as they touch [near[0], near[-1]].
+    """Where `words` stand in `ids` with `num_masked` positions masked, if they overlap [near[0], near[-1]].
 
-    For each length of a word: starts [found] and the words found there [found, length].
+    Yields for each word length: starts [found] and the words found there [found, length].
     """
     by_length = defaultdict(list)
-    for word in sorted(words):  # in one order in every process: a step's outcome must not depend on it
+    for word in sorted(words):  # the same order in every process: outcomes must not depend on it
         by_length[len(word)].append(word)
     for length, group in sorted(by_length.items()):
         first, end = max(int(near[0]) - length + 1, 0), int(near[-1]) + length

@@ -1,7 +1,7 @@
-"""What requests ask to be changed in the model's logits: penalties, biases and bans, before anything is made of them.
+"""Edits of the model's logits that requests ask for: penalties, biases and bans, before tokens are proposed.
 
-Sparse: what a request does not name is not touched, and requests that ask for nothing cost nothing. What is changed,
-and in which order, is said in `SamplingParams`.
+Edits are sparse: logits of tokens that a request does not name are not touched, and requests without edits cost
+nothing. `SamplingParams` says what is changed, and in which order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from engine.kernels.transfer import fill, to_device
 from engine.scoring.bans import banned_everywhere, bans
 
 LARGEST_PENALTY = 1e30
-"""Repetition penalties are kept between this and its inverse: float32 logits stay finite, and still far from others."""
+"""Repetition penalties are clipped to this and its inverse: float32 logits stay finite, and still far from others."""
 
 
 _EDITS = attrgetter(
@@ -36,23 +36,23 @@ _NO_EDITS = _EDITS(SamplingParams(max_tokens=1))
 
 
 def is_edited(sampling: SamplingParams) -> bool:
-    """Whether the request asks for any edit: it is asked of everyone in every step."""
+    """Whether the request asks for any edit. Called for every request in every step."""
     return bool(_EDITS(sampling) != _NO_EDITS)
 
 
 class Edit(NamedTuple):
-    """What one request asks for at all its targets alike, in one step."""
+    """The edits of one request in one step that are the same at all its targets."""
 
     tokens: Ids
-    """Whose logits are divided or multiplied, then added to:"""
+    """[tokens] ids. Their logits are divided or multiplied by `penalties`, then increased by `added`."""
     penalties: NDArray[np.float32]
     added: NDArray[np.float32]
     allowed: Ids | None
-    """No others have a probability."""
+    """Ids of the only tokens that may be drawn; None is all."""
 
 
 def edits(plans: Sequence[StepPlan]) -> dict[Request, Edit]:
-    """Of the requests that ask for any: once a step, in however many parts its targets are scored."""
+    """The edits of all requests that ask for any. Called once a step, even if its targets are scored in slices."""
     return {plan.request: _edit(plan.request) for plan in plans if is_edited(plan.request.sampling)}
 
 
@@ -72,12 +72,12 @@ def edit(logits: Tensor, plans: Sequence[StepPlan], edits: Mapping[Request, Edit
 class _Asked(NamedTuple):
     plan: StepPlan
     start: int
-    """Of its targets, among all of them."""
+    """Index of the plan's first target among the targets of all plans."""
     edit: Edit
 
 
 def _edit(request: Request) -> Edit:
-    """By a table of the vocabulary: sorting what a long canvas holds would take longer than the step's model."""
+    """Uses arrays over the vocabulary: to sort the tokens of a long canvas would take longer than the forward."""
     sampling, vocab, stops = request.sampling, request.spec.vocab_size, list(request.stop_ids)
     is_named, penalties, added = np.zeros(vocab, np.bool_), np.ones(vocab, np.float32), np.zeros(vocab, np.float32)
     if sampling.repetition_penalty != 1:
@@ -106,13 +106,13 @@ def _edit(request: Request) -> Edit:
 
 
 def _change(logits: Tensor, tables: Sequence[_Asked]) -> None:
-    """Penalties, biases and bad words of one token: all requests' at once, as tables of one width."""
+    """Applies penalties, biases and bans of single-token bad words, of all requests at once, as tables of one width."""
     if not tables:
         return
     width = max(len(edit.tokens) for *_, edit in tables)
 
     def padded(rows: Sequence[NDArray[Any]]) -> Tensor:
-        """[tables, width]. Filled up with the last entry: to write the same value twice changes nothing."""
+        """[tables, width]. Padded with each row's last entry: to write one value twice changes nothing."""
         return _to(logits, np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows]))
 
     tokens = padded([edit.tokens for *_, edit in tables])
@@ -120,7 +120,7 @@ def _change(logits: Tensor, tables: Sequence[_Asked]) -> None:
     added = padded([edit.added for *_, edit in tables])
     counts = [len(plan.targets) for plan, *_ in tables]
     targets = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
-    table = _to(logits, np.repeat(np.arange(len(tables)), counts))  # [targets]: whose each is
+    table = _to(logits, np.repeat(np.arange(len(tables)), counts))  # [targets] each one's table
     at = _to(logits, targets)[:, None], tokens[table]  # [targets, width]
     values, penalty = logits[at], penalties[table]
     logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[table]

@@ -1,4 +1,4 @@
-"""Log-probabilities for requests that report them: of the model's own logits, before anything is done to them."""
+"""Log-probabilities for requests that ask for them, of the model's own logits before any edit."""
 
 from collections.abc import Sequence
 
@@ -13,13 +13,13 @@ from engine.kernels.transfer import to_device
 from engine.scoring.top_tokens import top
 
 LEAST = -9999.0
-"""In place of a log-probability that is no finite number, as elsewhere in the field."""
+"""Replaces a log-probability that is not finite, as elsewhere in the field."""
 
 
 def num_reported(plans: Sequence[StepPlan]) -> int | None:
-    """How many of the most probable tokens to find; None if nobody asks for log-probabilities.
+    """How many of the most probable tokens to find; None if no request asks for log-probabilities.
 
-    As many for everyone: which of equals are found may depend on how many are looked for.
+    The number is the same for all requests: it may decide which of equally probable tokens are found.
     """
     counts = [plan.request.sampling.logprobs for plan in plans]
     if not any(count is not None for count in counts):
@@ -35,11 +35,11 @@ class Reported:
         indices = np.flatnonzero(np.repeat([_asks(plan) for plan in plans], [len(plan.targets) for plan in plans]))
         self._indices = to_device(indices, logits.device)
         self._num_top = min(num_top, logits.shape[-1] - 1)
-        # float32 logits will be overwritten; others are converted first, and stay.
+        # float32 logits will be edited in place, so they are copied; others are converted before any edit and stay.
         self._logits = logits[self._indices] if logits.dtype == torch.float32 else logits
 
     def table(self, tokens: Tensor, mask_id: int) -> Tensor:
-        """float64 [reported, 1 + 2 * some]: of the proposed `tokens` [all targets], the best tokens, and of these."""
+        """float64 [reported, 1 + 2 * some]: proposed `tokens`' [all targets] logprobs, best ids, their logprobs."""
         logits = self._logits if self._logits.dtype == torch.float32 else self._logits[self._indices].float()
         total = logits.logsumexp(dim=-1, keepdim=True)
         columns = [logits.gather(-1, tokens[self._indices][:, None]) - total]
@@ -51,7 +51,7 @@ class Reported:
 
 
 def received(table: Floats, plans: Sequence[StepPlan]) -> list[Logprobs | None]:
-    """The rows of all plans' `Reported.table` on the host, per plan; None for those that did not ask."""
+    """Splits the rows of all plans' `Reported.table`, on the host, by plan; None for plans that did not ask."""
     finite = np.nan_to_num(table, nan=LEAST, posinf=LEAST, neginf=LEAST)
     lengths = [len(plan.targets) if _asks(plan) else 0 for plan in plans]
     parts = np.split(finite, np.cumsum(lengths)[:-1])

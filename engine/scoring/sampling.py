@@ -1,6 +1,6 @@
-"""What a request's sampling parameters make of logits: which tokens may be drawn, and the draw.
+"""Applies sampling parameters to logits: selects which tokens may be drawn, and draws.
 
-Many requests at once, each row by the values of its own. Knows no policy and nothing of confidence.
+Works on many requests at once, each row with its own request's values. Knows no policy and nothing of confidence.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from engine.core.plan import StepPlan
 from engine.kernels.transfer import to_device
 
 _LEAST_HEAT = 1e-6
-"""A lower temperature is this one: the best token is all but certain."""
+"""Lower temperatures above 0 are raised to this one, at which the best token is all but certain."""
 
 Parameters = NDArray[np.void]
 """[rows] records of `_RECORD`: index it like an array, name a field for its column."""
@@ -52,18 +52,18 @@ def is_narrowed(rows: Parameters) -> NDArray[np.bool_]:
 
 
 def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
-    """logits [rows, vocab] with -inf for the tokens beyond their row's `top_p`, `top_k` and `min_p`.
+    """logits [rows, vocab] with -inf for the tokens that their row's `top_p`, `top_k` and `min_p` exclude.
 
-    Of softmax(logits / temperature) the most probable tokens stay up to the one that carries their sum past top_p; of
-    these, top_k, and those at least min_p times as probable as the `proposed` token [rows], which is the best one
-    unless that is the mask. What is as probable as the last of them stays too: in bfloat16 that is common, and the
-    order of a sort must not decide. So does the proposed one.
+    The most probable tokens of softmax(logits / temperature) stay, up to the one that carries their sum past top_p. Of
+    these, the first top_k stay, and of these, tokens at least min_p times as probable as the `proposed` token [rows],
+    which is the best one unless that is the mask. Tokens as probable as the last of them stay, too: such ties are
+    common in bfloat16, and the order of a sort must not decide. The proposed token always stays.
     """
     vocab = logits.shape[-1]
     ordered = logits.sort(dim=-1, descending=True).values
     total = (ordered / _heat(rows, logits)).softmax(dim=-1).cumsum(dim=-1)
     top_p, top_k, min_p = (_column(rows, name, logits) for name in ("top_p", "top_k", "min_p"))
-    # A sum of probabilities may round to more than 1, so that without a top_p nothing is compared.
+    # A sum of probabilities may round to more than 1, so that rows with a top_p of 1 are not compared.
     count = 1 + ((total <= top_p) | (top_p >= 1)).sum(dim=-1, keepdim=True)
     count = torch.where(top_k > 0, count.minimum(top_k), count).clamp(max=vocab)
     best = logits.gather(-1, proposed[:, None])
@@ -77,19 +77,19 @@ def heat(logits: Tensor, rows: Parameters) -> Tensor:
 
 
 def draw(logits: Tensor, rows: Parameters) -> Tensor:
-    """Tokens [rows] of softmax(logits / temperature) by Gumbel noise hashed from (seed, position, step, token)."""
+    """Draws tokens [rows] from softmax(logits / temperature). Gumbel noise is hashed (seed, position, step, token)."""
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
     uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
-    # At 1, to which the largest hashes round, the noise would be -inf: a token that is the only one left must win.
+    # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
     uniform = uniform.clamp(max=1.0 - 2.0**-24)
-    # -log1p(-u) is an exponential variate, precise where it is small: where the Gumbel noise -log of it is large.
+    # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
     gumbel = -torch.log(-torch.log1p(-uniform))
     return (logits + _column(rows, "temperature", logits) * gumbel).argmax(dim=-1)
 
 
 def _heat(rows: Parameters, like: Tensor) -> Tensor:
-    """[rows, 1] what logits are divided by: no less than keeps the quotients finite."""
+    """[rows, 1] divisors of logits: at least `_LEAST_HEAT`, so that quotients stay finite; 1 at temperature 0."""
     temperatures = _column(rows, "temperature", like)
     return torch.where(temperatures > 0, temperatures.clamp(min=_LEAST_HEAT), 1.0)
 

@@ -1,6 +1,6 @@
-"""Target logits -> proposed tokens and how sure the model is: for the whole batch, one transfer to the host.
+"""Turns target logits into proposed tokens and confidences, with one transfer to the host for the whole batch.
 
-Knows what policies need, not which they are: what becomes of a proposal is decided in `engine.unmask.policies`.
+Knows what policies need, not which they are: `engine.unmask.policies` decides what becomes of a proposal.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,12 +30,13 @@ def score(
 ) -> list[Scores]:
     """logits [targets of all plans, vocab] and what each plan needs -> one `Scores` per plan.
 
-    `importance` has a tensor [canvas end] for each plan that asks for the rollout; it only travels along.
+    `importance` has a tensor [canvas end] for each plan that asks for the rollout; they are only moved to the host with
+    the rest.
 
-    A token's log-odds are its logit less the float32 log-sum-exp of all others, the mask token's among them, which is
-    itself never chosen. Logits are the model's with what its request asks to be edited in them. Temperature, top_p,
-    top_k and min_p are for the choice, as in LLaDA's sampler; the log-odds are of the distribution that they leave
-    where a plan needs it `processed`, and over a part of the vocabulary where it needs that.
+    A token's log-odds are its logit minus the float32 log-sum-exp of all other logits, which include the mask token's;
+    the mask token is never chosen. Logits are the model's after the request's edits. Temperature, top_p, top_k and
+    min_p only affect the choice, as in LLaDA's sampler. But where a plan needs `processed` scores, log-odds are of the
+    distribution that these parameters leave, and where it needs a `vocabulary`, over that part of the vocabulary.
     """
     needs = needs or [Needs()] * len(plans)
     num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
@@ -58,7 +59,7 @@ def _score_slice(
     spreads: bool,
     num_top: int | None,
 ) -> list[Tensor]:
-    """Columns, each with a row a target: tokens, entropy and margin if it `spreads`, log-odds, logprobs if any."""
+    """Columns [targets]: tokens, entropy and margin if `spreads`, log-odds; then `Reported.table`, if any."""
     _, plans, needs = targets
     counts = [len(plan.targets) for plan in plans]
     samplings = [plan.request.sampling for plan in plans]
@@ -81,7 +82,7 @@ def _score_slice(
 
 
 def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
-    """Each column's slices as one array. The step's one device synchronisation.
+    """Joins each column's slices into one host array. The step's only device synchronisation.
 
     float64 holds every token id and every float32 exactly.
     """
@@ -101,7 +102,7 @@ def _scores(
     importance: Iterable[Floats],
     logprobs: Iterable[Logprobs | None],
 ) -> list[Scores]:
-    """columns, each [targets of all plans]: tokens, entropy and margin if anyone needs them, log-odds."""
+    """columns, each [targets of all plans]: tokens, entropy and margin if any plan needs them, log-odds."""
     tokens, *spread, log_odds = columns
     entropy, margin = spread or (None, None)
     scores, received, first = [], iter(importance), 0
@@ -132,13 +133,13 @@ def _best_token(logits: Tensor, mask_id: int) -> Tensor:
 
 
 def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Of these tokens [targets]; overwrites their logits."""
+    """Log-odds [targets] of these tokens [targets]; overwrites their logits."""
     chosen = logits.gather(-1, tokens[:, None])
     return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
 
 
 class _Cut(NamedTuple):
-    """Targets that are scored over a subset of the vocabulary, and the others: [targets] by their indices."""
+    """Indices of the targets that are scored over a subset of the vocabulary, and of all others."""
 
     within: Tensor
     others: Tensor
@@ -160,7 +161,7 @@ class _Cut(NamedTuple):
 
 
 def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut | None:
-    """None if everyone wants the whole vocabulary."""
+    """None if all plans need the whole vocabulary."""
     sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
     within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
     if not len(within):
@@ -177,13 +178,13 @@ def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut 
 
 
 def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
-    """Without a temperature, top_p, top_k and min_p leave the best token what it is; its probability may change."""
+    """Whether sampling parameters change tokens or scores. At temperature 0 they can only change probabilities."""
     narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
     return sampling.temperature > 0 or (need.processed and narrows)
 
 
 def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int) -> None:
-    """Draws `tokens` where there is a temperature and writes processed distributions into `logits`, both in place."""
+    """Draws `tokens` where temperature > 0 and writes processed distributions into `logits`, both in place."""
     counts = [len(plan.targets) for plan in plans]
     shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
     indices = _rows(counts, shaped)
@@ -201,9 +202,9 @@ def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Seq
 
 
 def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
-    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; see `Scores` for what they are.
+    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; `Scores` defines them.
 
-    Summed over all tokens but the best, relative to it: so a sure model's small numbers keep their digits.
+    Sums are over all tokens but the best, relative to it, so that a sure model's small numbers stay precise.
     """
     entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
     own = logits[rows]
@@ -217,7 +218,7 @@ def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
 
 
 def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
-    """Indices among all targets of those whose plan is wanted."""
+    """Indices of the targets whose plan is `wanted`."""
     return np.flatnonzero(np.repeat(list(wanted), counts))
 
 

@@ -1,6 +1,6 @@
-"""A step's targets, some at a time: their logits all at once would be gigabytes where a vocabulary is large.
+"""Cuts a step's targets into slices: with a large vocabulary, logits of all at once would be gigabytes.
 
-Knows which plans a slice is of, and how large one is; nothing of what is made of its logits.
+Knows the plans and the size of a slice, but not what its logits are used for.
 """
 
 from bisect import bisect_left, bisect_right
@@ -14,12 +14,12 @@ from torch import Tensor
 from engine.core.plan import Needs, StepPlan
 
 TARGETS_AT_ONCE = 256
-"""Bounds what logits, sorting and noise take, however many targets a step has (`execution.budget`): of a vocabulary of
-152,064, 256 rows are 150 MiB in float32, and there are several of them."""
+"""Bounds the memory of logits, sorting and noise, however many targets a step has (`execution.budget`). With a
+vocabulary of 152,064, 256 rows are 150 MiB in float32, and scoring holds several such tensors."""
 
 
 class Logits(Protocol):
-    """[targets of all plans, vocab]: a tensor, or what computes the rows that are asked for."""
+    """[targets of all plans, vocab]: a tensor, or an object that computes rows when they are asked for."""
 
     def __getitem__(self, some: slice, /) -> Tensor:
         """Rows that may be overwritten."""
@@ -30,15 +30,15 @@ class TargetSlice(NamedTuple):
     """Targets that are scored together."""
 
     some: slice
-    """Among all targets of the step."""
+    """Their indices among all targets of the step."""
     plans: Sequence[StepPlan]
-    """Whose they are: a plan that is cut has those of its targets alone."""
+    """The plans of these targets. A plan that is cut has only its targets in this slice."""
     needs: Sequence[Needs]
-    """Of these plans."""
+    """The needs of these plans."""
 
 
 def target_slices(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[TargetSlice]:
-    """All targets in order, `TARGETS_AT_ONCE` in each slice but the last; a step of no more is one slice as it is."""
+    """All targets in order, `TARGETS_AT_ONCE` in each slice but the last; a step with no more is one slice, uncut."""
     starts = [0, *accumulate(len(plan.targets) for plan in plans)]
     total = starts.pop()
     if total <= TARGETS_AT_ONCE:
@@ -54,7 +54,7 @@ def target_slices(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator
 
 
 def _cut(plan: StepPlan, first: int, stop: int) -> StepPlan:
-    """With those of its targets alone that lie in [first, stop), which may reach beyond them at either end."""
+    """The plan with only its targets at indices [first, stop), which may reach beyond them at either end."""
     if first <= 0 and stop >= len(plan.targets):
         return plan
     return replace(plan, targets=plan.targets[max(first, 0) : stop])

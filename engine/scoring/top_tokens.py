@@ -1,6 +1,6 @@
 """Confidence over the most probable tokens only (CadLLM, arXiv 2512.07173): finding these replaces sums over all.
 
-Many requests at once, each row by a size of its own. Knows no policy.
+Works on many requests at once, each row with its own size. Knows no policy.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Subset(NamedTuple):
     """bool [rows] whether confidence is 1 / (1 + entropy)."""
 
     def best_token(self, mask_id: int) -> Tensor:
-        """The most probable token [rows] that is not the mask; of equals the lowest id, as `argmax` does it."""
+        """The most probable token [rows] that is not the mask; among equals the lowest id, as in `argmax`."""
         logits = self.logits.masked_fill(self.tokens == mask_id, -torch.inf)
         is_best = logits == logits.amax(dim=-1, keepdim=True)
         return self.tokens.masked_fill(~is_best, torch.iinfo(torch.int64).max).amin(dim=-1)
@@ -36,21 +36,21 @@ class Subset(NamedTuple):
 
 
 GROUP = 16
-"""Tokens of which the best is taken first, when looking for the most probable ones."""
+"""Tokens in one group: `top` compares the best token of each group first."""
 
 
 def most_probable(logits: Tensor, sizes: Tensor, largest: int, by_entropy: Tensor) -> Subset:
-    """Of logits [rows, vocab] the `sizes` [rows] most probable tokens, at most `largest` and at least 2."""
+    """The `sizes` [rows] most probable tokens of logits [rows, vocab], in at most `largest` and at least 2 columns."""
     values, tokens = top(logits, max(largest, 2))
     beyond = torch.arange(values.shape[-1], device=logits.device) >= sizes[:, None]
     return Subset(values.masked_fill(beyond, -torch.inf), tokens, by_entropy)
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What `logits.topk(count)` [rows, count] is, but of a small part of the vocabulary.
+    """The same as `logits.topk(count)` [rows, count], but computed on a small part of the vocabulary.
 
-    The `count` best tokens lie in the `count` groups with the highest maxima. Neighbours in memory are of different
-    groups, so that the maxima are a plain elementwise pass; tokens that fill no group are looked at in any case.
+    The `count` best tokens lie in the `count` groups with the highest maxima. Neighbours in memory belong to different
+    groups, so that the maxima take one elementwise pass. Tokens beyond the last whole group are always looked at.
     """
     vocab = logits.shape[-1]
     num_groups = vocab // GROUP

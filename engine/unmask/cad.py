@@ -12,17 +12,18 @@ from engine.core.plan import Needs, Scores, UnmaskPolicy
 from engine.core.request import Mask, Request
 
 FIRST_THRESHOLD, LAST_THRESHOLD = 0.85, 0.4
-"""The threshold falls from one to the other over the steps of a block."""
+"""The threshold falls from the first to the last over the steps of a block."""
 MIN_VOCABULARY, INITIAL_VOCABULARY, MAX_VOCABULARY = 35, 100, 1000
-"""Tokens over which confidence is taken."""
+"""Numbers of most probable tokens over which confidence is computed."""
 WINDOW = 8
-"""Tokens among which a repetition is looked for."""
+"""Number of last tokens in which a repetition is looked for."""
 
 
 class Cad(UnmaskPolicy):
-    """All whose confidence reaches a threshold that falls within the block, and always the best.
+    """All targets whose confidence reaches a threshold that falls within the block, and always the best.
 
-    A sure model gets long blocks, few steps to the lowest threshold, and a small vocabulary; a repetitive one a large.
+    A confident model gets long blocks, few steps to the lowest threshold, and a small vocabulary; a repetitive model
+    gets a large vocabulary.
     """
 
     cuts_canvas = True
@@ -81,7 +82,7 @@ def _vocabulary(request: Request) -> int:
 
 
 def _repetition(tokens: Sequence[int]) -> float:
-    """From 0 to 1: how much of the last `WINDOW` tokens, in the order of decoding, repeats what is right before it."""
+    """From 0 to 1: how much of the last `WINDOW` tokens, in the order of decoding, repeats the tokens before it."""
     if len(tokens) < WINDOW:
         return 0.0
     if len(set(tokens[-4:])) == 1:

@@ -21,7 +21,7 @@ def dream_times(steps: int, eps: float) -> NDArray[np.float32]:
     return times
 
 
-@lru_cache(maxsize=1024)  # of more requests than run at once: each asks in every step
+@lru_cache(maxsize=1024)  # for more requests than run at once: each asks in every step
 def dream_schedule(num_masked: int, steps: int, eps: float) -> NDArray[np.int32]:
     """Tokens per step of Dream's sampler: of the masks left, the share 1 - s/t of a step from time t to s.
 
@@ -29,7 +29,7 @@ def dream_schedule(num_masked: int, steps: int, eps: float) -> NDArray[np.int32]
     """
     times, counts, left = dream_times(steps, eps), [], num_masked
     shares = 1 - times[1:-1] / times[:-2]
-    some = np.flatnonzero(np.float32(left) * shares >= 1)  # of all masks; before the first of them, none are taken
+    some = np.flatnonzero(np.float32(left) * shares >= 1)  # with all masks left: earlier steps take none
     for share in shares[some[0] :] if len(some) else ():
         counts.append(int(np.float32(left) * share))
         left -= counts[-1]
@@ -39,10 +39,10 @@ def dream_schedule(num_masked: int, steps: int, eps: float) -> NDArray[np.int32]
 
 
 class Dream(UnmaskPolicy):
-    """Dream's own sampler (arXiv 2508.15487): over the canvas as one block, by `alg`, as many as its schedule says.
+    """Dream's own sampler (arXiv 2508.15487): over the canvas as one block, as many as scheduled, ranked by `alg`.
 
-    Its scores are those of the processed distribution. `alg_temp` draws without replacement in proportion to
-    exp(certainty / alg_temp), which is what the highest sums with Gumbel noise are.
+    Its scores are those of the processed distribution. With `alg_temp` they are drawn without replacement in proportion
+    to exp(certainty / alg_temp): the highest sums of certainty / alg_temp and Gumbel noise are such a draw.
     """
 
     cuts_canvas = True  # into one block
@@ -77,8 +77,8 @@ class Dream(UnmaskPolicy):
     def _next_by_chance(self, request: Request, scores: Scores, times: NDArray[np.float32]) -> Mask:
         """`origin` reveals every mask with probability 1 - s/t in the step from t to s, and the last step the rest.
 
-        So a mask is still there at time s with probability s: one uniform number per position is the time at which it
-        goes. The targets of the earliest step that has any go now; steps without any need no forward.
+        So a mask is left at time s with probability s: one uniform number per position is the time at which it is
+        revealed. Now the targets of the earliest step that has any are revealed; steps without any need no forward.
         """
         moment = uniform(request.sampling.seed, scores.positions)
         step = np.minimum(np.searchsorted(-times[1:], -moment), len(times) - 2)

@@ -21,8 +21,8 @@ from engine.unmask.dream import Dream
 def scheduled_tokens(request: Request) -> int:
     """Tokens due in this step: LLaDA's schedule (`get_num_transfer_tokens`, arXiv 2502.09992), never less than one.
 
-    `steps` are spread evenly over the blocks, and a block's masks evenly over its steps; what does not divide goes
-    to the first ones.
+    `steps` are spread evenly over the blocks, and a block's masks evenly over its steps; remainders go to the first
+    blocks and steps.
     """
     block, steps = request.block, request.diffusion.steps
     if steps is None:
@@ -34,7 +34,7 @@ def scheduled_tokens(request: Request) -> int:
 
 
 class Fixed(UnmaskPolicy):
-    """The most confident ones, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
+    """The most confident targets, as many as LLaDA's schedule says (its `low_confidence` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return top(scores.log_odds, scheduled_tokens(request))
@@ -49,7 +49,7 @@ class Random(UnmaskPolicy):
 
 
 class Threshold(UnmaskPolicy):
-    """All whose confidence reaches the threshold, and always the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
+    """All targets whose confidence reaches the threshold, and the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         return top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
@@ -83,7 +83,7 @@ class Entropy(UnmaskPolicy):
 
 
 class Margin(UnmaskPolicy):
-    """As many as LLaDA's schedule says, those first that lead most over the second best token."""
+    """As many as LLaDA's schedule says, those with the largest lead over the second best token first."""
 
     def needs(self, request: Request) -> Needs:
         return Needs(margin=True)
@@ -94,9 +94,9 @@ class Margin(UnmaskPolicy):
 
 
 class EntropyBound(UnmaskPolicy):
-    """The n most confident for the largest n whose entropies, but for the largest, sum to `gamma` at most.
+    """The n most confident for the largest n whose entropies, without the largest, sum to at most `gamma`.
 
-    EB-Sampler (arXiv 2505.24857): that sum bounds what decoding them together neglects. One alone neglects nothing.
+    EB-Sampler (arXiv 2505.24857): that sum bounds the error of decoding them together. A single one has no such error.
     """
 
     def needs(self, request: Request) -> Needs:
@@ -117,7 +117,7 @@ class Certainty(UnmaskPolicy):
 
 
 class CertaintyThreshold(UnmaskPolicy):
-    """All whose confidence x certainty density reaches the threshold, and always the best (d2Cache)."""
+    """All targets whose confidence x certainty density reaches the threshold, and always the best (d2Cache)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
         certainty = _certainty(request, scores)
@@ -148,23 +148,23 @@ UNMASKS: dict[str, UnmaskPolicy] = {
 
 
 def effective(submission: Submission) -> Submission:
-    """The submission with the block length that applies: all that is decoded, if its policy cuts that by itself."""
+    """The submission with its effective block length: the whole answer, if the policy itself cuts the canvas."""
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
         return submission
     holes, length = submission.holes, submission.sampling.max_tokens
     if holes:
-        length += holes[-1].offset - holes[0].offset  # with what stands between them
+        length += holes[-1].offset - holes[0].offset  # with the known tokens between them
     return replace(submission, diffusion=replace(submission.diffusion, block_length=length))
 
 
 def needs(plans: Sequence[StepPlan]) -> list[Needs]:
-    """What each request's own policy must have in its scores."""
+    """What each request's unmask policy needs in its scores."""
     return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
 
 
 def select(plan: StepPlan, scores: Scores) -> Mask:
-    """Asks the request's own policy, of the open block alone, for bool [targets]."""
+    """bool [targets] that the request's unmask policy selects, of the open block's targets only."""
     request, count = plan.request, plan.num_open
     chosen = np.zeros(len(plan.targets), dtype=np.bool_)
     chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
@@ -172,7 +172,7 @@ def select(plan: StepPlan, scores: Scores) -> Mask:
 
 
 def is_forced(plan: StepPlan, scores: Scores, chosen: Mask) -> bool:
-    """Whether this one token is taken only because a step must take one."""
+    """Whether `chosen` is a single token that is taken only because a step must take one."""
     if np.count_nonzero(chosen) != 1:
         return False
     return UNMASKS[plan.request.diffusion.unmask].is_forced(plan.request, scores.first(plan.num_open))
