@@ -1,4 +1,5 @@
-"""What the engine says becomes text: detokenized blocks, stop strings, log-probabilities, choices.
+"""Engine outputs become text: detokenized blocks, stop strings, log-probabilities, choices.
 
-Sees text and observers. Knows no wire format but that of log-probabilities: `server.protocols` writes the answers.
+Sees text and observers. The only wire format that it knows is that of log-probabilities: `server.protocols` writes the
+answers.
 """

@@ -1,6 +1,6 @@
-"""One choice of an answer while it grows: the engine's stream turned into text, block by block.
+"""One choice of an answer: the engine's stream of blocks, turned into text block by block.
 
-Knows the engine's types and text, nothing of JSON or HTTP.
+Knows the engine's types and text, but not JSON or HTTP.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +17,7 @@ NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=
 
 
 class Stream(Protocol):
-    """What the engine says of one request, as `server.observe.watch.WatchedStream` hands it out."""
+    """The outputs of one engine request. `server.observe.watch.WatchedStream` implements it."""
 
     def __aiter__(self) -> AsyncIterator[Output]: ...
 
@@ -27,16 +27,16 @@ class Stream(Protocol):
 
 
 class EmptyStream:
-    """The answer of no tokens at all: the engine is not asked for it."""
+    """The stream of a choice without tokens: no request is submitted to the engine."""
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         yield Output(request_id="", token_ids=(), finish_reason=FinishReason.LENGTH, usage=NOTHING)
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
-        """Nobody watches."""
+        """Does nothing: there is no observer to tell."""
 
     def abort(self) -> None:
-        """Nothing runs."""
+        """Does nothing: there is no engine request to abort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +45,22 @@ class Delta:
 
     index: int
     text: str
-    """Empty where the block holds nothing to show, or nothing that is final yet."""
+    """Empty if the block has no visible text, or none that is final yet."""
     tokens: Sequence[Token] = ()
-    """Those that begin in the text, where somebody asked for them."""
+    """The tokens that begin in `text`, if the request asked for tokens."""
     prompt_tokens: Sequence[Token] = ()
-    """Of a scored prompt, with the first part of a choice that echoes it."""
+    """The tokens of a scored prompt. Only in the first delta of a choice."""
     finish_reason: FinishReason | None
     stop: str | int | None = None
     """The stop string or stop token that ended the choice."""
     usage: Usage
-    """Of this choice up to here."""
+    """Usage of this choice so far."""
     fills: tuple[str, ...] | None = None
-    """Of infilling, at the end: the text of each hole."""
+    """For infilling, in the last delta: the text of each hole."""
 
 
 class Choice:
-    """One engine request as text: passages of generated text between literal ones."""
+    """One engine request as text: generated passages between literal texts."""
 
     def __init__(
         self,
@@ -71,29 +71,32 @@ class Choice:
         literals: Sequence[str] = (),
         prompt_tokens: Sequence[Token] = (),
     ) -> None:
-        """`literals`: text before, between and behind the passages, if any. `prompt_tokens`: of the first of them."""
+        """`literals`: the texts before, between and after the passages; without any, all are empty.
+
+        `prompt_tokens`: the tokens of the scored prompt, which is the first literal.
+        """
         self.index = index
         self._stream = stream
         self._passages = passages
         self._literals = literals or [""] * (len(passages) + 1)
         self._prompt_tokens = prompt_tokens
         self._open = 0
-        """The passage that is being read, and ..."""
+        """Index of the passage that the next token belongs to."""
         self._num_taken = 0
-        """... the tokens that it has."""
+        """Tokens that the open passage has received."""
         self._base = len(self._literals[0])
-        """Where the open passage begins in the text."""
+        """Characters of the choice's text before the open passage."""
         self._texts = [""] * len(passages)
         self._logprobs: list[float] = []
-        """Of the tokens that its passages show, where they are known."""
+        """Log-probabilities of the tokens shown so far, of those that have one."""
 
     @property
     def mean_logprob(self) -> float:
-        """How sure the model was of the tokens shown so far; nothing is less sure than an empty answer."""
+        """Mean log-probability of the tokens shown so far. Minus infinity without any, so that others rank higher."""
         return sum(self._logprobs) / len(self._logprobs) if self._logprobs else -inf
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """One for each block. Raises RequestFailed, or EngineUnavailable if the server shut down meanwhile."""
+        """One for each block. Raises RequestFailed, or EngineUnavailable if the server shuts down before the end."""
         text, prompt_tokens = self._literals[0], self._prompt_tokens
         async for output in self._stream:
             reason: FinishReason | None = output.finish_reason
@@ -134,11 +137,11 @@ class Choice:
 
     @property
     def _reason_of_fills(self) -> FinishReason:
-        """A fill that nothing cut short has used up its hole."""
+        """STOP if every passage met a stop; LENGTH if any fill used all positions of its hole."""
         return FinishReason.STOP if all(passage.stop is not None for passage in self._passages) else FinishReason.LENGTH
 
     def _read(self, output: Output) -> tuple[str, list[Token]]:
-        """Hands a block's tokens to the passages that they belong to."""
+        """Hands a block's tokens to the passages that they belong to. Returns the new text and its tokens."""
         ids, logprobs = output.token_ids, output.logprobs
         text, tokens = "", list[Token]()
         while self._open < len(self._passages):
@@ -160,7 +163,7 @@ class Choice:
 
 
 def check_end(output: Output) -> None:
-    """Raises for a request that the engine gave up."""
+    """Raises EngineUnavailable for a request that the engine aborted, RequestFailed for one that failed."""
     if output.finish_reason is FinishReason.ABORT:
         raise EngineUnavailable("The server shut down before this answer was complete.")
     if output.finish_reason is FinishReason.ERROR:

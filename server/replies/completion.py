@@ -1,4 +1,4 @@
-"""One answer while it grows: its choices, interleaved as their blocks come.
+"""One answer: the deltas of its choices, interleaved in the order in which their blocks complete.
 
 A whole answer is the fold of the streamed one.
 """
@@ -13,7 +13,7 @@ from server.replies.choice import NOTHING, Choice, Delta
 
 
 class Completion:
-    """The choices of one answer. Whoever reads it must `abort` it in the end, finished or not."""
+    """The choices of one answer. The caller must `abort` it in the end, finished or not."""
 
     def __init__(
         self,
@@ -24,10 +24,10 @@ class Completion:
         scoring: Usage = NOTHING,
         counts: TokenCounts,
     ) -> None:
-        """`num_prompt_tokens`: of each prompt, every prompt having as many choices as the others.
+        """`num_prompt_tokens`: the tokens of each prompt. All prompts have the same number of choices.
 
-        `num_kept`: how many choices of each prompt a whole answer has, the most probable ones; None is all.
-        `scoring`: what was spent before decoding began. `counts`: is told what the usage grows by.
+        `num_kept`: a whole answer has this many choices of each prompt, the most probable ones; None keeps all.
+        `scoring`: the usage of scoring the prompts. `counts`: the counters that grow with the usage.
         """
         self._choices = choices
         self._num_prompt_tokens = sum(num_prompt_tokens)
@@ -44,7 +44,7 @@ class Completion:
 
     @property
     def usage(self) -> Usage:
-        """All choices together, up to here; each prompt once."""
+        """Usage of all choices so far. Each prompt is counted once."""
         spent = [*self._usages, self._scoring]
         return Usage(
             prompt_tokens=self._num_prompt_tokens,
@@ -56,19 +56,19 @@ class Completion:
 
     @property
     def fills(self) -> list[str] | None:
-        """Of infilling: the text of each hole of the choices that have ended."""
+        """For infilling: the text of each hole of the choices that have ended."""
         ended = [fills for fills in self._fills if fills is not None]
         return [text for fills in ended for text in fills] if ended else None
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """Of all choices, as they come."""
+        """The deltas of all choices, in order of arrival. Raises what `Choice.deltas` raises."""
         arrivals: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
         async def forward(choice: Choice) -> None:
             try:
                 async for delta in choice.deltas():
                     arrivals.put_nowait(delta)
-            except Exception as error:  # noqa: BLE001 - raised by whoever reads the arrivals
+            except Exception as error:  # noqa: BLE001 - raised where the arrivals are read
                 arrivals.put_nowait(error)
 
         self._counts.prompt += self._num_prompt_tokens
@@ -89,7 +89,7 @@ class Completion:
                 reader.cancel()
 
     async def fold(self) -> list[Delta]:
-        """Each choice whole, in the order of the prompts."""
+        """One delta for each kept choice, with all of its text and tokens, in the order of the prompts."""
         deltas: list[list[Delta]] = [[] for _ in self._choices]
         async for delta in self.deltas():
             deltas[delta.index].append(delta)
@@ -101,7 +101,7 @@ class Completion:
         return [replace(delta, index=index) for index, delta in enumerate(kept)]
 
     def abort(self) -> None:
-        """Takes unfinished choices out of the engine; may be called at any time and again."""
+        """Removes unfinished choices from the engine. May be called at any time, and repeatedly."""
         for choice in self._choices:
             choice.abort()
 

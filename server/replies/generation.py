@@ -1,4 +1,4 @@
-"""From what one request asks for to the choices of its answer, all of them in the engine's queue."""
+"""Turns an order into engine requests, one for each choice, and submits them to the engine's queue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,44 +19,44 @@ from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS_OF_ANSWER = 262_144
-"""Tokens of all choices, and of scored prompts, times one more than the alternatives of each."""
+"""Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
 IDS_PER_TOKEN = 64
-"""Ids that are checked in the time in which a token is read or written."""
+"""Ids that can be checked in the time that reading or writing one token takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Everything that one request asks of the engine, and how its text is made."""
+    """Everything that one HTTP request asks of the engine, and how its text is made."""
 
     answer_id: str
     prompts: Sequence[Prompt]
     sampling: SamplingParams
-    """Of every choice, but for its seed; with `max_tokens` of 0 there is nothing to generate."""
+    """Parameters of every choice, except the seed. With `max_tokens` of 0 nothing is generated."""
     diffusion: DiffusionParams
     seed: int | None
     takes_room: bool = False
-    """`max_tokens` is nobody's wish: where the context holds less behind a prompt, that is enough."""
+    """`max_tokens` is a default, not the request's: it is reduced to what the context holds after the prompt."""
     num_drawn: int = 1
-    """Choices of each prompt that are decoded, and ..."""
+    """Choices that are decoded for each prompt."""
     num_kept: int = 1
-    """... those of them that a whole answer has."""
+    """Choices of each prompt that a whole answer keeps."""
     stops: Sequence[str] = ()
     keeps_stop: bool = False
     """The stop string stays in the text."""
     skips_special: bool = True
     """Special tokens stay out of the text."""
     echoes: bool = False
-    """The prompt's text comes first; of infilling, everything around the fills."""
+    """The text begins with the prompt's; with infilling, it includes everything around the fills."""
     num_scored: int | None = None
-    """Prompts are scored, with so many alternatives for each token; None is not at all."""
+    """Prompts are scored, with this many alternatives for each token; None: they are not scored."""
     is_tracked: bool = False
-    """The answer shows tokens beside the text."""
+    """The answer has tokens besides the text."""
 
     @property
     def is_scoring_call(self) -> bool:
-        """Whether the one token behind a scored prompt is asked for: it is shown even where it ends the answer.
+        """Whether the order scores prompts and generates one token, which is shown even if it is a stop token.
 
-        Clients that score with `max_tokens` of 1 (lm-eval) take the last token off, whatever it is.
+        Clients that score with `max_tokens` of 1 (lm-eval) drop the last token, whatever it is.
         """
         return self.num_scored is not None and self.sampling.max_tokens == 1
 
@@ -72,7 +72,11 @@ class Submitter:
         self._scorer = PromptScorer(engine)
 
     async def start(self, order: Order) -> Completion:
-        """The answer, under way; its prompts are scored already. Raises what `EngineLoop.submit` raises."""
+        """Submits the order and scores its prompts. Returns the answer, which the engine is still decoding.
+
+        Raises InvalidRequest for too many choices or log-probabilities, Busy if the queue is full, and what
+        `EngineLoop.submit` raises otherwise.
+        """
         self._check_count(order)
         self._check_logprobs(order)
         streams = await self._submit(order) if order.sampling.max_tokens else self._nothing(order)
@@ -136,16 +140,16 @@ class Submitter:
         return list(map(self._watch.over, streams, submissions, siblings))
 
     def _length(self, order: Order, prompt: Prompt) -> int:
-        """Positions of one answer; 1 where the context has none left, for the engine to say so."""
+        """Positions of one choice. 1 if the context has no room left: the engine then raises the error."""
         wanted = prompt.num_filled or order.sampling.max_tokens
         if prompt.fills or not order.takes_room:
             return wanted
         return max(min(wanted, self._engine.info.max_model_len - len(prompt.ids)), 1)
 
     def _check_count(self, order: Order) -> None:
-        """More than there will ever be places for must not be told to try again later.
+        """Raises InvalidRequest for more choices than the server has places: a retry could never succeed.
 
-        It bounds answers too that the engine is not asked for: each of them repeats its prompt.
+        The bound holds for answers without generation as well, because each choice repeats its prompt.
         """
         info, count = self._engine.info, len(order.prompts) * order.num_drawn
         if count > (places := info.max_running_requests + info.max_queued_requests):
@@ -157,10 +161,10 @@ class Submitter:
             )
 
     def _check_logprobs(self, order: Order) -> None:
-        """Each is some bytes of memory in the engine and in the answer, and takes its time to be written."""
+        """Raises InvalidRequest for too many log-probabilities: each takes memory, and time to be written."""
         if order.sampling.logprobs is None:
             return
-        context = self._engine.info.max_model_len  # what is longer, the engine has clearer words for
+        context = self._engine.info.max_model_len  # the engine's error for longer requests is clearer
         num_tokens = sum(
             min(self._length(order, prompt), context) + (0 if order.num_scored is None else len(prompt.ids))
             for prompt in order.prompts
@@ -175,7 +179,10 @@ class Submitter:
             )
 
     def _nothing(self, order: Order) -> Sequence[Stream]:
-        """For each choice; the prompts are checked here, since the engine does not see them."""
+        """An empty stream for each choice. Checks the prompts, since the engine does not see them.
+
+        Raises InvalidRequest, or ContextLengthExceeded.
+        """
         for prompt in order.prompts:
             if not prompt.ids:
                 raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
@@ -183,7 +190,7 @@ class Submitter:
         return [EmptyStream() for _ in range(len(order.prompts) * order.num_drawn)]
 
     def _passages(self, order: Order, prompt: Prompt) -> list[Passage]:
-        """One for each fill, or one for all that follows the prompt."""
+        """One for each fill, or one for the whole answer after the prompt."""
         stop_ids = order.sampling.stop_ids
         if not order.sampling.ignore_eos:
             stop_ids |= self._engine.info.spec.eos_ids

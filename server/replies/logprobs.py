@@ -1,4 +1,4 @@
-"""Log-probabilities in the two forms in which OpenAI's API answers with them."""
+"""Log-probabilities in the two forms of OpenAI's API: completions and chat."""
 
 import math
 from collections.abc import Sequence
@@ -9,21 +9,21 @@ from server.schemas import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLog
 from server.text.tokenizer import Tokenizer
 
 FLOOR = -9999.0
-"""OpenAI's number for a token that is all but impossible; JSON knows no infinity."""
+"""OpenAI's number for a token of almost no probability; JSON has no infinity."""
 
 
 class LogprobWriter:
-    """Writes tokens with what was said of them."""
+    """Writes tokens with their log-probabilities."""
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool) -> None:
-        """`as_ids`: tokens are spelled `token_id:5`."""
+        """`as_ids`: tokens are written as `token_id:5`."""
         self._tokenizer = tokenizer
         self._as_ids = as_ids
         self._alike: dict[int, tuple[str, list[int] | None]] = {}
-        """Spelling and bytes of each token so far: the same few come again and again."""
+        """Cached spelling and bytes of each token id: a few tokens make up most of an answer."""
 
     def for_completion(self, tokens: Sequence[Token]) -> CompletionLogprobs:
-        return CompletionLogprobs.model_construct(  # a check of all of them would be one long call
+        return CompletionLogprobs.model_construct(  # validating all of them would take long
             tokens=[self._named(token.id)[0] for token in tokens],
             token_logprobs=[_finite(token.logprobs.logprob) if token.logprobs else None for token in tokens],
             top_logprobs=[self._alternatives(token) for token in tokens],
@@ -34,7 +34,7 @@ class LogprobWriter:
         return ChatLogprobs(content=[self._entry(token) for token in tokens])
 
     def _alternatives(self, token: Token) -> dict[str, float] | None:
-        """Of tokens that are spelled alike, the most probable one counts."""
+        """Log-probabilities by spelling. Of tokens with the same spelling, the most probable one counts."""
         if token.logprobs is None:
             return None
         named: dict[str, float] = {}

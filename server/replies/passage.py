@@ -1,6 +1,6 @@
-"""The tokens of an answer turned into text as they come, and told apart: which token the text shows where.
+"""Turns an answer's tokens into text as they arrive, and records the offset of each token in the text.
 
-Text that is handed out is final (`server.text.detokenizer`, `server.replies.stop_strings`).
+Text that is returned is final (`server.text.detokenizer`, `server.replies.stop_strings`).
 """
 
 from bisect import bisect_left
@@ -19,9 +19,9 @@ class Token:
 
     id: int
     offset: int
-    """Characters of the choice's text before it."""
+    """Characters of the choice's text before the token."""
     logprobs: TokenLogprobs | None
-    """None where nothing was said of it."""
+    """None if the engine gave none."""
 
 
 _offset = attrgetter("offset")
@@ -30,8 +30,8 @@ _offset = attrgetter("offset")
 class Passage:
     """A run of generated tokens as text: the whole of an ordinary answer, or one fill of several.
 
-    Without a `length` it runs to the engine's last token. `stop_ids` end it here, for runs that the engine does not
-    end; `shows_stop` keeps the stop token among the tokens, though not in the text.
+    Without a `length`, in tokens, it runs to the engine's last token. `stop_ids` end the passage where the engine does
+    not stop at them. `shows_stop` keeps the stop token among the tokens, but not in the text.
     """
 
     def __init__(
@@ -45,10 +45,13 @@ class Passage:
         min_tokens: int = 0,
         is_tracked: bool = False,
     ) -> None:
-        """`min_tokens`: no stop string is looked for in so many. `is_tracked`: tokens are handed out with the text."""
+        """`min_tokens`: how many first tokens stop strings are not looked for in.
+
+        `is_tracked`: `push` returns tokens with the text.
+        """
         self.length = length
         self.stop: str | int | None = None
-        """The stop string or stop token that ended it."""
+        """The stop string or stop token that ended the passage."""
         self._detokenizer = detokenizer
         self._stops = stops or StopStrings()
         self._stop_ids = stop_ids
@@ -56,17 +59,17 @@ class Passage:
         self._min_tokens = min_tokens
         self._is_tracked = is_tracked
         self.num_tokens = 0
-        """Tokens read so far; none is read behind the one that completes a stop string."""
+        """Tokens read so far. Reading ends with the token that completes a stop string."""
         self._num_read = 0
-        """Characters that its tokens have made so far, and ..."""
+        """Characters decoded from the tokens so far."""
         self._num_shown = 0
-        """... those of them that were handed out."""
+        """Characters of these that `push` has returned."""
         self._pending: list[Token] = []
 
     def push(
         self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool
     ) -> tuple[str, list[Token]]:
-        """The text that is final now, and the tokens that begin in it. Nothing after a stop."""
+        """The text that has become final, and the tokens that begin in it. Both are empty after a stop."""
         if self.stop is not None:
             return "", []
         end = next((place for place, id_ in enumerate(ids) if id_ in self._stop_ids), None)
@@ -83,7 +86,10 @@ class Passage:
         return text, shown
 
     def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
-        """One by one where somebody must know which token wrote what; all at once is cheaper."""
+        """Text of the tokens up to a stop string.
+
+        Tokens are decoded one by one if their offsets or stop strings matter; all at once is cheaper.
+        """
         one_by_one = ids and (self._is_tracked or self._stops.are_any or self.num_tokens < self._min_tokens)
         groups = [ids[place : place + 1] for place in range(len(ids))] if one_by_one else [ids]
         text = ""
@@ -107,5 +113,5 @@ class Passage:
 
 
 def shifted(tokens: Sequence[Token], by: int) -> list[Token]:
-    """Tokens of a text that stands `by` characters further on."""
+    """The tokens, with `by` characters added to each offset."""
     return [replace(token, offset=token.offset + by) for token in tokens]

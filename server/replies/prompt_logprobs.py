@@ -1,7 +1,7 @@
-"""What the model says of a prompt that is there already: the pseudo-log-likelihood of its tokens.
+"""Scores of prompts: the pseudo-log-likelihood of their tokens.
 
-A diffusion model has no probability of a token given those before it alone. What it has is that of a token given all
-the others: one forward for each token, in which that one is masked (Salazar et al., arXiv 1910.14659).
+A diffusion model has no probability of a token given only the tokens before it. It has the probability of a token given
+all the others: one forward for each token, in which that token is masked (Salazar et al., arXiv 1910.14659).
 """
 
 import asyncio
@@ -22,16 +22,16 @@ from engine import (
 from server.replies.choice import NOTHING, check_end
 
 MAX_IN_FLIGHT = 16
-"""Tokens that one request scores at a time."""
+"""Tokens that one HTTP request scores at a time."""
 PATIENCE_SECONDS = 0.02
-"""Between looks at a queue that others have filled."""
+"""Pause between looks at a full queue."""
 
 Scores = list[TokenLogprobs | None]
-"""Of each token of a prompt; None where nothing can be said."""
+"""For each token of a prompt; None for a token that is not scored."""
 
 
 class PromptScorer:
-    """Scores prompts with a bounded number of requests in the engine, and leaves others half of its queue."""
+    """Scores prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
 
     def __init__(self, engine: EngineLoop) -> None:
         self._engine = engine
@@ -39,12 +39,12 @@ class PromptScorer:
         self._mask_id = info.spec.mask_id
         self._max_waiting = max(1, info.max_queued_requests // 2)
         self._turn = asyncio.Lock()
-        """One token looks for a place, those behind it wait for it: they may be thousands."""
+        """Held by the one submission that polls the queue. Thousands may wait for the lock instead of polling."""
 
     async def score(self, answer_id: str, prompts: Sequence[Sequence[int]], num_top: int) -> tuple[list[Scores], Usage]:
-        """Scores of every prompt, and what they have cost. Raises what the engine raises, but for QueueFull: it waits.
+        """Scores of every prompt, and their usage. Waits while the queue is full; raises the engine's other errors.
 
-        The first token of a prompt is not scored, as OpenAI's API has it, nor one that is the mask token.
+        The first token of a prompt is not scored, as in OpenAI's API, and mask tokens are not.
         """
         scores: list[Scores] = [[None] * len(prompt) for prompt in prompts]
         spent: list[Usage] = []
@@ -78,7 +78,7 @@ class PromptScorer:
     async def _score(
         self, request_id: str, prompt: Sequence[int], place: int, num_top: int
     ) -> tuple[TokenLogprobs, Usage]:
-        """Fills the token's place with the one token that is allowed there: the one that was there."""
+        """Replaces the token at `place` by a hole of one position, in which only that token is allowed."""
         submission = Submission(
             request_id=request_id,
             prompt_ids=[*prompt[:place], *prompt[place + 1 :]],
@@ -99,7 +99,10 @@ class PromptScorer:
         return found[0], usage
 
     async def _submit(self, submission: Submission) -> OutputStream:
-        """As soon as the queue has a place to spare. Raises EngineUnavailable if there never will be one."""
+        """Submits as soon as fewer than half of the queue's places are taken.
+
+        Raises EngineUnavailable if the engine accepts no more requests.
+        """
         async with self._turn:
             while True:
                 if self._engine.num_waiting < self._max_waiting or not self._engine.accepting:

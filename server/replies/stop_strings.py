@@ -1,13 +1,13 @@
-"""Where stop strings cut an answer. Text that is handed out is final: what may be the start of one waits for more."""
+"""Cuts answers at stop strings. Text that is returned is final: a possible start of a stop string is held back."""
 
 from collections.abc import Sequence
 
 
 class StopStrings:
-    """Cuts an answer before the first stop string, wherever its blocks split it.
+    """Cuts an answer before the first stop string, however the text is split into blocks.
 
-    Of several, the one that is complete first counts, as if the text had come letter by letter: so the cut does not
-    depend on how the text was split.
+    Of several stop strings, the one that is complete first counts, as if the text had come character by character. So
+    the cut does not depend on how the text was split.
     """
 
     def __init__(self, stops: Sequence[str] = (), *, is_kept: bool = False) -> None:
@@ -21,7 +21,7 @@ class StopStrings:
         return bool(self._stops)
 
     def push(self, text: str, *, last: bool) -> tuple[str, str | None]:
-        """(the text that is final now, the stop string that ended it)."""
+        """(the text that has become final, the stop string that ended it or None)."""
         text = self._held + text
         found = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
@@ -32,11 +32,11 @@ class StopStrings:
         return text[:kept], None
 
     def _longest_start(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string starts with, but for the whole of it."""
+        """Characters of the longest end of `text` with which a stop string begins, a whole stop string excluded."""
         return max((_overlap(text, stop) for stop in self._stops), default=0)
 
 
 def _overlap(text: str, stop: str) -> int:
-    """As many comparisons as the stop string has characters: with many of them, it is their sum that costs."""
+    """Characters of the longest end of `text` with which `stop` begins. The cost is linear in the length of `stop`."""
     sizes = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((size for size in sizes if text.endswith(stop[:size])), 0)

@@ -1,5 +1,5 @@
-"""Between strings and token ids: the checkpoint's own tokenizer and chat template, run where they can be stopped.
+"""Conversion between strings and token ids: the checkpoint's tokenizer and chat template, in a process of their own.
 
-Sees `engine` and nothing of the server. `encoder` and what it imports run in a process of their own and must not import
-the engine.
+A tokenizer or template that hangs is stopped with that process. Sees `engine` and nothing of the server. `encoder` and
+its imports run in that process and must not import the engine.
 """

@@ -1,4 +1,4 @@
-"""Tokens as text while they come. Text that is handed out is final: half a character waits for more."""
+"""Incremental detokenization. Text that is returned is final: an incomplete UTF-8 character is held back."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from server.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """One answer's text from its blocks of ids, special tokens left out unless they are asked for.
+    """One answer's text from its blocks of ids. Special tokens are left out if `skip_special`.
 
-    At most the three first bytes of a character wait for more: bytes that form none are replaced as they come.
+    At most the first three bytes of a character are held back. Bytes that form no character are replaced at once.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
@@ -17,15 +17,15 @@ class Detokenizer:
         self._skip_special = skip_special
         self._decoder = getincrementaldecoder("utf-8")(errors="replace")
         self._before: int | None = None
-        """The last token that had a text."""
+        """The last token that had any bytes."""
         self.lead = 0
-        """Characters behind the text before the last push in which its first token has no part.
+        """Characters of the last push's text that come before its first token.
 
-        They are those of bytes that have waited in vain for more.
+        They replace bytes that an earlier push held back and that form no character.
         """
 
     def push(self, ids: Sequence[int], *, last: bool) -> str:
-        """The text that is final now; at the last block, all that is left."""
+        """The text that has become final; with `last`, all that is left."""
         raw = b"".join(map(self._bytes, self._tokenizer.without_special(ids) if self._skip_special else ids))
         head = self._decoder.decode(raw[:1])
         waiting, _ = self._decoder.getstate()

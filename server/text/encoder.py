@@ -1,7 +1,7 @@
-"""Texts and conversations as token ids, by a checkpoint's own tokenizer and chat template.
+"""Turns texts and conversations into token ids, with a checkpoint's own tokenizer and chat template.
 
-Both may run for ever: a template is a program, and a tokenizer has regular expressions. Knows nothing of that, of
-processes or of HTTP; `server.text.worker` runs it where it can be stopped, so it imports neither the engine nor torch.
+Both may run forever: a template is a program, and a tokenizer has regular expressions. So `server.text.worker` runs
+this module in a process that can be killed; it imports neither the engine nor torch, and knows nothing of HTTP.
 """
 
 import re
@@ -19,11 +19,11 @@ from server.text.turns import changed, with_objects
 
 
 class Unreadable(Exception):
-    """A conversation that makes no prompt; says why in words that follow on a subject."""
+    """A conversation that cannot be rendered. The message is a predicate, to which the caller adds the subject."""
 
 
 class TooLong(Exception):
-    """A conversation that a template makes so long that no context holds it."""
+    """A rendered conversation of more characters than allowed."""
 
     def __init__(self, characters: int) -> None:
         super().__init__(characters)
@@ -31,10 +31,10 @@ class TooLong(Exception):
 
 
 class Encoder:
-    """One checkpoint's. Not safe to use from several threads."""
+    """The tokenizer and chat template of one checkpoint. Not thread-safe."""
 
     def __init__(self, backend: str, template: str | None, variables: Mapping[str, Any]) -> None:
-        """`backend` is a tokenizer in JSON; `variables` are what its template may use beside the messages."""
+        """`backend`: a tokenizer in JSON. `variables`: what the template may use besides the messages."""
         self._backend = Backend.from_str(backend)
         self._template = template
         self._variables = variables
@@ -53,7 +53,7 @@ class Encoder:
         ]
 
     def encode_parts(self, parts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """Those of parts of one text; special tokens stand where the whole text's would."""
+        """The tokens of each part of one text. Special tokens go only before the first part and after the last."""
         pieces = self.encode(parts, add_special_tokens=False)
         before, behind = self._frame if add_special_tokens else ([], [])
         pieces[0] = before + pieces[0]
@@ -61,7 +61,7 @@ class Encoder:
         return pieces
 
     def locate(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """For each token that `encode` makes of a text, the characters before it, in that text."""
+        """For each token that `encode` makes of a text, the number of characters before it in that text."""
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return [_ascending([start for start, _ in encoding.offsets]) for encoding in encodings]
 
@@ -75,7 +75,7 @@ class Encoder:
         add_special_tokens: bool,
         max_characters: int,
     ) -> list[int]:
-        """The tokens of a conversation as the template writes it. Raises Unreadable, or TooLong."""
+        """The tokens of a conversation, rendered by the template. Raises Unreadable, or TooLong."""
         marks = Marks()
         marked = changed(with_objects(turns), lambda text: marks.put(text, self._special_spans(text)))
         last = marked[-1]["content"]
@@ -95,7 +95,7 @@ class Encoder:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens that are added before a text, and behind it."""
+        """The special tokens that are added before a text, and after it."""
         encoding = self._backend.encode("a")
         inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
@@ -110,7 +110,7 @@ class Encoder:
             )
             text = str(rendered[0][0])
             text.encode()
-        except TemplateError as error:  # its words are the template's author's
+        except TemplateError as error:  # its message comes from the template
             raise Unreadable(f"refuses this: {error!s:.200}") from None
         except Exception as error:
             raise Unreadable(f"cannot render this ({type(error).__name__})") from error
@@ -123,7 +123,7 @@ class Encoder:
     def _special_spans(self, text: str) -> list[tuple[int, int]]:
         """Where the tokenizer reads special tokens in a text: (start, stop) in characters, ascending.
 
-        Most texts hold nothing like one, which a search finds out a hundred times as fast.
+        The regular expression comes first: most texts have no special token, and it finds that out 100 times faster.
         """
         if not (self._special.search(text) or self._special.search(self._normalized(text))):
             return []
@@ -131,7 +131,10 @@ class Encoder:
         return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self._special_ids]
 
     def _spelled(self, text: str) -> list[int]:
-        """A special token's name as ordinary text; in parts where the whole is a word of the vocabulary."""
+        """The tokens of a special token's name as ordinary text.
+
+        If the vocabulary has the name as one token, the name is halved, and each half is encoded alone.
+        """
         self._backend.encode_special_tokens = True
         try:
             [ids] = self.encode([text], add_special_tokens=False)
@@ -144,5 +147,5 @@ class Encoder:
 
 
 def _ascending(starts: Sequence[int]) -> list[int]:
-    """Special tokens at the end of a text are said to stand at its beginning."""
+    """The starts, made ascending: the tokenizer reports offset 0 for special tokens at the end of a text."""
     return list(accumulate(starts, max))

@@ -1,7 +1,7 @@
-"""Stand-ins for what looks like control tokens in people's own words, while a chat template renders these.
+"""Placeholders for control tokens that users wrote in their messages, while a chat template renders these.
 
-A template makes one text of everything, in which nobody could tell whose `<|eot_id|>` is whose. Knows texts and places;
-no tokenizer, no template.
+A template renders one text. In it, an `<|eot_id|>` of a message could not be told from one of the template. Knows texts
+and character positions, but no tokenizer and no template.
 """
 
 import re
@@ -12,10 +12,10 @@ _DIGITS = 20
 
 
 class Marks:
-    """Those of one conversation.
+    """The marks of one conversation.
 
-    A mark is a number that nobody can guess, so that nobody can write one; and of digits and hyphens, which templates
-    do not trim, and whose case they cannot change.
+    A mark contains a random number, so that no message can forge one. It has only digits and hyphens, which templates
+    do not trim and which have no case to change.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Marks:
         self._texts: list[str] = []
 
     def put(self, text: str, spans: Iterable[tuple[int, int]]) -> str:
-        """The text with marks in place of these parts of it, (start, stop) in characters, ascending."""
+        """The text with a mark in place of each span: (start, stop) in characters, ascending."""
         pieces, end = [], 0
         for start, stop in spans:
             pieces += [text[end:start], f"-{self._name}-{len(self._texts)}-"]
@@ -32,13 +32,13 @@ class Marks:
         return "".join([*pieces, text[end:]])
 
     def open(self, text: str) -> str:
-        """The text with a mark of its own kind at its end, for `cut`. Space stands behind it for templates to trim."""
+        """The text with an end mark, for `cut`. A space follows the mark: it shows whether the template trims."""
         return f"{text.rstrip()}-{self._name}- "
 
     def cut(self, rendered: str, text: str) -> str | None:
-        """What was rendered up to the end of the text that was opened; None where a template does not show that.
+        """The rendered text up to the end of `text`, which `open` marked; None if the template left the mark out.
 
-        The space at the end of `text` is part of it unless the template trims.
+        White space at the end of `text` is kept unless the template trims.
         """
         before, mark, behind = rendered.rpartition(f"-{self._name}-")
         if not mark:
@@ -46,6 +46,6 @@ class Marks:
         return before + text[len(text.rstrip()) :] if behind.startswith(" ") else before
 
     def split(self, text: str) -> tuple[list[str], list[str]]:
-        """The text around the marks in it, one piece more than there are, and what they stand for."""
+        """The pieces of text around the marks, one more than there are marks, and the texts that the marks replaced."""
         pieces = re.split(rf"-{self._name}-([0-9]+)-", text)
         return pieces[::2], [self._texts[int(number)] for number in pieces[1::2]]

@@ -1,6 +1,6 @@
-"""Between strings and token ids: a checkpoint's own tokenizer, and how single tokens are spelled.
+"""Conversion between strings and token ids by a checkpoint's own tokenizer, and the spelling of single tokens.
 
-Texts become tokens in another process (`server.text.workers`), where a tokenizer or a template that hangs can be ended.
+Texts become tokens in another process (`server.text.workers`), which can be killed if a tokenizer or template hangs.
 Tokens become text here.
 """
 
@@ -21,20 +21,20 @@ from server.text.turns import texts as texts_in
 from server.text.workers import TookTooLong, Workers
 
 JOB_CHARACTERS = 65536
-"""Texts of a list are read together up to so many."""
+"""The texts of a list are encoded in jobs of up to this many characters."""
 
 
 class Tokenizer:
-    """A checkpoint's own tokenizer. Safe to use from several threads."""
+    """A checkpoint's own tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        # Truncation and padding would be changed under the feet of other threads by transformers' own calls.
+        # Set once, and the backend used directly: transformers' own calls change both while other threads use it.
         self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         if processor := self._backend.post_processor:
-            # A token begins with its space, as it does where answers are read (`server.replies.passage`).
+            # A token's offset includes its leading space, as for answers (`server.replies.passage`).
             untrimmed = processor.__getstate__().replace(b'"trim_offsets":true', b'"trim_offsets":false')
             processor.__setstate__(untrimmed)
             self._backend.post_processor = processor
@@ -47,12 +47,12 @@ class Tokenizer:
         if b'"Regex"' in decoder:
             raise LoadError("its decoder searches by a regular expression, which could hang the server")
         self._bytes: dict[int, bytes] = {}
-        """Of tokens that were asked for: no more than the vocabulary has."""
+        """Cache of each token's bytes; at most as many entries as the vocabulary."""
         self._workers = Workers(self._setup)
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """From `tokenizer.json`, or `vocab.json` and `merges.txt`; never runs code of the checkpoint."""
+        """From `tokenizer.json`, or `vocab.json` and `merges.txt`; runs no code of the checkpoint. Raises LoadError."""
         if (folder / "tokenizer.json").is_file():
             kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -65,11 +65,11 @@ class Tokenizer:
             raise LoadError(f"the tokenizer in {folder} cannot be read: {error}") from error
 
     async def start(self) -> None:
-        """Returns when texts can be read; else that begins with the first."""
+        """Starts the worker process, and returns when it answers. Without this call, the first text starts it."""
         await self._workers.start()
 
     def close(self) -> None:
-        """Ends the process that reads texts."""
+        """Ends the worker process."""
         self._workers.close()
 
     async def encode(
@@ -79,13 +79,13 @@ class Tokenizer:
         return await self._read("encode", texts, add_special_tokens, param)
 
     async def locate(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[list[int]]:
-        """For each token that `encode` makes of a text, the characters before it, in that text."""
+        """For each token that `encode` makes of a text, the number of characters before it in that text."""
         return await self._read("locate", texts, add_special_tokens, "prompt")
 
     async def encode_parts(
         self, parts: Sequence[str], *, add_special_tokens: bool = True, param: str = "prompt"
     ) -> list[list[int]]:
-        """Those of parts of one text; special tokens stand where the whole text's would."""
+        """The tokens of each part of one text. Special tokens go only before the first part and after the last."""
         with _told_of("The tokenizer", param):
             ids: list[list[int]] = await self._workers.ask(
                 "texts",
@@ -106,9 +106,9 @@ class Tokenizer:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
     ) -> list[int]:
-        """The tokens of a conversation as the chat template writes it, which is `max_characters` at most.
+        """The tokens of a conversation, rendered by the chat template in `max_characters` at most.
 
-        Templates write the special tokens themselves, so none are added. Raises InvalidRequest.
+        By default no special tokens are added, because templates write them. Raises InvalidRequest, or TooLong.
         """
         with _told_of("The model's chat template", "messages"):
             ids: list[int] = await self._workers.ask(
@@ -126,22 +126,22 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """The class that reads it, in transformers."""
+        """Name of the tokenizer's class in transformers."""
         return type(self._tokenizer).__name__
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """The tokens that have a role, such as `eos_token`, by its name."""
+        """The special tokens by role, such as `eos_token`."""
         return {role: str(token) for role, token in self._tokenizer.special_tokens_map.items()}
 
     @property
     def added_tokens(self) -> Mapping[int, AddedToken]:
-        """Those that stand beside the vocabulary, control tokens among them."""
+        """The tokens that were added to the vocabulary, control tokens among them, by id."""
         return self._backend.get_added_tokens_decoder()
 
     @property
     def chat_template(self) -> str | None:
-        """Of several, the one that conversations are rendered with."""
+        """The template that conversations are rendered with; None if there is none, or several without a default."""
         try:
             return self._tokenizer.get_chat_template() or None
         except ValueError:  # none, or several without a default
@@ -152,7 +152,7 @@ class Tokenizer:
         return self.chat_template is not None
 
     def _setup(self) -> dict[str, Any]:
-        """What `server.text.encoder.Encoder` is made from."""
+        """Arguments of `server.text.encoder.Encoder`."""
         return {
             "backend": self._backend.to_str(),
             "template": self.chat_template,
@@ -162,7 +162,7 @@ class Tokenizer:
     async def _read(
         self, do: Literal["encode", "locate"], texts: Sequence[str], add_special_tokens: bool, param: str
     ) -> list[list[int]]:
-        """A long list in several jobs, between which others have their turn."""
+        """Splits a long list into several jobs, so that jobs of other requests can run between them."""
         read: list[list[int]] = []
         for batch in _batches(texts):
             with _told_of("The tokenizer", param):
@@ -181,21 +181,21 @@ class Tokenizer:
         return self._backend.decode(ids, skip_special_tokens=False)
 
     async def decode_all(self, ids: Sequence[int]) -> str:
-        """As `decode` does, in a thread, since they may be many."""
+        """The text of the ids, decoded in a thread because there may be many."""
         return await asyncio.to_thread(self.decode, ids)
 
     def without_special(self, ids: Sequence[int]) -> list[int]:
         return [id_ for id_ in ids if id_ not in self._special_ids]
 
     def bytes_of(self, id_: int) -> bytes:
-        """What one token adds to a text; the name of a special one; nothing for an id that the tokenizer lacks."""
+        """The bytes that a token adds to a text. For a special token its name; empty for an unknown id."""
         known = self._bytes.get(id_)
         if known is None:
             known = self._bytes[id_] = self._read_bytes(id_)
         return known
 
     def bytes_behind(self, id_: int, before: int | None) -> bytes:
-        """The same where another token stands before it, on which its spacing may depend."""
+        """The bytes of the token after the token `before`, on which its leading space may depend."""
         if before is None or self._is_byte_level or self._byte_token(id_):
             return self.bytes_of(id_)
         return self.decode([before, id_])[len(self.decode([before])) :].encode()
@@ -211,14 +211,14 @@ class Tokenizer:
         return letters.encode()
 
     def _byte_token(self, id_: int) -> bytes:
-        """The byte of a token like `<0xE2>`, where a decoder knows such; nothing for others."""
+        """The byte of a token like `<0xE2>`; empty for other tokens, and if the decoder has no byte fallback."""
         if not self._has_byte_tokens:
             return b""
         name = _BYTE_TOKEN.fullmatch(self._backend.id_to_token(id_) or "")
         return bytes.fromhex(name[1]) if name else b""
 
     def spell(self, id_: int) -> str:
-        """One token as text. Parts of characters are `bytes:\\xe2`, as OpenAI writes them, to tell them apart."""
+        """One token as text. Bytes that are no whole characters are written as `bytes:\\xe2`, as OpenAI does."""
         raw = self.bytes_of(id_)
         if not raw:
             return f"token_id:{id_}"
@@ -228,12 +228,12 @@ class Tokenizer:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     async def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each as the vocabulary writes it, in a thread, since they may be many."""
+        """Each token as the vocabulary writes it, looked up in a thread because there may be many."""
         return await asyncio.to_thread(lambda: [self._backend.id_to_token(id_) or self.spell(id_) for id_ in ids])
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Of so many characters, or of one text that is longer."""
+    """The texts in lists of up to `JOB_CHARACTERS` characters; a longer text is a list of its own."""
     batch: list[str] = []
     for text in texts:
         if batch and sum(map(len, batch)) + len(text) > JOB_CHARACTERS:
@@ -246,7 +246,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 @contextmanager
 def _told_of(subject: str, param: str) -> Iterator[None]:
-    """What reading texts raises, as an error of the request."""
+    """Turns TookTooLong and Unreadable into InvalidRequest, with `subject` in the message."""
     try:
         yield
     except TookTooLong:
@@ -256,7 +256,7 @@ def _told_of(subject: str, param: str) -> Iterator[None]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The byte behind each letter of GPT-2's printable alphabet."""
+    """The byte that each letter of GPT-2's printable alphabet stands for."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -1,6 +1,6 @@
-"""The turns of a conversation as a template is given them: the texts in them, wherever they stand, and calls.
+"""The turns of a conversation as a template receives them: their texts, at any depth, and their tool calls.
 
-Knows strings, lists and mappings; nothing of roles or templates.
+Knows strings, lists and mappings, but not roles or templates.
 """
 
 import json
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 64
-"""Objects and arrays inside each other in the arguments of a call; as in a body."""
+"""Deepest nesting of objects and arrays in the arguments of a call; the same as in a body."""
 ARGUMENTS = "arguments"
-"""Of a call: the one mapping whose keys are people's words too."""
+"""The field of a call with its arguments: the only mapping whose keys the user chooses."""
 
 
 def texts(turns: Any) -> list[str]:
-    """All of them, in order."""
+    """All texts in the turns, in order."""
     found: list[str] = []
 
     def note(text: str) -> str:
@@ -26,7 +26,7 @@ def texts(turns: Any) -> list[str]:
 
 
 def changed(turns: Any, change: Callable[[str], str], *, with_keys: bool = False) -> Any:
-    """The same with `change` of each text in its place, asked for in the order of `texts`."""
+    """A copy in which `change` is applied to each text, in the order of `texts`. Keys change only if `with_keys`."""
     match turns:
         case str():
             return change(turns)
@@ -42,7 +42,7 @@ def changed(turns: Any, change: Callable[[str], str], *, with_keys: bool = False
 
 
 def with_objects(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same with the arguments of calls as templates expect them, not as the wire has them, in JSON."""
+    """The turns with the arguments of calls as objects, which templates expect, not as JSON text, as on the wire."""
     return [
         {**turn, "tool_calls": list(map(_with_object, turn["tool_calls"]))} if "tool_calls" in turn else turn
         for turn in turns
@@ -55,7 +55,10 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def parsed(arguments: str) -> dict[str, Any] | str:
-    """An object, which is what templates write as JSON; the text itself where it is none that could be written."""
+    """The object in the JSON text; the text itself if it is no object, nests too deep, or has non-finite numbers.
+
+    Templates write the object as JSON again, so it must be possible to encode it.
+    """
     try:
         value = json.loads(arguments)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
@@ -65,7 +68,7 @@ def parsed(arguments: str) -> dict[str, Any] | str:
 
 
 def _depth(value: object) -> int:
-    """Objects and arrays inside each other."""
+    """Depth to which objects and arrays nest."""
     depth, level = 0, [value]
     while level := [
         inner

@@ -1,8 +1,9 @@
-"""The process that reads texts: `python -m server.text.worker FD...`, started by `server.text.workers`.
+"""The worker process: `python -m server.text.worker FD...`, started by `server.text.workers`.
 
-It imports what is slow to import, then becomes one child for each connection, which does that connection's jobs one
-after another. A child that exceeds its processor time is ended by the kernel, whatever code it hangs in; that is told,
-and another one forked, which takes milliseconds. Forking is safe here: there are no threads, no locks and no torch.
+It imports the slow modules once, then forks a child for each connection. The child does the jobs of its connection one
+after another. The kernel kills a child that exceeds its processor time, whatever code it hangs in. This process then
+reports that and forks another child, which takes milliseconds. Forking is safe here: there are no threads, no locks and
+no torch.
 """
 
 import json
@@ -19,13 +20,13 @@ from typing import Any, Literal
 from server.text.encoder import Encoder, TooLong, Unreadable
 
 Job = Literal["encode", "encode_parts", "locate", "converse"]
-"""The methods of `Encoder` that may be asked for."""
+"""The methods of `Encoder` that a job may call."""
 MEMORY_BYTES = 512 * 2**20
-"""That a child may take beyond what it begins with."""
+"""Address space that a child may take beyond what it has at the start."""
 
 
 def main(descriptors: Sequence[str]) -> None:
-    """Until the other side has closed all connections."""
+    """Runs until the server has closed all connections."""
     connections = [Connection(int(descriptor)) for descriptor in descriptors]
     encoder = Encoder(**json.loads(connections[0].recv_bytes()))
     children = {_fork(encoder, connection): connection for connection in connections}
@@ -41,7 +42,7 @@ def main(descriptors: Sequence[str]) -> None:
 
 
 def _fork(encoder: Encoder, connection: Connection) -> int:
-    """The process id of a child that serves this connection, and ends with 0 when it is closed."""
+    """The process id of a child that serves this connection. The child exits with 0 when it is closed."""
     if pid := os.fork():
         return pid
     try:
@@ -55,15 +56,18 @@ def _fork(encoder: Encoder, connection: Connection) -> int:
 
 
 def _bound_memory() -> None:
-    """And writes no core of what it did when it dies."""
+    """Bounds the address space. Also disables core dumps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(FileNotFoundError):  # no Linux: none of what follows would bound anything there
+    with suppress(FileNotFoundError):  # not Linux, where this limit would bound nothing
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))
 
 
 def _answer(encoder: Encoder, job: dict[str, Any]) -> bytes:
-    """The signal's default is to end the process, which needs no Python to run."""
+    """The answer to one job, in JSON. Bounds its processor time with SIGPROF.
+
+    The default action of the signal ends the process, for which no Python code has to run.
+    """
     signal.setitimer(signal.ITIMER_PROF, job["seconds"])
     told: dict[str, Any]
     try:

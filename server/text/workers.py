@@ -1,7 +1,7 @@
-"""The other process, as this one sees it: jobs go there, results or the reason for none come back.
+"""The server's side of the worker process: sends jobs to it, and receives results or errors.
 
-Kinds of jobs have lanes of their own, so that conversations that hang hold up conversations alone. A lane does one job
-at a time, in the order in which they came.
+Each kind of job has a lane of its own, so that a conversation that hangs delays only conversations. A lane does one job
+at a time, first come, first served.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from server.text.worker import Job
 Lane = Literal["texts", "chats"]
 LANES: Sequence[Lane] = ("texts", "chats")
 SECONDS = 2.0
-"""Of processor time that a job gets, and ..."""
+"""Processor time of a job, to which `SECONDS_PER_CHARACTER` adds."""
 SECONDS_PER_CHARACTER = 1e-5
-"""... for each character of its texts: ten times what tokenizers usually need."""
+"""Processor time for each character of a job's texts: ten times what tokenizers usually need."""
 PATIENCE_SECONDS = 60.0
-"""That a request waits for its job at most, from when it asked."""
+"""A request waits this long for its job, time in the queue included."""
 MAX_ANSWER_BYTES = 2**28
 
 
@@ -40,9 +40,9 @@ class TookTooLong(Exception):
 
 
 class Workers:
-    """One checkpoint's. `setup` makes the arguments of `Encoder`; it is called for each new process.
+    """The worker process of one checkpoint. `setup` makes the arguments of `Encoder`, for each new process.
 
-    The process is started with the first job, or by `start`; one that died is replaced with the next job.
+    The first job or `start` starts the process. If it has died, the next job starts another.
     """
 
     def __init__(self, setup: Callable[[], Mapping[str, Any]]) -> None:
@@ -58,7 +58,7 @@ class Workers:
             await self.ask(lane, "encode", characters=0, texts=[], add_special_tokens=False)
 
     async def ask(self, lane: Lane, do: Job, *, characters: int, **given: Any) -> Any:
-        """What that method of `Encoder` returns, for texts of so many characters.
+        """What the method `do` of `Encoder` returns. `characters`: of its texts, for the bound on processor time.
 
         Raises Unreadable, TooLong, TookTooLong, or EngineUnavailable.
         """
@@ -82,14 +82,14 @@ class Workers:
                 raise Unreadable("ran out of memory, or crashed")
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing. Harmless if there is none."""
+        """Kills the process, whatever it is doing. Does nothing if there is none."""
         with self._lock:
             if self._process:
                 self._process.end()
             self._process = None
 
     def _ask(self, lane: Lane, do: Job, seconds: float, given: Mapping[str, Any]) -> Any:
-        """In the lane's thread."""
+        """Runs in the lane's thread. Raises EngineUnavailable if the process dies."""
         with self._lock:
             process = self._process = self._process or _Process(self._setup())
         number = next(self._numbers)
@@ -97,7 +97,7 @@ class Workers:
         try:
             process.set_up()
             return _exchange(process.connections[lane], job, number)
-        except (OSError, EOFError, ValueError):  # the whole of it died or was closed, or a child in mid-sentence
+        except (OSError, EOFError, ValueError):  # the process died or was closed, or a child died while sending
             with self._lock:
                 process.end()
                 if self._process is process:
@@ -106,7 +106,7 @@ class Workers:
 
 
 def _exchange(connection: Connection, job: bytes, number: int) -> Any:
-    """What is told of this job, and not of one before it whose child died."""
+    """The answer to this job. Answers to earlier jobs, whose child died, are skipped."""
     while connection.poll():
         connection.recv_bytes(MAX_ANSWER_BYTES)
     connection.send_bytes(job)
@@ -117,19 +117,19 @@ def _exchange(connection: Connection, job: bytes, number: int) -> Any:
 
 
 class _Process:
-    """One run of `server.text.worker`, which does not outlive the object that it is."""
+    """One run of `server.text.worker`. The process is killed when this object is garbage-collected."""
 
     def __init__(self, setup: Mapping[str, Any]) -> None:
         pairs = [Pipe() for _ in LANES]
         theirs = [pair[1] for pair in pairs]
         descriptors = [connection.fileno() for connection in theirs]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")}
-        process = subprocess.Popen(  # noqa: S603 - nothing in it is a request's
+        process = subprocess.Popen(  # noqa: S603 - no argument comes from a request
             [sys.executable, "-P", "-m", "server.text.worker", *map(str, descriptors)],
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
             env={**environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"},
-            start_new_session=True,  # Ctrl-C is for the server, which ends this when it has drained
+            start_new_session=True,  # Ctrl-C reaches only the server, which ends this process after draining
         )
         for connection in theirs:
             connection.close()
@@ -140,7 +140,7 @@ class _Process:
         self._lock = Lock()
 
     def set_up(self) -> None:
-        """Before the first job."""
+        """Sends the arguments of `Encoder` before the first job; later calls do nothing."""
         with self._lock:
             if self._setup:
                 self.connections[LANES[0]].send_bytes(self._setup)
@@ -148,7 +148,7 @@ class _Process:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Its children too, which are of its group. Whoever reads from them sees that they are gone."""
+    """Kills the process and its children, which share its process group. Pending reads from them raise EOFError."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
