@@ -1,4 +1,4 @@
-"""A request's body becomes what the engine is asked: prompts, conversations, holes, parameters.
+"""Turns a request's body into engine inputs: prompts, conversations, holes, parameters.
 
-Sees wire types and text. What is refused here names its field.
+Sees wire types and text. Errors raised here name the field at fault.
 """

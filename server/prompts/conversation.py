@@ -1,7 +1,7 @@
 """Conversations as prompts, through the model's own chat template.
 
-Control tokens are the template's alone: what people write like them is text. Else whoever writes a message could end
-it, and go on in another's name.
+Only the template writes control tokens: the name of one in a message is ordinary text. Otherwise a message could end
+itself and continue in another role.
 """
 
 import inspect
@@ -18,11 +18,11 @@ from server.text.tokenizer import Tokenizer
 from server.text.turns import texts
 
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
-"""Names that steer the renderer itself (`chat_template`, `tokenize`, ...) and are no variables of a template."""
+"""Names that control the renderer itself (`chat_template`, `tokenize`, ...) and are no variables of a template."""
 
 
 class ConversationReader:
-    """Judges conversations before anything is rendered: a template is a program."""
+    """Checks conversations before rendering them, because a template is a program."""
 
     def __init__(self, tokenizer: Tokenizer, prompts: PromptReader) -> None:
         self._tokenizer = tokenizer
@@ -36,7 +36,11 @@ class ConversationReader:
         add_special_tokens: bool,
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """Raises InvalidRequest if the model has no template or the template refuses."""
+        """The conversation as a prompt. `variables`: for the template; `chat_template_kwargs` overrides them.
+
+        Raises InvalidRequest if the model has no template, a variable has a reserved name, or the template fails, and
+        ContextLengthExceeded for too many characters.
+        """
         if not self._tokenizer.has_chat_template:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
         for name in options.chat_template_kwargs:

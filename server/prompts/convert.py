@@ -1,4 +1,4 @@
-"""From the wire types of a request to the engine's parameters."""
+"""Converts the wire types of a request to the engine's parameters."""
 
 import secrets
 from collections.abc import Sequence
@@ -10,13 +10,16 @@ from server.schemas import DiffusionRequest, SamplingRequest
 from server.text.tokenizer import Tokenizer
 
 ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids", "holes": "prompt"}
-"""The engine's words for what the API calls otherwise, in errors that name a field."""
+"""The engine's field names and the API's, where they differ. Errors name the API's."""
 
 
 async def sampling_params(
     body: SamplingRequest, tokenizer: Tokenizer, *, max_tokens: int, temperature: float, logprobs: int | None
 ) -> SamplingParams:
-    """`temperature` is the server's default. The seed is left to `seeds`."""
+    """The parameters, without a seed, which `seeds` makes. `temperature`: the server's default.
+
+    Raises InvalidRequest for `bad_words` of nothing but space.
+    """
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=_temperature(body, temperature),
@@ -37,7 +40,10 @@ async def sampling_params(
 
 
 def seeds(seed: int | None, count: int) -> list[int]:
-    """Of the choices of one prompt: the given one first, then such as follow from it and the choice's number."""
+    """The seeds of one prompt's choices: `seed`, then seeds derived from it and the choice's number.
+
+    If `seed` is None, the first is random.
+    """
     first = secrets.randbits(63) if seed is None else seed
     return [first, *(_derived(first, number) for number in range(1, count))]
 
@@ -47,13 +53,13 @@ def _derived(seed: int, number: int) -> int:
 
 
 def _temperature(body: SamplingRequest, default: float) -> float:
-    if body.top_p == 0:  # nothing but the most probable token is left
+    if body.top_p == 0:  # only the most probable token is left
         return 0.0
     return default if body.temperature is None else body.temperature
 
 
 async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
-    """Each as it is and after a space, which most tokenizers make part of the word."""
+    """The token ids of each word, without and with a space before it, which most tokenizers make part of the word."""
     for word in words:
         if not word.strip():
             raise InvalidRequest("`bad_words` may not hold words of nothing but space.", "bad_words")
@@ -66,7 +72,7 @@ async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[
 
 
 def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -> DiffusionParams:
-    """The server's defaults, with what the request says in their place. Raises InvalidRequest for an unknown field."""
+    """The server's defaults, overridden by the request's fields. Raises InvalidRequest for an unknown field."""
     if body is None:
         return defaults
     for name in body.model_extra or {}:

@@ -1,6 +1,6 @@
-"""Prompts as the engine takes them: token ids, and where holes are to be filled.
+"""Prompts as the engine takes them: token ids, and the holes to fill.
 
-A text may hold holes, `<|fill:8|>`; a `suffix` makes one between itself and the prompt.
+A text may contain holes, written `<|fill:8|>`. A `suffix` makes one hole between the prompt and itself.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ from server.text.tokenizer import Tokenizer
 _HOLE = re.compile(r"<\|fill:(.{0,20}?)\|>", re.DOTALL)
 _LENGTH = re.compile(r"[0-9]{1,9}", re.ASCII)
 CHARACTERS_PER_TOKEN = 16
-"""A text of more than that many for each token of the context is refused before it is tokenised."""
+"""A text of more characters for each token of the context is refused before it is tokenized."""
 LONGEST_TOGETHER = 16
-"""A list of prompts may be as long as so many of the longest: 4 MB of text take seconds to tokenise."""
+"""A list of prompts may have this many times the characters of one prompt: 4 MB of text take seconds to tokenize."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What stands on the canvas before decoding begins."""
+    """The canvas before decoding: token ids and holes, and the texts that the answer may need."""
 
     ids: Sequence[int]
     literals: Sequence[str] = ("", "")
-    """The text before, between and behind the answer's passages, for `echo`: one more than there are passages."""
+    """The texts before, between and after the answer's passages, for `echo`: one more than there are passages."""
     fills: tuple[Hole, ...] = ()
-    """As they were written; without any, the answer follows the prompt."""
+    """The holes as written in the request. Without any, the answer follows the prompt."""
     starts: Sequence[int] = ()
-    """Characters before each token, where somebody asked for them."""
+    """Characters of the prompt's text before each token; empty unless requested by `locate`."""
 
     @property
     def holes(self) -> tuple[Hole, ...]:
-        """As the engine takes them: those without a token between them are one."""
+        """The holes as the engine takes them: adjacent fills are merged into one hole."""
         merged: list[Hole] = []
         for fill in self.fills:
             if merged and merged[-1].offset == fill.offset:
@@ -46,12 +46,12 @@ class Prompt:
 
     @property
     def num_filled(self) -> int:
-        """Positions of all holes."""
+        """Number of positions in all holes."""
         return sum(fill.length for fill in self.fills)
 
 
 class PromptReader:
-    """Turns what a request holds into prompts, beside the event loop where that takes long."""
+    """Turns the prompts of a request's body into `Prompt`s. Long work runs off the event loop."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_model_len: int, vocab_size: int) -> None:
         self._tokenizer = tokenizer
@@ -60,11 +60,11 @@ class PromptReader:
 
     @property
     def max_characters(self) -> int:
-        """Of one prompt, whatever its tokens are."""
+        """Characters that one prompt may have, whatever its tokens are."""
         return self._max_model_len * CHARACTERS_PER_TOKEN
 
     def check_length(self, texts: Iterable[str], param: str = "prompt") -> None:
-        """Raises ContextLengthExceeded for texts that are too long for one prompt together."""
+        """Raises ContextLengthExceeded for texts that together have too many characters for one prompt."""
         if (length := sum(map(len, texts))) > self.max_characters:
             raise self.too_long(length, param)
 
@@ -76,7 +76,7 @@ class PromptReader:
         )
 
     def check_ids(self, ids: Sequence[int], param: str = "prompt") -> None:
-        """Raises ContextLengthExceeded for too many tokens, InvalidRequest for such as the model does not have."""
+        """Raises ContextLengthExceeded for too many tokens, InvalidRequest for ids out of the vocabulary."""
         if len(ids) > self._max_model_len:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {self._max_model_len} tokens. However, `{param}` has "
@@ -91,7 +91,10 @@ class PromptReader:
     async def read(
         self, prompts: Prompts, *, add_special_tokens: bool = True, echo: bool = False, locate: bool = False
     ) -> list[Prompt]:
-        """`echo` asks for the text of each, `locate` for the places of its tokens. Raises InvalidRequest."""
+        """The prompts in order. `echo`: with the text of each. `locate`: with the `starts` of its tokens.
+
+        Raises InvalidRequest, or ContextLengthExceeded.
+        """
         self._check(prompts)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if not texts:
@@ -112,7 +115,10 @@ class PromptReader:
     async def read_infix(
         self, prompts: Prompts, suffix: str, length: int, *, add_special_tokens: bool = True, echo: bool = False
     ) -> list[Prompt]:
-        """Each prompt, a hole, and the suffix. Raises InvalidRequest."""
+        """Each prompt, followed by a hole of `length` positions and the suffix.
+
+        Raises InvalidRequest, or ContextLengthExceeded.
+        """
         self._check(prompts)
         self.check_length([suffix], "suffix")
         if _HOLE.search(suffix):
@@ -132,7 +138,7 @@ class PromptReader:
         return read
 
     def _check(self, prompts: Prompts) -> None:
-        """All of them before anything is made of the first."""
+        """Checks all prompts before the first is tokenized. Raises InvalidRequest, or ContextLengthExceeded."""
         for prompt in prompts:
             if isinstance(prompt, str):
                 self.check_length([prompt])
@@ -145,7 +151,10 @@ class PromptReader:
             )
 
     async def _join(self, literals: Sequence[str], lengths: Sequence[int], add_special_tokens: bool) -> Prompt:
-        """Pieces of one text with holes between them; special tokens stand where the whole text's would."""
+        """Pieces of one text with holes of these lengths between them.
+
+        Special tokens go only before the first piece and after the last.
+        """
         pieces = await self._tokenizer.encode_parts(literals, add_special_tokens=add_special_tokens)
         ids, fills = list(pieces[0]), []
         for length, piece in zip(lengths, pieces[1:], strict=True):
@@ -154,7 +163,7 @@ class PromptReader:
         return Prompt(ids=ids, literals=literals, fills=tuple(fills))
 
     async def _from_ids(self, ids: Sequence[int], echo: bool, locate: bool) -> Prompt:
-        """Special tokens are part of its text: they are part of the prompt."""
+        """The text includes special tokens, since they are part of the prompt."""
         text = await self._tokenizer.decode_all(ids) if echo else ""
         starts = await asyncio.to_thread(self._starts, ids) if locate else ()
         return Prompt(ids=ids, literals=(text, ""), starts=starts)
@@ -169,7 +178,7 @@ class PromptReader:
 
 
 def _split(text: str) -> tuple[list[str], list[int]]:
-    """The texts around the holes, and the holes' lengths. Raises InvalidRequest for a hole without a length."""
+    """The texts around the holes, and the holes' lengths in positions. Raises InvalidRequest for an invalid length."""
     pieces = _HOLE.split(text)
     lengths = [int(length) if _LENGTH.fullmatch(length) else 0 for length in pieces[1::2]]
     if not all(lengths):

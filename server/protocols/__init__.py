@@ -1,4 +1,4 @@
-"""Bodies of routes that generate, and their answers, in the form of completions and of chat, over one core.
+"""The two protocols that generate, completions and chat: their bodies become orders, and deltas become their answers.
 
-Sees prompts and replies. A field of a body that is known but not honoured is refused in `unsupported`.
+Sees prompts and replies. `unsupported` refuses fields of a body that are known but not honoured.
 """

@@ -31,17 +31,17 @@ from server.schemas import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extras:
-    """What choices hold beside their text."""
+    """What choices contain besides their text."""
 
     logprobs: LogprobWriter | None = None
-    """None if nobody asked for them."""
+    """None if the request did not ask for log-probabilities."""
     prompt_ids: Sequence[Sequence[int]] | None = None
-    """Of each choice; None leaves all token ids out."""
+    """Token ids of each choice's prompt; None leaves all token ids out of the answer."""
     stop_ids: frozenset[int] = frozenset()
-    """Stop tokens that are told as the reason: those that the request named."""
+    """The stop tokens that the request named: only these appear as `stop_reason`."""
 
     def of(self, delta: Delta) -> dict[str, Any]:
-        """Why the choice ended, and its token ids."""
+        """The fields that say why the choice ended, and its token ids if the request asked for them."""
         is_told = isinstance(delta.stop, str) or delta.stop in self.stop_ids
         extras: dict[str, Any] = {
             "finish_reason": _finish_reason(delta.finish_reason),
@@ -52,20 +52,20 @@ class Extras:
         return extras
 
     def prompt_of(self, index: int) -> list[int] | None:
-        """The token ids of this choice's prompt, if they were asked for."""
+        """The token ids of this choice's prompt; None if the request did not ask for them."""
         return None if self.prompt_ids is None else list(self.prompt_ids[index])
 
     def num_written(self, delta: Delta, *, is_first: bool) -> int:
-        """Tokens that are told of, be it their log-probabilities or their ids."""
+        """Tokens that the answer lists, as log-probabilities or as ids."""
         prompt = self.prompt_ids[delta.index] if self.prompt_ids is not None and is_first else ()
         return len(delta.tokens) + len(delta.prompt_tokens) + len(prompt)
 
 
 class Form(Protocol):
-    """One route's way to say it. `head` is what all parts of an answer share: id, time, model."""
+    """The form of one route's answers. `head`: the fields that all parts of an answer share, such as id and model."""
 
     prefix: str
-    """Of answers' ids."""
+    """Prefix of the ids of answers."""
 
     @property
     def extras(self) -> Extras: ...
@@ -77,13 +77,13 @@ class Form(Protocol):
     ) -> BaseModel: ...
 
     def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> BaseModel | None:
-        """What a choice begins with, before anything is decoded."""
+        """The chunk that opens a choice before anything is decoded; None if the form has none."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextForm:
-    """/v1/completions: whole answers and chunks look alike."""
+    """/v1/completions: whole answers and chunks have the same type."""
 
     extras: Extras
     prefix = "cmpl-"
@@ -118,9 +118,9 @@ class ChatForm:
 
     extras: Extras
     service_tier: str | None = None
-    """As the request has it, and ..."""
+    """The request's, repeated in the answer."""
     metadata: dict[str, str] | None = None
-    """... so this, in whole answers."""
+    """The request's, repeated in whole answers only."""
     prefix = "chatcmpl-"
 
     def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> ChatResponse:
@@ -167,14 +167,14 @@ class ChatForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What all parts of one answer share."""
+    """What all parts of one answer share. Writes the answer as JSON."""
 
     form: Form
     model: str
     fingerprint: str
-    """Of the server, as `server.protocols.service` takes it."""
+    """The server's fingerprint, from `server.protocols.service`."""
     diffusion: DiffusionParams
-    """As it was decoded, the server's defaults included."""
+    """The parameters that the answer is decoded with, the server's defaults included."""
     key: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -189,7 +189,7 @@ class Answer:
         return await aside(size, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
 
     async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
-        """One for each completed block; `usage` as the options ask for it."""
+        """The openings of the choices, then one chunk for each completed block; `usage` as the options ask for it."""
         hidden = None if options.include_usage else {"usage"}
         is_running = options.include_usage and options.continuous_usage_stats
         for index in range(completion.num_choices):

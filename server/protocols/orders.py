@@ -1,4 +1,4 @@
-"""From the bodies of the two routes that generate to orders, and to the form of their answers."""
+"""Converts the bodies of the two routes that generate to orders, and chooses the form of their answers."""
 
 from collections.abc import Sequence
 

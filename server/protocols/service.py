@@ -1,4 +1,4 @@
-"""What requests share: the engine, the tokenizer, the models' names, the defaults. Made once by `create_app`."""
+"""What all requests share: the engine, the tokenizer, the models' names, the defaults. `create_app` makes it once."""
 
 import time
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ from server.text.tokenizer import Tokenizer
 
 
 class ServedModels:
-    """The ids under which the one model is known."""
+    """The ids under which the one model is served."""
 
     def __init__(self, names: Sequence[str], root: str, max_model_len: int) -> None:
-        """`root`: what the model is called where it comes from."""
+        """`root`: the model's name at its source."""
         self._root = root
         self._max_model_len = max_model_len
         self._names = tuple(names)
         self._created = int(time.time())
 
     def resolve(self, name: str | None) -> str:
-        """The id that an answer carries: as asked, or the first if nothing was asked. Raises ModelNotFound."""
+        """The model id of the answer: the requested one, or the first if none was requested. Raises ModelNotFound."""
         name = name or self._names[0]
         if name not in self._names:
             raise ModelNotFound(name)
@@ -59,11 +59,11 @@ class Service:
     default_max_tokens: int
     diffusion: DiffusionParams
     fingerprint: str
-    """Of everything that an answer follows from beside its request: while it stays, a `seed` does."""
+    """Hash of everything besides the request that determines an answer: with the same fingerprint, a `seed` repeats."""
 
     @classmethod
     def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
-        """One model's."""
+        """The service of one model."""
         max_model_len = engine.info.max_model_len
         prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
         return cls(

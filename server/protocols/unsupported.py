@@ -1,7 +1,7 @@
-"""Request fields that are known but not honoured, and the values with which leaving them out makes no difference.
+"""Request fields that are known but not honoured, and their neutral values, which are the same as leaving them out.
 
-A field that would change the answer is refused, never dropped; one that nobody knows is accepted, as OpenAI's many
-clients expect, and named in the log once. Supporting a field means moving it from here to `server/schemas/`.
+A field that would change the answer is refused, never ignored. An unknown field is accepted, as OpenAI's many clients
+expect, and logged once. To support a field, move it from here to `server/schemas/`.
 """
 
 import logging
@@ -49,7 +49,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "stream_interval": (1,),
     "vllm_xargs": ({},),
 }
-"""The neutral values beside null. Some are fields of one route and refused on the other."""
+"""The neutral values of each field, besides null. Some are fields of one route and refused on the other."""
 
 REASONS: Mapping[str, str] = {
     "best_of": "completions have it",
@@ -62,10 +62,10 @@ REASONS: Mapping[str, str] = {
     "functions": "none is called; they may stand beside a `function_call` of `none`",
     "top_logprobs": "in completions `logprobs` is the number of alternatives",
 }
-"""What to do instead, where there is something."""
+"""Reasons and alternatives, which the error message quotes."""
 
 CHOICES_OF = {"tools": "tool_choice", "functions": "function_call"}
-"""What a request may call, and the field that says with "none" that it does not."""
+"""Fields that list what the model may call, and the field that rules calls out if it is "none"."""
 
 HARMLESS = frozenset(
     {
@@ -91,25 +91,25 @@ HARMLESS = frozenset(
         "verbosity",
     }
 )
-"""Fields that say nothing about the answer, or no more than a wish."""
+"""Fields that do not affect the answer, or are only hints. They are ignored."""
 
 MAX_LABEL_LENGTH = 512
-"""Characters of a text in one of these: what OpenAI allows for a value of `metadata`, and plenty for an identifier."""
+"""Characters of a text in a harmless field: OpenAI's bound for a value of `metadata`, and plenty for an identifier."""
 
 MAX_REMEMBERED = 256
-"""Unknown names that are logged; a client that makes up more of them must not fill the memory."""
+"""Unknown field names that are logged; the bound keeps clients that invent names from filling the memory."""
 
 
 class UnsupportedFields:
-    """Judges the fields of a request that its schema does not declare."""
+    """Checks the fields of a request that its schema does not declare."""
 
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
     def check(self, body: WireRequest) -> None:
-        """Raises InvalidRequest for a field that would have to change the answer, or is too long for what it is.
+        """Raises InvalidRequest for a field that should change the answer, and for a harmless field that is too long.
 
-        Names what nobody knows in the log, at whatever depth. What stands in `diffusion` is judged there.
+        Logs unknown fields at any depth, except those in `diffusion`, which `diffusion_params` checks.
         """
         extra = body.model_extra or {}
         for name, value in extra.items():
@@ -139,14 +139,14 @@ def _is_neutral(name: str, value: object, extra: Mapping[str, object]) -> bool:
 
 
 def _without_nulls(value: object) -> object:
-    """null is the same as leaving a field out: in an object such as `response_format` as well."""
+    """The value without its null members: inside an object such as `response_format`, null also means left out."""
     if not isinstance(value, dict):
         return value
     return {name: inner for name, inner in value.items() if inner is not None}
 
 
 def _unknown_within(part: WireRequest, path: str = "") -> Iterator[str]:
-    """Fields below this part of a body that it does not declare, as `messages[].content[].x`."""
+    """Paths of the undeclared fields below this part of a body, such as `messages[].content[].x`."""
     for name, value in vars(part).items():
         if isinstance(value, WireRequest):
             inner: Sequence[WireRequest] = [value]
@@ -162,7 +162,10 @@ def _unknown_within(part: WireRequest, path: str = "") -> Iterator[str]:
 
 
 def _labels(name: str, value: object) -> Iterator[str]:
-    """A field's own text, or those of `metadata`. What a `prediction` holds is an answer, and may be long."""
+    """The field's own text, or the keys and values of `metadata`.
+
+    A `prediction` is an object, so its text, which is an answer and may be long, is not included.
+    """
     texts = (*value, *value.values()) if name == "metadata" and isinstance(value, dict) else (value,)
     return (text for text in texts if isinstance(text, str))
 
