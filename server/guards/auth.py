@@ -1,6 +1,7 @@
-"""Who gets in: with API keys every path is guarded but those on an open list; and hosts that requests may be for.
+"""API keys, which every path needs except those on an open list; and the hosts that requests may name.
 
-Compares digests of all keys in constant time. Keys know the path as the router will see it, never the Host header.
+Compares digests of all keys in constant time. The check of keys uses the path that the router will see, never the Host
+header.
 """
 
 import hashlib
@@ -13,17 +14,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import ForeignHost, InvalidApiKey, api_error
 
 PROBES = frozenset({"/health", "/ready", "/ping"})
-"""Open always: they tell nobody anything, and orchestrators have no keys."""
+"""Always open: they disclose nothing, and orchestrators have no keys."""
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-"""Hosts that no web page's own name is, wherever that leads."""
+"""Host names that a web page cannot have as its own, whatever address its name resolves to."""
 
 
 class KnownHosts:
-    """Answers 403 to requests for a host that is not among these, but for probes, which ask an address.
+    """Answers 403 to requests whose Host is not in `hosts`. Probes are exempt, because they name an IP address.
 
-    A web page may have its own name resolve to the loopback, and is then of the same origin as the server there.
+    The check stops DNS rebinding: a web page whose own name resolves to the loopback has the server's origin.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
@@ -41,7 +42,7 @@ class KnownHosts:
 
 
 class ApiKeys:
-    """Answers 401 to whoever brings none of the keys; without any keys, lets everybody in."""
+    """Answers 401 to requests without a known key. If no keys are configured, all requests pass."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = PROBES) -> None:
         self._app = app
@@ -71,7 +72,7 @@ def route_path(scope: Scope) -> str:
 
 
 def _host_name(host: str) -> str:
-    """Without the port."""
+    """The host in lower case, without the port and a trailing dot."""
     name, _, port = host.rpartition(":")
     return (name if name and port.isdecimal() else host).lower().rstrip(".")
 

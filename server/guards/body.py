@@ -1,6 +1,6 @@
-"""What a request's body may be, judged on its bytes before anything is built from it.
+"""Checks a request's body on its bytes, before it is parsed.
 
-JSON's own parser makes an object of every byte or two of a hostile body, and holds the interpreter while it does.
+Python's JSON parser makes an object of every byte or two of a hostile body, and holds the interpreter meanwhile.
 """
 
 import numpy as np
@@ -8,34 +8,34 @@ from fastapi import HTTPException
 from numpy.typing import NDArray
 
 MAX_DEPTH = 64
-"""Arrays and objects inside each other."""
+"""Deepest nesting of arrays and objects."""
 MAX_NODES = 16_384
 """Arrays, objects, and members of objects: what is costly to build, unlike numbers in an array."""
 CHUNK = 1 << 16
-"""Bytes looked at together; they and their masks fit into a core's cache."""
+"""Bytes that are checked together; they and their masks fit into a core's cache."""
 
 _QUOTE, _COMMA, _COLON = b'",:'
 _OPEN, _CLOSE, _LOWER = b"{} "
-"""`[` and `]` are `{` and `}` without the bit that makes letters lower case."""
+"""The bit that makes letters lower case also turns `[` and `]` into `{` and `}`."""
 _NOT_FINITE = b"NI"
-"""First letters of what Python's parser takes for numbers and JSON does not know; no other token holds them."""
+"""First letters of `NaN` and `Infinity`, which Python's parser accepts and JSON lacks; no other token has them."""
 
 
 def check_json(body: bytes, max_items: int) -> None:
-    """Raises HTTPException 400 for a body that is no UTF-8 or not finite, nests too deep or holds too much.
+    """Raises HTTPException 400 for a body that is not UTF-8, has non-finite numbers, nests too deep or is too large.
 
-    Strings are skipped as JSON reads them, so that text may hold anything. What is no JSON at all may pass: its parser
-    stops where the grammar ends, and up to there the counts are right.
+    `max_items`: commas outside strings. Strings are skipped as JSON reads them, so that text may contain anything.
+    Invalid JSON may pass: the parser stops at the first error, and up to there the counts are right.
     """
     try:
         body.decode()
     except UnicodeDecodeError:
         raise HTTPException(400, "The body is not valid UTF-8.") from None
-    if b"\0" in body:  # UTF-16 has them, and JSON's parser would follow
+    if b"\0" in body:  # as UTF-16 does, which the JSON parser would detect and accept
         raise HTTPException(400, "The body is not valid JSON: it holds a null byte.")
     depth = items = nodes = 0
     within_string = False
-    # Pairs first, so that of the quotes the escaped ones alone have a backslash left in front of them.
+    # Pairs of backslashes are removed first. A quote that still follows a backslash is then an escaped one.
     data = np.frombuffer(body.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
     for start in range(0, len(data), CHUNK):
         chunk = data[start : start + CHUNK]

@@ -1,7 +1,7 @@
-"""One client's connection: uvicorn's, with bounds that no ASGI app can set.
+"""One client's connection: uvicorn's protocol, with bounds that no ASGI app can set.
 
-How many there are, how long a client may take to ask, how long it may leave an answer unread, whether it is still
-there. What is no HTTP is answered in OpenAI's form too.
+Bounds the number of connections, the time to send a request, and the time that an answer is left unread. Detects
+clients that have hung up. Input that is not valid HTTP gets OpenAI's error object, too.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from server.guards.places import CROWDED_SECONDS, Places
 from server.guards.target import one_form
 
 PROBE_SECONDS = 0.1
-"""To the first sign of life for a client that has closed its side; the pause doubles each time ..."""
+"""Pause before the first probe of a client that has closed its side. The pause doubles with each probe."""
 MAX_PROBE_SECONDS = 15.0
-"""... up to this."""
+"""Longest pause between probes."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """Of one server."""
+    """Timeouts of the connections of one server."""
 
     read_timeout: float
-    """Seconds for a request's headers, and for a body that nobody reads any more since its answer has gone out."""
+    """Seconds for a request's headers, and for the rest of a body whose answer has already been sent."""
     write_timeout: float
     """Seconds that bytes may wait for the client to take them."""
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 for one client. `on_refusal` hears of each request that was refused because there are too many."""
+    """HTTP/1.1 for one client. `on_refusal` is called for each request refused because of too many connections."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Connection(H11Protocol):
         self._places = places
         self._on_refusal = on_refusal
         self._owed: str | None = None
-        """What the client has begun to send, or should, and the timer waits for."""
+        """What the client owes, in words for the log, and `_owing` times."""
         self._owing: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._beyond: asyncio.TimerHandle | None = None
@@ -64,7 +64,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` means that the client does not read
+        transport.set_write_buffer_limits(high=0)  # so `pause_writing` is called as soon as the client does not read
         if not self._places.take(self, self.loop.time()):
             self.app = _Overloaded(self.app, self._on_refusal)
             self._beyond = self.loop.call_later(CROWDED_SECONDS, self.leave)
@@ -82,9 +82,9 @@ class Connection(H11Protocol):
         self._watch()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps it
-        """Whether to keep the connection: a client that has asked and closes its side may wait for its answer.
+        """Whether to keep the connection: a client may close its side after its request and wait for the answer.
 
-        It may as well have hung up, which looks the same until something is sent; so something is.
+        A client that has hung up looks the same until something is sent to it. So probes are sent.
         """
         if self._is_idle or self.conn.their_state is h11.SEND_BODY:
             return False
@@ -94,7 +94,7 @@ class Connection(H11Protocol):
         return True
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()  # begins with the next request if that is there already
+        super().on_response_complete()  # starts the next request if it has already arrived
         if self._probing:
             self._probing.cancel()
         self._watch()
@@ -112,7 +112,7 @@ class Connection(H11Protocol):
         self._watch()
 
     def leave(self) -> None:
-        """To make room; only what asks nothing, or is beyond the limit anyway, is told to."""
+        """Closes the connection to make room. Called only if it is idle or beyond the limit."""
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
@@ -134,12 +134,14 @@ class Connection(H11Protocol):
 
     @property
     def _is_idle(self) -> bool:
-        """No request is being worked on."""
+        """Whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def _watch(self) -> None:
-        """Runs a timer while the client owes bytes: from a request's first one, or the connection's start, to the last
-        of its headers; and for a body whose answer has gone out before it came. The app reads other bodies.
+        """Runs a timer while the client owes bytes, and tells `places` whether the connection is idle.
+
+        The timer runs from the start of a connection, or the first byte of a request, to the end of the headers. It
+        also runs for the rest of a body whose answer has already been sent. Other bodies are read by the app.
         """
         owed = None
         if self._is_idle and self.conn.their_state is h11.SEND_BODY:
@@ -154,10 +156,13 @@ class Connection(H11Protocol):
         self._places.mark(self, is_idle=self._is_idle and not self.flow.write_paused, now=self.loop.time())
 
     def _probe(self, pause: float) -> None:
-        """Sends what means nothing; to one who has hung up, the second time fails. HTTP/1.0 has nothing of the kind."""
+        """Sends bytes without meaning. If the client has hung up, the second probe fails.
+
+        HTTP/1.0 has no such bytes before the response starts.
+        """
         if self.flow.write_paused:
-            pass  # what waits to be taken tells as much
-        elif self.cycle.response_started:  # and is not over, so it is a stream of events
+            pass  # bytes that wait to be sent serve as a probe
+        elif self.cycle.response_started:  # and not complete, so it is a stream of events
             self.transport.write(self.conn.send(h11.Data(data=KEEPALIVE_COMMENT)) or b"")
         elif self.scope["http_version"] == "1.1":
             going_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
@@ -165,13 +170,13 @@ class Connection(H11Protocol):
         self._probing = self.loop.call_later(pause, self._probe, min(2 * pause, MAX_PROBE_SECONDS))
 
     def _cut_off(self, why: str) -> None:
-        """At once, with what is still to be sent; the app learns of it as of any other hang-up."""
+        """Closes the connection and drops unsent bytes. The app receives `http.disconnect`, as for any hang-up."""
         logger.info("a client %s: its connection is closed", why)
         self.transport.abort()
 
 
 class _Overloaded:
-    """What connections beyond the limit get, probes excepted; none of them is kept open."""
+    """The app for connections beyond the limit: answers 503, except to probes, and closes the connection."""
 
     def __init__(self, app: Any, on_refusal: Callable[[], None]) -> None:
         self._app: ASGIApp = app

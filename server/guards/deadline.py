@@ -1,7 +1,7 @@
-"""How long one request may take, from its headers on.
+"""Bounds the time of one request, counted from its headers.
 
-Work that has not begun to answer by then is cancelled and answered with 504; a stream looks at `deadline` itself, since
-only it can end with an event that says so.
+A request whose answer has not begun by then is cancelled and answered with 504. A stream checks `deadline` itself,
+because only the stream can end with an event that says so.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from server.errors import RequestTimeout, api_error
 
 
 class RequestTimeLimit:
-    """Bounds each request to `seconds`; 0 is no bound."""
+    """Bounds each request to `seconds`; 0 means no bound."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
@@ -28,7 +28,7 @@ class RequestTimeLimit:
             async with asyncio.timeout_at(scope["state"]["deadline"]) as bound:
 
                 async def send_unbound(message: Message) -> None:
-                    bound.reschedule(None)  # an answer that is on its way is bounded by the connection's write timeout
+                    bound.reschedule(None)  # from here on, the connection's write timeout is the bound
                     await send(message)
 
                 await self._app(scope, receive, send_unbound)
@@ -39,6 +39,6 @@ class RequestTimeLimit:
 
 
 def deadline(scope: Scope) -> float | None:
-    """When this request is given up, on the event loop's clock; None is never."""
+    """The time at which this request is given up, on the event loop's clock in seconds; None means never."""
     when: float | None = getattr(HTTPConnection(scope).state, "deadline", None)
     return when

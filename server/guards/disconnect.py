@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more is cancelled: the one place that listens for a client hanging up."""
+"""Cancels work when the client hangs up. This is the only place that listens for `http.disconnect`."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; cancels it and raises ClientGone if the client goes first.
+    """The result of `work`. If the client hangs up first, cancels `work` and raises ClientGone.
 
-    `receive` must have delivered the whole body. It is awaited all the while, since a hang-up shows nowhere else
-    before something is sent.
+    `receive` must have delivered the whole body. It is awaited meanwhile, because before anything is sent, only it
+    reports a hang-up.
     """
 
     async def hang_up() -> None:

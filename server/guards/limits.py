@@ -16,13 +16,13 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
 """Names and values of all headers, with the path and the query."""
 CHECKED_AT_ONCE = 1 << 15
-"""Bytes of a body that are checked in less time than a thread would take to wake."""
+"""A body of up to this many bytes is checked on the event loop: that takes less time than waking a thread."""
 
 
 class HeaderLimit:
-    """Refuses a request with more headers, or longer ones, than any honest client sends, or with two lengths.
+    """Answers 431 to more or longer headers than an honest client sends, and 400 to a body with two lengths.
 
-    The connection bounds them while they arrive; what arrives at once is parsed before it is measured.
+    The connection bounds headers while they arrive. Headers that arrive in one piece are parsed before that check.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,7 +37,7 @@ class HeaderLimit:
             message = f"The request has more than {MAX_HEADERS} headers, or than {MAX_HEADER_BYTES} bytes of them."
             error = HTTPException(431, message)
         elif {b"content-length", b"transfer-encoding"} <= names:
-            # Whoever stands in front may go by the other one, and take the end of this body for a request.
+            # Against request smuggling: a proxy may use the other header, and read the end of this body as a request.
             message = "The request has both a Content-Length and a Transfer-Encoding; it may have one of them."
             error = HTTPException(400, message, CLOSING)
         else:
@@ -52,10 +52,10 @@ class HeaderLimit:
 
 
 class BodyLimit:
-    """Hands a body on in one piece, and only if it is neither too long, nor too slow, nor costly to parse.
+    """Hands a body on in one piece, unless it is too long, too slow or too costly to parse.
 
-    Long ones are handed on one by one. What the event loop does for each, parsing above all, takes milliseconds;
-    checking the next in a thread gives other requests their turn in between.
+    Long bodies are handed on one at a time. The event loop spends milliseconds on each, mostly on parsing. While a
+    thread checks the next one, the event loop can serve other requests.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_items: int, seconds: float) -> None:
@@ -64,7 +64,7 @@ class BodyLimit:
         self._max_items = max_items
         self._seconds = seconds
         self._turn = asyncio.Lock()
-        """Of a long body."""
+        """Held while a long body is checked."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

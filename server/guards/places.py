@@ -1,6 +1,6 @@
-"""Places for connections: how many there are at once, and who leaves when there are too many.
+"""Places for connections: bounds how many are open, and chooses which are closed if there are too many.
 
-Knows that a connection asks something or nothing and can be told to go; nothing of HTTP.
+Knows whether a connection is idle, and can close it. Knows nothing of HTTP.
 """
 
 import resource
@@ -9,35 +9,40 @@ from typing import Protocol
 from engine import ConfigError
 
 SPARE = 64
-"""Places beyond the limit: in them probes are answered, and others told to come again."""
+"""Places beyond the limit, for connections on which only probes are served and other requests are refused."""
 CROWDED_SECONDS = 5.0
-"""In a full server: how long a connection beyond the limit lasts, and one that asks nothing is sure of its place."""
+"""Lifetime of a connection beyond the limit; and how long an idle connection keeps its place in a full server."""
 ACCEPTED_AT_ONCE = 64
-"""Connections that the event loop accepts before the first of them is looked at."""
+"""Connections that the event loop accepts in one go, before any of them takes a place."""
 OTHER_FILES = 256
 """File descriptors for everything but connections: the model's files, the device's, libraries, the event loop."""
 
 
 class Guest(Protocol):
-    """A connection, as far as places are concerned."""
+    """A connection, as seen by `Places`."""
 
     def leave(self) -> None:
         """Closes the connection."""
 
 
 class Places:
-    """Of one server. Times are the event loop's, in seconds."""
+    """The places of one server. Times are in seconds on the event loop's clock."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._taken: set[Guest] = set()
         self._idle: dict[Guest, float] = {}
-        """Those that ask nothing, and since when; the first has been idle for longest."""
+        """Idle connections and the time since when they are; the first has been idle longest."""
         self._spare: dict[Guest, None] = {}
-        """Those beyond the limit, the oldest first."""
+        """Connections beyond the limit, the oldest first."""
 
     def take(self, guest: Guest, now: float) -> bool:
-        """Whether there is a place; else the guest is one too many, and the oldest of too many such has to go."""
+        """Takes a place, and returns whether there was one.
+
+        If the server is full, closes the connection that has been idle longest, if for `CROWDED_SECONDS`. If that
+        frees no place, the guest is beyond the limit: it takes a spare place, and the oldest of too many such guests
+        is closed.
+        """
         if len(self._taken) >= self._count:
             longest = next(iter(self._idle), None)
             if longest and now - self._idle[longest] >= CROWDED_SECONDS:
@@ -56,7 +61,7 @@ class Places:
         self._spare.pop(guest, None)
 
     def mark(self, guest: Guest, *, is_idle: bool, now: float) -> None:
-        """Whether the guest asks nothing now."""
+        """Records whether the guest is idle now. Guests beyond the limit are not recorded."""
         if not is_idle or guest not in self._taken:
             self._idle.pop(guest, None)
         else:
@@ -68,9 +73,9 @@ class Places:
 
 
 def affordable_connections(wanted: int) -> int:
-    """How many of `wanted` the process may hold: raises its soft limit of open files as far as they need it.
+    """How many of the `wanted` connections the process may hold. Raises its soft limit of open files as needed.
 
-    Raises ConfigError where the hard limit leaves room for none.
+    Raises ConfigError if the hard limit leaves room for none.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     beside = SPARE + ACCEPTED_AT_ONCE + OTHER_FILES

@@ -1,6 +1,7 @@
-"""What a request asks for, in the one form that routes, keys and counters know.
+"""Normalizes a request's target and method for routes, keys and counters.
 
-`/v1/models/` is `/v1/models`, HEAD is GET without the body, and a proxy's `GET http://host/health` is `GET /health`.
+`/v1/models/` becomes `/v1/models`, HEAD becomes GET with the answer's body dropped, and a proxy's
+`GET http://host/health` becomes `GET /health`.
 """
 
 from typing import Any
@@ -10,7 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class OneForm:
-    """Middleware, outside of all that routes by path or method; what is further out sees them changed afterwards."""
+    """Middleware that changes the scope in place. It must be outside everything that looks at path or method.
+
+    Middleware further out sees the changed scope once the inner app has run.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -32,7 +36,7 @@ class OneForm:
 
 
 def one_form(scope: Scope) -> dict[str, Any]:
-    """The fields of the scope that say which path is asked for, and of which host if the target names one."""
+    """The normalized fields of the scope: the path; and `raw_path` and the headers, if the target names a host."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     changed: dict[str, Any] = {}
     scheme, _, rest = raw.partition(b"://")
