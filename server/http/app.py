@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 def create_app(
     engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None" = None
 ) -> FastAPI:
-    """Starts the engine with the app and stops it with the app; draining it first is the caller's business.
+    """The app, which starts the engine when it starts and stops it when it stops. The caller drains the engine first.
 
-    `tracer` is told a span for each request.
+    `tracer`: receives a span for each request.
     """
 
     @asynccontextmanager
@@ -54,11 +54,11 @@ def create_app(
         lifespan=lifespan,
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
-        redirect_slashes=False,  # `OneForm` takes them off; a redirect would name the host behind a proxy
+        redirect_slashes=False,  # `OneForm` strips them; a redirect would disclose the host behind a proxy
     )
     watching = observers(engine, tokenizer, settings, tracer)
     app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
-    app.router.routes.extend(router.routes)  # `include_router` would build every route anew
+    app.router.routes.extend(router.routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     _guard(app, config)
@@ -67,7 +67,7 @@ def create_app(
 
 
 def _guard(app: FastAPI, config: ServerConfig) -> None:
-    """Puts the middleware round the routes, each one outside those before it."""
+    """Puts the middleware around the routes, each one outside those added before it."""
     app.add_middleware(
         BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
     )
@@ -75,7 +75,7 @@ def _guard(app: FastAPI, config: ServerConfig) -> None:
     open_paths = PROBES if config.metrics_need_key else PROBES | {"/metrics"}
     app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in config.api_key], open_paths=open_paths)
     app.add_middleware(HeaderLimit)
-    if config.allowed_origins:  # outside the keys: a browser's preflight brings none
+    if config.allowed_origins:  # outside `ApiKeys`: a browser's preflight carries no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.allowed_origins,

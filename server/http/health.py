@@ -1,7 +1,7 @@
-"""Whether the server of this container is well: `python -m server.http.health`, for the image's HEALTHCHECK.
+"""Whether the server in this container is healthy: `python -m server.http.health`, for the image's HEALTHCHECK.
 
-Asks wherever a process that it can see listens, since the port may come from a file, a variable or a flag. Reads what
-Linux tells in /proc and imports nothing of the project: this runs every few seconds.
+Tries every address at which a visible process listens, because the port may come from a file, a variable or a flag.
+Reads Linux's /proc and imports nothing of the project, because it runs every few seconds.
 """
 
 import re
@@ -18,7 +18,7 @@ SECONDS = 4
 
 
 def main(path: str = "/health") -> int:
-    """0 if a server answers 200, else 1 and a line that says what was found."""
+    """Returns 0 if a server answers 200; else 1, after writing what was found to stderr."""
     found = list(listening())
     answers = [f"{host}:{port} {_ask(host, port, path)}" for host, port in found]
     if any(answer.endswith(" 200") for answer in answers):
@@ -28,7 +28,7 @@ def main(path: str = "/health") -> int:
 
 
 def listening(proc: Path = Path("/proc")) -> Iterator[tuple[str, int]]:
-    """Address and port of each socket that a process here accepts connections at; a wildcard is the loopback."""
+    """Address and port of each socket on which a process here listens. A wildcard address becomes the loopback."""
     mine = set(_sockets(proc))
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
@@ -39,7 +39,7 @@ def listening(proc: Path = Path("/proc")) -> Iterator[tuple[str, int]]:
 
 
 def _sockets(proc: Path) -> Iterator[str]:
-    """Inodes of sockets of all processes that this user may look into."""
+    """Inodes of the sockets of all processes that this user may inspect."""
     for descriptor in proc.glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if match := re.fullmatch(r"socket:\[(\d+)\]", str(descriptor.readlink())):
@@ -47,7 +47,7 @@ def _sockets(proc: Path) -> Iterator[str]:
 
 
 def _address(written: str) -> tuple[str, int]:
-    """As the kernel writes it: words of 32 bits in this machine's order of bytes, and the port."""
+    """Parses the kernel's form of an address: words of 32 bits in this machine's byte order, and the port."""
     words, port = written.split(":")
     packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
     if not any(packed):

@@ -1,7 +1,7 @@
-"""How the server's process ends: SIGTERM or Ctrl-C drains the engine, then closes HTTP; a second one ends it at once.
+"""Shutdown of the server's process: SIGTERM or Ctrl-C drains the engine, then closes HTTP; a second one exits at once.
 
-Uvicorn stops listening first and lets requests run on without bound; here new requests are answered with 503 and
-running ones finish, both while the engine drains, for a bounded time. A server whose engine has died ends by itself.
+Uvicorn alone would stop listening first, and let requests run without a bound. Here, while the engine drains, new
+requests are answered with 503 and running ones finish, for a bounded time. If the engine dies, the server ends.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from server.guards.places import ACCEPTED_AT_ONCE, Places
 from server.settings.tree import ServerConfig
 
 BACKLOG = 2048
-"""Connections that the kernel keeps until they are accepted."""
+"""Connections that the kernel queues until they are accepted."""
 FLUSH_SECONDS = 5
-"""For what is already generated to reach slow readers."""
+"""Time for generated text to reach slow readers."""
 COMPLAINT_SECONDS = 10.0
-"""Between lines in the log that say the same of the whole process."""
+"""Least time between two log lines about too many open files."""
 GRACE_SECONDS = 2 * FLUSH_SECONDS
-"""After `shutdown_timeout` the process ends within these, whatever hangs."""
+"""The process ends at most this long after `shutdown_timeout`, whatever hangs."""
 FORCED = 1
-"""Exit code when a second signal, or something that hangs, cuts the draining short."""
+"""Exit code if a second signal, or a hanging shutdown, cuts the draining short."""
 ENGINE_DIED = 70
-"""Exit code when there is nothing left to serve with; sysexits.h calls it EX_SOFTWARE."""
+"""Exit code if the engine has died; EX_SOFTWARE in sysexits.h."""
 
 logger = logging.getLogger(__name__)
 
 
 class _SparingHandler:
-    """The event loop's complaint that no file can be opened any more comes many times a second; once is enough."""
+    """Exception handler of the event loop. Logs EMFILE and ENFILE at most once in `COMPLAINT_SECONDS`."""
 
     def __init__(self) -> None:
         self._told = -inf
@@ -57,7 +57,7 @@ class _SparingHandler:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn under our signals."""
+    """Uvicorn's server, with the signal handling of this module."""
 
     def __init__(self, app: FastAPI, engine: EngineLoop, config: ServerConfig, announce: Callable[[], None]) -> None:
         protocol: Any = partial(
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 
     @property
     def exit_code(self) -> int:
-        """What the process should tell its parent, once `serve` has returned."""
+        """The exit code of the process, once `serve` has returned."""
         if self._engine_died:
             return ENGINE_DIED
         return 0 if self.started else 1
@@ -100,12 +100,12 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_exception_handler(_SparingHandler())
         await super().startup(sockets)
         for sock in sockets or ():
-            sock.listen(BACKLOG)  # asyncio's one number is how many wait and how many it accepts in one go
+            sock.listen(BACKLOG)  # asyncio uses `backlog` also as the number to accept in one go
         if self.started:
             self._announce()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; True ends the server."""
+        """Called ten times a second by uvicorn. True ends the server."""
         if self._engine.died and not self._engine_died:
             logger.critical("the engine has died, so the server ends; its supervisor should start it again")
             self._engine_died = True

@@ -1,7 +1,7 @@
-"""The API's description of itself at /openapi.json: what FastAPI says of it, mended where no route here is so.
+"""The API's description at /openapi.json: FastAPI's, corrected where it is wrong for these routes.
 
-FastAPI describes a 422 for every route, knows no streams that a field of the body asks for, and writes all bounds as
-floating-point numbers, in which those of the wire's integers have too many digits.
+FastAPI describes a 422 for every route, cannot describe a stream that depends on a field of the body, and writes all
+bounds as floating-point numbers, which cannot represent the largest bounds of the wire's integers exactly.
 """
 
 from typing import Any
@@ -13,14 +13,14 @@ from pydantic.json_schema import models_json_schema
 from server.schemas import ChatChunk
 
 STREAMED = (ChatChunk,)
-"""What streams alone are made of: no route's whole answer, from which FastAPI collects types."""
+"""Types that occur only in streams. FastAPI collects types from whole answers and would miss them."""
 
 _REF = "#/components/schemas/{model}"
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 
 
 class Api(FastAPI):
-    """FastAPI answers invalid requests with 422; here they are a 400 with OpenAI's error object (`server.errors`)."""
+    """FastAPI without 422 in its description: here, invalid requests get 400 and OpenAI's error (`server.errors`)."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -39,9 +39,9 @@ class Api(FastAPI):
 
 
 def events_of(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """The description of server-sent events whose data is one of these as JSON.
+    """The description of server-sent events whose data is one of `kinds` as JSON.
 
-    `itemSchema` is OpenAPI 3.2's word, which FastAPI too uses in 3.1; readers that do not know it see a text.
+    `itemSchema` is a keyword of OpenAPI 3.2, which FastAPI also uses in 3.1. Readers that do not know it see a string.
     """
     content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
@@ -52,7 +52,7 @@ def events_of(*kinds: type[BaseModel]) -> dict[str, Any]:
 
 
 def _write_exactly(described: Any) -> None:
-    """Writes the bounds of integers as such, in place."""
+    """Converts the bounds of integers to integers, in place."""
     if isinstance(described, dict):
         if described.get("type") == "integer":
             described.update({name: int(described[name]) for name in _BOUNDS if name in described})

@@ -1,4 +1,4 @@
-"""The routes: parse, convert, submit, render. What each step means is told where it is done."""
+"""The routes. Each parses, converts, submits and renders by calling the modules that do so."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,13 +72,13 @@ router = APIRouter(responses=_told(401, 403, 431, 500, 503, 504))
 
 
 async def service_of(request: Request) -> Service:
-    # Async, as all dependencies here: a plain function would cost a hop to a thread and back.
+    # Async, like all dependencies here: FastAPI would run a plain function in a thread.
     service: Service = request.app.state.service
     return service
 
 
 async def require_json(request: Request) -> None:
-    """Browsers may post other types across origins without asking first; JSON they may not."""
+    """Raises HTTPException 415 for other content types, which a browser may post across origins without a preflight."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "The content type must be application/json.")
 
@@ -111,7 +111,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     """Answer a conversation."""
     service.unsupported.check(body)
     named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
-    length = next(named, "messages")  # where nobody asked for a length, it is they that are too long
+    length = next(named, "messages")  # without a requested length, the messages are what is too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
         answer, order = await unless_disconnected(request.receive, chat_order(body, service))
         return await _answer(answer, order, body, request, service)
@@ -131,7 +131,7 @@ async def _answer(answer: Answer, order: Order, body: SamplingRequest, request: 
 
 @contextmanager
 def _in_words(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors that name a field name it as the request spells it."""
+    """Renames the field in an InvalidRequest to the request's name for it."""
     try:
         yield
     except InvalidRequest as error:

@@ -1,6 +1,6 @@
-"""Server-sent events: framing, signs of life, the closing `[DONE]`, errors that come after the headers have gone out.
+"""Server-sent events: framing, keep-alive comments, the closing `[DONE]`, errors after the headers have been sent.
 
-Knows nothing of what the messages say.
+Knows nothing of the messages' content.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from server.guards.disconnect import unless_disconnected
 logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 15.0
-"""After which a comment goes out: proxies and clients give up on a connection over which nothing comes."""
+"""A comment is sent after this time without a message, because proxies and clients give up on silent connections."""
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-"""Proxies must neither store the stream nor collect it (nginx reads the second)."""
+"""Headers that tell proxies not to cache or buffer the stream (nginx reads the second)."""
 
 
 class EventStream(StreamingResponse):
-    """Sends each message as one event. `close` is called once the stream is over, however it ended."""
+    """Sends each message as one event. Calls `close` once the stream has ended, in whatever way."""
 
     def __init__(self, messages: AsyncIterator[str], scope: Scope, close: Callable[[], None]) -> None:
         super().__init__(_frames(messages, scope), media_type="text/event-stream", headers=UNBUFFERED)
@@ -53,9 +53,9 @@ async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[s
 
 
 async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[str | None]:
-    """The messages that come before the event loop's clock shows `when`, then raises RequestTimeout.
+    """The messages that arrive before `when`, on the event loop's clock in seconds; then raises RequestTimeout.
 
-    None after each `SILENCE_SECONDS` in which none came; the wait for the next one goes on meanwhile.
+    Yields None after each `SILENCE_SECONDS` without a message, and continues to wait for the next message.
     """
     now = asyncio.get_running_loop().time
     while True:
