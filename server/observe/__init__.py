@@ -1,4 +1,4 @@
-"""Who watches requests: one list of observers, told block by block; metrics, the log and tracing are three of them.
+"""Observers of requests: metrics, the log and tracing, called for each block and each end.
 
 Sees settings, guards and text; changes nothing. A new metric is a family in `metrics`, a new observer
 a `watch.Observer`.

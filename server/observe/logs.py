@@ -1,6 +1,6 @@
-"""What the log says beside errors: one line for each request, and one every ten seconds while there is work.
+"""The log: its formats, one line for each request, and one every ten seconds while there is work.
 
-Text or JSON, the same facts in both. A prompt's text is logged only where it was asked for.
+Text or JSON, with the same facts. A prompt's text is logged only if the settings ask for it.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextFormatter(logging.Formatter):
-    """One line, with the record's facts as `name=value` behind the message."""
+    """One line, with the record's facts as `name=value` after the message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -36,7 +36,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; the record's facts are fields of it."""
+    """One JSON object a line, with the record's facts as fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -52,7 +52,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(config: ServerConfig) -> None:
-    """Of the whole process: the root logger's level and format, to stderr."""
+    """Sets level and format of the root logger, for the whole process. The log goes to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.log_format == "json" else TextFormatter())
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
@@ -60,7 +60,7 @@ def set_up(config: ServerConfig) -> None:
 
 @contextmanager
 def facts_of_all_lines(**facts: object) -> Iterator[None]:
-    """Every line that is logged while the body runs, and by tasks that it begins, carries these facts too."""
+    """Adds these facts to every line that is logged by the body, and by tasks that the body starts."""
     token = _shared_facts.set({**_shared_facts.get(), **facts})
     try:
         yield
@@ -69,10 +69,10 @@ def facts_of_all_lines(**facts: object) -> Iterator[None]:
 
 
 class RequestLog:
-    """A observer that writes a line when a request ends."""
+    """An observer that writes a line when a request ends."""
 
     def __init__(self, model_name: str, prompts: Tokenizer | None) -> None:
-        """`prompts`: the tokenizer to show prompts with, None to keep them out."""
+        """`prompts`: the tokenizer that decodes prompts for the log; None keeps prompts out of it."""
         self._model_name = model_name
         self._prompts = prompts
 
@@ -99,7 +99,7 @@ class RequestLog:
 
 @asynccontextmanager
 async def stats_lines(engine: EngineLoop, tokens: TokenCounts) -> AsyncIterator[None]:
-    """While the body runs: a line every `STATS_SECONDS` in which the engine did something."""
+    """While the body runs, writes a line every `STATS_SECONDS`, unless the engine was idle."""
 
     async def every_so_often() -> None:
         before, counted = engine.stats, replace(tokens)
@@ -136,7 +136,7 @@ def _log_stats(before: EngineStats, now: EngineStats, counted: TokenCounts, toke
 
 
 def _facts(record: logging.LogRecord) -> Mapping[str, object]:
-    """The record's own first; those of its request are read here since a line is formatted where it is logged."""
+    """The record's own facts first, then its request's. The context is still the request's: logging formats at once."""
     return {**getattr(record, "facts", {}), **_shared_facts.get()}
 
 
@@ -145,6 +145,6 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """Prompts may hold anything: in a line of text they are quoted, with no line breaks or control characters."""
+    """The value for a line of text. Quoted if needed, so that a prompt adds no line breaks or control characters."""
     text = "-" if value is None else str(value)
     return text if text.isprintable() and " " not in text and '"' not in text else json.dumps(text)

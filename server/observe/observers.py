@@ -1,4 +1,4 @@
-"""Who watches requests in one app: metrics, the log, and tracing where it is asked for."""
+"""Makes the observers of one app: metrics, the log, and tracing if it is configured."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Observers:
-    """What `create_app` needs of them."""
+    """The observers of one app, as `create_app` needs them."""
 
     watch: Watch
     metrics: Metrics
     is_traced: bool
 
     def install(self, app: FastAPI, routes: Iterable[BaseRoute]) -> None:
-        """Once all other middleware is in."""
+        """Adds the middleware that observes. Call it after all other middleware has been added."""
         app.state.registry = self.metrics.registry
         app.state.count_refused_connection = self.metrics.http.count_refused_connection
         self.metrics.http.expect(routes)
@@ -54,7 +54,7 @@ def observers(
 
 
 def tracer_of(settings: Settings) -> "TracerProvider | None":
-    """Raises ConfigError if traces are asked for and the extra is not installed."""
+    """The provider for `otlp_endpoint`, if set. Raises ConfigError if the extra `otel` is not installed."""
     if not (endpoint := settings.server.otlp_endpoint):
         return None
     try:

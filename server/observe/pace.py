@@ -1,4 +1,4 @@
-"""How fast requests end, and so when a full queue will have room again."""
+"""The rate at which requests end, from which follows when a full queue will have room again."""
 
 import time
 from collections import deque
@@ -8,24 +8,25 @@ from math import ceil
 MAX_ENDS = 64
 """Requests whose ends are remembered."""
 WINDOW_SECONDS = 60.0
-"""Ends longer ago say nothing of now; and nobody is told to wait for longer."""
+"""Older ends are ignored. Also the longest wait that a client is told."""
 
 
 class Pace:
-    """Of one server."""
+    """The pace of one server. `clock`: in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ends: deque[float] = deque(maxlen=MAX_ENDS)
 
     def count_end(self) -> None:
-        """A request has ended, however it did."""
+        """Records that a request has ended, for whatever reason."""
         self._ends.append(self._clock())
 
     def seconds_to_halve(self, num_waiting: int) -> int:
-        """Until half of a queue of so many is served: others who are refused come back at about the same time.
+        """Seconds until half of a queue of `num_waiting` requests is served.
 
-        1 where nothing is known: no request has ended lately.
+        Half, and not one place, because other refused clients come back at about the same time. 1 if no request has
+        ended within `WINDOW_SECONDS`.
         """
         now = self._clock()
         recent = [end for end in self._ends if now - end < WINDOW_SECONDS]

@@ -1,4 +1,4 @@
-"""A request's id, on the answer and on every line of the log, and a last word on errors that nobody expected.
+"""A request's id, on the answer and on every line of the log; and the last handler of unexpected errors.
 
 Plain ASGI, so that streams and `http.disconnect` pass through untouched.
 """
@@ -16,13 +16,13 @@ from server.observe.logs import facts_of_all_lines
 
 MAX_ID_LENGTH = 128
 QUIET_PATHS = PROBES | {"/metrics"}
-"""Polled by machines: logged at debug level only."""
+"""Paths that machines poll. They are logged only at debug level."""
 
 logger = logging.getLogger(__name__)
 
 
 class RequestIds:
-    """Gives each request an id, answers it as `x-request-id`, and logs what became of it."""
+    """Gives each request an id, sends it as `x-request-id`, and logs the request's status and time."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -58,7 +58,7 @@ class RequestIds:
 
 
 def _acceptable(request_id: str | None) -> str | None:
-    """A client's id that is safe to log and to send back: visible ASCII, not long."""
+    """The client's id if it is safe to log and to send back: visible ASCII, `MAX_ID_LENGTH` characters at most."""
     if request_id and len(request_id) <= MAX_ID_LENGTH and all("!" <= letter <= "~" for letter in request_id):
         return request_id
     return None

@@ -1,7 +1,7 @@
 """OpenTelemetry: a span for each request, with events for leaving the queue, the first block and the end.
 
-Needs the extra `unmask[otel]`; imported only where `--otlp-endpoint` asks for it. A client's `traceparent` is the
-span's parent. Attributes carry GenAI's semantic names and no content.
+Needs the extra `unmask[otel]`; imported only if `--otlp-endpoint` is set. A client's `traceparent` is the span's
+parent. Attributes have OpenTelemetry's GenAI names, and contain no prompt or answer.
 """
 
 import time
@@ -21,7 +21,7 @@ from server.observe.watch import Journey
 
 
 def connect(endpoint: str) -> TracerProvider:
-    """A provider that sends to a collector's OTLP over HTTP, in batches from a thread of its own."""
+    """A provider that sends spans to a collector as OTLP over HTTP, in batches, from its own thread."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -33,7 +33,7 @@ def connect(endpoint: str) -> TracerProvider:
 
 
 class Tracing:
-    """A observer that writes a span when a request ends: all its times are known by then."""
+    """An observer that writes a span when a request ends, because all its times are known by then."""
 
     def __init__(self, provider: TracerProvider, model_name: str) -> None:
         self._tracer = provider.get_tracer("unmask")
@@ -78,7 +78,7 @@ class Tracing:
 
 
 class TraceContext:
-    """Middleware: the client's trace is the context that spans of its requests begin in."""
+    """Middleware that makes the client's trace context the parent of the spans of its requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -95,6 +95,6 @@ class TraceContext:
 
 
 def _clock() -> Callable[[float], int]:
-    """From `time.monotonic()` to nanoseconds since 1970."""
+    """A function from seconds of `time.monotonic()` to nanoseconds since 1970."""
     offset = time.time_ns() - time.monotonic_ns()
     return lambda moment: int(moment * 1e9) + offset

@@ -1,6 +1,6 @@
-"""One engine request seen from outside: when it came, left the queue, showed its blocks, and how it ended.
+"""The journey of one engine request: when it came, left the queue and completed its blocks, and how it ended.
 
-Whoever wants to know is an observer: metrics, the log, tracing. Knows nothing of what they do with it.
+Tells observers, such as metrics, the log and tracing. Knows nothing of what they do with it.
 """
 
 import time
@@ -14,7 +14,7 @@ from server.observe.pace import Pace
 
 @dataclass(slots=True)
 class TokenCounts:
-    """Tokens of all answers so far, as their `usage` counts them: each prompt once, and nothing that nobody got."""
+    """Tokens of all answers so far, as `usage` counts them: each prompt once, and only tokens that clients received."""
 
     prompt: int = 0
     generation: int = 0
@@ -22,32 +22,32 @@ class TokenCounts:
 
 @dataclass(slots=True, kw_only=True)
 class Siblings:
-    """The choices of one prompt, each a request to the engine."""
+    """The choices of one prompt, each an engine request."""
 
     n: int
-    """Those that a whole answer has."""
+    """Choices that a whole answer keeps."""
     num_running: int
     longest: int = 0
-    """Tokens of the longest one that has ended."""
+    """Tokens of the longest choice that has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Journey:
-    """Where one request stands. Times are `time.monotonic()`, in seconds."""
+    """The times and usage of one request so far. Times are of `time.monotonic()`, in seconds."""
 
     submission: Submission
     siblings: Siblings
-    """Itself among them."""
+    """All choices of the prompt, this one included."""
     submitted: float
     usage: Usage
-    """Up to the last block seen."""
+    """Usage up to the last block seen."""
     admitted: float | None = None
-    """When it left the queue."""
+    """Time at which the request left the queue."""
     first_block: float | None = None
     last_block: float | None = None
     ended: float | None = None
     finish_reason: FinishReason | None = None
-    """As its reader sees it: a stop string ends an answer that the engine would go on with."""
+    """The reason that the client sees: a stop string ends an answer that the engine would continue."""
 
     @property
     def queue_seconds(self) -> float | None:
@@ -55,7 +55,7 @@ class Journey:
 
     @property
     def first_block_seconds(self) -> float | None:
-        """From submission."""
+        """From submission to the first block."""
         return None if self.first_block is None else self.first_block - self.submitted
 
     @property
@@ -65,24 +65,24 @@ class Journey:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """After the first block; None if nothing came after it."""
+        """Mean time for each token after the first block; None if there was no further block or no end yet."""
         if self.ended is None or self.first_block is None or self.first_block == self.last_block:
             return None
         return (self.ended - self.first_block) / max(self.usage.completion_tokens - 1, 1)
 
 
 class Observer(Protocol):
-    """Somebody who is told."""
+    """Is called for each block and each end of a request."""
 
     def saw_block(self, journey: Journey, seconds: float) -> None:
-        """`seconds` since the block before, or since submission if this is the first."""
+        """`seconds`: since the block before, or since submission for the first block."""
 
     def saw_end(self, journey: Journey) -> None:
-        """Told once for each request."""
+        """Called once for each request."""
 
 
 class Watch:
-    """Keeps an eye on streams for its observers, and on tokens."""
+    """Wraps streams for its observers. Holds the server's token counts and pace."""
 
     def __init__(self, observers: Sequence[Observer] = (), tokens: TokenCounts | None = None) -> None:
         self.tokens = tokens or TokenCounts()
@@ -94,7 +94,7 @@ class Watch:
 
 
 class WatchedStream:
-    """An OutputStream whose reader also says how its answer ended."""
+    """An OutputStream that tells observers of its blocks and its end. Its reader calls `finish` or `abort`."""
 
     def __init__(
         self,
@@ -120,19 +120,19 @@ class WatchedStream:
             raise
 
     def finish(self, reason: FinishReason, usage: Usage | None = None) -> None:
-        """The answer is complete; the engine need not go on with it. `usage`: if it is not the engine's."""
+        """Ends the answer and aborts the engine request. `usage`: the answer's, if it differs from the engine's."""
         if usage:
             self.journey = replace(self.journey, usage=usage)
         self._end(reason)
         self._stream.abort()
 
     def abort(self) -> None:
-        """Nobody waits for the rest. Harmless after the end."""
+        """Ends the answer because its reader has left. Has no effect after the end."""
         self.finish(FinishReason.ABORT)
 
     def _saw(self, output: Output) -> None:
         self.journey = replace(self.journey, usage=output.usage, admitted=output.admitted_at)
-        if output.finish_reason is FinishReason.ABORT:  # the engine's last word, and no block
+        if output.finish_reason is FinishReason.ABORT:  # marks the end and is no block
             return
         now, journey = time.monotonic(), self.journey
         since = journey.submitted if journey.last_block is None else journey.last_block

@@ -1,6 +1,6 @@
-"""Prometheus: one registry for one app, with what the engine counts, what requests go through, and what HTTP answers.
+"""Prometheus: one registry for each app, with the metrics of the engine, of requests and of HTTP.
 
-Nothing process-wide is shared between apps but the switch below.
+Apps in one process share only the switch below.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from server.observe.metrics.vllm import VllmMetrics
 from server.observe.watch import Observer, TokenCounts
 from server.settings.tree import Settings
 
-# A `_created` series beside each counter would only double what is stored.
+# A `_created` series for each counter would double what Prometheus stores.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """A registry, and who must be told for it to know."""
+    """A registry, and the observers and HTTP counters that fill it."""
 
     registry: CollectorRegistry
     observers: Sequence[Observer]

@@ -1,4 +1,4 @@
-"""What the engine and answers' usage count, as metric families: read at each scrape, so nothing is counted twice."""
+"""Metric families of the engine's statistics and the answers' token counts, read at each scrape."""
 
 import platform
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ from server.settings.tree import Settings
 
 
 class EngineMetrics(Collector):
-    """One engine's `EngineStats` and `EngineInfo`."""
+    """The `EngineStats` and `EngineInfo` of one engine."""
 
     def __init__(
         self, engine: EngineLoop, tokens: TokenCounts, settings: Settings, rejected: Mapping[str, int]
     ) -> None:
-        """`rejected`: requests that never came to the engine, by reason."""
+        """`rejected`: requests that were refused before they reached the engine, by reason."""
         self._engine = engine
         self._tokens = tokens
         self._settings = settings
@@ -42,7 +42,8 @@ class EngineMetrics(Collector):
         yield make.counter("forwards", "Forwards of the model, each for a whole batch.", stats.forwards)
         rejected = {"queue_full": stats.rejected, **self._rejected}
         yield make.counters("requests_rejected", "Requests refused, by reason.", "reason", rejected)
-        # A request is given a page only if all could still end without one taken back (`engine.scheduling.safe_state`).
+        # Always 0: a page is handed out only if all requests can still end without preemption
+        # (`engine.scheduling.safe_state`).
         yield make.counter("preemptions", "Running requests that had to give their KV pages back.", 0)
         yield from self._decoding(stats.decoding)
 

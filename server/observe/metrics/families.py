@@ -1,4 +1,4 @@
-"""Metric families out of plain readings, as a collector yields them at a scrape; and buckets that several share."""
+"""Builds metric families from plain values for a collector to yield at a scrape; and buckets that several share."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class MetricFamilies:
         return family
 
     def info(self, name: str, text: str, facts: Mapping[str, str]) -> Metric:
-        """A gauge that is always 1: what it says is in its labels."""
+        """A gauge that is always 1. The facts are its labels."""
         family = GaugeMetricFamily(self._prefix + name, text, labels=(*self._names, *facts))
         family.add_metric((*self._values, *facts.values()), 1)
         return family
@@ -62,7 +62,7 @@ class MetricFamilies:
 
 
 def _buckets(reading: Distribution) -> tuple[list[tuple[str, float]], float]:
-    """Counts at or below each bound, as Prometheus has them, and the sum."""
+    """Cumulative counts at or below each bound, as in Prometheus, and the sum of the values."""
     buckets, below = [], 0
     for bound, count in zip((*reading.bounds, inf), reading.counts, strict=True):
         below += count
@@ -71,6 +71,6 @@ def _buckets(reading: Distribution) -> tuple[list[tuple[str, float]], float]:
 
 
 def token_buckets(maximum: int) -> list[float]:
-    """1, 2, 5, 10, … up to the first that is no less than `maximum`."""
+    """1, 2, 5, 10, … up to the first that is at least `maximum`."""
     ends = [float(step * 10**power) for power in range(len(str(maximum)) + 1) for step in (1, 2, 5)]
     return ends[: bisect_left(ends, maximum) + 1]

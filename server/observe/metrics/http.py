@@ -1,6 +1,6 @@
-"""How many HTTP requests each route answered, by class of status, and why they were refused.
+"""Counts the HTTP answers of each route by class of status, and refused requests by reason.
 
-What machines poll is left out.
+Paths that machines poll are left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from server.observe.request_ids import QUIET_PATHS
 
 CLASSES = ("2xx", "3xx", "4xx", "5xx")
 OTHER = "other"
-"""The handler of paths that are no route: what strangers ask for must not become labels."""
+"""The label of paths that are no route. Clients choose those paths, so they must not become labels."""
 
 TOO_MANY_CONNECTIONS = "too_many_connections"
 REASONS: Mapping[int, str] = {
@@ -28,7 +28,7 @@ REASONS: Mapping[int, str] = {
     431: "too_large",
     503: "unavailable",
 }
-"""Why a request was refused, by the status that `server.errors` has for it; a full queue (429) the engine counts."""
+"""Why a request was refused, by the status from `server.errors`. The engine counts a full queue (429) itself."""
 
 
 class HttpMetrics:
@@ -45,7 +45,7 @@ class HttpMetrics:
         )
 
     def expect(self, routes: Iterable[BaseRoute]) -> None:
-        """Series at 0 for each route: what is absent cannot be told from what never happened."""
+        """Starts the series of each route at 0, so that no request can be told from no series."""
         paths = {route.path for route in routes if isinstance(route, Route)} - QUIET_PATHS
         for handler in (*sorted(paths), OTHER):
             for code in CLASSES:
@@ -62,12 +62,12 @@ class HttpMetrics:
             self._rejected[REASONS[status]] += 1
 
     def count_refused_connection(self) -> None:
-        """One answered before it came to `HttpCounting`."""
+        """Counts a request that was refused before it reached `HttpCounting`."""
         self._rejected[TOO_MANY_CONNECTIONS] += 1
 
 
 class HttpCounting:
-    """Middleware; the outermost one, so that it sees the status that goes out."""
+    """Middleware that counts answers. It is outside the routes and guards, so that it sees the final status."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What requests go through, in seconds and tokens; told block by block by `server.observe.watch`."""
+"""Histograms of requests' times in seconds and lengths in tokens. `server.observe.watch` reports each block."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
@@ -14,7 +14,7 @@ QUEUE = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 
 
 class RequestMetrics:
-    """A observer that fills histograms."""
+    """An observer that fills histograms."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str, max_model_len: int) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...] | list[float]) -> Histogram:

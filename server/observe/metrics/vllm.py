@@ -1,7 +1,7 @@
-"""vLLM's metric names over this engine, so that dashboards, autoscalers and benchmarks made for vLLM find their series.
+"""This engine's metrics under vLLM's names, for dashboards, autoscalers and benchmarks that were made for vLLM.
 
-Names, labels and buckets are vLLM's own (0.33); what has no counterpart here is left out. Asked for with
-`--metrics-compat vllm`, since names with colons are against Prometheus' conventions.
+Names, labels and buckets are those of vLLM 0.33; metrics without a counterpart here are left out. Off unless
+`--metrics-compat vllm` is given, because names with colons are against Prometheus' conventions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from server.observe.metrics.families import MetricFamilies, token_buckets
 from server.observe.watch import Journey, TokenCounts
 
 ENGINE = "0"
-"""Index of the engine; vLLM counts them."""
+"""Index of the engine, which vLLM has as a label."""
 FIRST_TOKEN = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
@@ -33,7 +33,7 @@ PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 
 class VllmMetrics(Collector):
-    """Both an observer, for vLLM's histograms, and a collector over the engine's statistics."""
+    """Both an observer, for vLLM's histograms, and a collector of the engine's statistics."""
 
     def __init__(self, registry: CollectorRegistry, engine: EngineLoop, tokens: TokenCounts, model_name: str) -> None:
         self._engine = engine
@@ -126,7 +126,6 @@ class VllmMetrics(Collector):
         yield make.counter("prompt_tokens", "Tokens of prompts, each once.", self._tokens.prompt)
         yield make.counter("generation_tokens", "Tokens of answers.", self._tokens.generation)
         yield make.counter("num_preemptions", "None: no request is preempted.", 0)
-        # There is no prefix cache here, so nothing is looked up in it.
         yield make.counter("prefix_cache_queries", "None: there is no prefix cache.", 0)
         yield make.counter("prefix_cache_hits", "None: there is no prefix cache.", 0)
         yield make.counters(
@@ -135,8 +134,8 @@ class VllmMetrics(Collector):
         yield make.histogram(
             "iteration_tokens_total", "Tokens of a step: decoded, and of prompts in their first.", decoding.step_tokens
         )
-        # vLLM counts the step that commits a finished canvas; here commiting takes none, so each block adds one, and
-        # what `vllm bench serve` derives (steps per canvas, tokens per step) comes out as it is.
+        # vLLM counts a step that commits a finished canvas. Here, committing takes none, so each block adds one. What
+        # `vllm bench serve` derives from these counters (steps per canvas, tokens per step) is then right.
         yield make.counter(
             "diffusion_num_denoising_steps",
             "Denoising steps, and one for each completed block.",
