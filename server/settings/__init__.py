@@ -1,5 +1,5 @@
-"""What a user may set, and where it comes from: defaults, one YAML file, `UNMASK_*` variables, flags.
+"""The settings and their sources: defaults, one YAML file, `UNMASK_*` variables, flags.
 
-Sees the engine's own settings and words for command lines. A new setting is a field of `tree.ServerConfig` with its
-text and bounds; the flag, the variable and the documentation follow from it.
+Sees the engine's own settings and `server.arguments`. A new setting is a field of `tree.ServerConfig` with its text and
+bounds; the flag, the variable and the documentation follow from it.
 """

@@ -1,7 +1,7 @@
-"""`UNMASK_*` variables: those that are settings, and those that Kubernetes makes of Services.
+"""`UNMASK_*` variables: those that are settings, and those that Kubernetes makes for Services.
 
-A kubelet gives each container variables for every Service of its namespace, in Docker's old form too. One called
-`unmask` makes `UNMASK_PORT=tcp://10.0.0.1:80`. Knows names and the form of values, no settings.
+A kubelet gives each container variables for every Service of its namespace, also in Docker's old form. For a Service
+called `unmask`, it sets `UNMASK_PORT=tcp://10.0.0.1:80`. Knows names and the form of values, but no settings.
 """
 
 import re
@@ -21,7 +21,7 @@ _SERVICE_LINK = re.compile(
 
 
 def settings_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Values by key. An empty variable counts as absent, as compose files leave them."""
+    """Values by key. An empty variable counts as absent, because compose files leave such variables."""
     links = service_links(environ)
     return {
         name.removeprefix(PREFIX).lower().replace("__", "."): value
@@ -31,10 +31,10 @@ def settings_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def spell(key: str) -> str:
-    """The variable of a key."""
+    """The name of a key's variable."""
     return PREFIX + key.upper().replace(".", "__")
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
-    """The variables that stand for Services, whatever those are called. Their values tell them from settings."""
+    """Names of the variables that describe Services of any name. Their values distinguish them from settings."""
     return [name for name, value in environ.items() if _SERVICE_LINK.fullmatch(f"{name}={value}")]

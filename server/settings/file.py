@@ -1,6 +1,6 @@
-"""The YAML file of settings as a flat table of keys. Knows YAML's traps, no setting.
+"""Reads the YAML file of settings into a flat table of keys. Knows YAML's pitfalls, but no setting.
 
-The file may hold an API key, so no complaint quotes what stands in it, but for the names of keys.
+The file may contain an API key, so error messages quote only the names of keys from it.
 """
 
 import re
@@ -13,11 +13,11 @@ import yaml
 from engine import ConfigError
 
 _QUOTED = re.compile(r"""'(?:\\?.|<[\w ]+>)'|(?P<of_file>(['"]).*\2)""")
-"""A single character or one of the parser's own words (`<block end>`); anything else in quotes is of the file."""
+"""Quoted text in PyYAML's messages: a single character or a token name (`<block end>`), else text of the file."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys; here they are an error."""
+    """A SafeLoader that raises an error for a duplicate key, of which PyYAML would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set[object]()
@@ -31,16 +31,16 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Twice(yaml.MarkedYAMLError):
-    """A key stands twice in a mapping."""
+    """A mapping has the same key twice."""
 
     def __init__(self, name: str, mark: yaml.Mark) -> None:
         super().__init__(problem=f"{name} is set twice", problem_mark=mark)
 
 
 def read(path: Path, sections: frozenset[str]) -> dict[str, object]:
-    """Values by key; a mapping under `name:` gives `name.key`, and `-` and `_` in keys are the same.
+    """Values by key. A mapping under `name:` gives keys `name.key`. `-` and `_` in keys are the same.
 
-    `sections`: the names that must have a mapping. Raises ConfigError.
+    `sections`: the names whose value must be a mapping. Raises ConfigError.
     """
     values: dict[str, object] = {}
     for name, value in _mapping(path).items():
@@ -67,7 +67,7 @@ def _mapping(path: Path) -> dict[object, object]:
         raise ConfigError(f"{path} is not valid YAML: {_without_quotes(error)}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid YAML: it is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, control characters; a date or a number that is none
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, control characters, an invalid date or number
         raise ConfigError(f"{path} is not valid YAML ({type(error).__name__})") from None
     if document is None:
         return {}
@@ -77,7 +77,7 @@ def _mapping(path: Path) -> dict[object, object]:
 
 
 def _without_quotes(error: yaml.MarkedYAMLError) -> str:
-    """What is wrong and where, without the line."""
+    """The problem and its line and column, without text of the file."""
     mark = error.problem_mark or error.context_mark
     problem = _QUOTED.sub(
         lambda quoted: "…" if quoted["of_file"] else quoted[0], error.problem or error.context or type(error).__name__

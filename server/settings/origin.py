@@ -4,13 +4,13 @@ import httpx
 
 ANY = "*"
 NULL = "null"
-"""What a browser sends for a page that came from a file."""
+"""What a browser sends for a page that was opened from a file."""
 
 
 def origin(text: str) -> str:
-    """The origin that `text` means: `HTTPS://A.example:443/` is `https://a.example`.
+    """The normalized form of the origin: `HTTPS://A.example:443/` becomes `https://a.example`.
 
-    Raises ValueError for what no browser would send.
+    Raises ValueError for text that is not an origin.
     """
     if text in (ANY, NULL):
         return text

@@ -1,7 +1,7 @@
-"""Where settings come from: one YAML file, then `UNMASK_*` variables, then flags; the later one wins.
+"""Loads settings from one YAML file, then `UNMASK_*` variables, then flags; the later source wins.
 
-Each source is a flat table of keys (`port`, `diffusion.cache`) that knows how its user spells a key, so that every
-complaint names the very thing to change. What no option knows is an error, never ignored.
+Each source is a flat table of keys (`port`, `diffusion.cache`). It knows how its user writes a key, so that an error
+message names what to change. An unknown key is an error, never ignored.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Source:
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Settings from flags, environment and the file that `--config` names. Raises ConfigError; `--help` exits."""
+    """Settings from flags, environment and the file that `--config` names. Raises ConfigError. `--help` exits."""
     flags = _parse(argv)
     file = flags.pop("config", None)
     sources = [from_file(Path(str(file)))] if file else []
@@ -57,9 +57,10 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def with_key_file(settings: Settings) -> Settings:
-    """The settings with the keys of `api_key_file` beside those of `api_key`, all checked.
+    """The settings with the keys of `api_key_file` added to those of `api_key`, all checked.
 
-    Raises BadSetting for a file that cannot be read or holds none: a server that was meant to be guarded never opens.
+    Raises BadSetting for invalid keys, and for a file that cannot be read or has none: a server that should need keys
+    must not start without.
     """
     keys, path = [key.get_secret_value() for key in settings.server.api_key], settings.server.api_key_file
     _check_keys("api_key", keys)
@@ -82,18 +83,18 @@ def _check_keys(setting: str, keys: Iterable[str]) -> None:
 
 
 def from_file(path: Path) -> Source:
-    """A YAML mapping."""
+    """The source for a YAML file. Raises ConfigError."""
     sections = frozenset(key.partition(".")[0] for key in options() if "." in key)
     return Source(settings_file.read(path, sections), lambda key: f"{key} in {path}")
 
 
 def from_environment(environ: Mapping[str, str]) -> Source:
-    """Variables that start with UNMASK_, but for those that Kubernetes makes of Services."""
+    """The source for variables that start with UNMASK_, except those that Kubernetes makes for Services."""
     return Source(environment.settings_of(environ), environment.spell)
 
 
 def _parse(argv: Sequence[str]) -> dict[str, object]:
-    """Given flags only, by key; values stay strings until `build` reads them."""
+    """The values of the given flags, by key. They stay strings until `build` reads them. Raises ConfigError."""
     parser = Parser(
         prog="unmask serve",
         usage="unmask serve [MODEL] [--config FILE] [OPTION ...]",
@@ -105,7 +106,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     table = options()
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_help(table["model"]))
     parser.add_argument("--config", metavar="FILE", help="A YAML file of settings.")
-    # Taken out before this parser sees the rest (`server.commands.dry_run`); here for `--help` and for hints.
+    # `server.commands.dry_run` has removed these before; they are here for `--help` and for hints.
     parser.add_argument("--dry-run", action="store_true", help="Print what the model would take in memory, and exit.")
     parser.add_argument("--memory", metavar="GIB", help="With --dry-run: of the device; else common sizes are shown.")
     titles = {"engine": "model and engine", "server": "server", "diffusion": "defaults of the request's `diffusion`"}
@@ -126,7 +127,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
         raise ConfigError(f"{rest[0]} is not a flag")
     if rest:
         lists = [_as_flag(option.key) for option in table.values() if option.is_list and option.key in given]
-        # What is too many for a list may be a key, which is not shown.
+        # An extra argument after a list may be an API key, which must not be shown.
         cure = f"give {lists[0]} again for each entry, or put commas between" if lists else f"{rest[0]} is too many"
         raise ConfigError(f"there is one MODEL at most: {cure}")
     return vars(given)
@@ -135,7 +136,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
 def _form(option: Option) -> dict[str, Any]:
     """How argparse reads the option: `--docs` and `--no-docs`; `--api-key A --api-key B` or `--api-key A,B`.
 
-    No flag takes several arguments: the last of them may be meant as MODEL.
+    No flag takes several arguments, because the last one could be meant as MODEL.
     """
     if option.type is bool:
         return {"action": argparse.BooleanOptionalAction}
@@ -154,6 +155,6 @@ def _as_flag(key: str) -> str:
 
 
 def _dashed(argument: str) -> str:
-    """`--max_model_len=8` as `--max-model-len=8`; values are left alone."""
+    """`--max_model_len=8` as `--max-model-len=8`. Values are not changed."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
