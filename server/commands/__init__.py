@@ -1,1 +1,1 @@
-"""`unmask serve` and what belongs to it, each with `main(argv) -> exit code`; the writer of docs/api.md's tables."""
+"""`unmask serve` with its banner and `--dry-run`; and the writer of the tables in docs/api.md."""

@@ -1,6 +1,6 @@
-"""Tables of fields for `docs/api.md`, from the wire types: `python -m server.commands.api_table docs/api.md`.
+"""Writes the tables of fields in `docs/api.md` from the wire types: `python -m server.commands.api_table docs/api.md`.
 
-A table stands between two comments, `<!-- table: name -->` and `<!-- end -->`; what is around them is left alone.
+A table is between two comments, `<!-- table: name -->` and `<!-- end -->`. Text around them is not changed.
 """
 
 import json
@@ -26,11 +26,11 @@ from server.settings.tree import options
 
 _TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _HUGE = 2**60
-"""Bounds from here on are those of the wire's integers, and say nothing to anybody."""
+"""Bounds of at least this size only bound the wire's integers, and are left out of the tables."""
 
 
 def updated(text: str) -> str:
-    """The page with its tables as they should be. Raises KeyError for a table that nobody knows."""
+    """The page with its tables rewritten. Raises KeyError for an unknown table name."""
     return _TABLE.sub(lambda found: found[1] + _TABLES[found[2]]() + found[3], text)
 
 
@@ -46,7 +46,7 @@ def _fields(model: type[BaseModel], without: Collection[str] = (), defaults: Map
 
 
 def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    """In words, null left out: it is the same as leaving the field out."""
+    """The type in words. null is left out of it, because null is the same as leaving the field out."""
     if "$ref" in schema:
         return _type(defs[schema["$ref"].rpartition("/")[2]], defs)
     if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):

@@ -1,4 +1,4 @@
-"""What `unmask serve` prints once it is up: what is served, how much fits, and a line to try it with."""
+"""What `unmask serve` prints once it listens: the model, how many canvases fit, and an example request."""
 
 import json
 
@@ -34,6 +34,6 @@ def _lengths(info: EngineInfo) -> list[int]:
 
 
 def _canvases(info: EngineInfo, tokens: int) -> int:
-    """How many canvases of that many tokens the pool holds; pages are not shared."""
+    """How many canvases of `tokens` tokens the KV pool holds. Canvases do not share pages."""
     pages = -(-tokens // info.page_size)
     return info.kv_tokens // (pages * info.page_size)

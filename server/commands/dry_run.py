@@ -1,4 +1,4 @@
-"""`unmask serve --dry-run`: whether a model would fit, from its `config.json` alone; nothing is loaded or bound."""
+"""`unmask serve --dry-run`: whether a model would fit, from its `config.json` alone. Loads and binds nothing."""
 
 import re
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from server.units import parameters, size
 
 GIB = 2**30
 COMMON_MEMORIES = (24 * GIB, 48 * GIB, 80 * GIB, 141 * GIB)
-"""Of graphics cards, for those who name none."""
+"""Memories of common graphics cards, in bytes: the default of `--memory`."""
 
 
 def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
-    """The memories to plan for, in bytes, or None without `--dry-run`; and the other arguments."""
+    """The memories to plan for, in bytes, or None without `--dry-run`; and the other arguments. Raises ConfigError."""
     parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--memory")

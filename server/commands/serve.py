@@ -1,4 +1,4 @@
-"""`unmask serve`: from settings to a running server and back to an exit code."""
+"""`unmask serve`: loads settings and model, runs the server, returns its exit code."""
 
 import asyncio
 import errno
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError or LoadError for what the user can mend."""
+    """Runs the server, and returns the exit code. Raises ConfigError or LoadError for errors that the user can fix."""
     memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
     if memories:
@@ -62,13 +62,15 @@ def main(argv: Sequence[str]) -> int:
         server = Server(app, engine, settings.server, announce)
         asyncio.run(server.serve(sockets=[sock]))
     if tracer:
-        tracer.shutdown()  # sends what is still held
+        tracer.shutdown()  # sends the spans that are still buffered
     return server.exit_code
 
 
 def as_it_works_out(config: ServerConfig) -> ServerConfig:
-    """With as many connections as this process may hold; and with the hosts that a server answers for which everybody
-    on this machine may ask, web pages in a browser among them. Raises ConfigError if it may hold no connection.
+    """The config with the connections that this process may hold, and with `allowed_hosts` for a local server.
+
+    A server on the loopback without API keys answers only for loopback hosts: any web page in a browser on this machine
+    can send it requests. Raises ConfigError if the process may hold no connection.
     """
     connections = affordable_connections(config.max_connections)
     if connections < config.max_connections:
@@ -89,17 +91,20 @@ def is_exposed(config: ServerConfig) -> bool:
 
 
 def is_local(host: str) -> bool:
-    """Whether nobody but this machine can reach the address."""
+    """Whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, which may mean anything
+    except ValueError:  # a name, which may resolve to any address
         return False
 
 
 def _bind(config: ServerConfig) -> socket.socket:
-    """Before anything is loaded: a taken port should not cost the minutes that a large model takes."""
+    """Binds the socket. Called before the model is loaded, so that a port in use is reported without minutes of wait.
+
+    Raises ConfigError.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only for sockets that name their protocol; with it, each answer waits 40 ms.
+    # asyncio disables Nagle's algorithm only for sockets that name their protocol. With it, each answer waits 40 ms.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,7 +117,7 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 def _load(config: EngineConfig) -> Engine:
-    """With a progress bar where somebody watches; else the log tells of what takes long."""
+    """Loads the engine, with a progress bar if stderr is a terminal; otherwise with a log line. Raises LoadError."""
     if not sys.stderr.isatty():
         logger.info("loading %s", config.model)
         with _ended_by_sigterm():
@@ -137,7 +142,10 @@ def _load(config: EngineConfig) -> Engine:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """There is nothing to save yet; and an exception would be lost in the callbacks that torch's compiler runs."""
+    """While the body runs, SIGTERM ends the process at once.
+
+    Nothing has to be saved yet, and an exception would be lost in the callbacks that torch's compiler runs.
+    """
     before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     try:
         yield
@@ -146,7 +154,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _url(sock: socket.socket) -> str:
-    """Where a client on this machine finds the server."""
+    """The URL of the server for clients on this machine."""
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared with, not bound to
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
