@@ -1,1 +1,1 @@
-"""`unmask bench`: measures decoding, a server under load, or what hardware allows. `command` is the table of them."""
+"""`unmask bench`: measures decoding or a server under load, or predicts what hardware allows. `command` chooses."""

@@ -1,4 +1,4 @@
-"""`unmask bench`: a table of what can be measured, each a module with `main(argv) -> exit code`."""
+"""`unmask bench`: a table of benchmarks, each a module with `main(argv) -> exit code`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ COMMANDS = {
     "serve": ("server.bench.serve.command", "a running OpenAI-compatible server under load"),
     "roofline": ("server.bench.roofline.command", "what a model can reach at most on given hardware, by arithmetic"),
 }
-"""What is measured: its module, imported when it is called for, and a line of help."""
+"""The benchmarks by name: the module, which is imported when it is called, and a line of help."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError or LoadError for what the user can mend."""
+    """Runs a benchmark, and returns its exit code. Raises ConfigError or LoadError for errors that the user can fix."""
     width = max(map(len, COMMANDS))
     parser = Parser(
         prog="unmask bench",

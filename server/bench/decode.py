@@ -1,4 +1,4 @@
-"""`unmask bench decode`: what decoding costs, as a table, JSON or a picture. The measuring itself is the engine's."""
+"""`unmask bench decode`: what decoding costs, as a table, JSON or a picture. The engine does the measurement."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ _HELP = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError or LoadError for what the user can mend."""
+    """Returns the exit code. Raises ConfigError or LoadError for errors that the user can fix."""
     given = _parse(argv)
     workload = Workload(**{field.name: getattr(given, field.name) for field in fields(Workload)})
     config = EngineConfig(
@@ -132,7 +132,7 @@ def _optional(value: float | None, form: str) -> str:
 
 
 def _check_plot(path: Path) -> None:
-    """Before minutes of measuring."""
+    """Raises ConfigError if the picture cannot be drawn. Called before minutes of measurement."""
     try:
         import matplotlib  # noqa: F401 - optional, and slow to import
     except ImportError:

@@ -1,1 +1,1 @@
-"""`unmask bench roofline`: what a model can reach at most on given hardware, by arithmetic."""
+"""`unmask bench roofline`: the most that a model can reach on given hardware, by arithmetic."""

@@ -1,6 +1,6 @@
-"""`unmask bench roofline`: what a model can reach at most on given hardware, as tables in Markdown, JSON or a picture.
+"""`unmask bench roofline`: the most that a model can reach on given hardware, as Markdown tables, JSON or a picture.
 
-The arithmetic is the engine's; nothing is run but, with `--measure`, a few seconds of this CPU.
+The engine does the arithmetic. Nothing is run, except for a few seconds on this CPU with `--measure`.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHOWN = tuple(method for method in (*METHODS, *_BOUNDED) if method != "reference
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError or LoadError for what the user can mend."""
+    """Returns the exit code. Raises ConfigError or LoadError for errors that the user can fix."""
     args = _parse(argv[1:])
     for name in args.methods:
         Method.named(name)

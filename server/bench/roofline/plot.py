@@ -1,4 +1,4 @@
-"""Predictions as a picture; the only place that knows matplotlib."""
+"""Predictions as a picture, drawn by matplotlib."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from engine import ConfigError, Prediction
 
 
 def pyplot() -> Callable[[Mapping[str, Sequence[Prediction]], Path], None]:
-    """The function that draws; matplotlib is imported here and nowhere else. Raises ConfigError if it is missing."""
+    """The function that draws. Imports matplotlib; raises ConfigError if it is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

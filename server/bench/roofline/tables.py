@@ -1,4 +1,4 @@
-"""Predictions as Markdown, aligned so that it reads on a terminal too. Says by every table of a GPU what it is."""
+"""Predictions as Markdown tables, aligned for terminals. Every table of a GPU says that it was predicted, not run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from engine import (
 )
 
 BASES = ("reference/baseline", "reference/dual")
-"""What ratios of a CPU are taken to."""
+"""The methods to which the speed of the others is compared in the tables of CPUs."""
 NOT_RUN = "Predicted, not run on a GPU."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is predicted of each machine."""
+    """What is predicted for each machine: one model, each method with each workload."""
 
     model: str
     methods: Sequence[str]
     workloads: Sequence[Workload]
-    """The same but for the batch."""
+    """They differ only in the batch."""
     max_batch_rows: int
 
     def answer(self, machine: Hardware, method: str, workload: Workload) -> Prediction:
@@ -36,12 +36,12 @@ class Question:
 
 
 def forwards(machine: Hardware, question: Question) -> str:
-    """What one forward costs, for each kind of step that a method has at mid-canvas; the same step is shown once."""
+    """The cost of one forward, for each kind of step of each method at mid-canvas. Equal steps share a line."""
     geometry = geometry_of(question.model)
     names: dict[Step, list[str]] = {}
     for method in (method for method in question.methods if method.startswith("engine/")):
         every = list(steps(method, question.workloads[0]))
-        middle = every[len(every) // 2 :]  # the first block's refresh may be another
+        middle = every[len(every) // 2 :]  # the first block's refresh may differ
         for step in {step.kind: step for step in reversed(middle)}.values():
             names.setdefault(step, []).append(method.removeprefix("engine/"))
     lines = []
@@ -65,7 +65,7 @@ def forwards(machine: Hardware, question: Question) -> str:
 
 
 def decodes(machine: Hardware, question: Question) -> str:
-    """What a whole workload takes, with and without what would make a GPU faster."""
+    """The speed of each whole workload: eager, with CUDA graphs, and with CUDA graphs and FP8 weights."""
     lines = []
     variants = (machine, with_graphs(machine), with_fp8(with_graphs(machine)))
     for method in question.methods:
@@ -88,7 +88,7 @@ def decodes(machine: Hardware, question: Question) -> str:
 
 
 def ratios(machine: Hardware, question: Question) -> str:
-    """What to compare with `unmask bench decode` on the same machine."""
+    """The table to compare with `unmask bench decode` on the same machine."""
     lines = []
     for workload in question.workloads:
         of = {method: question.answer(machine, method, workload) for method in (*question.methods, *BASES)}
@@ -114,7 +114,7 @@ def _digits(value: float) -> str:
 
 
 def measured(machine: Hardware, num_threads: int | None) -> str:
-    """The figures, and the command that uses them."""
+    """The measured figures, and the command that uses them."""
     flops, bandwidth, launch = machine.flops / 1e9, machine.bandwidth / 1e9, machine.launch_seconds * 1e6
     threads = f"{num_threads} threads" if num_threads else "torch's own number of threads"
     return (

@@ -1,1 +1,1 @@
-"""`unmask bench serve`: load against any OpenAI-compatible server that streams, and how long its users wait."""
+"""`unmask bench serve`: puts load on any OpenAI-compatible server that streams, and measures how long users wait."""

@@ -1,6 +1,7 @@
-"""One request, streamed and timed. What the server does not tell stays unknown; what goes wrong is a reason, counted.
+"""Streams and times one request. Figures that the server does not report are None; a failure is returned as a reason.
 
-Reads `text_completion` and `chat.completion.chunk` events of any server; `usage.diffusion` is this project's own.
+Reads `text_completion` and `chat.completion.chunk` events of any server. Only this project's server sends
+`usage.diffusion`.
 """
 
 import json
@@ -23,34 +24,34 @@ STREAM_OPTIONS: tuple[Mapping[str, bool] | None, ...] = (
     {"include_usage": True},
     None,
 )
-"""From the most telling to what every server takes; the second field is vLLM's, SGLang's and ours."""
+"""From the most detailed to what every server accepts. vLLM, SGLang and unmask have `continuous_usage_stats`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A request that was answered. Times in seconds of `time.perf_counter`."""
+    """A request that was answered. Times are of `time.perf_counter`, in seconds."""
 
     sent: float
     blocks: tuple[float, ...]
-    """When each chunk arrived that brought text, or tokens without any (`<|endoftext|>`) if the server counts those."""
+    """Arrival times of the chunks that add text, or tokens without text (`<|endoftext|>`) if the server counts them."""
     ended: float
     prompt_tokens: int | None
     completion_tokens: int | None
     first_tokens: int | None
-    """Of these, those that the first block brought."""
+    """Completion tokens of the first block."""
     forwards: int | None
     rows: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that was not, and why, in words that many failures share."""
+    """A request that failed. The same reason is the same text, so that failures can be counted."""
 
     reason: str
 
 
 class Refused(Exception):
-    """The server answered, with an error."""
+    """The server answered with an error."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"{status}: {body:.300}")
@@ -59,11 +60,11 @@ class Refused(Exception):
 
 
 class BrokenStream(Exception):
-    """The stream brought an error, or something that is no stream."""
+    """The stream contained an error, or was not a stream of events."""
 
 
 class Client:
-    """One model of one server, asked in one way."""
+    """One model of one server, asked over one endpoint."""
 
     def __init__(
         self, http: httpx.AsyncClient, model: str, endpoint: Endpoint, extra_body: Mapping[str, object]
@@ -76,16 +77,16 @@ class Client:
         self._stream_options = STREAM_OPTIONS[0]
 
     async def check(self, ask: Ask) -> None:
-        """Asks once, so that what would fail every time fails now, and finds out which usage the server reports.
+        """Asks once before the load, to find permanent errors, and to find the stream options that the server accepts.
 
-        Raises ConfigError in the server's own words.
+        Raises ConfigError with the server's own message.
         """
         for self._stream_options in STREAM_OPTIONS:
             try:
                 await self._timed(ask)
             except Refused as refusal:
                 if refusal.status in (400, 422) and self._stream_options is not None:
-                    continue  # perhaps because of these
+                    continue  # perhaps the server refuses these options
                 raise ConfigError(f"{self._http.base_url}{self._path} answered {refusal}{_hint(refusal)}") from None
             except BrokenStream as error:
                 raise ConfigError(f"{self._http.base_url}{self._path}: {error}") from None
@@ -162,7 +163,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _text(event: Mapping[str, Any], *, chat: bool) -> str:
-    """Of the event's choice; empty for the role and other chunks without any."""
+    """The text of the event's choice; empty for chunks without text, such as the one with the role."""
     try:
         choice = event["choices"][0]
         return str((choice["delta"].get("content") if chat else choice["text"]) or "")
@@ -171,7 +172,7 @@ def _text(event: Mapping[str, Any], *, chat: bool) -> str:
 
 
 def _code(body: str) -> str:
-    """The `code` or else the `type` of OpenAI's error object, with a space before it, or nothing."""
+    """The `code` or else the `type` of OpenAI's error object, after a space; empty if there is none."""
     try:
         error = json.loads(body)["error"]
         return f" {error.get('code') or error['type']}"

@@ -1,4 +1,4 @@
-"""`unmask bench serve`: flags in, a table or JSON out. Only results go to standard output."""
+"""`unmask bench serve`: parses flags, prints a table or JSON. Only results go to standard output."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ DEFAULT_NUMBER = 64
 
 
 def main(argv: Sequence[str]) -> int:
-    """1 if nothing was answered, 130 after Ctrl-C. Raises ConfigError for what the user can mend."""
+    """Exit code 1 if nothing was answered, 130 after Ctrl-C. Raises ConfigError for errors that the user can fix."""
     args = _parse(argv[1:])
     asks, extra_body = _asks(args), _extra_body(args)
     run, model = asyncio.run(_run(args, asks, extra_body))

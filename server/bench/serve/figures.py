@@ -1,4 +1,4 @@
-"""A run's samples as figures: quantiles of what a user waits for, and rates of what the server gave."""
+"""A run's samples as figures: quantiles of users' waiting times, and rates of requests and tokens."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from server.bench.serve.run import Run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantiles:
-    """Of a time, in seconds."""
+    """Mean and quantiles of a time, in seconds."""
 
     mean: float
     p50: float
@@ -24,31 +24,31 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeFigures:
-    """None is what nothing was seen of, or what the server does not tell."""
+    """The figures of one run. None: there was no sample, or the server does not report it."""
 
     completed: int
     failed: int
     failures: Mapping[str, int]
-    """By reason."""
+    """Number of failures by reason, the most frequent first."""
     interrupted: bool
     seconds: float
     time_to_first_block: Quantiles | None
-    """From sending to the first chunk with text; a block is such a chunk, whatever it holds."""
+    """From sending to the first block. A block is a chunk that adds text or tokens, of any number of tokens."""
     time_per_output_token: Quantiles | None
-    """From the first block to the end, by the tokens that came after it: requests of several blocks only."""
+    """From the first block to the end, over the tokens after that block. Only of requests with several blocks."""
     inter_block_latency: Quantiles | None
     """Between two blocks of one answer, over all pairs."""
     end_to_end: Quantiles | None
     prompt_tokens: int | None
     completion_tokens: int
-    """Visible ones: those that clients were given."""
+    """Visible tokens: those that clients received."""
     tokens_from: Literal["usage", "chunks"]
-    """Where they were counted; a server that sends no usage may have had more tokens in a chunk than one."""
+    """Whether `usage` or chunks were counted. A chunk counts as one token, but may contain more."""
     tokens_per_second: float
     requests_per_second: float
     blocks_per_request: float | None
     forwards_per_token: float | None
-    """Model forwards that a request took part in, by its tokens (`usage.diffusion`)."""
+    """Forwards in which requests took part (`usage.diffusion`), over their tokens."""
     rows_per_token: float | None
 
     def as_json(self) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What is asked: random prompts of given lengths, or those of a JSONL file. Seeded; knows no server."""
+"""The requests of the load: random prompts of given lengths, or those of a JSONL file. Seeded; knows no server."""
 
 import json
 import random
@@ -13,7 +13,7 @@ WORDS = (
     *("sun", "moon", "tree", "cow", "dog", "cat", "bird", "fish", "red", "blue", "green", "house", "river", "stone"),
     *("cloud", "road", "day", "night", "king", "queen", "apple", "bread", "milk", "ball", "book", "door", "hand"),
 )
-"""Common enough to be one token each for most tokenizers."""
+"""Words so common that each is one token for most tokenizers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Drawn evenly between two bounds, both included."""
+    """Lengths drawn uniformly between two bounds, both included."""
 
     low: int
     high: int
@@ -49,7 +49,7 @@ class Lengths:
 def random_asks(
     number: int, prompt: Lengths, output: Lengths, seed: int, *, vocab_size: int | None = None
 ) -> list[Ask]:
-    """Prompts of random words; with a `vocab_size`, of random token ids below it. The same seed asks the same."""
+    """Prompts of random words; with a `vocab_size`, of random token ids below it. The same seed gives the same asks."""
     rng = random.Random(seed)
 
     def draw_prompt() -> str | list[int]:
@@ -62,9 +62,9 @@ def random_asks(
 
 
 def from_file(path: Path, number: int | None, output: Lengths, seed: int) -> list[Ask]:
-    """Lines of {"prompt", optionally "max_tokens"}: each once, or `number` of them, from the start again if need be.
+    """Lines of {"prompt", optionally "max_tokens"}: each once, or `number` of them, repeated from the start as needed.
 
-    Raises ConfigError with the line.
+    Raises ConfigError with the number of the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,4 +1,4 @@
-"""The load itself: so many requests at a time, or arrivals at random times, until all are answered or Ctrl-C."""
+"""Runs the load: a fixed number of requests in flight, or random arrivals, until all are answered or Ctrl-C."""
 
 import asyncio
 import random
@@ -15,7 +15,7 @@ Answer = Callable[[Ask], Awaitable[Sample | Failure]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What came of it."""
+    """The results of a load."""
 
     samples: list[Sample]
     failures: list[Failure]
@@ -25,7 +25,7 @@ class Run:
 
 
 async def closed_loop(answer: Answer, asks: Sequence[Ask], concurrency: int, done: Callable[[], None]) -> Run:
-    """So many requests in flight, each followed by the next one."""
+    """Keeps `concurrency` requests in flight. Each one that ends is followed by the next."""
     results: list[Sample | Failure] = []
     left = iter(asks)
 
@@ -38,7 +38,7 @@ async def closed_loop(answer: Answer, asks: Sequence[Ask], concurrency: int, don
 
 
 async def open_loop(answer: Answer, asks: Sequence[Ask], rate: float, seed: int, done: Callable[[], None]) -> Run:
-    """Requests sent at `rate` a second on average, however many are unanswered (a Poisson process)."""
+    """Sends `rate` requests a second on average (a Poisson process), however many are unanswered."""
     results: list[Sample | Failure] = []
 
     async def send(ask: Ask, delay: float) -> None:
@@ -50,7 +50,7 @@ async def open_loop(answer: Answer, asks: Sequence[Ask], rate: float, seed: int,
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Seconds from the start, without end; the first is 0. Gaps are exponential with mean 1 / rate."""
+    """Endless arrival times in seconds from the start; the first is 0. Gaps are exponential with mean 1 / rate."""
     rng, at = random.Random(seed), 0.0
     while True:
         yield at
@@ -58,7 +58,7 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
 
 
 async def _until_done(work: Sequence[Awaitable[None]], results: list[Sample | Failure]) -> Run:
-    """Ctrl-C, which cancels this task, ends the requests in flight and leaves what was answered before."""
+    """Awaits all work. Ctrl-C, which cancels this task, ends the requests in flight and keeps the results so far."""
     started = time.perf_counter()
     everything = asyncio.gather(*work)
     interrupted = False
