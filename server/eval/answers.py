@@ -1,4 +1,4 @@
-"""What comes back for a question, and the one thing that whoever answers must be able to do."""
+"""The answer to a question, and the interface of what answers: a local model or a server."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +9,7 @@ from server.eval.questions import NEXT_QUESTION, Question
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer and what it has cost; None where a server does not say."""
+    """One answer and its cost; None if a server does not report it."""
 
     text: str
     tokens: int | None
@@ -23,13 +23,13 @@ class Options:
 
     max_tokens: int
     plain: bool
-    """As text instead of a conversation."""
+    """Questions are asked as text instead of a conversation."""
 
     def trim(self, text: str) -> str:
         return text.partition(NEXT_QUESTION)[0] if self.plain else text
 
 
 class Answerer(Protocol):
-    """Safe to ask many questions at a time. Raises UnmaskError for what the user can mend."""
+    """Answers questions, many at a time. Raises UnmaskError for errors that the user can fix."""
 
     async def ask(self, question: Question, policy: Policy) -> Answer: ...

@@ -1,4 +1,4 @@
-"""`unmask eval`: flags in, a table out. Only results go to standard output; progress and logs go to standard error."""
+"""`unmask eval`: parses flags, prints a table. Results go to standard output, progress and logs to standard error."""
 
 import argparse
 import asyncio
@@ -29,7 +29,7 @@ has six rows for each task. With --base-url, policies that are not named are lef
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises ConfigError or LoadError for what the user can mend."""
+    """Returns the exit code. Raises ConfigError or LoadError for errors that the user can fix."""
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if args.export:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         rows = asyncio.run(_run(args, asked, policies, reference))
     except ConfigError:
         raise
-    except UnmaskError as error:  # the engine's complaint about a parameter is the user's to mend too
+    except UnmaskError as error:  # such as the engine's error for a parameter, which the user can fix
         raise ConfigError(str(error)) from None
     if args.json:
         sys.stdout.write(json.dumps({"rows": [row.as_json() for row in rows]}) + "\n")
@@ -86,7 +86,10 @@ def _questions(args: argparse.Namespace) -> list[questions.Question]:
 
 
 def _policies(args: argparse.Namespace) -> list[Policy]:
-    """The product of the lists; for a server of which nothing was asked, its own way alone. Wrong values raise here."""
+    """The product of the lists; or the server's own policy if there is a `base_url` and no policy was named.
+
+    Raises ConfigError for invalid values.
+    """
     defaults = DiffusionParams()
     if args.base_url and not (args.cache or args.unmask):
         return [Policy()]

@@ -1,4 +1,4 @@
-"""Answers from a model in this process, through the same engine loop that serves."""
+"""Answers from a model in this process, through the same engine loop as the server's."""
 
 import itertools
 import sys
@@ -49,7 +49,7 @@ class LocalModel:
         )
 
     async def _prompt(self, question: Question) -> list[int]:
-        """Through the chat template, where there is one and nobody asked for plain text."""
+        """Token ids: of the plain text if asked for or if there is no chat template, else from the chat template."""
         if self._options.plain or not self._tokenizer.has_chat_template:
             [ids] = await self._tokenizer.encode([question.plain])
             return ids
@@ -58,7 +58,7 @@ class LocalModel:
 
 @asynccontextmanager
 async def running(model: str, options: Options, concurrency: int) -> AsyncIterator[LocalModel]:
-    """The model loaded, its engine started; stopped in the end. Raises LoadError or ConfigError."""
+    """Loads the model and runs its engine until the context ends. Raises LoadError or ConfigError."""
     engine = EngineLoop(load(EngineConfig(model=model, max_running_requests=concurrency)))
     tokenizer = Tokenizer.load(engine.info.folder)
     engine.start()

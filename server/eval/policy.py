@@ -1,4 +1,4 @@
-"""How a question is decoded: one point of the product of caches, unmask policies and their parameters."""
+"""How a question is decoded: one combination of a cache policy, an unmask policy and their parameters."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +14,27 @@ PARAMETERS: Mapping[str, str] = {
     "threshold": "threshold",
     "factor": "factor",
 }
-"""The parameter that a policy is swept by; those that are not here have none."""
+"""The parameter that is swept for each unmask policy. Other policies have none."""
 
 WINDOW = ("refresh_before", "refresh_after", "prompt_refresh")
-"""Parameters that the cache policy `window` is swept by."""
+"""Parameters that are swept for the cache policy `window`."""
 
 CANVAS: Literal["canvas"] = "canvas"
-"""A lookahead that reaches to the canvas's end, which the API writes as null."""
+"""A lookahead to the end of the canvas. In the API it is null."""
 
 Lookahead = int | Literal["canvas"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What goes into the request's `diffusion`; None leaves it to the server."""
+    """The fields of the request's `diffusion`. None leaves a field to the server."""
 
     cache: str | None = None
     unmask: str | None = None
     value: float | None = None
-    """Of the unmask policy's own parameter."""
+    """Value of the unmask policy's parameter."""
     window: tuple[int, ...] = ()
-    """Of the cache policy `window`, in the order of `WINDOW`; empty leaves them at their defaults."""
+    """Parameters of the cache policy `window`, in the order of `WINDOW`; empty leaves them at their defaults."""
     block_length: int | None = None
     lookahead: Lookahead | None = None
 
@@ -44,18 +44,18 @@ class Policy:
 
     @property
     def cache_label(self) -> str:
-        """`window 32/64/0 +16`: positions before, behind, blocks between two refreshes of the prompt; the lookahead."""
+        """Such as `window 32/64/0 +16`: the parameters in the order of `WINDOW`, then the lookahead."""
         window = ["/".join(map(str, self.window))] if self.window else []
         lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
         return " ".join([self.cache or "default", *window, *lookahead])
 
     @property
     def label(self) -> str:
-        """`threshold 0.9`."""
+        """The unmask policy and its value, such as `threshold 0.9`."""
         return " ".join([self.unmask or "default", *([f"{self.value:g}"] if self.value is not None else [])])
 
     def diffusion(self, max_tokens: int) -> dict[str, object]:
-        """The fields that were asked for; a schedule's steps follow from its canvas."""
+        """The fields that are not left to the server. `steps` follows from `tokens_per_step` and `max_tokens`."""
         fields: dict[str, object] = {"cache": self.cache, "unmask": self.unmask, "block_length": self.block_length}
         fields |= zip(WINDOW, self.window, strict=False)
         if self.parameter == "tokens_per_step":
@@ -70,7 +70,7 @@ class Policy:
 
 
 def exact(block_length: int) -> Policy:
-    """The decode that others are compared with: all of the canvas recomputed, one token a step."""
+    """The reference policy, to which others are compared: recomputes the whole canvas, decodes one token a step."""
     return Policy(cache="none", unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
 
 
@@ -84,7 +84,7 @@ def product(
 ) -> list[Policy]:
     """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
 
-    `windows` maps names of `WINDOW` to values; those that are absent keep their default. So does a lookahead of None.
+    `windows` maps names of `WINDOW` to values; absent names keep their defaults, and so does a lookahead of None.
     """
     for name in caches:
         _check("cache", name, CACHES)

@@ -1,6 +1,6 @@
-"""What is asked: a prompt in one of two forms, and the check of its answer. From the demo's families or a JSONL file.
+"""The questions: a prompt in two forms, and the check of its answer. From the demo's tasks or a JSONL file.
 
-Knows no model and no tokenizer: messages stay messages until somebody renders them.
+Knows no model and no tokenizer: messages are rendered elsewhere.
 """
 
 import json
@@ -14,7 +14,7 @@ from engine import DEMO_TASKS, ConfigError, DemoProblem, demo_problems
 Message = Mapping[str, str]
 
 NEXT_QUESTION = "\nQuestion:"
-"""A plain answer ends here: models that were not tuned go on to ask themselves the next one."""
+"""A plain answer is cut here, because models without tuning continue with another question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Question:
 
     @property
     def plain(self) -> str:
-        """The same as text, in the form of the few-shot literature."""
+        """The conversation as text, in the form of the few-shot literature."""
         turns = [f"{'Answer:' if turn['role'] == 'assistant' else 'Question:'} {turn['content']}" for turn in self._qa]
         lines = [turn + ("\n\n" if turn.startswith("Answer:") else "\n") for turn in turns]
         return "".join([*self._system, *lines, "Answer:"])
@@ -43,7 +43,7 @@ class Question:
 
 
 def from_tasks(tasks: Sequence[str], seed: int, limit: int, few_shot: int) -> list[Question]:
-    """`limit` held-out problems of each family of the demo model; its solved examples are training problems."""
+    """`limit` held-out problems of each demo task. The `few_shot` solved examples are training problems."""
     questions = []
     for task in tasks:
         solved = _examples(demo_problems(task, seed, few_shot, "train"))
@@ -52,9 +52,10 @@ def from_tasks(tasks: Sequence[str], seed: int, limit: int, few_shot: int) -> li
 
 
 def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
-    """Lines of {"prompt" or "messages", "answer"}, up to `limit`; the first `few_shot` are examples and not asked.
+    """Up to `limit` questions from lines of {"prompt" or "messages", "answer"}.
 
-    A line's "task" is the row it counts for; without one it is the file's name. Raises ConfigError with the line.
+    The first `few_shot` lines are solved examples and are not asked. A line's "task" is the row that it counts for, by
+    default the file's name. Raises ConfigError with the number of the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -83,7 +84,10 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
 
 
 def export(path: Path, tasks: Sequence[str], seed: int, limit: int) -> int:
-    """Writes the problems that `from_tasks` asks as JSONL; `from_file` and lm-eval read it. Returns their number."""
+    """Writes the problems of `from_tasks` as JSONL, which `from_file` and lm-eval read. Returns their number.
+
+    Raises ConfigError if the file cannot be written.
+    """
     problems = [problem for task in tasks for problem in demo_problems(task, seed, limit)]
     try:
         path.write_text("".join(f"{json.dumps(_line(problem))}\n" for problem in problems), encoding="utf-8")
@@ -93,7 +97,7 @@ def export(path: Path, tasks: Sequence[str], seed: int, limit: int) -> int:
 
 
 def choose_tasks(names: Sequence[str]) -> list[str]:
-    """Families by name, or `all`. Raises ConfigError for one that does not exist."""
+    """The tasks with these names, or all for `all`. Raises ConfigError for an unknown name."""
     for name in names:
         if name not in DEMO_TASKS and name != "all":
             raise ConfigError(f"{name!r} is no task; choose among all, {', '.join(DEMO_TASKS)}")

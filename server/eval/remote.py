@@ -1,6 +1,6 @@
-"""Answers from an OpenAI-compatible server over HTTP, this one or any other.
+"""Answers from an OpenAI-compatible server over HTTP, this project's or any other.
 
-The `diffusion` object goes along only if a policy asks for something; `usage.diffusion` is read where it is there.
+The `diffusion` object is sent only if a policy sets a field of it; `usage.diffusion` is read if the server sends it.
 """
 
 from collections.abc import AsyncIterator
@@ -48,6 +48,6 @@ class RemoteModel:
 
 @asynccontextmanager
 async def connected(base_url: str, model: str | None, options: Options, api_key: str) -> AsyncIterator[RemoteModel]:
-    """`base_url` may end in /v1 or not; without a model, the first that the server lists. Raises ConfigError."""
+    """`base_url` may end in /v1 or not. `model` is by default the first that the server lists. Raises ConfigError."""
     async with connect(base_url, api_key) as http:
         yield RemoteModel(http, model or await first_model(http), options)

@@ -1,4 +1,4 @@
-"""The run itself: every family under every policy, many questions in flight, the exact decode once for each family."""
+"""Runs every task under every policy, with many questions in flight, and the exact decode once for each task."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from server.eval.questions import Question
 from server.eval.score import Row, count
 
 Progress = Callable[[str, int], None]
-"""Told what is being asked, and how many answers have come since."""
+"""Called with a description (empty: unchanged) and the number of new answers."""
 
 
 async def evaluate(
@@ -22,7 +22,7 @@ async def evaluate(
     concurrency: int,
     progress: Progress,
 ) -> list[Row]:
-    """Rows by family, then policy. Without an `exact` policy there is no agreement."""
+    """Rows by task, then policy. Without an `exact` policy, `agreed` is None. Raises what the answerer raises."""
     rows = []
     for task in dict.fromkeys(question.task for question in questions):
         asked = [question for question in questions if question.task == task]
@@ -49,7 +49,7 @@ async def _ask_all(
     concurrency: int,
     answered: Callable[[], None],
 ) -> list[Answer]:
-    """In the order of the questions. The first error ends all of them."""
+    """The answers, in the order of the questions. The first UnmaskError cancels the others and is raised."""
     places = asyncio.Semaphore(concurrency)
 
     async def ask(question: Question) -> Answer:

@@ -1,4 +1,4 @@
-"""Answers counted: one row of figures for one family and one policy, and rows pooled over families."""
+"""Counts answers: one row of figures for each task and policy, and rows pooled over tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Z95 = 1.959964
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Sums over the problems of one family under one policy; None where the server does not tell."""
+    """Sums over the problems of one task under one policy; None if the server does not report it."""
 
     task: str
     policy: Policy
@@ -26,7 +26,7 @@ class Row:
     forwards: int | None
     rows: int | None
     seconds: float
-    """From the first question to the last answer, many in flight."""
+    """From the first question to the last answer, with many in flight."""
 
     @property
     def accuracy(self) -> float:
@@ -75,7 +75,7 @@ class Row:
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927); unlike the normal one it holds near 0 and 1."""
+    """The 95 % interval of a share (Wilson, 1927). Unlike the normal interval, it is also valid near 0 and 1."""
     share, z2 = correct / n, Z95 * Z95
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
@@ -90,7 +90,7 @@ def count(
     exact: Sequence[Answer] | None,
     seconds: float,
 ) -> Row:
-    """The row of one family's answers; `exact` are those of the exact decode, where there is one."""
+    """The row of one task's answers. `exact`: the answers of the exact decode, if it was run."""
     agreed = exact and sum(a.text.strip() == b.text.strip() for a, b in zip(answers, exact, strict=True))
     return Row(
         task=task,
@@ -106,7 +106,7 @@ def count(
 
 
 def pooled(rows: Sequence[Row]) -> Row:
-    """The same policy over all families."""
+    """One row for all tasks, from rows of the same policy."""
     agreed, tokens = _sum([row.agreed for row in rows]), _sum([row.tokens for row in rows])
     return Row(
         task="all",

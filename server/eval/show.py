@@ -1,4 +1,4 @@
-"""Rows for people: a table on the terminal, one in Markdown, a picture."""
+"""Shows rows: as a table on the terminal, as Markdown, as a picture."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,7 +13,7 @@ from server.eval.score import Row, pooled
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """A section for each family, and one over all where there are several."""
+    """A section for each task, and one over all tasks if there are several."""
     caption = "exact: answers that are right, in per cent, with their 95 % interval; agree: same as the exact decode"
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption, caption_justify="left")
     for name in ("task", "cache", "unmask"):
@@ -38,7 +38,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """One line for each policy: the families' accuracies beside those of all."""
+    """One line for each policy: the accuracy of each task and of all tasks."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     head = ["cache", "unmask", *tasks, "all", "95 %", "agreement", "tokens per forward", "rows per token", "seconds"]
     lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
@@ -59,14 +59,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def overall(rows: Sequence[Row]) -> list[Row]:
-    """Each policy over all families; nothing where there is only one."""
+    """One row for each policy over all tasks; empty if there is only one task."""
     if len({row.task for row in rows}) < 2:
         return []
     return [pooled(members) for members in _by_policy(rows).values()]
 
 
 def pyplot() -> Callable[[Sequence[Row], Path], None]:
-    """The function that draws; matplotlib is imported here and nowhere else. Raises ConfigError if it is missing."""
+    """The function that draws. Imports matplotlib; raises ConfigError if it is missing."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -75,7 +75,7 @@ def pyplot() -> Callable[[Sequence[Row], Path], None]:
         raise ConfigError("--plot needs matplotlib: pip install 'unmask[plot]'") from None
 
     def draw(rows: Sequence[Row], path: Path) -> None:
-        """Accuracy over all families against tokens per forward, one line per policy."""
+        """Accuracy over all tasks against tokens per forward, a line for each cache with each unmask policy."""
         with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
             figure = Figure(figsize=(8, 5), layout="constrained")
             axes = figure.subplots()
