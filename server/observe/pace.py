@@ -8,7 +8,7 @@ from math import ceil
 MAX_ENDS = 64
 """Requests whose ends are remembered."""
 WINDOW_SECONDS = 60.0
-"""Older ends are ignored. Also the longest wait that a client is told."""
+"""Older ends are ignored. Also the longest wait that `seconds_to_halve` returns."""
 
 
 class Pace:

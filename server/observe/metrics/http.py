@@ -45,7 +45,7 @@ class HttpMetrics:
         )
 
     def expect(self, routes: Iterable[BaseRoute]) -> None:
-        """Starts the series of each route at 0, so that no request can be told from no series."""
+        """Starts the series of each route at 0. A missing series would not show that nothing has happened yet."""
         paths = {route.path for route in routes if isinstance(route, Route)} - QUIET_PATHS
         for handler in (*sorted(paths), OTHER):
             for code in CLASSES:
