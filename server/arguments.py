@@ -1,6 +1,6 @@
-"""Words on command lines: a parser for them, numbers of a kind, and what a misspelt one may have meant.
+"""Parsing of command lines: a parser, types for numbers, and hints for misspelt words.
 
-What is no number raises argparse's own error, which names the flag.
+The types raise argparse's own error, to which argparse adds the flag.
 """
 
 import argparse
@@ -13,10 +13,10 @@ Number = TypeVar("Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ConfigErrors: one line, and the caller decides the exit code."""
+    """argparse that raises ConfigError with one line, so that the caller decides the exit code."""
 
     def error(self, message: str) -> NoReturn:
-        from engine import ConfigError  # brings torch along, which `--version` need not wait for
+        from engine import ConfigError  # here, so that `--version` does not import torch
 
         raise ConfigError(message)
 
@@ -47,11 +47,11 @@ def rate(text: str) -> float:
 
 
 def listed(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
-    """Numbers of a kind with commas between them."""
+    """A type for comma-separated numbers, each parsed by `kind`."""
     return lambda text: [kind(number.strip()) for number in text.split(",")]
 
 
 def hint(word: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
-    """`; did you mean …?` with the nearest of the words that are known, or nothing."""
+    """`; did you mean …?` with the known word that is most similar, or an empty string."""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {spell(close[0])}?" if close else ""

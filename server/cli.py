@@ -1,6 +1,6 @@
 """The command `unmask`: a table of subcommands, each a module with `main(argv) -> exit code`.
 
-What the user can mend is one line on stderr and exit code 2, never a stack trace.
+Errors that the user can fix are one line on stderr and exit code 2, never a stack trace.
 """
 
 import argparse
@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A subcommand; its module is imported when it is called, since it may bring torch along."""
+    """A subcommand. Its module is imported when it is called, because it may import torch."""
 
     module: str
     summary: str
@@ -37,20 +37,20 @@ COMMANDS = {
 
 
 def run() -> NoReturn:
-    """The whole life of the process."""
+    """The entry point of the process. Exits with `main`'s code."""
     code = main()
-    # The interpreter's last collection would walk all of torch: seconds between Ctrl-C and the prompt, for nothing.
+    # The interpreter's last garbage collection would walk all of torch, and delay the exit by seconds for nothing.
     gc.freeze()
     sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     name, rest = _parse(sys.argv[1:] if argv is None else argv)
-    # Process 1 of a container ignores SIGTERM by default, and importing and loading take a while.
+    # Process 1 of a container ignores SIGTERM by default; without this handler, it would do so while it imports.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command = import_module(COMMANDS[name].module)
-        from engine import ConfigError, LoadError  # `--version` need not wait for torch
+        from engine import ConfigError, LoadError  # here, so that `--version` does not import torch
 
         try:
             return int(command.main(rest))
@@ -62,16 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse without the usage lines before a complaint."""
+    """argparse without the usage lines before an error message."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"unmask: {message}\n")
 
 
 def _parse(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand and what follows it; the rest is the subcommand's own to parse.
+    """The subcommand and the arguments after it, which the subcommand parses.
 
-    `help bench serve` is `bench serve --help`.
+    `help bench serve` means `bench serve --help`.
     """
     if argv[:1] == ["help"]:
         argv = [*argv[1:], "--help"]

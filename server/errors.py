@@ -1,7 +1,7 @@
-"""The one map from what goes wrong to what clients are told: OpenAI's error object and an HTTP status.
+"""The only map from exceptions to what clients receive: OpenAI's error object and an HTTP status.
 
-Messages of the engine's error tree are meant for users and pass through; anything else is an internal error, told as
-a request id and nothing more.
+Messages of the engine's errors are meant for users and are passed on. For any other exception, the client receives only
+the request id.
 """
 
 import reprlib
@@ -20,12 +20,12 @@ from engine import ContextLengthExceeded, EngineUnavailable, InvalidRequest, Que
 
 INVALID = "invalid_request_error"
 INTERNAL = 500
-"""The one status whose cause is logged and not told."""
+"""The only status whose cause is logged and not sent to the client."""
 RETRY = {"Retry-After": "1"}
 CLOSING = {"Connection": "close"}
-"""For a client that would else ask again, or go on sending, over the same connection."""
+"""Makes the client use another connection, instead of retrying or sending the rest of a body over this one."""
 NO_RETRY = {"x-should-retry": "false"}
-"""For OpenAI's clients, which would send the same long request again."""
+"""Keeps OpenAI's clients from sending the same long request again."""
 MAX_QUOTED = 200
 """Characters of a client's own input that an answer may repeat."""
 
@@ -46,7 +46,7 @@ class Busy(QueueFull):
 
 
 class ForeignHost(Exception):
-    """The request is for a host that this server does not answer for."""
+    """The request names a host that this server does not answer for."""
 
     def __init__(self, host: str) -> None:
         super().__init__(host)
@@ -54,15 +54,15 @@ class ForeignHost(Exception):
 
 
 class InvalidApiKey(Exception):
-    """The request brings no key that this server knows."""
+    """The request has no key that this server knows."""
 
 
 class RequestTimeout(Exception):
-    """The request took longer than the server gives any."""
+    """The request took longer than the server allows."""
 
 
 class TooManyConnections(Exception):
-    """More clients are connected than the server takes."""
+    """More clients are connected than the server allows."""
 
 
 class ClientGone(Exception):
@@ -71,7 +71,7 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiError:
-    """What a client is told."""
+    """An error as the client receives it."""
 
     status: int
     message: str
@@ -90,7 +90,7 @@ class ApiError:
 
 
 def api_error(error: Exception, scope: Scope) -> ApiError:
-    """How `error` is told to the client of the request that `scope` describes."""
+    """The answer to `error` for the client of the request that `scope` describes."""
     match error:
         case ModelNotFound():
             return ApiError(status=404, message=str(error), param=error.param, code="model_not_found")
@@ -141,7 +141,7 @@ def request_id(scope: Scope) -> str:
 
 
 def _http(error: HTTPException, scope: Scope) -> ApiError:
-    """Errors of routing and of reading the body, raised by the framework or in its words."""
+    """Errors of routing and of reading the body: HTTPExceptions of the framework or of this server."""
     message, headers = str(error.detail), error.headers
     if error.status_code in (404, 405):
         message = f"{message}: {scope['method']} {scope['path'][:MAX_QUOTED]}"
@@ -151,7 +151,7 @@ def _http(error: HTTPException, scope: Scope) -> ApiError:
 
 
 def _allowed_methods(scope: Scope) -> Iterator[str]:
-    """Of the path, whichever of its routes has them; the framework knows of the first route alone."""
+    """The methods of all routes with this path. The framework reports only those of the first route."""
     for method, names in {"GET": ("GET", "HEAD"), "POST": ("POST",)}.items():
         asked = {**scope, "method": method}
         if any(route.matches(asked)[0] is Match.FULL for route in scope["app"].router.routes):
@@ -159,7 +159,7 @@ def _allowed_methods(scope: Scope) -> Iterator[str]:
 
 
 def _invalid(error: Mapping[str, Any]) -> ApiError:
-    """The first field at fault: its dotted path, what is wrong, and a short quote of what was sent."""
+    """Describes the first invalid field: its dotted path, what is wrong, and a short quote of what was sent."""
     path = ".".join(str(part) for part in error["loc"] if part not in ("body", "[key]"))[:MAX_QUOTED]
     match error["type"]:
         case "json_invalid":
@@ -176,7 +176,7 @@ def _invalid(error: Mapping[str, Any]) -> ApiError:
 
 
 def _quoted(value: object) -> str:
-    """A value as the client wrote it, cut short without walking through all of it."""
+    """The value's repr, cut to `MAX_QUOTED` characters without walking through all of the value."""
     quote = reprlib.Repr()
     quote.maxstring = quote.maxother = MAX_QUOTED
     return quote.repr(value)[:MAX_QUOTED]
@@ -190,4 +190,4 @@ HANDLED: Sequence[type[Exception]] = (
     HTTPException,
     ClientGone,
 )
-"""What an exception handler answers; the rest reaches `RequestIds`, which logs it first."""
+"""Exceptions that an exception handler answers. Others reach `RequestIds`, which logs and answers them."""

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server seen from outside: a connection to it and what it lists, with complaints for the user."""
+"""A client for any OpenAI-compatible server: connects, lists models, calls; its errors are messages for the user."""
 
 import asyncio
 from typing import Any
@@ -8,13 +8,13 @@ import httpx
 from engine import ConfigError
 
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-"""Seconds: an answer may wait behind many others."""
+"""In seconds. Long, because an answer may wait in a queue behind many others."""
 MAX_TRIES = 8
-"""For a server that is full or starting."""
+"""Tries of one call while the server answers 429 or 503, because it is full or starting."""
 
 
 def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
-    """A client with as many connections as it takes; `base_url` may end in /v1 or not. Raises ConfigError."""
+    """A client without a bound on connections. `base_url` may end in /v1 or not. Raises ConfigError."""
     base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1/"
     headers = {"Authorization": f"Bearer {api_key}"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -28,7 +28,7 @@ def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
 
 
 def complaint(http: httpx.AsyncClient, path: str, error: Exception) -> str:
-    """What the user is told of a request that got no answer."""
+    """The message for the user about a request that got no answer."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return (
             f"no server answers at {http.base_url} ({error or type(error).__name__}): start one with `unmask serve`, "
@@ -38,7 +38,7 @@ def complaint(http: httpx.AsyncClient, path: str, error: Exception) -> str:
 
 
 async def first_model(http: httpx.AsyncClient) -> str:
-    """The first that the server lists. Raises ConfigError."""
+    """The first model that the server lists. Raises ConfigError."""
     listed = await call(http, "GET", "models", None)
     try:
         return str(listed["data"][0]["id"])
@@ -47,7 +47,7 @@ async def first_model(http: httpx.AsyncClient) -> str:
 
 
 async def call(http: httpx.AsyncClient, method: str, path: str, body: object) -> Any:
-    """The parsed answer. Raises ConfigError for any that is not a success, in the server's own words."""
+    """The parsed JSON answer. Raises ConfigError if the call fails, with the server's own message."""
     response = None
     for attempt in range(MAX_TRIES):
         try:
