@@ -35,7 +35,7 @@ class KnownHosts:
         is_open = scope["type"] == "lifespan" or scope["path"] in PROBES
         hosts = () if is_open else Headers(scope=scope).getlist("host")
         foreign = next((host for host in hosts if _host_name(host) not in self._hosts), None)
-        if foreign is None:  # browsers always name one
+        if foreign is None:  # no Host header passes, too: browsers always send one
             await self._app(scope, receive, send)
         else:
             await api_error(ForeignHost(foreign), scope).response(scope, receive, send)

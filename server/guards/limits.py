@@ -14,7 +14,7 @@ from server.guards.body import check_json
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
-"""Names and values of all headers, with the path and the query."""
+"""Total bytes of the names and values of all headers, the path and the query."""
 CHECKED_AT_ONCE = 1 << 15
 """A body of up to this many bytes is checked on the event loop: that takes less time than waking a thread."""
 

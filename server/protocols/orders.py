@@ -14,7 +14,7 @@ from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 
 
 async def completion_order(body: CompletionRequest, service: Service) -> tuple[Answer, Order]:
-    """Raises InvalidRequest, and ModelNotFound."""
+    """The order for a completion, and the form of its answer. Raises InvalidRequest, or ModelNotFound."""
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion)
     prompts = await _prompts(body, service)
@@ -74,7 +74,7 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
 
 
 async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order]:
-    """Raises InvalidRequest, and ModelNotFound."""
+    """The order for a chat completion, and the form of its answer. Raises InvalidRequest, or ModelNotFound."""
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion)
     effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}

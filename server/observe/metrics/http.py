@@ -58,7 +58,7 @@ class HttpMetrics:
 
     def count(self, handler: str, status: int) -> None:
         self._responses.labels(self._model_name, handler, f"{status // 100}xx").inc()
-        if status in REASONS and (status, handler) != (404, OTHER):  # a path that is no route asks for no model
+        if status in REASONS and (status, handler) != (404, OTHER):  # 404 counts as an unknown model only on a route
             self._rejected[REASONS[status]] += 1
 
     def count_refused_connection(self) -> None:
