@@ -32,7 +32,7 @@ class Places:
         self._count = count
         self._taken: set[Guest] = set()
         self._idle: dict[Guest, float] = {}
-        """Idle connections and the time since when they are; the first has been idle longest."""
+        """Idle connections, and since when they are idle; the first has been idle longest."""
         self._spare: dict[Guest, None] = {}
         """Connections beyond the limit, the oldest first."""
 

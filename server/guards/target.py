@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class OneForm:
-    """Middleware that changes the scope in place. It must be outside everything that looks at path or method.
+    """Middleware that changes the scope in place. It must be outside everything that routes by path or method.
 
     Middleware further out sees the changed scope once the inner app has run.
     """
