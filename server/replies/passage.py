@@ -45,7 +45,7 @@ class Passage:
         min_tokens: int = 0,
         is_tracked: bool = False,
     ) -> None:
-        """`min_tokens`: how many first tokens stop strings are not looked for in.
+        """`min_tokens`: the number of first tokens in which stop strings are ignored.
 
         `is_tracked`: `push` returns tokens with the text.
         """

@@ -37,6 +37,9 @@ class StopStrings:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters of the longest end of `text` with which `stop` begins. The cost is linear in the length of `stop`."""
+    """Characters of the longest end of `text` with which `stop` begins, `stop` itself excluded.
+
+    Makes as many comparisons as `stop` has characters. With many stop strings, the sum of their lengths is the cost.
+    """
     sizes = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((size for size in sizes if text.endswith(stop[:size])), 0)
