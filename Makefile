@@ -48,7 +48,7 @@ tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what 
 	PYTHON=$(PYTHON) .ci/tools
 
 test-slow: setup tools  ## the tests that take minutes, with real Prometheus and nginx
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
 
 test-containers: setup  ## the images, the compose stack and a pod, really run; left out where that cannot be
 	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers

@@ -73,7 +73,7 @@ class Unwritten(KVPool):
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_what_stands_in_a_page_behind_the_horizon_is_not_seen(llada_tiny, engine, submission, run, monkeypatch):
     """Neither what memory held by chance, nor what a request has left there that failed."""
-    monkeypatch.setattr("engine.engine.KVPool", Unwritten)
+    monkeypatch.setattr("engine.assemble.KVPool", Unwritten)
     paged = load(EngineConfig(model=str(llada_tiny), device="cpu", attention="flex", kv_cache_tokens=1024))
     row = {"gen_length": 32, "unmask": "fixed", "steps": 8}
     asked = [submission(length, prompt=[6] * length, **row) for length in (3, 35)]

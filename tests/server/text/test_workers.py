@@ -187,7 +187,7 @@ async def test_close_ends_it_whatever_it_does(tokenizer_folder, monkeypatch):
 
 ORPHAN = """
 import asyncio, sys
-from server import workers
+from server.text import workers
 from tests.server.test_workers import pids, say, tokenizer_of
 
 async def main(seconds):
