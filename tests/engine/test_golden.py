@@ -1,6 +1,5 @@
 """The engine against what the published code computed: logits, and all 180 generations token for token."""
 
-import json
 import random
 
 import pytest

@@ -188,7 +188,7 @@ async def test_close_ends_it_whatever_it_does(tokenizer_folder, monkeypatch):
 ORPHAN = """
 import asyncio, sys
 from server.text import workers
-from tests.server.test_workers import pids, say, tokenizer_of
+from tests.server.text.test_workers import pids, say, tokenizer_of
 
 async def main(seconds):
     tokenizer = tokenizer_of(sys.argv[1])
