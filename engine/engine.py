@@ -13,16 +13,16 @@ import torch
 from engine.core.config import ModelSpec
 from engine.core.errors import InvalidRequest
 from engine.core.output import FinishReason, Output
-from engine.core.plan import Scores, StepPlan
+from engine.core.plan import Choice, Scores, StepPlan
 from engine.core.request import Request, Submission
 from engine.execution.batch import build
-from engine.execution.isolate import choose, in_parts
+from engine.execution.isolate import choose, in_halves
 from engine.execution.runner import (
     Runner,
     enter_device,
 )
 from engine.scheduling.checks import check
-from engine.scheduling.faults import Fault, report
+from engine.scheduling.faults import report
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
@@ -127,16 +127,12 @@ class Engine:
 
         Raises DeviceLost if the device itself has failed.
         """
-        faults = self.scheduler.faults
         with self.tally.step():
-            plans = self.scheduler.schedule()
-            self.tally.scheduled(self.scheduler.pool.num_used)
-            plans, scores = in_parts(plans, self._score, faults, self.scheduler.lower_budget)
-            choices = choose(plans, scores, faults)
-            self.tally.chosen(choices)
-            outputs = self.scheduler.commit(choices)
-            self._count(outputs)
-        return [*outputs, *self._fail(faults.take())]
+            plans = self._schedule()
+            plans, scores = self._score(plans)
+            choices = self._choose(plans, scores)
+            outputs = self._commit(choices)
+        return [*outputs, *self._fail()]
 
     @property
     def request_ids(self) -> list[str]:
@@ -159,7 +155,28 @@ class Engine:
             decoding=self.tally.read(),
         )
 
-    def _score(self, plans: Sequence[StepPlan]) -> list[Scores]:
+    def _schedule(self) -> list[StepPlan]:
+        plans = self.scheduler.schedule()
+        self.tally.scheduled(self.scheduler.pool.num_used)
+        return plans
+
+    def _score(self, plans: Sequence[StepPlan]) -> tuple[list[StepPlan], list[Scores]]:
+        """The plans that could be computed, and their scores: in one forward, or in several where one fails."""
+        return in_halves(plans, self._forward, self.scheduler.faults, self.scheduler.lower_budget)
+
+    def _choose(self, plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Choice]:
+        """Without the choices that failed."""
+        choices = choose(plans, scores, self.scheduler.faults)
+        self.tally.chosen(choices)
+        return choices
+
+    def _commit(self, choices: Sequence[Choice]) -> list[Output]:
+        outputs = self.scheduler.commit(choices)
+        self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
+        self.tally.completed(outputs)
+        return outputs
+
+    def _forward(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
         batch = build(plans, self.runner.device)
         with self.tally.forward():
@@ -169,14 +186,12 @@ class Engine:
         self._rows_computed += sum(len(plan.rows) for plan in plans)
         return scores
 
-    def _fail(self, faults: Sequence[Fault]) -> list[Output]:
+    def _fail(self) -> list[Output]:
+        """Ends the requests that failed in this step."""
+        faults = self.scheduler.faults.take()
         report(faults)
         for fault in faults:
             if fault.request in self.scheduler.running:
                 self.runner.clear(fault.request.slots)
         outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
         return [output for output in outputs if output]
-
-    def _count(self, outputs: Sequence[Output]) -> None:
-        self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
-        self.tally.completed(outputs)

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 _MEMORY_WORDS = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def in_parts(
+def in_halves(
     plans: Sequence[StepPlan],
     work: Callable[[Sequence[StepPlan]], Sequence[Result]],
     faults: Faults,

@@ -14,7 +14,7 @@ from engine import FinishReason
 from engine.cache.policies import CACHES, DualCache
 from engine.core.errors import DeviceLost
 from engine.core.plan import Scores
-from engine.execution.isolate import choose, in_parts
+from engine.execution.isolate import choose, in_halves
 from engine.scheduling.faults import Faults
 from engine.unmask.policies import UNMASKS, Threshold
 from tests.engine.faulty import FaultyRunner, find, outputs, rows_of
@@ -247,7 +247,7 @@ def test_whatever_fails_the_rest_is_served_in_order(sizes, bad, room):
         return [plan.request.id for plan in part]
 
     faults = Faults()
-    served, results = in_parts(plans, work, faults, short.append)
+    served, results = in_halves(plans, work, faults, short.append)
     fine = [str(n) for n, size in enumerate(sizes) if n not in bad and size <= room]
     assert results == [plan.request.id for plan in served] == fine
     causes = {fault.request.id: fault.cause for fault in faults.take()}

@@ -33,10 +33,10 @@ def test_targets_are_scored_in_parts_as_they_are_at_once(dtype, batch, seed, at_
     recorded = Recorded(logits.clone())
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("engine.scoring.slices.TARGETS_AT_ONCE", at_once)
-        in_parts = score(recorded, plans, MASK, needs)
+        in_halves = score(recorded, plans, MASK, needs)
     assert sum(recorded.asked) == len(logits)
     assert max(recorded.asked) == min(at_once, len(logits))
-    for asked, some, every in zip(plans, in_parts, whole, strict=True):
+    for asked, some, every in zip(plans, in_halves, whole, strict=True):
         assert some.positions is asked.targets
         for name in ("tokens", "log_odds", "entropy", "margin"):
             np.testing.assert_array_equal(getattr(some, name), getattr(every, name))
