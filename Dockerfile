@@ -76,6 +76,6 @@ ENTRYPOINT ["unmask", "serve"]
 ARG REVISION=
 LABEL org.opencontainers.image.title="unmask" \
       org.opencontainers.image.description="An OpenAI-compatible inference server for diffusion language models" \
-      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.version="0.2.0" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"

@@ -39,14 +39,18 @@ class EngineInfo:
     spec: ModelSpec
     """With the `max_model_len` of this engine, which may be lower than the model's own."""
     device: str
+    """As torch spells it: `cpu`, `cuda:0`."""
     dtype: str
+    """Of the weights and the KV pool, as torch spells it: `float32`."""
     num_parameters: int
     weight_bytes: int
     kv_tokens: int
     """Capacity of the KV pool, in tokens."""
     kv_bytes: int
     page_size: int
+    """Tokens of a page."""
     max_batch_rows: int
+    """Rows of one forward."""
     max_running_requests: int
     max_queued_requests: int
 

@@ -27,7 +27,9 @@ JOIN_SECONDS = 5.0
 
 
 class OutputStream:
-    """One request's completed blocks, in order; the last has a finish reason.
+    """One request's completed blocks, in the order of their positions; the last has a finish reason, and none follows.
+
+    No order is promised between the streams of different requests.
 
     Iterate it on the event loop that submitted it. Raises RequestFailed if the engine failed while serving it.
     """

@@ -15,7 +15,7 @@ from engine.core.plan import Needs, StepPlan
 
 TARGETS_AT_ONCE = 256
 """Bounds the memory of logits, sorting and noise, however many targets a step has (`execution.budget`). With a
-vocabulary of 152,064, 256 rows are 150 MiB in float32, and scoring holds several such tensors."""
+vocabulary of 152,064, 256 rows are 150 MiB in float32, and scoring holds several such tensors. Chosen, not measured."""
 
 
 class Logits(Protocol):
