@@ -21,7 +21,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.request import Submission
 from engine.engine import Engine
 from engine.execution.batch import Batch
-from engine.execution.runner import Answer, Runner
+from engine.execution.runner import ModelOutput, Runner
 from engine.kernels.attention import KVPool
 
 
@@ -94,7 +94,7 @@ class TimedRunner(Runner):
 
     seconds = 0.0
 
-    def forward(self, batch: Batch) -> Answer:
+    def forward(self, batch: Batch) -> ModelOutput:
         with self._timed():
             return super().forward(batch)
 

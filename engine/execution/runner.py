@@ -42,7 +42,7 @@ class TargetLogits:
         return self.head(self.hidden[some])
 
 
-class Answer(NamedTuple):
+class ModelOutput(NamedTuple):
     """The model's output for a batch, still on the device."""
 
     logits: TargetLogits
@@ -61,7 +61,7 @@ class Runner:
         self.device = device
         self.kernel = kernel
 
-    def forward(self, batch: Batch) -> Answer:
+    def forward(self, batch: Batch) -> ModelOutput:
         """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
         context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
         hidden = self.model(batch.ids, batch.positions, context)
@@ -69,7 +69,7 @@ class Runner:
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return Answer(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
+        return ModelOutput(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""

@@ -71,7 +71,7 @@ def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def heat(logits: Tensor, rows: Parameters) -> Tensor:
+def divide_by_temperature(logits: Tensor, rows: Parameters) -> Tensor:
     """logits [rows, vocab] divided by their row's temperature; where that is 0, as they are."""
     return logits / _heat(rows, logits)
 

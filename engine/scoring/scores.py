@@ -16,7 +16,7 @@ from engine.core.request import Floats, Ids, Mask, Request
 from engine.kernels.transfer import to_device
 from engine.scoring.edits import Edit, edit, edits
 from engine.scoring.logprobs import Reported, num_reported, received
-from engine.scoring.sampling import draw, heat, is_narrowed, narrow, parameters
+from engine.scoring.sampling import divide_by_temperature, draw, is_narrowed, narrow, parameters
 from engine.scoring.slices import Logits, TargetSlice, target_slices
 from engine.scoring.top_tokens import Subset, most_probable
 
@@ -39,10 +39,10 @@ def score(
     distribution that these parameters leave, and where it needs a `vocabulary`, over that part of the vocabulary.
     """
     needs = needs or [Needs()] * len(plans)
-    num_top, spreads = num_reported(plans), any(need.entropy or need.margin for need in needs)
+    num_top, with_entropy = num_reported(plans), any(need.entropy or need.margin for need in needs)
     asked = edits(plans)
     scored = [
-        _score_slice(logits[targets.some], targets, asked, mask_id, spreads, num_top)
+        _score_slice(logits[targets.some], targets, asked, mask_id, with_entropy, num_top)
         for targets in target_slices(plans, needs)
     ]
     host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
@@ -56,10 +56,10 @@ def _score_slice(
     targets: TargetSlice,
     edits: Mapping[Request, Edit],
     mask_id: int,
-    spreads: bool,
+    with_entropy: bool,
     num_top: int | None,
 ) -> list[Tensor]:
-    """Columns [targets]: tokens, entropy and margin if `spreads`, log-odds; then `Reported.table`, if any."""
+    """Columns [targets]: tokens, entropy and margin if `with_entropy`, log-odds; then `Reported.table`, if any."""
     _, plans, needs = targets
     counts = [len(plan.targets) for plan in plans]
     samplings = [plan.request.sampling for plan in plans]
@@ -67,14 +67,14 @@ def _score_slice(
     logits = logits.float()
     if edits:
         edit(logits, plans, edits)
-    cut = _cut(logits, counts, needs)
+    cut = _split_vocabulary(logits, counts, needs)
     tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
-        _shape(logits, tokens, plans, needs, mask_id)
+        _apply_sampling(logits, tokens, plans, needs, mask_id)
     columns = [tokens]
-    if spreads:
+    if with_entropy:
         wanted = _rows(counts, (need.entropy or need.margin for need in needs))
-        columns += _spread(logits, _to(logits, wanted), mask_id)
+        columns += _entropy_and_margin(logits, _to(logits, wanted), mask_id)
     columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
     if reported:
         columns.append(reported.table(tokens, mask_id))
@@ -138,7 +138,7 @@ def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
 
 
-class _Cut(NamedTuple):
+class _VocabularySplit(NamedTuple):
     """Indices of the targets that are scored over a subset of the vocabulary, and of all others."""
 
     within: Tensor
@@ -160,7 +160,7 @@ class _Cut(NamedTuple):
         return log_odds
 
 
-def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut | None:
+def _split_vocabulary(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _VocabularySplit | None:
     """None if all plans need the whole vocabulary."""
     sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
     within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
@@ -174,7 +174,7 @@ def _cut(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _Cut 
         int(sizes.max()),
         _to(logits, by_entropy),
     )
-    return _Cut(at, _to(logits, others), subset)
+    return _VocabularySplit(at, _to(logits, others), subset)
 
 
 def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
@@ -183,7 +183,9 @@ def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
     return sampling.temperature > 0 or (need.processed and narrows)
 
 
-def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int) -> None:
+def _apply_sampling(
+    logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int
+) -> None:
     """Draws `tokens` where temperature > 0 and writes processed distributions into `logits`, both in place."""
     counts = [len(plan.targets) for plan in plans]
     shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
@@ -195,13 +197,13 @@ def _shape(logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Seq
         at = _to(logits, narrowed)
         own[at] = narrow(own[at], rows[narrowed], tokens[_to(logits, indices[narrowed])])
     if len(reported := np.flatnonzero(processed)):
-        logits[_to(logits, indices[reported])] = heat(own[_to(logits, reported)], rows[reported])
+        logits[_to(logits, indices[reported])] = divide_by_temperature(own[_to(logits, reported)], rows[reported])
     own[:, mask_id] = -torch.inf
     if len(drawn := np.flatnonzero(rows["temperature"] > 0)):
         tokens[_to(logits, indices[drawn])] = draw(own[_to(logits, drawn)], rows[drawn])
 
 
-def _spread(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
+def _entropy_and_margin(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
     """Entropy and margin, each [targets] in float64 and NaN outside `rows`; `Scores` defines them.
 
     Sums are over all tokens but the best, relative to it, so that a sure model's small numbers stay precise.

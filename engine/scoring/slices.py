@@ -48,12 +48,13 @@ def target_slices(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator
         stop = first + TARGETS_AT_ONCE
         inside = slice(bisect_right(starts, first) - 1, bisect_left(starts, stop))
         some = [
-            _cut(plan, first - start, stop - start) for plan, start in zip(plans[inside], starts[inside], strict=True)
+            _trimmed(plan, first - start, stop - start)
+            for plan, start in zip(plans[inside], starts[inside], strict=True)
         ]
         yield TargetSlice(slice(first, stop), some, needs[inside])
 
 
-def _cut(plan: StepPlan, first: int, stop: int) -> StepPlan:
+def _trimmed(plan: StepPlan, first: int, stop: int) -> StepPlan:
     """The plan with only its targets at indices [first, stop), which may reach beyond them at either end."""
     if first <= 0 and stop >= len(plan.targets):
         return plan

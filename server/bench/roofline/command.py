@@ -24,7 +24,7 @@ from engine import (
 )
 from server.arguments import Parser, positive, rate
 from server.bench.roofline.plot import pyplot
-from server.bench.roofline.tables import Question, decodes, forwards, measured, ratios
+from server.bench.roofline.tables import Comparison, decodes, forwards, measured, ratios
 
 SHAPE = ("prompt", "gen", "block", "tokens_per_step")
 _BOUNDED = tuple(f"engine/{cache}+{DiffusionParams().lookahead}" for cache in ("dual", "window"))
@@ -42,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     draw = pyplot() if args.plot else None
     machines = _machines(args)
     workloads = [Workload(batch=batch, **{name: getattr(args, name) for name in SHAPE}) for batch in args.batch]
-    asked = Question(model=args.model, methods=args.methods, workloads=workloads, max_batch_rows=args.max_batch_rows)
+    asked = Comparison(model=args.model, methods=args.methods, workloads=workloads, max_batch_rows=args.max_batch_rows)
     pairs = [(method, workload) for method in args.methods for workload in workloads]
     if args.json:
-        rows = [{"hardware": m.name, **asdict(asked.answer(m, *pair))} for m in machines for pair in pairs]
+        rows = [{"hardware": m.name, **asdict(asked.predicted(m, *pair))} for m in machines for pair in pairs]
         sys.stdout.write(json.dumps({"rows": rows}, indent=2) + "\n")
     else:
         gpus = [
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         cpus = [ratios(machine, asked) for machine in machines if not machine.launches_overlap]
         sys.stdout.write("\n".join([*gpus, *cpus]))
     if draw:
-        draw({m.name: [asked.answer(with_graphs(m), *pair) for pair in pairs] for m in machines}, args.plot)
+        draw({m.name: [asked.predicted(with_graphs(m), *pair) for pair in pairs] for m in machines}, args.plot)
     return 0
 
 

@@ -22,7 +22,7 @@ NOT_RUN = "Predicted, not run on a GPU."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class Comparison:
     """What is predicted for each machine: one model, each method with each workload."""
 
     model: str
@@ -31,22 +31,22 @@ class Question:
     """They differ only in the batch."""
     max_batch_rows: int
 
-    def answer(self, machine: Hardware, method: str, workload: Workload) -> Prediction:
+    def predicted(self, machine: Hardware, method: str, workload: Workload) -> Prediction:
         return predict(method, geometry_of(self.model), machine, workload, self.max_batch_rows)
 
 
-def forwards(machine: Hardware, question: Question) -> str:
+def forwards(machine: Hardware, comparison: Comparison) -> str:
     """The cost of one forward, for each kind of step of each method at mid-canvas. Equal steps share a line."""
-    geometry = geometry_of(question.model)
+    geometry = geometry_of(comparison.model)
     names: dict[Step, list[str]] = {}
-    for method in (method for method in question.methods if method.startswith("engine/")):
-        every = list(steps(method, question.workloads[0]))
+    for method in (method for method in comparison.methods if method.startswith("engine/")):
+        every = list(steps(method, comparison.workloads[0]))
         middle = every[len(every) // 2 :]  # the first block's refresh may differ
         for step in {step.kind: step for step in reversed(middle)}.values():
             names.setdefault(step, []).append(method.removeprefix("engine/"))
     lines = []
     for step, methods in names.items():
-        for workload in question.workloads:
+        for workload in comparison.workloads:
             cost = forward_cost(geometry, with_graphs(machine), step, workload.batch)
             lines.append(
                 [
@@ -64,13 +64,13 @@ def forwards(machine: Hardware, question: Question) -> str:
     return _markdown(f"{machine.name}, one forward at mid-canvas, as if it held all rows. {NOT_RUN}", head, lines)
 
 
-def decodes(machine: Hardware, question: Question) -> str:
+def decodes(machine: Hardware, comparison: Comparison) -> str:
     """The speed of each whole workload: eager, with CUDA graphs, and with CUDA graphs and FP8 weights."""
     lines = []
     variants = (machine, with_graphs(machine), with_fp8(with_graphs(machine)))
-    for method in question.methods:
-        for workload in question.workloads:
-            eager, graphs, fp8 = (question.answer(variant, method, workload) for variant in variants)
+    for method in comparison.methods:
+        for workload in comparison.workloads:
+            eager, graphs, fp8 = (comparison.predicted(variant, method, workload) for variant in variants)
             mark = "" if graphs.fits else " *"
             lines.append(
                 [
@@ -87,12 +87,12 @@ def decodes(machine: Hardware, question: Question) -> str:
     return _markdown(f"{machine.name}, tokens a second at most. {note}", head, lines)
 
 
-def ratios(machine: Hardware, question: Question) -> str:
+def ratios(machine: Hardware, comparison: Comparison) -> str:
     """The table to compare with `unmask bench decode` on the same machine."""
     lines = []
-    for workload in question.workloads:
-        of = {method: question.answer(machine, method, workload) for method in (*question.methods, *BASES)}
-        for method in question.methods:
+    for workload in comparison.workloads:
+        of = {method: comparison.predicted(machine, method, workload) for method in (*comparison.methods, *BASES)}
+        for method in comparison.methods:
             seconds = of[method].cost.seconds
             lines.append(
                 [
