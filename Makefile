@@ -8,9 +8,10 @@ MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docke
 TORCH_INDEX ?=
 CPU_INDEX := $(shell sed -n 's/^ *TORCH_INDEX: *//p' docker/compose.cpu.yaml)
 GPU ?= $(shell command -v nvidia-smi)
-INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
+PIP_INSTALL = install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
+INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
-.PHONY: help setup serve test test-slow test-containers lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-wheel test-containers lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -53,6 +54,12 @@ test-slow: setup tools  ## the tests that take minutes, with real Prometheus and
 test-containers: setup  ## the images, the compose stack and a pod, really run; left out where that cannot be
 	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers
 
+test-wheel: setup  ## the wheel, where no developers' tools are: whether it answers
+	rm -rf .tools/wheel && $(PYTHON) -m venv .tools/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir .tools/wheel/dist .
+	.tools/wheel/bin/python -m pip $(PIP_INSTALL) --quiet .tools/wheel/dist/*.whl
+	.ci/answers .tools/wheel/bin/unmask
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -65,7 +72,7 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
 	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
 
-check: lint lint-deploy test test-slow test-containers  ## what CI runs
+check: lint lint-deploy test test-slow test-wheel test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
 	-@umount --recursive .tools/containers/storage/overlay 2>/dev/null
