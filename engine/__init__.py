@@ -5,6 +5,7 @@ from pathlib import Path
 from engine.assemble import load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
+from engine.bench.host import HOST_PARTS, HostFigures, bench_host
 from engine.bench.method import METHODS, Method
 from engine.bench.roofline import (
     GEOMETRIES,
@@ -52,6 +53,7 @@ __all__ = [
     "DEMO_TASKS",
     "GEOMETRIES",
     "HARDWARE",
+    "HOST_PARTS",
     "MAX_LOGPROBS",
     "METHODS",
     "MODEL_SIZES",
@@ -76,6 +78,7 @@ __all__ = [
     "Footprint",
     "Hardware",
     "Hole",
+    "HostFigures",
     "InvalidRequest",
     "LoadError",
     "MemoryPlan",
@@ -95,6 +98,7 @@ __all__ = [
     "Usage",
     "Workload",
     "bench_decode",
+    "bench_host",
     "demo_problems",
     "forward_cost",
     "geometry_of",

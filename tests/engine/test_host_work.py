@@ -3,57 +3,16 @@
 import sys
 from collections import Counter
 
-import numpy as np
 import pytest
-import torch
 
-from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.core.plan import Scores
-from engine.core.request import Request
-from engine.execution.batch import build
-from engine.execution.isolate import choose
-from engine.scheduling.faults import Faults
-from engine.scheduling.pages import PagePool
-from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.tally import Tally
-from engine.scoring.slices import target_slices
-from engine.unmask.policies import needs
+from engine.bench.host import Crowd
 
-CPU = torch.device("cpu")
-SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({47, 48}), max_model_len=1920)
 STEPS = 4
-
-
-def crowd(size):
-    """So many requests of 1,920 positions, 1,024 of them to decode, after their first step."""
-    scheduler = Scheduler(PagePool(60 * size, 32), max_batch_rows=1920 * size, max_running=size)
-    for number in range(size):
-        submission = Submission(
-            request_id=str(number),
-            prompt_ids=[1] * 896,
-            sampling=SamplingParams(max_tokens=1024),
-            diffusion=DiffusionParams(cache="dual", unmask="threshold", block_length=32),
-        )
-        scheduler.add(Request.new(submission, SPEC))
-    step(scheduler, Tally())
-    return scheduler
-
-
-def step(scheduler, tally):
-    """All that the host does but the scoring itself."""
-    plans = scheduler.schedule()
-    build(plans, CPU)
-    for _ in target_slices(plans, needs(plans)):
-        pass
-    rng = np.random.default_rng(0)
-    scores = [Scores(plan.targets, np.full(len(plan.targets), 5), rng.normal(size=len(plan.targets))) for plan in plans]
-    tally.chosen(choices := choose(plans, scores, Faults()))
-    scheduler.commit(choices)
 
 
 def calls(size):
     """Function calls, Python's and C's, of one step of one request among so many."""
-    scheduler, tally, counted = crowd(size), Tally(), Counter()
+    crowd, counted = Crowd(size), Counter()
 
     def count(_frame, event, _argument):
         counted[event] += 1
@@ -61,7 +20,7 @@ def calls(size):
     for _ in range(STEPS):
         sys.setprofile(count)
         try:
-            step(scheduler, tally)
+            crowd.step({})
         finally:
             sys.setprofile(None)
     return (counted["call"] + counted["c_call"]) / (STEPS * size)
