@@ -28,6 +28,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "units": "",
     "aside": "",
     "arguments": "",
+    "console": "",
     "errors": "",
     "settings": "arguments",
     "schemas": "settings",
@@ -39,8 +40,8 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "protocols": "aside errors settings schemas text observe prompts replies",
     "http": "errors settings schemas text guards observe prompts replies protocols",
     "remote": "",
-    "commands": "units arguments settings schemas text guards observe protocols http",
-    "bench": "arguments remote",
+    "commands": "units arguments console settings schemas text guards observe protocols http",
+    "bench": "arguments console remote",
     "eval": "arguments settings text observe replies remote",
     "cli": "arguments",
 }

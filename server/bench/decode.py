@@ -14,6 +14,7 @@ from rich.table import Table
 
 from engine import METHODS, MODEL_SIZES, ConfigError, DecodeFigures, EngineConfig, Workload, bench_decode
 from server.arguments import Parser
+from server.console import output
 
 _DTYPES = get_args(get_type_hints(EngineConfig)["dtype"])
 _HELP = {
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         sys.stdout.write(json.dumps({"rows": [asdict(row) for row in figures]}, indent=2) + "\n")
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=130)
+        console = output(130)
         console.print(_table(figures, workload, config.model + (" (compiled)" if config.compile else "")))
     if given.plot:
         _plot(figures, given.plot)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from engine import HOST_PARTS, HostFigures, bench_host
 from server.arguments import Parser, positive
+from server.console import output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,8 +22,7 @@ def main(argv: Sequence[str]) -> int:
         rows = [{"requests": row.requests, "total": row.total, **row.microseconds} for row in figures]
         sys.stdout.write(json.dumps({"steps": given.steps, "microseconds": rows}, indent=2) + "\n")
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=100)
-        console.print(_table(figures, given.steps))
+        output(100).print(_table(figures, given.steps))
     return 0
 
 

@@ -51,7 +51,9 @@ def show(config: EngineConfig, diffusion: DiffusionParams, memories: Sequence[in
 
 def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:
     cards = (f"in {memory / GIB:g}\nGiB" for memory in memories)
-    table = Table("dtype", "weights", "a step", "KV a\ntoken", *cards, title="Canvases that fit beside the rest")
+    table = Table(title="Canvases that fit beside the rest")
+    for title in ("dtype", "weights", "a step", "KV a\ntoken", *cards):
+        table.add_column(title, overflow="fold")  # on a narrow terminal no digit is lost
     for dtype, footprint in plans[0].footprints.items():
         fits = (f"{each.canvases:,} ({each.openings:,})" for each in (plan.footprints[dtype] for plan in plans))
         sizes = (footprint.weight_bytes, footprint.step_bytes, footprint.kv_bytes_per_token)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server.commands import dry_run
 from server.commands.banner import start_report
+from server.console import output
 from server.guards.auth import LOOPBACK
 from server.guards.places import affordable_connections
 from server.http.app import create_app
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
     if memories:
-        dry_run.show(settings.engine, settings.diffusion, memories, Console())
+        dry_run.show(settings.engine, settings.diffusion, memories, output(110))
         return 0
     logs.set_up(settings.server)
     if links := service_links(os.environ):

@@ -18,6 +18,7 @@ from server.bench.serve.figures import summarise
 from server.bench.serve.prompts import Ask, Lengths
 from server.bench.serve.run import Run, closed_loop, open_loop
 from server.bench.serve.show import table
+from server.console import output
 from server.remote import connect, first_model
 
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(figures.as_json(), indent=2) + "\n")
     else:
         pace = f"{args.request_rate:g} requests a second" if args.request_rate else f"{args.concurrency} at a time"
-        console = Console() if sys.stdout.isatty() else Console(width=120)
+        console = output(120)
         console.print(table(figures, f"{model} at {args.base_url}: {len(asks)} requests, {pace}"), highlight=False)
     if run.interrupted:
         return INTERRUPTED

@@ -63,3 +63,9 @@ def test_without_a_memory_common_ones_are_shown(dream_7b, capsys):
 def test_mistakes_are_one_line(argv, complaint, capsys):
     assert main(["serve", *argv]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_no_figure_is_cut(dream_7b, capsys):
+    """Piped into a file, and on a narrow terminal."""
+    assert main(["serve", "--dry-run", dream_7b, "--max-model-len", "128"]) == 0
+    assert "…" not in capsys.readouterr().out
