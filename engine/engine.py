@@ -166,7 +166,7 @@ class Engine:
 
     def _score(self, plans: Sequence[StepPlan]) -> tuple[list[StepPlan], list[Scores]]:
         """The plans that could be computed, and their scores: in one forward, or in several where one fails."""
-        return in_halves(plans, self._forward, self.scheduler.faults, self.scheduler.lower_budget)
+        return in_halves(plans, self._forward_and_score, self.scheduler.faults, self.scheduler.lower_budget)
 
     def _choose(self, plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Choice]:
         """Without the choices that failed."""
@@ -180,7 +180,7 @@ class Engine:
         self.tally.completed(outputs)
         return outputs
 
-    def _forward(self, plans: Sequence[StepPlan]) -> list[Scores]:
+    def _forward_and_score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
         batch = build(plans, self.runner.device)
         with self.tally.forward():

@@ -5,6 +5,7 @@ Knows no family, and only the contents of files.
 """
 
 import reprlib
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -57,12 +58,13 @@ class ConfigFile(Declaration):
     mask_token_id: TokenId
 
     @property
+    @abstractmethod
     def geometry(self) -> TransformerConfig:
-        raise NotImplementedError
+        """The sizes of the transformer."""
 
+    @abstractmethod
     def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
         """`special_tokens` are the tokenizer's, text -> id: some tokens that end answers are listed only there."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "ConfigFile":

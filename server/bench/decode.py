@@ -8,13 +8,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine import METHODS, MODEL_SIZES, ConfigError, DecodeFigures, EngineConfig, Workload, bench_decode
 from server.arguments import Parser
-from server.console import output
+from server.console import output, progress_bar
 
 _DTYPES = get_args(get_type_hints(EngineConfig)["dtype"])
 _HELP = {
@@ -88,8 +86,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(config: EngineConfig, workload: Workload, methods: Sequence[str]) -> list[DecodeFigures]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(config.model, total=None)
 
         def progress(done: int, total: int, method: str) -> None:

@@ -5,13 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine import HOST_PARTS, HostFigures, bench_host
 from server.arguments import Parser, positive
-from server.console import output
+from server.console import output, progress_bar
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,8 +39,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(crowds: Sequence[int], steps: int) -> list[HostFigures]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("host", total=None)
 
         def progress(done: int, total: int, size: int) -> None:

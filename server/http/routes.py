@@ -118,7 +118,7 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
 
 
 async def _answer(answer: Answer, order: Order, body: SamplingRequest, request: Request, service: Service) -> Response:
-    completion = await unless_disconnected(request.receive, service.generator.start(order))
+    completion = await unless_disconnected(request.receive, service.submitter.start(order))
     if body.stream:
         chunks = answer.chunks(completion, body.stream_options or StreamOptions())
         return EventStream(chunks, request.scope, close=completion.abort)

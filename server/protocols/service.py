@@ -53,7 +53,7 @@ class Service:
     models: ServedModels
     prompts: PromptReader
     conversations: ConversationReader
-    generator: Submitter
+    submitter: Submitter
     unsupported: UnsupportedFields
     temperature: float
     default_max_tokens: int
@@ -72,7 +72,7 @@ class Service:
             models=ServedModels(settings.model_names, settings.own_name, max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
-            generator=Submitter(engine, tokenizer, prompts, watch),
+            submitter=Submitter(engine, tokenizer, prompts, watch),
             unsupported=UnsupportedFields(),
             temperature=settings.server.temperature,
             default_max_tokens=settings.server.default_max_tokens,

@@ -7,9 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from engine import ConfigError
 from server.arguments import Parser, positive, rate
 from server.bench.serve import prompts
@@ -18,7 +15,7 @@ from server.bench.serve.figures import summarise
 from server.bench.serve.prompts import Ask, Lengths
 from server.bench.serve.run import Run, closed_loop, open_loop
 from server.bench.serve.show import table
-from server.console import output
+from server.console import output, progress_bar
 from server.remote import connect, first_model
 
 INTERRUPTED = 130
@@ -44,12 +41,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(args: argparse.Namespace, asks: Sequence[Ask], extra_body: Mapping[str, object]) -> tuple[Run, str]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    watched = sys.stderr.isatty()
     async with connect(args.base_url, args.api_key) as http:
         client = Client(http, args.model or await first_model(http), args.endpoint, extra_body)
         await client.check(asks[0])
-        with Progress(*columns, console=Console(stderr=True), transient=True, disable=not watched) as bar:
+        with progress_bar() as bar:
             task = bar.add_task(client.model, total=len(asks))
 
             def done() -> None:

@@ -24,7 +24,7 @@ class Diary:
 @pytest.fixture
 def diary(app):
     observer = Diary()
-    app.state.service.generator._watch._observers = [observer]
+    app.state.service.submitter._watch._observers = [observer]
     return observer
 
 

@@ -137,7 +137,7 @@ async def test_each_prompt_is_scored_once(api, engine):
 
 async def test_special_tokens_and_masks(api, app):
     """Special tokens are scored as any other; what is masked already cannot be masked."""
-    app.state.service.generator._scorer._mask_id = 255
+    app.state.service.submitter._scorer._mask_id = 255
     answer = (await api.complete(prompt=[97, 256, 255, 98], echo=True, logprobs=0, max_tokens=0)).json()
     [choice] = answer["choices"]
     assert choice["logprobs"]["token_logprobs"] == [None, -1.0, None, -98 / 256]
