@@ -112,11 +112,13 @@ async def test_texts_are_read_while_a_conversation_hangs(hostile, monkeypatch):
         await hanging
 
 
-async def test_a_pattern_that_hangs_is_ended(hostile):
+async def test_a_pattern_that_hangs_is_ended(hostile, monkeypatch):
     with pytest.raises(InvalidRequest, match="tokenizer takes too long") as told:
         await hostile.encode([("a" * 18 + " ") * 3000], param="suffix")
     assert told.value.param == "suffix"
-    with pytest.raises(InvalidRequest, match="ran out of memory, or crashed"):  # on a limit of the library of patterns
+    # The library of patterns has a limit of its own, which it may reach late on a busy machine.
+    monkeypatch.setattr(workers, "SECONDS", 30.0)
+    with pytest.raises(InvalidRequest, match="ran out of memory, or crashed"):
         await hostile.encode(["a" * 300])
     assert await hostile.encode(["hi"]) == [list(b"hi")]
 
