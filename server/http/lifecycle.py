@@ -1,7 +1,8 @@
 """Shutdown of the server's process: SIGTERM or Ctrl-C drains the engine, then closes HTTP; a second one exits at once.
 
 Uvicorn alone would stop listening first, and let requests run without a bound. Here, while the engine drains, new
-requests are answered with 503 and running ones finish, for a bounded time. If the engine dies, the server ends.
+requests are answered with 503 and running ones finish, for a bounded time. Then no connection is accepted any more, and
+open ones are answered with 503 for `LINGER_SECONDS` before they are closed. If the engine dies, the server ends.
 """
 
 import asyncio
@@ -29,6 +30,9 @@ BACKLOG = 2048
 """Connections that the kernel queues until they are accepted."""
 FLUSH_SECONDS = 5
 """Time for generated text to reach slow readers."""
+LINGER_SECONDS = 0.5
+"""How long open connections are answered after draining. Less than the `fail_timeout` of docker/nginx, 1 s: a proxy that
+has got a 503 sends nothing here before they are closed."""
 COMPLAINT_SECONDS = 10.0
 """Least time between two log lines about too many open files."""
 GRACE_SECONDS = 2 * FLUSH_SECONDS
@@ -137,8 +141,16 @@ class Server(uvicorn.Server):
     async def _drain(self) -> None:
         try:
             await self._engine.stop(self._drain_seconds)
+            await self._refuse_late_requests()
         finally:
             self.should_exit = True
+
+    async def _refuse_late_requests(self) -> None:
+        """A request that meets a closing connection is lost: its sender cannot know whether it may be sent again."""
+        for server in self.servers:
+            server.close()
+        if self.server_state.connections:
+            await asyncio.sleep(LINGER_SECONDS)
 
     def _end_at_once(self, why: str) -> None:
         logger.warning("%s: ending at once", why)
