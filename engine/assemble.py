@@ -20,7 +20,6 @@ from engine.execution.runner import (
     Runner,
     choose_device,
     choose_dtype,
-    choose_kernel,
     choose_max_batch_rows,
     choose_max_model_len,
     enter_device,
@@ -49,7 +48,8 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     enter_device(device)
     description = find(config.model, config.revision)
     choose_max_batch_rows(config, description.spec)  # before the weights are loaded, which takes minutes
-    _check_compiler(config, device)
+    if config.compile:
+        check_compiler(device)
     folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
     try:
@@ -70,8 +70,8 @@ def assemble(
     set_threads(config, geometry)
     if device.type == "cpu":
         native.kernel()  # compiles the kernel, once on a machine: here, and not during the first request
-    is_compiled = _check_compiler(config, device)
     if config.compile:
+        check_compiler(device)
         model.compile_parts()  # compiled parts need unpacked weights
     else:
         model.pack()
@@ -79,17 +79,15 @@ def assemble(
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
-    if config.attention == "flex":
-        pool.clear()  # not for other kernels: a CPU's system commits no memory to slots that are never written
-    runner = Runner(model, pool, device, choose_kernel(config, device, max_batch_rows))
+    runner = Runner(model, pool, device)
     served = replace(spec, max_model_len=max_model_len)
     warm_up(
         runner,
         served,
         max_batch_rows=max_batch_rows,
         page_size=config.page_size,
-        is_compiled=is_compiled,
-        progress=partial(progress, "compiling") if progress and is_compiled else None,
+        is_compiled=config.compile,
+        progress=partial(progress, "compiling") if progress and config.compile else None,
     )
     return Engine(
         runner,
@@ -110,11 +108,3 @@ def assemble(
         ),
     )
 
-
-def _check_compiler(config: EngineConfig, device: torch.device) -> bool:
-    """Whether anything is compiled. Raises ConfigError if the machine cannot compile."""
-    settings = {"compile: true": config.compile, "attention: flex": config.attention == "flex"}
-    for setting, is_on in settings.items():
-        if is_on:
-            check_compiler(setting, device)
-    return any(settings.values())

@@ -15,8 +15,7 @@ from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams
 from engine.core.request import Ids
 from engine.execution.batch import Batch
-from engine.kernels.attention import Kernel, KVPool, PagedContext, attend_segments
-from engine.kernels.flex import FlexKernel, largest_tile
+from engine.kernels.attention import Kernel, KVPool, PagedContext, attend_spans
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
@@ -54,7 +53,7 @@ class Runner:
     """Holds weights and KV; `forward` is the engine's only expensive call."""
 
     def __init__(
-        self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_segments
+        self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_spans
     ) -> None:
         self.model = model
         self.pool = pool
@@ -63,7 +62,7 @@ class Runner:
 
     def forward(self, batch: Batch) -> ModelOutput:
         """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
-        context = PagedContext(self.pool, batch.slots, batch.segments, self.kernel, batch.watched)
+        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
         hidden = self.model(batch.ids, batch.positions, context)
         importance = [
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
@@ -119,15 +118,6 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[config.dtype]
-
-
-def choose_kernel(config: EngineConfig, device: torch.device, max_batch_rows: int) -> Kernel:
-    """The attention kernel. Raises ConfigError if FlexAttention on CUDA cannot divide pages into whole tiles."""
-    if config.attention == "sdpa":
-        return attend_segments
-    if device.type == "cuda" and largest_tile(config.page_size) < 16:
-        raise ConfigError(f"attention is 'flex', which needs a page_size of whole 16s; it is {config.page_size}")
-    return FlexKernel(config.page_size, max_batch_rows)
 
 
 def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -43,15 +43,14 @@ def warm_up(
 ) -> None:
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
-    FlexAttention is compiled for one number of blocks of rows, for any other, and for a single one; dense parts for any
-    number of rows, and for a single one. On CUDA the last step is the largest possible, with every option that takes
+    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last step is the largest possible, with every option that takes
     memory: what does not fit fails now, and libraries allocate their workspaces. Raises LoadError if a step
     cannot be computed, CapacityError if memory runs out.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
         logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
-    pages = runner.pool.keys.shape[2] // page_size
+    pages = runner.pool.dump // page_size
     room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
     canvases = [[min(rows, room)]]
     if is_compiled:

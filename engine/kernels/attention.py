@@ -1,29 +1,44 @@
 """Attention over a paged KV pool: writes this step's keys and values in place, then reads below each row's horizon.
 
-Two kernels with one contract: `attend_rows` is the definition, row by row; `attend_segments` is what runs. Where
+The contract of every kernel: row i attends to the first `horizons[i]` slots of its own sequence. `attend_rows` is the
+definition, row by row; `attend_spans` is what runs where there is no kernel for page tables on the device. Where
 attention weights are asked for, `attend_watched` replaces the kernel. Knows layers as numbers and sequences as slots,
 but not which rows come, or why.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.kernels import native
 from engine.kernels.products import attention, watched_attention
+from engine.kernels.transfer import to_device
+
+Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Span(NamedTuple):
+    """Rows [start, stop) of a batch, all of one sequence."""
+
+    start: int
+    stop: int
+    slots: Ids
+    """[positions] the slot of each position of the sequence, at least up to the largest horizon of these rows."""
+
+
+class Segment(NamedTuple):
     """Rows [start, stop) of a batch: neighbours in one sequence that see the same keys."""
 
     start: int
     stop: int
     visible: slice | Tensor
-    """Slots of the positions below their horizon: a slice where pages are neighbours, else int64 indices."""
+    """Slots of the positions below their horizon: a slice where these are neighbours, else int64 indices."""
 
 
 class Watched(NamedTuple):
@@ -34,11 +49,42 @@ class Watched(NamedTuple):
     """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Sequence[Segment]], Tensor]
+@dataclass(frozen=True)
+class Layout:
+    """What each row of a batch sees. All layers of a step share one layout."""
+
+    horizons: Ids
+    """[rows] on the host: row i sees the first `horizons[i]` slots of its span, at least one. 0 is a row of padding."""
+    spans: Sequence[Span]
+    """The rows that the kernel computes, ascending. All others are undefined in its result."""
+    device: torch.device
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The spans, cut where the horizon changes."""
+        return tuple(segment for span in self.spans for segment in self._cut(span))
+
+    @cached_property
+    def native_spans(self) -> Ids:
+        """[spans, 4] as `native.Kernel.attend` takes them: valid while `spans` is."""
+        return np.array([native.Span(start, stop, 0, _address(slots)) for start, stop, slots in self.spans], np.int64)
+
+    def _cut(self, span: Span) -> Iterator[Segment]:
+        horizons = self.horizons[span.start : span.stop]
+        ends = [*(1 + np.flatnonzero(np.diff(horizons))).tolist(), len(horizons)]
+        for start, stop in zip([0, *ends], ends, strict=False):
+            visible = places(span.slots[: horizons[start]], self.device)
+            yield Segment(span.start + start, span.start + stop, visible)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
+"""q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim], layout -> [rows, heads, head_dim]."""
 
 
 class KVPool:
-    """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots, head_dim].
+    """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots + 1, head_dim].
+
+    The last slot is the dump: rows that pad a batch write there, and no row reads it.
 
     Heads come before slots, so that neighbouring slots of one head are contiguous. Keys are not transposed. Transposed
     keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice of them: any smaller
@@ -48,23 +94,22 @@ class KVPool:
     def __init__(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        # A slot is written before a horizon reaches it. Only `FlexKernel` reads others, and needs them cleared.
-        self.keys = torch.empty(layers, kv_heads, slots, head_dim, dtype=dtype, device=device)
+        self.dump = slots
+        # A slot is written before a horizon reaches it.
+        self.keys = torch.empty(layers, kv_heads, slots + 1, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
 
-    def clear(self, slots: Tensor | None = None) -> None:
-        """Zeroes the values of these slots (int64 indices), or of all.
+    def clear(self, slots: Tensor) -> None:
+        """Zeroes the values of these slots (int64 indices).
 
         For kernels that give values beyond a horizon a weight of 0: 0 times NaN is NaN.
         """
-        if slots is None:
-            self.values.zero_()
-        else:
-            self.values.index_fill_(2, slots, 0)
+        self.values.index_fill_(2, slots, 0)
 
     @property
     def num_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        """Of all slots but the dump."""
+        return 2 * self.keys[:, :, : self.dump].numel() * self.keys.element_size()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +119,8 @@ class PagedContext:
     pool: KVPool
     slots: slice | Tensor
     """[rows] where each row's key and value go: a slice where they are neighbours, else int64 indices."""
-    segments: Sequence[Segment]
-    """With the watched ones, these cover all rows."""
+    layout: Layout
+    """With the watched segments, its spans cover all rows but padding."""
     kernel: Kernel
     watched: Sequence[Watched] = ()
 
@@ -86,48 +131,45 @@ class PagedContext:
                 kept[:, self.slots] = new.transpose(0, 1)
             else:
                 kept.index_copy_(1, self.slots, new.transpose(0, 1))
-        out = self.kernel(q, keys, values, self.segments)
+        out = self.kernel(q, keys, values, self.layout)
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
             layers.append(weights)
         return out
 
 
-def attend_rows(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """The slow twin: softmax(q k / sqrt(head_dim)) v, one row and one head group at a time.
-
-    q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> [rows, heads, head_dim]; rows outside
-    the segments are undefined.
-    """
+def attend_rows(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """The slow twin: softmax(q k / sqrt(head_dim)) v, one row at a time."""
     out = torch.empty_like(q)
     group = q.shape[1] // len(keys)
-    for segment in segments:
-        k = keys[:, segment.visible].repeat_interleave(group, dim=0)  # [heads, visible, head_dim]
-        v = values[:, segment.visible].repeat_interleave(group, dim=0)
-        for row in range(segment.start, segment.stop):
-            weights = (torch.einsum("hd,hsd->hs", q[row].float(), k.float()) * q.shape[-1] ** -0.5).softmax(dim=-1)
-            out[row] = torch.einsum("hs,hsd->hd", weights, v.float()).to(q.dtype)
+    for span in layout.spans:
+        for row in range(span.start, span.stop):
+            visible = torch.from_numpy(span.slots[: layout.horizons[row]]).to(q.device)
+            k = keys[:, visible].repeat_interleave(group, dim=0).float()  # [heads, visible, head_dim]
+            v = values[:, visible].repeat_interleave(group, dim=0).float()
+            weights = (torch.einsum("hd,hsd->hs", q[row].float(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+            out[row] = torch.einsum("hs,hsd->hd", weights, v).to(q.dtype)
     return out
 
 
-def attend_segments(q: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """One call for all segments where this project's CPU kernel is available, which reads every page in place.
+def attend_spans(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """One call for all rows where this project's CPU kernel is available, which reads every page in place.
 
-    Otherwise one dense attention per segment, which reads keys and values in place where the pages are neighbours.
+    Otherwise one dense attention per segment, which reads keys and values in place where their slots are neighbours.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
-        return own.attend(q, keys, values, [_reach(segment) for segment in segments])
+        return own.attend(q, keys, values, layout.native_spans, layout.horizons)
+    segments = layout.segments
     if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
         return attention(q, keys[:, segments[0].visible], values[:, segments[0].visible])
     out = torch.empty_like(q)
-    for segment in segments:
-        rows = slice(segment.start, segment.stop)
-        out[rows] = attention(q[rows], keys[:, segment.visible], values[:, segment.visible])
+    for start, stop, visible in segments:
+        out[start:stop] = attention(q[start:stop], keys[:, visible], values[:, visible])
     return out
 
 
 def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
-    """What `attend_segments` computes for one segment, with weights: [rows, heads, head_dim] and [rows, visible].
+    """What `attend_spans` computes for one segment, with weights: [rows, heads, head_dim] and [rows, visible].
 
     The weights are the mean over heads, in float32.
     """
@@ -135,8 +177,15 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])
 
 
-def _reach(segment: Segment) -> native.Reach:
-    start, stop, visible = segment.start, segment.stop, segment.visible
-    if isinstance(visible, slice):
-        return native.Reach(start, stop, visible.stop - visible.start, first=visible.start)
-    return native.Reach(start, stop, len(visible), slots=visible.data_ptr())
+def places(slots: Ids, device: torch.device) -> slice | Tensor:
+    """A slice if these slots, in the order of one sequence's positions, are neighbours, else a tensor."""
+    begin, last = int(slots[0]), int(slots[-1])
+    # The ends alone rule out most scattered slots, but not all: pages may be in any order.
+    if last - begin == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
+        return slice(begin, last + 1)
+    return to_device(slots, device)
+
+
+def _address(slots: Ids) -> int:
+    assert slots.flags.c_contiguous
+    return int(slots.__array_interface__["data"][0])

@@ -63,15 +63,15 @@ def find_code_folder() -> None:
     logger.warning("%s=%s cannot be written (%s): compiled code is not kept", CODE_FOLDER, folder, cause)
 
 
-def check_compiler(setting: str, device: torch.device) -> None:
-    """Compiles something small for the device. Raises ConfigError, with `setting` in it, if that fails."""
+def check_compiler(device: torch.device) -> None:
+    """Compiles something small for the device. Raises ConfigError if that fails."""
     try:
         compiled(_trial)(torch.ones(2, device=device))
     except (RuntimeError, OSError) as error:
         lines = str(getattr(error, "inner_exception", error)).strip().splitlines()
         cause = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
         raise ConfigError(
-            f"{setting} needs torch's compiler, which does not work here ({cause.strip()}); install a C++ compiler and "
+            f"compile: true needs torch's compiler, which does not work here ({cause.strip()}); install a C++ compiler and "
             "Python's headers (on Debian: apt-get install g++ python3-dev), or leave the setting out"
         ) from error
 

@@ -1,7 +1,7 @@
 // softmax(q k / sqrt(head_dim)) v in one pass over keys and values, float32, for whatever vectors the CPU has.
 //
-// Queries stand side by side in a vector's lanes, so that each number of a key or a value is read once, where it lies,
-// for up to 2 * LANES of them. Keys come in tiles; sums are scaled down whenever a tile brings a larger score
+// Queries stand side by side in a vector's lanes, each with a horizon of its own: the number of keys that it sees. So
+// each number of a key or a value is read once, where it lies, for up to 2 * LANES of them. Keys come in tiles; sums are scaled down whenever a tile brings a larger score
 // (online softmax: Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, 2205.14135). What `engine.native` loads.
 
 #include <cmath>
@@ -32,7 +32,7 @@ struct Head {
     const float *keys, *values; // [slots, dim]
     int64_t first;              // slot of the first key that is seen; the others follow it,
     const int64_t *slots;       // unless these are theirs
-    int64_t visible, dim;
+    int64_t visible, dim;       // visible: the largest horizon of the queries at hand
 
     int64_t offset(int64_t number) const { return (slots ? slots[number] : first + number) * dim; }
 };
@@ -52,15 +52,25 @@ inline Vector exponential(Vector x) {
     return sum * (Vector)power;
 }
 
+// Which queries see this key.
+inline Integers sees(const Integers horizons, int64_t key) { return horizons > (int32_t)key; }
+
 // Where weights are wanted: adds those of a head to `mean`, with room for what is known only at the end.
 template <int N> struct Watch {
     Vector (*mean)[N], (*weights)[N]; // [visible]
     Vector (*peaks)[N];               // [tiles]
 };
 
+// How many keys each query sees, from the first one on: at least 1.
+template <int N> struct Horizons {
+    Integers each[N];
+    int64_t least; // up to here, all queries see every key
+};
+
 // N vectors of queries, turned round to [dim][N], against one head -> sums [dim][N], softmax'ed.
 template <int N>
-void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N], const Watch<N> *watch) {
+void attend(const Head &head, const Vector (*turned)[N], const Horizons<N> &horizons, Vector (*sums)[N],
+            const Watch<N> *watch) {
     Vector weights[TILE][N], best[N], total[N];
     std::memset(sums, 0, head.dim * sizeof(*sums));
     for (int n = 0; n < N; n++) {
@@ -92,8 +102,11 @@ void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N], cons
                 for (int b = 0; b < BLOCK; b++)
                     for (int n = 0; n < N; n++)
                         scores[b][n] += turned[d][n] * key[b][d];
+            const bool is_cut = begin + first + BLOCK > horizons.least;
             for (int b = 0; b < BLOCK; b++)
                 for (int n = 0; n < N; n++) {
+                    if (is_cut)
+                        scores[b][n] = sees(horizons.each[n], begin + first + b) ? scores[b][n] : Vector{} - INFINITY;
                     weights[first + b][n] = scores[b][n];
                     peak[n] = scores[b][n] > peak[n] ? scores[b][n] : peak[n];
                 }
@@ -102,8 +115,13 @@ void attend(const Head &head, const Vector (*turned)[N], Vector (*sums)[N], cons
             shrink[n] = exponential(best[n] - peak[n]);
             best[n] = peak[n];
             Vector part = {};
-            for (int j = 0; j < count; j++)
-                part += weights[j][n] = exponential(weights[j][n] - peak[n]);
+            const bool is_cut = begin + count > horizons.least;
+            for (int j = 0; j < count; j++) {
+                weights[j][n] = exponential(weights[j][n] - peak[n]);
+                if (is_cut) // `exponential` has no 0
+                    weights[j][n] = sees(horizons.each[n], begin + j) ? weights[j][n] : Vector{};
+                part += weights[j][n];
+            }
             total[n] = total[n] * shrink[n] + part;
         }
         if (watch) {
@@ -139,11 +157,28 @@ struct Queries {
     const float *q;
     float *out;
     int64_t q_row, out_row, group, first, last;
+    const int64_t *horizons; // [rows], or none: then all see `Head::visible` keys
 };
 
-template <int N> void attend(const Queries &queries, const Head &head, const Watch<N> *watch = nullptr) {
+template <int N> Horizons<N> horizons_of(const Queries &queries, Head &head) {
+    Horizons<N> horizons;
+    int64_t most = horizons.least = queries.horizons ? queries.horizons[queries.first / queries.group] : head.visible;
+    for (int n = 0; n < N; n++)
+        horizons.each[n] = Integers{} + (int32_t)most;
+    for (int64_t i = 0; queries.horizons && i < queries.last - queries.first; i++) {
+        const int64_t horizon = queries.horizons[(queries.first + i) / queries.group];
+        ((int32_t *)horizons.each)[i] = (int32_t)horizon;
+        most = horizon > most ? horizon : most;
+        horizons.least = horizon < horizons.least ? horizon : horizons.least;
+    }
+    head.visible = most;
+    return horizons;
+}
+
+template <int N> void attend(const Queries &queries, Head head, const Watch<N> *watch = nullptr) {
     Vector turned[MAX_DIM][N], sums[MAX_DIM][N];
     const int64_t count = queries.last - queries.first;
+    const Horizons<N> horizons = horizons_of<N>(queries, head);
     const float scale = 1.0f / std::sqrt((float)head.dim);
     std::memset(turned, 0, head.dim * sizeof(*turned));
     for (int64_t i = 0; i < count; i++) {
@@ -152,7 +187,7 @@ template <int N> void attend(const Queries &queries, const Head &head, const Wat
         for (int64_t d = 0; d < head.dim; d++)
             ((float *)turned[d])[i] = q[d] * scale;
     }
-    attend<N>(head, turned, sums, watch);
+    attend<N>(head, turned, horizons, sums, watch);
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
         float *out = queries.out + row * queries.out_row + member * head.dim;
@@ -172,7 +207,7 @@ void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head head
     for (int64_t h = 0; h < heads; h++) {
         head.keys = of_first.keys + h / group * kv_head;
         head.values = of_first.values + h / group * kv_head;
-        attend<N>({q + h * head.dim, out + h * head.dim, q_row, out_row, 1, first, last}, head, &watch);
+        attend<N>({q + h * head.dim, out + h * head.dim, q_row, out_row, 1, first, last, nullptr}, head, &watch);
     }
     for (int64_t begin = 0; begin < head.visible; begin += TILE) {
         const int64_t end = begin + TILE < head.visible ? begin + TILE : head.visible;
@@ -186,34 +221,34 @@ void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head head
 
 extern "C" int omp_get_thread_num() noexcept;
 
-// Rows [start, stop) of q, which see `visible` keys: see Head.
-struct Segment {
-    int64_t start, stop, visible, first;
+// Rows [start, stop) of q, all of one sequence, whose keys are `first` or `slots`: see Head.
+struct Span {
+    int64_t start, stop, first;
     const int64_t *slots;
 
     int64_t parts(int64_t group) const { return ((stop - start) * group + 2 * LANES - 1) / (2 * LANES); }
 };
 
 // q and out [rows, kv_heads * group, dim], rows q_row and out_row floats apart; keys and values [kv_heads, slots, dim],
-// heads kv_head floats apart. dim is a multiple of 8, at most 256. Rows of no segment are left as they are.
+// heads kv_head floats apart; horizons [rows], at least 1. dim is a multiple of 8, at most 256. Rows of no span are left
+// as they are.
 extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
                           const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
-                          const Segment *segments, int64_t num_segments, int threads) {
+                          const Span *spans, int64_t num_spans, const int64_t *horizons, int threads) {
     int64_t items = 0;
-    for (int64_t i = 0; i < num_segments; i++)
-        items += segments[i].parts(group) * kv_heads;
+    for (int64_t i = 0; i < num_spans; i++)
+        items += spans[i].parts(group) * kv_heads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t item = 0; item < items; item++) {
-        const Segment *segment = segments;
+        const Span *span = spans;
         int64_t number = item;
-        for (; number >= segment->parts(group) * kv_heads; segment++)
-            number -= segment->parts(group) * kv_heads;
-        const int64_t kv = number / segment->parts(group), part = number % segment->parts(group);
-        const int64_t first = segment->start * group + part * 2 * LANES, end = segment->stop * group;
+        for (; number >= span->parts(group) * kv_heads; span++)
+            number -= span->parts(group) * kv_heads;
+        const int64_t kv = number / span->parts(group), part = number % span->parts(group);
+        const int64_t first = span->start * group + part * 2 * LANES, end = span->stop * group;
         const int64_t last = first + 2 * LANES < end ? first + 2 * LANES : end;
-        const Queries queries = {q + kv * group * dim, out + kv * group * dim, q_row, out_row, group, first, last};
-        const Head head = {keys + kv * kv_head, values + kv * kv_head, segment->first,
-                           segment->slots,      segment->visible,      dim};
+        const Queries queries = {q + kv * group * dim, out + kv * group * dim, q_row, out_row, group, first, last, horizons};
+        const Head head = {keys + kv * kv_head, values + kv * kv_head, span->first, span->slots, 0, dim};
         if (last - first > LANES)
             attend<2>(queries, head);
         else

@@ -7,13 +7,13 @@ lost: `products` then uses torch's kernels.
 import ctypes
 import logging
 import subprocess
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,23 +22,22 @@ from engine.kernels.library import library
 logger = logging.getLogger(__name__)
 
 
-class Reach(NamedTuple):
-    """Rows [start, stop) and what they see; the struct `Segment` of `native.cpp`."""
+class Span(NamedTuple):
+    """Rows [start, stop) of one sequence and where its keys are; the struct of the same name of `native.cpp`."""
 
     start: int
     stop: int
-    visible: int
-    """Number of keys that they see."""
     first: int = 0
     """Slot of the first key; the others follow it if `slots` is 0."""
     slots: int = 0
-    """Otherwise the address of an int64 array [visible] with the slots of all keys."""
+    """Otherwise the address of an int64 array with the slots of all keys, as many as the largest horizon."""
 
 
 MAX_HEAD_DIM = 256
 TILE, MOST_QUERIES = 64, 32
 """Constants of `native.cpp`: keys between two checks of the largest score, most queries that are computed at once."""
 
+Ids = NDArray[np.int64]
 _Pointer, _Integer = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -49,19 +48,26 @@ class Kernel:
         functions = ctypes.CDLL(str(path))
         self._attention, self._watched_attention = functions.attention, functions.watched_attention
         tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
-        self._attention.argtypes = (*tensors, _Pointer, _Integer, ctypes.c_int)
+        self._attention.argtypes = (*tensors, _Pointer, _Integer, _Pointer, ctypes.c_int)
         self._watched_attention.argtypes = (*tensors, _Integer, _Integer, _Pointer, _Pointer, ctypes.c_int)
         self._attention.restype = self._watched_attention.restype = None
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, reaches: Sequence[Reach]) -> Tensor:
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, spans: Ids, horizons: Ids) -> Tensor:
         """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
 
-        Rows outside all `reaches` are undefined.
+        `spans` int64 [spans, 4] are `Span`s. Row i sees the first `horizons[i]` keys of its span, at least one. Rows
+        outside all spans are undefined.
         """
-        out, table = q.new_empty(q.shape), np.array(reaches, dtype=np.int64)
+        out = q.new_empty(q.shape)
         tensors = _tensors(out, q, keys, values)
-        self._attention(*tensors, table.ctypes.data, len(table), torch.get_num_threads())
+        tables = spans.ctypes.data, len(spans), horizons.ctypes.data
+        self._attention(*tensors, *tables, torch.get_num_threads())
         return out
+
+    def attend_all(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """`attend` where all rows see all keys."""
+        rows, visible = len(q), keys.shape[1]
+        return self.attend(q, keys, values, np.array([Span(0, rows)], np.int64), np.full(rows, visible, np.int64))
 
     def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All rows see all keys -> attended rows, shaped as q, and the weights' mean over heads [rows, slots]."""
@@ -123,6 +129,6 @@ def _agrees(own: Kernel) -> bool:
         q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), enable_gqa=True
     )
     expected = expected.squeeze(0).transpose(0, 1)
-    out, (watched, mean) = own.attend(q, keys, values, [Reach(0, rows, visible)]), own.watch(q, keys, values)
+    out, (watched, mean) = own.attend_all(q, keys, values), own.watch(q, keys, values)
     pairs = (out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))
     return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)

@@ -67,7 +67,7 @@ def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
-        return own.attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
+        return own.attend_all(q, keys, values)
     if _is_many(q, keys):
         parts = [_head_by_head(part, keys, values) for part in torch.split(q, _rows_at_once(q, keys))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

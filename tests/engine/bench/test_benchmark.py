@@ -3,12 +3,13 @@
 import time
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 
 from engine import CACHES, METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
 from engine.bench.reference import DenseContext
-from engine.kernels.attention import KVPool, PagedContext, Segment, attend_segments
+from engine.kernels.attention import KVPool, Layout, PagedContext, Span, attend_spans
 from engine.models.synthetic import random_model
 
 CPU = torch.device("cpu")
@@ -134,7 +135,8 @@ def test_the_baseline_is_no_strawman():
     pool = KVPool(geometry.num_layers, rows, geometry.num_kv_heads, geometry.head_dim, torch.float32, CPU)
     ids = positions = torch.arange(rows)
     dense = DenseContext(model, rows)
-    paged = PagedContext(pool, positions, (Segment(0, rows, slice(0, rows)),), attend_segments)
+    layout = Layout(np.full(rows, rows), [Span(0, rows, np.arange(rows))], CPU)
+    paged = PagedContext(pool, positions, layout, attend_spans)
 
     def seconds(context):
         started = time.perf_counter()

@@ -31,7 +31,7 @@ def placed(pages):
 def test_rows_see_the_slots_of_their_own_table_in_any_order_of_pages(engine, pages):
     request = placed(pages)
     batch = build([CACHES["none"].plan(request)], engine.runner.device)
-    [segment] = batch.segments
+    [segment] = batch.layout.segments
     every_slot = range(64)
     for slots in (batch.slots, segment.visible):
         seen = list(every_slot[slots]) if isinstance(slots, slice) else slots.tolist()

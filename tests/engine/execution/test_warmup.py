@@ -21,7 +21,7 @@ def forwards(monkeypatch):
     forward = Runner.forward
 
     def spy(runner, batch):
-        seen.append(sorted((segment.stop - segment.start for segment in batch.segments), reverse=True))
+        seen.append(sorted((span.stop - span.start for span in batch.layout.spans), reverse=True))
         return forward(runner, batch)
 
     monkeypatch.setattr(Runner, "forward", spy)

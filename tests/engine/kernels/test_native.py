@@ -9,7 +9,6 @@ import torch
 from engine import EngineConfig, load
 from engine.kernels import library, native
 from engine.kernels import products as kernels
-from engine.kernels.attention import KVPool, Segment, attend_rows, attend_segments
 from engine.kernels.products import attention
 from tests.engine.formula import watched_by_formula
 
@@ -27,7 +26,7 @@ def kernel(request, tmp_path_factory):
 @pytest.fixture
 def attend(kernel):
     """For rows that all see all keys."""
-    return lambda q, keys, values: kernel.attend(q, keys, values, [native.Reach(0, len(q), keys.shape[1])])
+    return kernel.attend_all
 
 
 @pytest.fixture
@@ -109,30 +108,6 @@ def test_threads_change_nothing(attend):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@torch.inference_mode()
-def test_segments_of_neighbouring_and_scattered_pages_equal_rows(kv_heads, monkeypatch):
-    """In one call; rows of no segment belong to somebody else."""
-    assert native.kernel()
-    calls, attend = [], native.Kernel.attend
-    monkeypatch.setattr(native.Kernel, "attend", lambda *arguments: calls.append(1) or attend(*arguments))
-    torch.manual_seed(0)
-    pool = KVPool(2, 512, kv_heads, 16, torch.float32, torch.device("cpu"))
-    keys, values, order = pool.keys[1].normal_(), pool.values[1].normal_(), torch.randperm(512)
-    segments = [
-        Segment(0, 1, slice(7, 8)),
-        Segment(1, 40, order[:300]),
-        Segment(40, 57, slice(100, 263)),
-        Segment(60, 93, order[300:]),
-    ]
-    q = torch.randn(93, 4 + 2 * kv_heads, 16)[:, :4]
-    out, slow = attend_segments(q, keys, values, segments), attend_rows(q, keys, values, segments)
-    for segment in segments:
-        rows = slice(segment.start, segment.stop)
-        torch.testing.assert_close(out[rows], slow[rows], atol=2e-6, rtol=1e-5)
-    assert calls == [1]
 
 
 @torch.inference_mode()

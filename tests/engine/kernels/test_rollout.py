@@ -1,18 +1,23 @@
 """The rollout's column sums against the product they are columns of, and the attention that feeds it."""
 
+import numpy as np
 import pytest
 import torch
 
 from engine.kernels.attention import (
     KVPool,
+    Layout,
     PagedContext,
     Segment,
+    Span,
     Watched,
     attend_rows,
-    attend_segments,
+    attend_spans,
     attend_watched,
 )
 from engine.kernels.rollout import column_sums, column_sums_direct
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 40])
@@ -35,9 +40,11 @@ def test_what_is_not_computed_keeps_what_it_has():
 def test_watched_attention_is_attention_and_its_weights(kv_heads):
     torch.manual_seed(0)
     q, keys, values = torch.randn(9, 4, 8), torch.randn(kv_heads, 64, 8), torch.randn(kv_heads, 64, 8)
-    segment = Segment(2, 7, torch.randperm(64)[:33])
+    slots = np.random.default_rng(0).permutation(64)[:33]
+    segment = Segment(2, 7, torch.from_numpy(slots))
+    layout = Layout(np.full(9, 33), [Span(2, 7, slots)], CPU)
     out, weights = attend_watched(q, keys, values, segment)
-    torch.testing.assert_close(out, attend_rows(q, keys, values, [segment])[2:7], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out, attend_rows(q, keys, values, layout)[2:7], atol=1e-5, rtol=1e-5)
     k = keys[:, segment.visible].repeat_interleave(4 // kv_heads, dim=0)
     expected = (torch.einsum("rhd,hsd->hrs", q[2:7], k) * 8**-0.5).softmax(dim=-1).mean(dim=0)
     torch.testing.assert_close(weights, expected)
@@ -48,11 +55,15 @@ def test_watched_and_other_segments_share_a_batch():
     pool = KVPool(2, 64, 2, 8, torch.float32, torch.device("cpu"))
     pool.keys.normal_()
     pool.values.normal_()
-    first, second, third = Segment(0, 5, slice(0, 20)), Segment(5, 9, slice(20, 40)), Segment(9, 16, slice(40, 64))
+    first, second, third = (
+        Span(start, stop, np.arange(first, last))
+        for start, stop, first, last in ((0, 5, 0, 20), (5, 9, 20, 40), (9, 16, 40, 64))
+    )
+    horizons = np.repeat([20, 20, 24], [5, 4, 7])
     q, k, v, slots = torch.randn(16, 4, 8), torch.randn(16, 2, 8), torch.randn(16, 2, 8), torch.arange(16)
-    watched = Watched(second, [])
-    mixed = PagedContext(pool, slots, [first, third], attend_segments, [watched])
-    plain = PagedContext(pool, slots, [first, second, third], attend_segments)
+    watched = Watched(Segment(5, 9, slice(20, 40)), [])
+    mixed = PagedContext(pool, slots, Layout(horizons, [first, third], CPU), attend_spans, [watched])
+    plain = PagedContext(pool, slots, Layout(horizons, [first, second, third], CPU), attend_spans)
     for layer in range(2):
         torch.testing.assert_close(mixed.attend(layer, q, k, v), plain.attend(layer, q, k, v), atol=1e-5, rtol=1e-5)
     assert [weights.shape for weights in watched.layers] == [(4, 20)] * 2
