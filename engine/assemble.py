@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import CapacityError
 from engine.engine import Engine, EngineInfo
@@ -107,4 +105,3 @@ def assemble(
             max_queued_requests=config.max_queued_requests,
         ),
     )
-

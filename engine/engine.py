@@ -182,7 +182,7 @@ class Engine:
 
     def _forward_and_score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
-        batch = build(plans, self.runner.device)
+        batch = build(plans, self.runner.device, self.info.page_size)
         with self.tally.forward():
             logits, importance = self.runner.forward(batch)
             scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)

@@ -35,7 +35,7 @@ def test_a_step_by_hand(llada_tiny):
 
     # One forward writes keys and values in place; the targets' logits are computed as they are asked for.
     with torch.inference_mode():
-        logits, _ = engine.runner.forward(build([plan], engine.runner.device))
+        logits, _ = engine.runner.forward(build([plan], engine.runner.device, engine.info.page_size))
         assert logits[:4].shape == (4, 260)
         [scores] = score(logits, [plan], mask_id=256)
 

@@ -76,7 +76,7 @@ class Crowd:
         with _timed(seconds, "schedule"):
             plans = self._scheduler.schedule()
         with _timed(seconds, "lay out"):
-            build(plans, torch.device("cpu"))
+            build(plans, torch.device("cpu"), PAGE)
             for _ in target_slices(plans, needs(plans)):
                 pass
         scores = [self._scores(plan) for plan in plans]

@@ -1,20 +1,21 @@
 """Step plans of many requests -> the flat batch of one forward, on the host and then on the device.
 
-`lay_out` is arithmetic over host arrays; `upload` copies its result. Knows rows, slots and horizons; no policy, no
-model.
+`lay_out` is arithmetic over host arrays; a `FlatBatch` is then added to the step's upload. Knows rows, slots and
+horizons; no policy, no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.core.plan import StepPlan
 from engine.core.request import Ids
-from engine.kernels.attention import Layout, Segment, Span, Watched, places
-from engine.kernels.transfer import to_device
+from engine.kernels.attention import TILE_ROWS, Layout, PagedRows, Segment, Span, Watched, neighbours
+from engine.kernels.transfer import Upload, Uploaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class FlatBatch:
     """The rows of each plan that does not ask for the rollout."""
     watched: tuple[Span, ...]
     """The rows of each plan that does, in the plans' order. All rows of one see the same."""
+    page_size: int
+    """Positions whose slots are neighbours, from the first position on."""
 
     def padded(self, rows: int, dump: int) -> "FlatBatch":
         """With rows of padding at the end, up to `rows`: they belong to no sequence, and write to the slot `dump`."""
@@ -51,7 +54,43 @@ class FlatBatch:
             logit_rows=self.logit_rows,
             spans=self.spans,
             watched=self.watched,
+            page_size=self.page_size,
         )
+
+    def add_to(self, upload: Upload) -> Callable[[], "Batch"]:
+        """Adds what the device reads. The function that it returns makes the batch, once the upload is sent."""
+        ids, positions, logit_rows = (upload.add(array) for array in (self.ids, self.positions, self.logit_rows))
+        is_one = len(self.spans) + len(self.watched) == 1
+        slots = (is_one and neighbours(self.write_slots)) or upload.add(self.write_slots)
+        paged = self._add_pages(upload) if upload.device.type == "cuda" else None
+        watched = [(span, self._add_visible(span, upload)) for span in self.watched]
+
+        def batch() -> Batch:
+            return Batch(
+                ids=ids.tensor,
+                positions=positions.tensor,
+                slots=_arrived(slots),
+                logit_rows=logit_rows.tensor,
+                layout=Layout(self.horizons, self.spans, upload.device, paged() if paged else None),
+                watched=tuple(
+                    Watched(Segment(start, stop, _arrived(visible)), []) for (start, stop, _), visible in watched
+                ),
+            )
+
+        return batch
+
+    def _add_pages(self, upload: Upload) -> Callable[[], PagedRows]:
+        arrays = _tiles(self.spans), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
+        tiles, horizons, table = (upload.add(array) for array in arrays)
+        return lambda: PagedRows(tiles.tensor, horizons.tensor, table.tensor, self.page_size)
+
+    def _add_visible(self, span: Span, upload: Upload) -> slice | Uploaded:
+        horizon = int(self.horizons[span.start])
+        assert (self.horizons[span.start : span.stop] == horizon).all(), (
+            "attention weights of rows that see unlike keys"
+        )
+        slots = span.slots[:horizon]
+        return neighbours(slots) or upload.add(slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +106,26 @@ class Batch:
     watched: tuple[Watched, ...]
 
 
-def build(plans: Sequence[StepPlan], device: torch.device) -> Batch:
-    """`lay_out`, then `upload`."""
-    return upload(lay_out(plans), device)
+def build(plans: Sequence[StepPlan], device: torch.device, page_size: int) -> Batch:
+    """`lay_out` and `upload` at once, for a forward whose scoring needs nothing else."""
+    upload = Upload(device)
+    on_device = lay_out(plans, page_size).add_to(upload)
+    upload.send()
+    return on_device()
 
 
-def lay_out(plans: Sequence[StepPlan]) -> FlatBatch:
+def lay_out(plans: Sequence[StepPlan], page_size: int) -> FlatBatch:
     """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need."""
     counts = [len(plan.rows) for plan in plans]
     rows = np.concatenate([plan.rows for plan in plans])
-    stops = np.cumsum(counts).tolist()
-    spans: tuple[list[Span], list[Span]] = [], []
-    for plan, start, stop in zip(plans, [0, *stops], stops, strict=False):
-        spans[plan.rollout].append(Span(start, stop, plan.request.slots))
     horizons = np.concatenate([plan.horizons for plan in plans])
+    stops = np.cumsum(counts).tolist()
     furthest = np.maximum.reduceat(horizons, [0, *stops[:-1]])
     # A kernel that walks page tables would read whatever lies behind them.
     assert (furthest <= [len(plan.request.slots) for plan in plans]).all(), "a row that sees positions without a slot"
+    spans: tuple[list[Span], list[Span]] = [], []
+    for plan, start, stop in zip(plans, [0, *stops], stops, strict=False):
+        spans[plan.rollout].append(Span(start, stop, plan.request.slots))
     return FlatBatch(
         ids=np.concatenate([plan.request.ids[plan.rows] for plan in plans]),
         positions=rows,
@@ -92,26 +134,31 @@ def lay_out(plans: Sequence[StepPlan]) -> FlatBatch:
         logit_rows=_logit_rows(plans, rows, np.repeat(np.arange(len(plans)), counts)),
         spans=tuple(spans[False]),
         watched=tuple(spans[True]),
+        page_size=page_size,
     )
 
 
-def upload(flat: FlatBatch, device: torch.device) -> Batch:
-    """Copies what a forward reads to the device."""
-    is_one = len(flat.spans) + len(flat.watched) == 1
-    return Batch(
-        ids=to_device(flat.ids, device),
-        positions=to_device(flat.positions, device),
-        slots=places(flat.write_slots, device) if is_one else to_device(flat.write_slots, device),
-        logit_rows=to_device(flat.logit_rows, device),
-        layout=Layout(flat.horizons, flat.spans, device),
-        watched=tuple(_watched(span, flat.horizons, device) for span in flat.watched),
-    )
+def _arrived(slots: slice | Uploaded) -> slice | Tensor:
+    return slots if isinstance(slots, slice) else slots.tensor
 
 
-def _watched(span: Span, horizons: Ids, device: torch.device) -> Watched:
-    horizon = int(horizons[span.start])
-    assert (horizons[span.start : span.stop] == horizon).all(), "attention weights of rows that do not see the same"
-    return Watched(Segment(span.start, span.stop, places(span.slots[:horizon], device)), [])
+def _table(spans: Sequence[Span], page_size: int) -> NDArray[np.int32]:
+    """`PagedRows.table` of these spans."""
+    pages = [span.slots[::page_size] // page_size for span in spans]
+    table = np.zeros((len(pages), max(map(len, pages), default=0)), np.int32)
+    for row, own in zip(table, pages, strict=True):
+        row[: len(own)] = own
+    return table
+
+
+def _tiles(spans: Sequence[Span]) -> NDArray[np.int32]:
+    """`PagedRows.tiles` of these spans."""
+    starts, stops = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2).T
+    counts = -(-(stops - starts) // TILE_ROWS)
+    sequences = np.repeat(np.arange(len(spans)), counts)
+    in_span = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first = starts[sequences] + in_span * TILE_ROWS
+    return np.stack([first, np.minimum(stops[sequences] - first, TILE_ROWS), sequences], axis=-1).astype(np.int32)
 
 
 def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:

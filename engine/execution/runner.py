@@ -52,9 +52,7 @@ class ModelOutput(NamedTuple):
 class Runner:
     """Holds weights and KV; `forward` is the engine's only expensive call."""
 
-    def __init__(
-        self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_spans
-    ) -> None:
+    def __init__(self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_spans) -> None:
         self.model = model
         self.pool = pool
         self.device = device

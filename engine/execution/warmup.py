@@ -43,9 +43,9 @@ def warm_up(
 ) -> None:
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
-    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last step is the largest possible, with every option that takes
-    memory: what does not fit fails now, and libraries allocate their workspaces. Raises LoadError if a step
-    cannot be computed, CapacityError if memory runs out.
+    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last step is the largest
+    possible, with every option that takes memory: what does not fit fails now, and libraries allocate their workspaces.
+    Raises LoadError if a step cannot be computed, CapacityError if memory runs out.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
@@ -73,7 +73,7 @@ def warm_up(
 def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
     plans = scheduler.schedule()
     try:
-        logits, importance = runner.forward(build(plans, runner.device))
+        logits, importance = runner.forward(build(plans, runner.device, scheduler.pool.page_size))
         choose(plans, score(logits, plans, spec.mask_id, needs(plans), importance), scheduler.faults)
     except Exception as error:
         logger.debug("a first step has failed", exc_info=True)

@@ -22,6 +22,9 @@ from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
 
+TILE_ROWS = 16
+"""Rows of one sequence that a kernel for page tables computes at once."""
+
 
 class Span(NamedTuple):
     """Rows [start, stop) of a batch, all of one sequence."""
@@ -49,6 +52,18 @@ class Watched(NamedTuple):
     """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
 
 
+class PagedRows(NamedTuple):
+    """What a kernel that walks page tables reads, int32 tensors on the device."""
+
+    tiles: Tensor
+    """[tiles, 3] first row, number of rows, and sequence: a span cut into pieces of at most `TILE_ROWS` rows."""
+    horizons: Tensor
+    """[rows] as in `Layout`."""
+    table: Tensor
+    """[sequences, pages] the page of each page_size positions; what lies behind a row's horizon is not read."""
+    page_size: int
+
+
 @dataclass(frozen=True)
 class Layout:
     """What each row of a batch sees. All layers of a step share one layout."""
@@ -58,23 +73,33 @@ class Layout:
     spans: Sequence[Span]
     """The rows that the kernel computes, ascending. All others are undefined in its result."""
     device: torch.device
+    paged: PagedRows | None = None
+    """The same for kernels that walk page tables; None on a CPU, whose kernels read the spans."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
         """The spans, cut where the horizon changes."""
-        return tuple(segment for span in self.spans for segment in self._cut(span))
+        return tuple(segment for number, span in enumerate(self.spans) for segment in self._cut(number, span))
 
     @cached_property
     def native_spans(self) -> Ids:
         """[spans, 4] as `native.Kernel.attend` takes them: valid while `spans` is."""
         return np.array([native.Span(start, stop, 0, _address(slots)) for start, stop, slots in self.spans], np.int64)
 
-    def _cut(self, span: Span) -> Iterator[Segment]:
+    def _cut(self, number: int, span: Span) -> Iterator[Segment]:
         horizons = self.horizons[span.start : span.stop]
         ends = [*(1 + np.flatnonzero(np.diff(horizons))).tolist(), len(horizons)]
         for start, stop in zip([0, *ends], ends, strict=False):
-            visible = places(span.slots[: horizons[start]], self.device)
+            visible = self._visible(number, span.slots[: horizons[start]])
             yield Segment(span.start + start, span.start + stop, visible)
+
+    def _visible(self, number: int, slots: Ids) -> slice | Tensor:
+        if (visible := neighbours(slots)) or self.paged is None:
+            return visible or to_device(slots, self.device)
+        table, page_size = self.paged.table, self.paged.page_size  # already on the device
+        pages = table[number, : -(-len(slots) // page_size), None].long()
+        in_page = torch.arange(page_size, device=self.device)
+        return (pages * page_size + in_page).flatten()[: len(slots)]
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
@@ -177,13 +202,13 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])
 
 
-def places(slots: Ids, device: torch.device) -> slice | Tensor:
-    """A slice if these slots, in the order of one sequence's positions, are neighbours, else a tensor."""
+def neighbours(slots: Ids) -> slice | None:
+    """The slice of these slots, in the order of one sequence's positions, if they are neighbours."""
     begin, last = int(slots[0]), int(slots[-1])
     # The ends alone rule out most scattered slots, but not all: pages may be in any order.
     if last - begin == len(slots) - 1 and bool((np.diff(slots) == 1).all()):
         return slice(begin, last + 1)
-    return to_device(slots, device)
+    return None
 
 
 def _address(slots: Ids) -> int:

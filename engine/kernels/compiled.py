@@ -71,8 +71,8 @@ def check_compiler(device: torch.device) -> None:
         lines = str(getattr(error, "inner_exception", error)).strip().splitlines()
         cause = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
         raise ConfigError(
-            f"compile: true needs torch's compiler, which does not work here ({cause.strip()}); install a C++ compiler and "
-            "Python's headers (on Debian: apt-get install g++ python3-dev), or leave the setting out"
+            f"compile: true needs torch's compiler, which does not work here ({cause.strip()}); install a C++ compiler "
+            "and Python's headers (on Debian: apt-get install g++ python3-dev), or leave the setting out"
         ) from error
 
 

@@ -141,7 +141,7 @@ class Steps:
         logits = torch.randn(len(plan.targets), VOCAB, generator=torch.Generator().manual_seed(plan.request.forwards))
         importance = [torch.rand(plan.request.end)] if plan.rollout else []
         begun = time.thread_time()
-        build(plans, logits.device)
+        build(plans, logits.device, 32)
         choices = choose(plans, score(logits, plans, SPEC.mask_id, needs(plans), importance), faults)
         Tally().chosen(choices)
         self.scheduler.commit(choices)

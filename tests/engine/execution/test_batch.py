@@ -30,7 +30,7 @@ def placed(pages):
 @pytest.mark.parametrize("pages", [(1, 2, 3, 4), (1, 3, 2, 4), (2, 1, 4, 3), (4, 3, 2, 1), (0, 2, 4, 6)])
 def test_rows_see_the_slots_of_their_own_table_in_any_order_of_pages(engine, pages):
     request = placed(pages)
-    batch = build([CACHES["none"].plan(request)], engine.runner.device)
+    batch = build([CACHES["none"].plan(request)], engine.runner.device, 4)
     [segment] = batch.layout.segments
     every_slot = range(64)
     for slots in (batch.slots, segment.visible):

@@ -11,6 +11,7 @@ from engine.execution.batch import build
 from engine.execution.runner import Runner
 from engine.execution.warmup import _largest, warm_up
 
+CPU = torch.device("cpu")
 LIMITS = [{}, {"max_model_len": 20, "max_batch_rows": 1300}, {"max_model_len": 1, "max_batch_rows": 65}]
 
 
@@ -31,7 +32,7 @@ def forwards(monkeypatch):
 @pytest.fixture
 def on_cuda(monkeypatch, llada_tiny):
     """`on_cuda(**limits)`: warms up an engine's runner that takes its device for CUDA."""
-    monkeypatch.setattr("engine.execution.warmup.build", lambda plans, _: build(plans, torch.device("cpu")))
+    monkeypatch.setattr("engine.execution.warmup.build", lambda plans, _, page_size: build(plans, CPU, page_size))
 
     def start(max_batch_rows, max_model_len, kv_cache_tokens=4096):
         config = EngineConfig(model=str(llada_tiny), device="cpu", kv_cache_tokens=kv_cache_tokens)
