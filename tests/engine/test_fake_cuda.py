@@ -1,0 +1,83 @@
+"""Whole steps on a CUDA device that is not there: devices, dtypes, waits, copies and launches, without a GPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine.kernels.attention import attend_spans
+from engine.models.layers import TransformerConfig
+from tests.engine.fake_cuda import CUDA, fake_cuda, paged_kernel
+from tests.engine.test_waits import everything
+
+LLADA = TransformerConfig(
+    dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=16,
+    ff_dim=96,
+    vocab_size=2000,
+    max_positions=2048,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+)
+DREAM = replace(LLADA, num_kv_heads=2, qkv_bias=True)
+LAYERS = (2, 4)
+SPEC = ModelSpec(family="fake", vocab_size=2000, mask_id=1999, eos_ids=frozenset({1998}), max_model_len=2048)
+ONCE = {"to the device": 1, "to the host": 1}
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    with fake_cuda(monkeypatch) as fake:
+        yield fake
+
+
+@pytest.mark.parametrize(
+    ("geometry", "shift", "kernel"), [(LLADA, 0, paged_kernel), (DREAM, 1, paged_kernel), (DREAM, 1, attend_spans)]
+)
+def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kernel):
+    asked = [*everything(submission), submission("holes", prompt=[5] * 30, holes=[(2, 9), (7, 7)], gen_length=16)]
+    engine = cuda.engine(geometry, replace(SPEC, shift=shift, max_model_len=128), requests=100, kernel=kernel)
+    for one in asked:
+        engine.submit(engine.new_request(one))
+    for _ in range(3):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+
+
+def a_block_step(cuda, requests, num_layers, sampling=None):
+    """Launches of a step in which all of these requests compute only their open block."""
+    engine = cuda.engine(replace(LLADA, num_layers=num_layers), SPEC, requests=requests, kernel=paged_kernel)
+    for number in range(requests):
+        own = SamplingParams(max_tokens=1024, ignore_eos=True, seed=number, **(sampling or {}))
+        diffusion = DiffusionParams(cache="dual", unmask="fixed", steps=256, block_length=32, lookahead=None)
+        one = Submission(request_id=str(number), prompt_ids=[5] * 896, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(one))
+    engine.step()
+    with cuda.step() as (waits, launches):
+        engine.step()
+    assert engine.stats().decoding.batch_rows.total == requests * (896 + 1024 + 32)
+    assert not waits
+    assert cuda.copies == ONCE
+    return sum(launches.values())
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_p": 0.9}])
+def test_launches_do_not_grow_with_the_number_of_requests(cuda, sampling):
+    counts = {requests: a_block_step(cuda, requests, LAYERS[0], sampling) for requests in (1, 16, 64)}
+    print(counts)
+
+
+def test_launches_of_a_layer_and_beside_the_layers(cuda):
+    few, many = (a_block_step(cuda, 4, num_layers) for num_layers in LAYERS)
+    a_layer, rest = divmod(many - few, LAYERS[1] - LAYERS[0])
+    print(a_layer, few - LAYERS[0] * a_layer)
+    assert rest == 0
+    assert a_layer <= 30
+    assert few - LAYERS[0] * a_layer <= 60
