@@ -4,7 +4,7 @@ Edits are sparse: logits of tokens that a request does not name are not touched,
 nothing. `SamplingParams` says what is changed, and in which order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from engine.core.params import SamplingParams
 from engine.core.plan import StepPlan
 from engine.core.request import Ids, Request
-from engine.kernels.transfer import fill, to_device
+from engine.kernels.transfer import Upload, Uploaded, fill
 from engine.scoring.bans import banned_everywhere, bans
 
 LARGEST_PENALTY = 1e30
@@ -56,17 +56,23 @@ def edits(plans: Sequence[StepPlan]) -> dict[Request, Edit]:
     return {plan.request: _edit(plan.request) for plan in plans if is_edited(plan.request.sampling)}
 
 
-def edit(logits: Tensor, plans: Sequence[StepPlan], edits: Mapping[Request, Edit]) -> None:
-    """Changes float32 logits [targets of all plans, vocab] in place, each plan's as its own request asks."""
-    starts = np.cumsum([0, *(len(plan.targets) for plan in plans)]).tolist()
-    asked = [
-        _Asked(plan, start, edits[plan.request])
-        for plan, start in zip(plans, starts, strict=False)
-        if plan.request in edits
-    ]
-    _change(logits, [each for each in asked if len(each.edit.tokens)])
-    _allow(logits, asked)
-    _ban(logits, asked)
+class Edits:
+    """The edits of one slice of a step's targets: arrays that wait for the upload, then changes of logits in place."""
+
+    def __init__(self, plans: Sequence[StepPlan], edits: Mapping[Request, Edit], upload: Upload) -> None:
+        """`edits` are of the step; each plan's are as its own request asks."""
+        starts = np.cumsum([0, *(len(plan.targets) for plan in plans)]).tolist()
+        asked = [
+            _Asked(plan, start, edits[plan.request])
+            for plan, start in zip(plans, starts, strict=False)
+            if plan.request in edits
+        ]
+        self._parts = list(_parts(asked, upload))
+
+    def apply(self, logits: Tensor) -> None:
+        """Changes float32 logits [targets of all plans, vocab] in place."""
+        for part in self._parts:
+            part.apply(logits)
 
 
 class _Asked(NamedTuple):
@@ -105,40 +111,64 @@ def _edit(request: Request) -> Edit:
     )
 
 
-def _change(logits: Tensor, tables: Sequence[_Asked]) -> None:
-    """Applies penalties, biases and bans of single-token bad words, of all requests at once, as tables of one width."""
-    if not tables:
-        return
-    width = max(len(edit.tokens) for *_, edit in tables)
+class _Changes:
+    """Penalties, biases and bans of single-token bad words, of all requests at once, as tables of one width."""
 
-    def padded(rows: Sequence[NDArray[Any]]) -> Tensor:
-        """[tables, width]. Padded with each row's last entry: to write one value twice changes nothing."""
-        return _to(logits, np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows]))
+    def __init__(self, asked: Sequence[_Asked], upload: Upload) -> None:
+        tables = [edit for _, _, edit in asked]
+        width = max(len(edit.tokens) for edit in tables)
 
-    tokens = padded([edit.tokens for *_, edit in tables])
-    penalties = padded([edit.penalties for *_, edit in tables])
-    added = padded([edit.added for *_, edit in tables])
-    counts = [len(plan.targets) for plan, *_ in tables]
-    targets = np.concatenate([np.arange(start, start + len(plan.targets)) for plan, start, _ in tables])
-    table = _to(logits, np.repeat(np.arange(len(tables)), counts))  # [targets] each one's table
-    at = _to(logits, targets)[:, None], tokens[table]  # [targets, width]
-    values, penalty = logits[at], penalties[table]
-    logits[at] = torch.where(values > 0, values / penalty, values * penalty) + added[table]
+        def padded(rows: Sequence[NDArray[Any]]) -> Uploaded:
+            """[tables, width]. Padded with each row's last entry: to write one value twice changes nothing."""
+            return upload.add(np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows]))
+
+        self._tokens = padded([edit.tokens for edit in tables])
+        self._penalties = padded([edit.penalties for edit in tables])
+        self._added = padded([edit.added for edit in tables])
+        counts = [len(plan.targets) for plan, *_ in asked]
+        targets = [np.arange(start, start + len(plan.targets)) for plan, start, _ in asked]
+        self._targets = upload.add(np.concatenate(targets))
+        self._table = upload.add(np.repeat(np.arange(len(tables)), counts))  # [targets] each one's table
+
+    def apply(self, logits: Tensor) -> None:
+        table = self._table.tensor
+        at = self._targets.tensor[:, None], self._tokens.tensor[table]  # [targets, width]
+        values, penalty = logits[at], self._penalties.tensor[table]
+        logits[at] = torch.where(values > 0, values / penalty, values * penalty) + self._added.tensor[table]
 
 
-def _allow(logits: Tensor, asked: Sequence[_Asked]) -> None:
+class _Allowed:
+    """Requests that may draw some tokens only."""
+
+    def __init__(self, asked: Sequence[_Asked], allowed: Sequence[Ids], upload: Upload) -> None:
+        self._targets = [slice(start, start + len(plan.targets)) for plan, start, _ in asked]
+        self._owners = upload.add(np.repeat(np.arange(len(allowed)), [len(ids) for ids in allowed]))
+        self._tokens = upload.add(np.concatenate(allowed))
+
+    def apply(self, logits: Tensor) -> None:
+        others = torch.ones(len(self._targets), logits.shape[-1], dtype=torch.bool, device=logits.device)
+        fill(others, (self._owners.tensor, self._tokens.tensor), False)
+        for targets, other in zip(self._targets, others, strict=True):
+            logits[targets].masked_fill_(other, -torch.inf)
+
+
+class _Bans:
+    """Tokens that `min_tokens` and bad words of several tokens rule out at single targets."""
+
+    def __init__(self, targets: Ids, tokens: Ids, upload: Upload) -> None:
+        self._targets, self._tokens = upload.add(targets), upload.add(tokens)
+
+    def apply(self, logits: Tensor) -> None:
+        fill(logits, (self._targets.tensor, self._tokens.tensor), -torch.inf)
+
+
+def _parts(asked: Sequence[_Asked], upload: Upload) -> Iterator[_Changes | _Allowed | _Bans]:
+    """What there is to do, in its order."""
+    if changed := [each for each in asked if len(each.edit.tokens)]:
+        yield _Changes(changed, upload)
     limited = [each for each in asked if each.edit.allowed is not None]
-    allowed = [each.edit.allowed for each in limited if each.edit.allowed is not None]
-    if not allowed:
-        return
-    owners = np.repeat(np.arange(len(allowed)), [len(ids) for ids in allowed])
-    others = torch.ones(len(allowed), logits.shape[-1], dtype=torch.bool, device=logits.device)
-    fill(others, (_to(logits, owners), _to(logits, np.concatenate(allowed))), False)
-    for (plan, start, _), other in zip(limited, others, strict=True):
-        logits[start : start + len(plan.targets)].masked_fill_(other, -torch.inf)
-
-
-def _ban(logits: Tensor, asked: Sequence[_Asked]) -> None:
+    if allowed := [each.edit.allowed for each in limited if each.edit.allowed is not None]:
+        yield _Allowed(limited, allowed, upload)
     rows, tokens = [], []
     for plan, start, _ in asked:
         if plan.request.sampling.min_tokens or plan.request.sampling.bad_words:
@@ -146,8 +176,4 @@ def _ban(logits: Tensor, asked: Sequence[_Asked]) -> None:
             rows.append(start + indices)
             tokens.append(banned)
     if any(len(part) for part in rows):
-        fill(logits, (_to(logits, np.concatenate(rows)), _to(logits, np.concatenate(tokens))), -torch.inf)
-
-
-def _to(like: Tensor, array: NDArray[np.generic]) -> Tensor:
-    return to_device(array, like.device)
+        yield _Bans(np.concatenate(rows), np.concatenate(tokens), upload)

@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.core.params import MAX_LOGPROBS
 from engine.core.plan import Logprobs, StepPlan
 from engine.core.request import Floats
-from engine.kernels.transfer import to_device
+from engine.kernels.transfer import Upload
 from engine.scoring.top_tokens import top
 
 LEAST = -9999.0
@@ -28,24 +28,27 @@ def num_reported(plans: Sequence[StepPlan]) -> int | None:
 
 
 class Reported:
-    """The targets whose plan asks for log-probabilities. Made before the logits are edited."""
+    """The targets whose plan asks for log-probabilities: their indices wait for the upload."""
 
-    def __init__(self, logits: Tensor, plans: Sequence[StepPlan], num_top: int) -> None:
-        """logits [targets of all plans, vocab] as the model gave them."""
+    def __init__(self, plans: Sequence[StepPlan], num_top: int, upload: Upload) -> None:
         indices = np.flatnonzero(np.repeat([_asks(plan) for plan in plans], [len(plan.targets) for plan in plans]))
-        self._indices = to_device(indices, logits.device)
-        self._num_top = min(num_top, logits.shape[-1] - 1)
-        # float32 logits will be edited in place, so they are copied; others are converted before any edit and stay.
-        self._logits = logits[self._indices] if logits.dtype == torch.float32 else logits
+        self._indices = upload.add(indices)
+        self._num_top = num_top
 
-    def table(self, tokens: Tensor, mask_id: int) -> Tensor:
+    def unedited(self, logits: Tensor) -> Tensor:
+        """What `table` takes: logits [targets of all plans, vocab] as the model gave them, before any edit."""
+        # float32 logits will be edited in place, so they are copied; others are converted before any edit and stay.
+        return logits[self._indices.tensor] if logits.dtype == torch.float32 else logits
+
+    def table(self, unedited: Tensor, tokens: Tensor, mask_id: int) -> Tensor:
         """float64 [reported, 1 + 2 * some]: proposed `tokens`' [all targets] logprobs, best ids, their logprobs."""
-        logits = self._logits if self._logits.dtype == torch.float32 else self._logits[self._indices].float()
+        indices = self._indices.tensor
+        logits = unedited if unedited.dtype == torch.float32 else unedited[indices].float()
         total = logits.logsumexp(dim=-1, keepdim=True)
-        columns = [logits.gather(-1, tokens[self._indices][:, None]) - total]
-        if self._num_top:
+        columns = [logits.gather(-1, tokens[indices][:, None]) - total]
+        if num_top := min(self._num_top, logits.shape[-1] - 1):
             logits[:, mask_id] = -torch.inf
-            values, best = top(logits, self._num_top)
+            values, best = top(logits, num_top)
             columns += [best, values - total]
         return torch.cat([column.double() for column in columns], dim=-1)
 
