@@ -3,7 +3,6 @@
 Chooses device, dtype, attention kernel and row budget once, at start-up. Knows no requests and no policies.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,12 +33,22 @@ SMALL_MODEL = 10_000_000
 class TargetLogits:
     """[targets, vocab_size], each row computed when it is asked for: all at once may be gigabytes."""
 
-    head: Callable[[Tensor], Tensor]
+    runner: "Runner"
     hidden: Tensor
     """[targets, dim]"""
 
     def __getitem__(self, some: slice) -> Tensor:
-        return self.head(self.hidden[some])
+        return self.runner.head(self.hidden[some])
+
+    @property
+    def is_fused(self) -> bool:
+        return self.runner.model.fuses
+
+    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+        return self.runner.propose(self.hidden[some], mask_id)
+
+    def part(self, indices: Ids) -> "TargetLogits":
+        return TargetLogits(self.runner, self.hidden[to_device(indices, self.hidden.device)])
 
 
 class ModelOutput(NamedTuple):
@@ -69,11 +78,15 @@ class Runner:
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return ModelOutput(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
+        return ModelOutput(TargetLogits(self, hidden[batch.logit_rows]), importance)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""
         return self.model.logits(hidden)
+
+    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+        """hidden [some, dim] -> the best tokens [some] but the mask, and their log-odds [some]."""
+        return self.model.propose(hidden, mask_id)
 
     def clear(self, slots: Ids) -> None:
         """Zeroes keys and values of these slots.

@@ -39,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, frozenset[str]]] = {
 
 
 def checked(name: str, load: Callable[[Path], Functions], agree: Callable[[Functions], bool]) -> Functions | None:
-    """The library's functions for `name`, or None if they are not available or do not `agree`; the log has the reason."""
+    """The library's functions for `name`; None if they are missing or do not `agree`, and the log has the reason."""
     try:
         functions = load(library())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder

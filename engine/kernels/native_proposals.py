@@ -66,9 +66,7 @@ class Kernel:
         )
         return log_odds
 
-    def draw(
-        self, logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their noisy logits and the next largest ones, each [rows].
 
         states [rows] are hashes of all that the noise depends on but the token.

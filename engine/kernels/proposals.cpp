@@ -27,6 +27,7 @@ typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 
 constexpr int PART = 4096;  // logits of a row that a thread takes at once: they stay in its first cache
+constexpr int LINE = 16;     // floats that a prefetch brings
 constexpr int GLANCE = 8;   // vectors between two looks at whether a token was met
 
 // Of the product of hidden rows [rows, dim] and the head [vocab, dim]: rows stand in the lanes of up to two vectors.
@@ -239,6 +240,11 @@ void multiply(Vector (*logits)[N], const Vector (*hidden)[N], const float *weigh
         const float *token[BLOCK]; // the last one again where there are fewer
         for (int b = 0; b < BLOCK; b++)
             token[b] = weight + (t + b < count ? t + b : count - 1) * dim;
+        // The hardware follows one stream to memory, but here are as many as tokens: without this, weights are waited for.
+        if (t + 2 * BLOCK <= count)
+            for (int b = 0; b < BLOCK; b++)
+                for (int64_t d = 0; d < depth; d += LINE)
+                    __builtin_prefetch(token[b] + BLOCK * dim + d);
         Vector sums[BLOCK][N] = {};
         for (int64_t d = 0; d < depth; d++)
             for (int b = 0; b < BLOCK; b++)

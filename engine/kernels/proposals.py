@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from engine.core.noise import continued, hashed
+from engine.kernels.compiled import linear
 from engine.kernels.library import checked
 from engine.kernels.native_proposals import Kernel, takes
-from engine.kernels.products import linear
 
 TOO_CLOSE = 2.0**-19
 """Two noisy logits that lie closer together than this times their size are told apart by torch alone: its logarithms
@@ -43,9 +43,7 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return own.log_odds(logits, tokens) if own else _log_odds(logits, tokens)
 
 
-def draw(
-    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int
-) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
     """Draws a token of each row but the mask from softmax(logits / temperature), for logits [rows, vocab].
 
     temperature float32 [rows], all others int64 [rows]. Gumbel noise is hashed (seed, position, step, token).
@@ -63,19 +61,25 @@ def draw(
 
 def head(hidden: Tensor, weight: Tensor) -> Tensor:
     """The product of hidden [rows, dim] and the head's weight [vocab, dim] -> logits [rows, vocab]."""
+    if torch.compiler.is_compiling():
+        return linear(hidden, weight)
     own = _own_head(hidden, weight)
     return own.product(hidden, weight) if own else linear(hidden, weight)
 
 
 def propose(hidden: Tensor, weight: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise, and never stored."""
+    """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise and stored nowhere."""
     own = _own_head(hidden, weight)
     return own.propose(hidden, weight, mask_id) if own else best_token(linear(hidden, weight), mask_id)
 
 
-def fuses(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether `propose` is one pass. Its log-odds then differ in the last bits from those of stored logits."""
-    return _own_head(hidden, weight) is not None
+def fuses(weight: Tensor) -> bool:
+    """Whether `propose` is one pass over this weight, which must be as it was loaded.
+
+    Its log-odds then differ in the last bits from those of stored logits.
+    """
+    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.layout == torch.strided
+    return is_plain and weight.is_contiguous() and kernel() is not None
 
 
 @cache
@@ -90,8 +94,7 @@ def _own(logits: Tensor) -> Kernel | None:
 
 
 def _own_head(hidden: Tensor, weight: Tensor) -> Kernel | None:
-    is_plain = weight.layout == torch.strided and weight.dtype == hidden.dtype and weight.is_contiguous()
-    return kernel() if is_plain and takes(hidden) else None
+    return kernel() if takes(hidden) and fuses(weight) else None
 
 
 def _best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
@@ -111,15 +114,13 @@ def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen.squeeze(-1) - others
 
 
-def _draw(
-    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int
-) -> Tensor:
+def _draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
     noisy = _noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
     return noisy.argmax(dim=-1)
 
 
 def _noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> Tensor:
-    """logits [rows, vocab] + temperature * Gumbel noise, -inf for the mask. states [rows] are hashes of all but tokens."""
+    """logits [rows, vocab] + temperature * Gumbel noise, -inf for the mask. states [rows]: hashes of all but tokens."""
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     uniform = (continued(states[:, None], tokens).float() + 0.5) / 2.0**32
     # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
@@ -143,8 +144,12 @@ def _agrees(own: Kernel) -> bool:
     heat, states = torch.linspace(0.1, 2.0, rows), hashed(some)
     best, expected = _best_token(logits, mask_id)
     leaders = _noisy(logits, heat, states, mask_id).topk(2)
-    (token, token_odds), (proposed, proposed_odds) = own.best_token(logits, mask_id), own.propose(hidden, weight, mask_id)
+    (token, token_odds), (proposed, proposed_odds) = (
+        own.best_token(logits, mask_id),
+        own.propose(hidden, weight, mask_id),
+    )
     drawn, highest, second = own.draw(logits, heat, states, mask_id)
+    found = ((token, best), (proposed, best), (drawn, leaders.indices[:, 0]))
     pairs = (
         (token_odds, expected),
         (proposed_odds, expected),
@@ -152,6 +157,6 @@ def _agrees(own: Kernel) -> bool:
         (own.product(hidden, weight), logits),
         (torch.stack((highest, second), dim=-1), leaders.values),
     )
-    return all(torch.equal(ours, theirs) for ours, theirs in ((token, best), (proposed, best))) and all(
+    return all(torch.equal(ours, theirs) for ours, theirs in found) and all(
         torch.allclose(ours, theirs, atol=1e-4, rtol=1e-5) for ours, theirs in pairs
-    ) and torch.equal(drawn, leaders.indices[:, 0])
+    )

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.core.noise import hashed
 from engine.core.plan import StepPlan
+from engine.kernels import proposals
 from engine.kernels.transfer import to_device
 
 _LEAST_HEAT = 1e-6
@@ -76,16 +76,12 @@ def divide_by_temperature(logits: Tensor, rows: Parameters) -> Tensor:
     return logits / _heat(rows, logits)
 
 
-def draw(logits: Tensor, rows: Parameters) -> Tensor:
-    """Draws tokens [rows] from softmax(logits / temperature). Gumbel noise is hashed (seed, position, step, token)."""
-    tokens = torch.arange(logits.shape[-1], device=logits.device)
-    seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
-    uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
-    # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
-    uniform = uniform.clamp(max=1.0 - 2.0**-24)
-    # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
-    gumbel = -torch.log(-torch.log1p(-uniform))
-    return (logits + _column(rows, "temperature", logits) * gumbel).argmax(dim=-1)
+def draw(logits: Tensor, rows: Parameters, mask_id: int) -> Tensor:
+    """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
+    temperature, seeds, positions, steps = (
+        to_device(rows[name].copy(), logits.device) for name in ("temperature", "seed", "position", "step")
+    )
+    return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
 
 
 def _heat(rows: Parameters, like: Tensor) -> Tensor:

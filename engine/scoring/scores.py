@@ -13,11 +13,12 @@ from torch import Tensor
 from engine.core.params import SamplingParams
 from engine.core.plan import Logprobs, Needs, Scores, StepPlan
 from engine.core.request import Floats, Ids, Mask, Request
+from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import to_device
-from engine.scoring.edits import Edit, edit, edits
+from engine.scoring.edits import Edit, edit, edits, is_edited
 from engine.scoring.logprobs import Reported, num_reported, received
 from engine.scoring.sampling import divide_by_temperature, draw, is_narrowed, narrow, parameters
-from engine.scoring.slices import Logits, TargetSlice, target_slices
+from engine.scoring.slices import LazyLogits, Logits, TargetSlice, target_slices
 from engine.scoring.top_tokens import Subset, most_probable
 
 
@@ -39,16 +40,54 @@ def score(
     distribution that these parameters leave, and where it needs a `vocabulary`, over that part of the vocabulary.
     """
     needs = needs or [Needs()] * len(plans)
+    if isinstance(logits, LazyLogits) and logits.is_fused:
+        plain = [_is_plain(plan, need) for plan, need in zip(plans, needs, strict=True)]
+        if all(plain):
+            proposed = [logits.propose(targets.some, mask_id) for targets in target_slices(plans, needs)]
+            return _received(proposed, plans, needs, importance)
+        if any(plain):
+            return _score_apart(logits, plain, plans, mask_id, needs, importance)
     num_top, with_entropy = num_reported(plans), any(need.entropy or need.margin for need in needs)
     asked = edits(plans)
     scored = [
         _score_slice(logits[targets.some], targets, asked, mask_id, with_entropy, num_top)
         for targets in target_slices(plans, needs)
     ]
-    host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
-    columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
-    logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
-    return _scores(plans, needs, columns, rollouts, logprobs)
+    return _received(scored, plans, needs, importance, with_logprobs=num_top is not None)
+
+
+def _is_plain(plan: StepPlan, need: Needs) -> bool:
+    """Whether the best tokens and their log-odds are all that is asked of the plan's logits."""
+    sampling = plan.request.sampling
+    return need == Needs() and not sampling.temperature and sampling.logprobs is None and not is_edited(sampling)
+
+
+def _score_apart(
+    logits: LazyLogits,
+    plain: Sequence[bool],
+    plans: Sequence[StepPlan],
+    mask_id: int,
+    needs: Sequence[Needs],
+    importance: Sequence[Tensor],
+) -> list[Scores]:
+    """`score`, of `plain` plans and of all others one after the other.
+
+    What a request's targets go through then depends on itself alone: log-odds of the two ways differ in the last bits.
+    """
+    counts, rollouts = [len(plan.targets) for plan in plans], iter(importance)
+    owned = [[next(rollouts)] if plan.rollout else [] for plan in plans]
+    scores: dict[int, Scores] = {}
+    for kind in (True, False):
+        numbers = [number for number, is_plain in enumerate(plain) if is_plain == kind]
+        own = score(
+            logits.part(_rows(counts, (is_plain == kind for is_plain in plain))),
+            [plans[number] for number in numbers],
+            mask_id,
+            [needs[number] for number in numbers],
+            [rollout for number in numbers for rollout in owned[number]],
+        )
+        scores |= zip(numbers, own, strict=True)
+    return [scores[number] for number in range(len(plans))]
 
 
 def _score_slice(
@@ -68,17 +107,36 @@ def _score_slice(
     if edits:
         edit(logits, plans, edits)
     cut = _split_vocabulary(logits, counts, needs)
-    tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
+    tokens, odds = best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
     if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
-        _apply_sampling(logits, tokens, plans, needs, mask_id)
+        shaped = _apply_sampling(logits, tokens, plans, needs, mask_id)
+        if cut is None:
+            odds[_to(logits, shaped)] = log_odds(_some(logits, shaped), _some(tokens, shaped))
+        else:
+            odds = cut.log_odds(logits, tokens)
     columns = [tokens]
     if with_entropy:
         wanted = _rows(counts, (need.entropy or need.margin for need in needs))
         columns += _entropy_and_margin(logits, _to(logits, wanted), mask_id)
-    columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
+    columns.append(odds)
     if reported:
         columns.append(reported.table(tokens, mask_id))
     return columns
+
+
+def _received(
+    scored: Sequence[Sequence[Tensor]],
+    plans: Sequence[StepPlan],
+    needs: Sequence[Needs],
+    importance: Sequence[Tensor],
+    *,
+    with_logprobs: bool = False,
+) -> list[Scores]:
+    """The columns of all slices, on the host, by plan."""
+    host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
+    columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
+    logprobs = received(columns.pop(), plans) if with_logprobs else [None] * len(plans)
+    return _scores(plans, needs, columns, rollouts, logprobs)
 
 
 def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
@@ -123,21 +181,6 @@ def _scores(
     return scores
 
 
-def _best_token(logits: Tensor, mask_id: int) -> Tensor:
-    """The most probable token [targets] that is not the mask."""
-    mask_logits = logits[:, mask_id].clone()
-    logits[:, mask_id] = -torch.inf
-    tokens = logits.argmax(dim=-1)
-    logits[:, mask_id] = mask_logits
-    return tokens
-
-
-def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-odds [targets] of these tokens [targets]; overwrites their logits."""
-    chosen = logits.gather(-1, tokens[:, None])
-    return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
-
-
 class _VocabularySplit(NamedTuple):
     """Indices of the targets that are scored over a subset of the vocabulary, and of all others."""
 
@@ -145,19 +188,21 @@ class _VocabularySplit(NamedTuple):
     others: Tensor
     subset: Subset
 
-    def best_token(self, logits: Tensor, mask_id: int) -> Tensor:
+    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        tokens[self.within] = self.subset.best_token(mask_id)
+        odds = torch.empty(len(logits), device=logits.device)
+        tokens[self.within] = best = self.subset.best_token(mask_id)
+        odds[self.within] = self.subset.log_odds(best)
         if len(self.others):
-            tokens[self.others] = _best_token(logits[self.others], mask_id)
-        return tokens
+            tokens[self.others], odds[self.others] = best_token(logits[self.others], mask_id)
+        return tokens, odds
 
     def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        log_odds = torch.empty(len(logits), device=logits.device)
-        log_odds[self.within] = self.subset.log_odds(tokens[self.within])
+        odds = torch.empty(len(logits), device=logits.device)
+        odds[self.within] = self.subset.log_odds(tokens[self.within])
         if len(self.others):
-            log_odds[self.others] = _log_odds(logits[self.others], tokens[self.others])
-        return log_odds
+            odds[self.others] = log_odds(logits[self.others], tokens[self.others])
+        return odds
 
 
 def _split_vocabulary(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _VocabularySplit | None:
@@ -185,22 +230,25 @@ def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
 
 def _apply_sampling(
     logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int
-) -> None:
-    """Draws `tokens` where temperature > 0 and writes processed distributions into `logits`, both in place."""
+) -> Ids:
+    """Draws `tokens` where temperature > 0 and writes processed distributions into `logits`, both in place.
+
+    Returns the indices of the targets where it may have done either.
+    """
     counts = [len(plan.targets) for plan in plans]
     shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
     indices = _rows(counts, shaped)
     processed = np.repeat([need.processed for need in needs], counts)[indices]
     rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
-    own = logits[_to(logits, indices)]  # [shaped, vocab], a copy
+    own = _some(logits, indices)  # [shaped, vocab], never changed: it may be `logits`
     if len(narrowed := np.flatnonzero(is_narrowed(rows))):
-        at = _to(logits, narrowed)
-        own[at] = narrow(own[at], rows[narrowed], tokens[_to(logits, indices[narrowed])])
-    if len(reported := np.flatnonzero(processed)):
-        logits[_to(logits, indices[reported])] = divide_by_temperature(own[_to(logits, reported)], rows[reported])
-    own[:, mask_id] = -torch.inf
+        left = narrow(_some(own, narrowed), rows[narrowed], tokens[_to(logits, indices[narrowed])])
+        own = left if len(left) == len(own) else own.index_copy(0, _to(logits, narrowed), left)
     if len(drawn := np.flatnonzero(rows["temperature"] > 0)):
-        tokens[_to(logits, indices[drawn])] = draw(own[_to(logits, drawn)], rows[drawn])
+        tokens[_to(logits, indices[drawn])] = draw(_some(own, drawn), rows[drawn], mask_id)
+    if len(reported := np.flatnonzero(processed)):
+        logits[_to(logits, indices[reported])] = divide_by_temperature(_some(own, reported), rows[reported])
+    return indices
 
 
 def _entropy_and_margin(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
@@ -222,6 +270,11 @@ def _entropy_and_margin(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tens
 def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
     """Indices of the targets whose plan is `wanted`."""
     return np.flatnonzero(np.repeat(list(wanted), counts))
+
+
+def _some(tensor: Tensor, indices: Ids) -> Tensor:
+    """The tensor's rows at ascending `indices`: itself where that is all of them, else a copy."""
+    return tensor if len(indices) == len(tensor) else tensor[_to(tensor, indices)]
 
 
 def _to(like: Tensor, array: Ids | Mask) -> Tensor:

@@ -7,11 +7,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from engine.core.plan import Needs, StepPlan
+from engine.core.request import Ids
 
 TARGETS_AT_ONCE = 256
 """Bounds the memory of logits, sorting and noise, however many targets a step has (`execution.budget`). With a
@@ -23,6 +24,24 @@ class Logits(Protocol):
 
     def __getitem__(self, some: slice, /) -> Tensor:
         """Rows that may be overwritten."""
+        ...
+
+
+@runtime_checkable
+class LazyLogits(Logits, Protocol):
+    """Logits that need not be computed where only proposals are asked for."""
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether `propose` is another, faster computation than that of the rows."""
+        ...
+
+    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+        """The best tokens [some] but the mask, and their log-odds [some]."""
+        ...
+
+    def part(self, indices: Ids) -> "LazyLogits":
+        """Those of some targets."""
         ...
 
 

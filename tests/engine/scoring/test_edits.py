@@ -128,7 +128,8 @@ def test_one_allowed_token_is_certain_and_keeps_its_own_log_probability(dtype, n
 
 def test_the_only_token_left_is_drawn_whatever_the_noise(monkeypatch):
     """The largest hashes round to a uniform number of 1, whose noise would be -inf."""
-    monkeypatch.setattr("engine.scoring.sampling.hashed", lambda *_: torch.full((8, VOCAB), 2**32 - 1))
+    monkeypatch.setattr("engine.kernels.proposals.kernel", lambda: None)
+    monkeypatch.setattr("engine.kernels.proposals.continued", lambda *_: torch.full((8, VOCAB), 2**32 - 1))
     [scores] = score(torch.randn(8, VOCAB), [plan(allowed_ids=frozenset({7}), temperature=1.0)], MASK)
     assert scores.tokens.tolist() == [7] * 8
 

@@ -83,7 +83,7 @@ def test_draws_follow_what_is_left():
     logits = torch.full((20_000, VOCAB), -torch.inf)
     logits[:, :5] = probabilities.log()
     rows = parameters([plan(20_000, temperature=1.0, top_k=3, seed=5)])
-    tokens = draw(narrow(logits, rows, torch.zeros(20_000, dtype=torch.int64)), rows)
+    tokens = draw(narrow(logits, rows, torch.zeros(20_000, dtype=torch.int64)), rows, SPEC.mask_id)
     counts = np.bincount(tokens, minlength=5)
     expected = np.array([0.4, 0.3, 0.2]) / 0.9 * 20_000
     assert counts[3:].sum() == 0
