@@ -24,7 +24,7 @@ from engine.execution.runner import (
     set_threads,
 )
 from engine.execution.warmup import warm_up
-from engine.kernels import native
+from engine.kernels import native, proposals
 from engine.kernels.attention import KVPool
 from engine.kernels.compiled import check_compiler, find_code_folder
 from engine.models import find, load_model
@@ -67,7 +67,9 @@ def assemble(
     max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
     set_threads(config, geometry)
     if device.type == "cpu":
-        native.kernel()  # compiles the kernel, once on a machine: here, and not during the first request
+        # Compiles the kernels, once on a machine: here, and not during the first request.
+        native.kernel()
+        proposals.kernel()
     if config.compile:
         check_compiler(device)
         model.compile_parts()  # compiled parts need unpacked weights

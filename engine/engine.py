@@ -15,18 +15,14 @@ from engine.core.errors import InvalidRequest
 from engine.core.output import FinishReason, Output
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.core.request import Request, Submission
-from engine.execution.batch import build
 from engine.execution.isolate import choose, in_halves
-from engine.execution.runner import (
-    Runner,
-    enter_device,
-)
+from engine.execution.runner import Runner, enter_device
+from engine.execution.step import prepare
 from engine.scheduling.checks import check
 from engine.scheduling.faults import report
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
-from engine.scoring.scores import score
 from engine.unmask.policies import effective, needs
 
 
@@ -182,10 +178,10 @@ class Engine:
 
     def _forward_and_score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
-        batch = build(plans, self.runner.device, self.info.page_size)
+        mask_id, page_size = self.info.spec.mask_id, self.info.page_size
+        step = prepare(plans, needs(plans), mask_id=mask_id, page_size=page_size, device=self.runner.device)
         with self.tally.forward():
-            logits, importance = self.runner.forward(batch)
-            scores = score(logits, plans, self.info.spec.mask_id, needs(plans), importance)
+            scores = step.run(self.runner)
         self._forwards += 1
         self._rows_computed += sum(len(plan.rows) for plan in plans)
         return scores

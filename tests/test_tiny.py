@@ -5,9 +5,8 @@ import torch
 from engine import DiffusionParams, EngineConfig, EngineLoop, FinishReason, SamplingParams, Submission, load
 from engine.cache.policies import CACHES
 from engine.core.plan import Choice
-from engine.execution.batch import build
-from engine.scoring.scores import score
-from engine.unmask.policies import UNMASKS
+from engine.execution.step import prepare
+from engine.unmask.policies import UNMASKS, needs
 
 
 def test_a_step_by_hand(llada_tiny):
@@ -33,11 +32,15 @@ def test_a_step_by_hand(llada_tiny):
     assert plan.rows.tolist() == list(range(19))
     assert plan.targets.tolist() == list(range(3, 11)), "only the open block's masks are scored"
 
-    # One forward writes keys and values in place; the targets' logits are computed as they are asked for.
+    # The host lays out rows and what their scoring needs, and sends all of it to the device at once.
+    device, page_size = engine.runner.device, engine.info.page_size
+    step = prepare([plan], needs([plan]), mask_id=256, page_size=page_size, device=device)
+
+    # One forward writes keys and values in place; the targets' logits become proposed tokens and their confidence.
     with torch.inference_mode():
-        logits, _ = engine.runner.forward(build([plan], engine.runner.device, engine.info.page_size))
-        assert logits[:4].shape == (4, 260)
-        [scores] = score(logits, [plan], mask_id=256)
+        [scores] = step.run(engine.runner)
+    assert scores.positions is plan.targets
+    assert all(0 <= token < 256 for token in scores.tokens), "the mask, 256, is never proposed"
 
     # The unmask policy says which proposals become tokens; the scheduler writes them.
     chosen = UNMASKS["threshold"].select(request, scores)

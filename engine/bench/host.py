@@ -18,13 +18,12 @@ from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Scores, StepPlan
 from engine.core.request import Request, Submission
-from engine.execution.batch import build
 from engine.execution.isolate import choose
+from engine.execution.step import prepare
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import Tally
-from engine.scoring.slices import target_slices
 from engine.unmask.policies import needs
 
 HOST_PARTS = ("schedule", "lay out", "choose", "commit", "tally")
@@ -76,9 +75,7 @@ class Crowd:
         with _timed(seconds, "schedule"):
             plans = self._scheduler.schedule()
         with _timed(seconds, "lay out"):
-            build(plans, torch.device("cpu"), PAGE)
-            for _ in target_slices(plans, needs(plans)):
-                pass
+            prepare(plans, needs(plans), mask_id=SPEC.mask_id, page_size=PAGE, device=torch.device("cpu"))
         scores = [self._scores(plan) for plan in plans]
         with _timed(seconds, "choose"):
             choices = choose(plans, scores, faults)

@@ -90,7 +90,7 @@ class Turn:
 
 
 class TimedRunner(Runner):
-    """A runner that sums the seconds of its forwards, the head included."""
+    """A runner that sums the seconds of its forwards, with the head and what is fused into it."""
 
     seconds = 0.0
 
@@ -101,6 +101,10 @@ class TimedRunner(Runner):
     def head(self, hidden: Tensor) -> Tensor:
         with self._timed():
             return super().head(hidden)
+
+    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+        with self._timed():
+            return super().propose(hidden, mask_id)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

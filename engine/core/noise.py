@@ -20,7 +20,11 @@ def _mix(x: Any) -> Any:
 def hashed(seed: Any, *counters: Any) -> Any:
     """A 32-bit hash of a 64-bit seed and any number of counters below 2**32."""
     state = _mix((seed & _LOW) ^ 0x9E3779B9)
-    state = _mix(state ^ ((seed >> 32) & _LOW))
+    return continued(_mix(state ^ ((seed >> 32) & _LOW)), *counters)
+
+
+def continued(state: Any, *counters: Any) -> Any:
+    """What `hashed` gives for more counters, from what it gave without them."""
     for counter in counters:
         state = _mix((state + 0x9E3779B9 & _LOW) ^ counter)
     return state

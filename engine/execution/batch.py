@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -104,14 +103,6 @@ class Batch:
     logit_rows: Tensor
     layout: Layout
     watched: tuple[Watched, ...]
-
-
-def build(plans: Sequence[StepPlan], device: torch.device, page_size: int) -> Batch:
-    """`lay_out` and `upload` at once, for a forward whose scoring needs nothing else."""
-    upload = Upload(device)
-    on_device = lay_out(plans, page_size).add_to(upload)
-    upload.send()
-    return on_device()
 
 
 def lay_out(plans: Sequence[StepPlan], page_size: int) -> FlatBatch:

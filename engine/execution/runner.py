@@ -3,7 +3,6 @@
 Chooses device, dtype, attention kernel and row budget once, at start-up. Knows no requests and no policies.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +14,12 @@ from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams
 from engine.core.request import Ids
 from engine.execution.batch import Batch
+from engine.execution.budget import SCORING_BYTES
 from engine.kernels.attention import Kernel, KVPool, PagedContext, attend_spans
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
+from engine.scoring.slices import TARGETS_AT_ONCE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,12 +34,22 @@ SMALL_MODEL = 10_000_000
 class TargetLogits:
     """[targets, vocab_size], each row computed when it is asked for: all at once may be gigabytes."""
 
-    head: Callable[[Tensor], Tensor]
+    runner: "Runner"
     hidden: Tensor
     """[targets, dim]"""
 
     def __getitem__(self, some: slice) -> Tensor:
-        return self.head(self.hidden[some])
+        return self.runner.head(self.hidden[some])
+
+    @property
+    def proposed_at_once(self) -> int:
+        return TARGETS_AT_ONCE * SCORING_BYTES // max(self.runner.model.bytes_per_proposal, 1)
+
+    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+        return self.runner.propose(self.hidden[some], mask_id)
+
+    def part(self, indices: Tensor) -> "TargetLogits":
+        return TargetLogits(self.runner, self.hidden[indices])
 
 
 class ModelOutput(NamedTuple):
@@ -66,11 +77,15 @@ class Runner:
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return ModelOutput(TargetLogits(self.head, hidden[batch.logit_rows]), importance)
+        return ModelOutput(TargetLogits(self, hidden[batch.logit_rows]), importance)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""
         return self.model.logits(hidden)
+
+    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+        """hidden [some, dim] -> the best tokens [some] but the mask, and their log-odds [some]."""
+        return self.model.propose(hidden, mask_id)
 
     def clear(self, slots: Ids) -> None:
         """Zeroes keys and values of these slots.

@@ -14,12 +14,11 @@ from engine.core.config import ModelSpec
 from engine.core.errors import CapacityError, LoadError
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.core.request import Request, Submission
-from engine.execution.batch import build
 from engine.execution.isolate import choose, is_memory_short
 from engine.execution.runner import Runner
+from engine.execution.step import prepare
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
-from engine.scoring.scores import score
 from engine.unmask.policies import needs
 
 logger = logging.getLogger(__name__)
@@ -73,8 +72,9 @@ def warm_up(
 def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
     plans = scheduler.schedule()
     try:
-        logits, importance = runner.forward(build(plans, runner.device, scheduler.pool.page_size))
-        choose(plans, score(logits, plans, spec.mask_id, needs(plans), importance), scheduler.faults)
+        page_size = scheduler.pool.page_size
+        step = prepare(plans, needs(plans), mask_id=spec.mask_id, page_size=page_size, device=runner.device)
+        choose(plans, step.run(runner), scheduler.faults)
     except Exception as error:
         logger.debug("a first step has failed", exc_info=True)
         rows = sum(len(plan.rows) for plan in plans)

@@ -1,24 +1,31 @@
-"""The shared library of `native.cpp` for this processor: one that was built with the package, or one compiled here.
+"""The shared library of the C++ sources for this processor: one built with the package, or one compiled here.
 
 Knows compilers, processors and the folders of libraries, but not their functions. Imports neither torch nor other
 modules: the image compiles with this file alone (docs/adr/018), which it calls with a folder.
 """
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
-SOURCE = Path(__file__).with_name("native.cpp")
+logger = logging.getLogger(__name__)
+
+Functions = TypeVar("Functions")
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "proposals.cpp"))
+"""All in one folder; one library has the functions of all."""
 COMPILERS = ("c++", "g++", "clang++")
-# OpenMP's symbols stay unresolved: torch, in whose threads the kernel has to run, has loaded them already.
+# OpenMP's symbols stay unresolved: torch, in whose threads the kernels have to run, has loaded them already.
 FLAGS = ("-O3", "-ffp-contract=fast", "-fopenmp", "-fno-exceptions", "-fPIC", "-shared", "-nodefaultlibs")
 LIBRARIES = ("-lm", "-lc")
 THIS_PROCESSOR = "native"
@@ -31,6 +38,20 @@ ARCHITECTURES: dict[str, dict[str, frozenset[str]]] = {
 """machine -> architectures that a package has libraries for, best first -> required CPU features, by Linux's names."""
 
 
+def checked(name: str, load: Callable[[Path], Functions], agree: Callable[[Functions], bool]) -> Functions | None:
+    """The library's functions for `name`; None if they are missing or do not `agree`, and the log has the reason."""
+    try:
+        functions = load(library())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
+        stderr = getattr(error, "stderr", None)
+        logger.info("no %s kernel for this CPU, torch's are used: %s", name, stderr or error)
+        return None
+    if not agree(functions):
+        logger.warning("the %s kernel for this CPU computes something else than torch: not used", name)
+        return None
+    return functions
+
+
 def library() -> Path:
     """The library's path; compiles it if there is none.
 
@@ -38,9 +59,9 @@ def library() -> Path:
     there is neither a library nor a compiler, SubprocessError if the compiler fails, RuntimeError without a home
     folder.
     """
-    if not os.environ.get("CXX") and (built := next(_fitting(SOURCE.parent), None)):
+    if not os.environ.get("CXX") and (built := next(_fitting(SOURCES[0].parent), None)):
         return built
-    kept = _cache_folder() / f"attention-{_key()}.so"
+    kept = _cache_folder() / f"kernels-{_key()}.so"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=kept.parent) as folder:
@@ -50,9 +71,9 @@ def library() -> Path:
 
 
 def compile_to(path: Path, flags: Sequence[str] = (), architecture: str = THIS_PROCESSOR) -> None:
-    """Compiles `native.cpp`. Raises OSError if there is no compiler, SubprocessError if it fails."""
+    """Compiles the sources. Raises OSError if there is no compiler, SubprocessError if it fails."""
     options = (*FLAGS, f"-march={architecture}", *flags)
-    command = [*_compiler().split(), *options, "-o", str(path), str(SOURCE), *LIBRARIES]
+    command = [*_compiler().split(), *options, "-o", str(path), *map(str, SOURCES), *LIBRARIES]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
 
 
@@ -66,7 +87,7 @@ def build(folder: Path) -> list[Path]:
 
 
 def _fitting(folder: Path) -> Iterator[Path]:
-    """The folder's libraries of exactly this source that this processor can run, best first."""
+    """The folder's libraries of exactly these sources that this processor can run, best first."""
     for architecture, needed in ARCHITECTURES.get(platform.machine(), {}).items():
         path = folder / _built_name(architecture)
         if path.is_file() and needed <= _features():
@@ -74,7 +95,11 @@ def _fitting(folder: Path) -> Iterator[Path]:
 
 
 def _built_name(architecture: str) -> str:
-    return f"attention-{architecture}-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    return f"kernels-{architecture}-{hashlib.sha256(_text()).hexdigest()[:16]}.so"
+
+
+def _text() -> bytes:
+    return b"".join(source.read_bytes() for source in SOURCES)
 
 
 def _compiler() -> str:
@@ -90,10 +115,10 @@ def _cache_folder() -> Path:
 
 
 def _key() -> str:
-    """A hash of source, compiler and processor: different machines may share a home folder."""
+    """A hash of sources, compiler and processor: different machines may share a home folder."""
     lines = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
     processor = platform.processor() + platform.machine() + "".join(sorted(set(lines)))
-    return hashlib.sha256(SOURCE.read_bytes() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
+    return hashlib.sha256(_text() + repr((_compiler(), FLAGS, processor)).encode()).hexdigest()[:16]
 
 
 def _features() -> set[str]:

@@ -5,8 +5,6 @@ lost: `products` then uses torch's kernels.
 """
 
 import ctypes
-import logging
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.library import library
-
-logger = logging.getLogger(__name__)
+from engine.kernels.library import checked
 
 
 class Span(NamedTuple):
@@ -89,16 +85,7 @@ def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int,
 @cache
 def kernel() -> Kernel | None:
     """The kernel, or None if it is not available; the log has the reason."""
-    try:
-        own = Kernel(library())
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
-        stderr = getattr(error, "stderr", None)
-        logger.info("no attention kernel for this CPU, torch's are used: %s", stderr or error)
-        return None
-    if not _agrees(own):
-        logger.warning("the attention kernel for this CPU computes something else than torch: not used")
-        return None
-    return own
+    return checked("attention", Kernel, _agrees)
 
 
 def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from engine.kernels.compiled import compiled, linear
 from engine.kernels.products import packed
+from engine.kernels.proposals import bytes_per_logit, fuses, head, propose
 
 
 class AttentionContext(Protocol):
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
     def pack(self) -> None:
         """Reorders weights where that makes products faster. The model cannot be trained or saved afterwards."""
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear) and not (module is self.head and self.fuses):
                 module.pack()
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -202,5 +203,23 @@ class Transformer(nn.Module):
 
     def score(self, hidden: Tensor) -> Tensor:
         """What `logits` runs, compiled or not."""
-        hidden = self.norm(hidden)
-        return linear(hidden, self.embed) if self.head is None else self.head(hidden)
+        return head(self.norm(hidden), self.head_weight)
+
+    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+        """hidden [targets, dim] -> the best tokens [targets] but the mask, and their log-odds [targets]."""
+        return propose(self.norm(hidden), self.head_weight, mask_id)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether `propose` never writes logits to memory; `pack` then leaves the head as it is."""
+        return fuses(self.head_weight)
+
+    @property
+    def bytes_per_proposal(self) -> int:
+        """Bytes that `propose` takes for each logit of the vocabulary."""
+        return bytes_per_logit(self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab_size, dim]"""
+        return self.embed if self.head is None else self.head.weight

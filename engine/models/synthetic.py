@@ -10,9 +10,12 @@ from engine.models.layers import Transformer
 
 SIZES = {
     "small": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
+    "wide": {"d_model": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden_size": 344, "vocab_size": 126_464},
     "tiny": {"d_model": 64, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 192, "vocab_size": 256},
 }
-"""LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests."""
+"""LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests.
+`wide` has LLaDA-8B's vocabulary on a thin body: 33 M parameters, of which 32 M are embedding and head. Its steps are head
+and scoring, most of all."""
 
 
 def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.core.noise import hashed
 from engine.core.plan import StepPlan
-from engine.kernels.transfer import to_device
+from engine.core.request import Ids
+from engine.kernels import proposals
+from engine.kernels.transfer import Upload
+from engine.scoring.slices import Rows
 
 _LEAST_HEAT = 1e-6
 """Lower temperatures above 0 are raised to this one, at which the best token is all but certain."""
@@ -31,6 +33,7 @@ _RECORD = np.dtype(
         ("min_p", np.float32),
     ]
 )
+_NAMES = tuple(_RECORD.fields or ())
 
 
 def parameters(plans: Sequence[StepPlan]) -> Parameters:
@@ -45,13 +48,63 @@ def parameters(plans: Sequence[StepPlan]) -> Parameters:
     return records
 
 
+class Columns:
+    """The fields of some rows' parameters, as tensors [rows] once the upload is sent."""
+
+    def __init__(self, rows: Parameters, upload: Upload) -> None:
+        self._columns = {name: upload.add(rows[name].copy()) for name in _NAMES}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._columns[name].tensor
+
+
+class Shaping:
+    """What sampling parameters do to targets of a slice: which tokens they draw, which distributions they leave."""
+
+    def __init__(
+        self, rows: Parameters, indices: Ids, processed: NDArray[np.bool_], total: int, upload: Upload
+    ) -> None:
+        """`rows` [shaped] of the targets `indices` [shaped] of `total`; `processed` [shaped] asks for such scores."""
+        self.targets = Rows(indices, total, upload)
+        narrowed = np.flatnonzero(is_narrowed(rows))
+        drawn, reported = np.flatnonzero(rows["temperature"] > 0), np.flatnonzero(processed)
+        self._narrowed, self._drawn, self._reported = (
+            _Shaped(some, rows, indices, total, upload) for some in (narrowed, drawn, reported)
+        )
+
+    def apply(self, logits: Tensor, tokens: Tensor, mask_id: int) -> None:
+        """Draws `tokens` where temperature > 0, and writes processed distributions into `logits`, both in place."""
+        own = self.targets.of(logits)  # [shaped, vocab], never changed: it may be `logits`
+        if narrowed := self._narrowed:
+            own = narrowed.rows.replaced(
+                own, narrow(narrowed.rows.of(own), narrowed.parameters, narrowed.targets.of(tokens))
+            )
+        if drawn := self._drawn:
+            drawn.targets.put(tokens, draw(drawn.rows.of(own), drawn.parameters, mask_id))
+        if reported := self._reported:
+            reported.targets.put(logits, divide_by_temperature(reported.rows.of(own), reported.parameters))
+
+
+class _Shaped:
+    """Some of a `Shaping`'s rows; false if there are none."""
+
+    def __init__(self, some: Ids, rows: Parameters, indices: Ids, total: int, upload: Upload) -> None:
+        self._is_any = len(some) > 0
+        if self._is_any:
+            self.parameters = Columns(rows[some], upload)
+            self.rows, self.targets = Rows(some, len(rows), upload), Rows(indices[some], total, upload)
+
+    def __bool__(self) -> bool:
+        return self._is_any
+
+
 def is_narrowed(rows: Parameters) -> NDArray[np.bool_]:
     """[rows] whether `narrow` would change them."""
     narrowed: NDArray[np.bool_] = (rows["top_p"] < 1) | (rows["top_k"] > 0) | (rows["min_p"] > 0)
     return narrowed
 
 
-def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
+def narrow(logits: Tensor, rows: Columns, proposed: Tensor) -> Tensor:
     """logits [rows, vocab] with -inf for the tokens that their row's `top_p`, `top_k` and `min_p` exclude.
 
     The most probable tokens of softmax(logits / temperature) stay, up to the one that carries their sum past top_p. Of
@@ -61,38 +114,28 @@ def narrow(logits: Tensor, rows: Parameters, proposed: Tensor) -> Tensor:
     """
     vocab = logits.shape[-1]
     ordered = logits.sort(dim=-1, descending=True).values
-    total = (ordered / _heat(rows, logits)).softmax(dim=-1).cumsum(dim=-1)
-    top_p, top_k, min_p = (_column(rows, name, logits) for name in ("top_p", "top_k", "min_p"))
+    total = (ordered / _heat(rows)).softmax(dim=-1).cumsum(dim=-1)
+    top_p, top_k, min_p = (rows[name][:, None] for name in ("top_p", "top_k", "min_p"))
     # A sum of probabilities may round to more than 1, so that rows with a top_p of 1 are not compared.
     count = 1 + ((total <= top_p) | (top_p >= 1)).sum(dim=-1, keepdim=True)
     count = torch.where(top_k > 0, count.minimum(top_k), count).clamp(max=vocab)
     best = logits.gather(-1, proposed[:, None])
-    least = ordered.gather(-1, count - 1).maximum(best + _heat(rows, logits) * min_p.log()).minimum(best)
+    least = ordered.gather(-1, count - 1).maximum(best + _heat(rows) * min_p.log()).minimum(best)
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def divide_by_temperature(logits: Tensor, rows: Parameters) -> Tensor:
+def divide_by_temperature(logits: Tensor, rows: Columns) -> Tensor:
     """logits [rows, vocab] divided by their row's temperature; where that is 0, as they are."""
-    return logits / _heat(rows, logits)
+    return logits / _heat(rows)
 
 
-def draw(logits: Tensor, rows: Parameters) -> Tensor:
-    """Draws tokens [rows] from softmax(logits / temperature). Gumbel noise is hashed (seed, position, step, token)."""
-    tokens = torch.arange(logits.shape[-1], device=logits.device)
-    seeds, positions, steps = (_column(rows, name, logits) for name in ("seed", "position", "step"))
-    uniform = (hashed(seeds, positions, steps, tokens).float() + 0.5) / 2.0**32
-    # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
-    uniform = uniform.clamp(max=1.0 - 2.0**-24)
-    # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
-    gumbel = -torch.log(-torch.log1p(-uniform))
-    return (logits + _column(rows, "temperature", logits) * gumbel).argmax(dim=-1)
+def draw(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
+    """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
+    temperature, seeds, positions, steps = (rows[name] for name in ("temperature", "seed", "position", "step"))
+    return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
 
 
-def _heat(rows: Parameters, like: Tensor) -> Tensor:
+def _heat(rows: Columns) -> Tensor:
     """[rows, 1] divisors of logits: at least `_LEAST_HEAT`, so that quotients stay finite; 1 at temperature 0."""
-    temperatures = _column(rows, "temperature", like)
+    temperatures = rows["temperature"][:, None]
     return torch.where(temperatures > 0, temperatures.clamp(min=_LEAST_HEAT), 1.0)
-
-
-def _column(rows: Parameters, name: str, like: Tensor) -> Tensor:
-    return to_device(rows[name].copy(), like.device)[:, None]

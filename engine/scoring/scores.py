@@ -3,82 +3,102 @@
 Knows what policies need, not which they are: `engine.unmask.policies` decides what becomes of a proposal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.params import SamplingParams
-from engine.core.plan import Logprobs, Needs, Scores, StepPlan
-from engine.core.request import Floats, Ids, Mask, Request
-from engine.kernels.transfer import to_device
-from engine.scoring.edits import Edit, edit, edits
-from engine.scoring.logprobs import Reported, num_reported, received
-from engine.scoring.sampling import divide_by_temperature, draw, is_narrowed, narrow, parameters
-from engine.scoring.slices import Logits, TargetSlice, target_slices
-from engine.scoring.top_tokens import Subset, most_probable
+from engine.core.plan import Needs, Scores, StepPlan
+from engine.core.request import Floats
+from engine.kernels.transfer import Upload
+from engine.scoring.columns import ScoredSlice
+from engine.scoring.edits import edits, is_edited
+from engine.scoring.logprobs import num_reported, received
+from engine.scoring.slices import Logits, Rows, owned_by, target_slices
 
 
-def score(
-    logits: Logits,
-    plans: Sequence[StepPlan],
-    mask_id: int,
-    needs: Sequence[Needs] = (),
-    importance: Sequence[Tensor] = (),
-) -> list[Scores]:
-    """logits [targets of all plans, vocab] and what each plan needs -> one `Scores` per plan.
-
-    `importance` has a tensor [canvas end] for each plan that asks for the rollout; they are only moved to the host with
-    the rest.
+class Scoring:
+    """What a step asks of its targets' logits: its arrays wait for the step's upload, then it scores.
 
     A token's log-odds are its logit minus the float32 log-sum-exp of all other logits, which include the mask token's;
     the mask token is never chosen. Logits are the model's after the request's edits. Temperature, top_p, top_k and
     min_p only affect the choice, as in LLaDA's sampler. But where a plan needs `processed` scores, log-odds are of the
     distribution that these parameters leave, and where it needs a `vocabulary`, over that part of the vocabulary.
     """
-    needs = needs or [Needs()] * len(plans)
-    num_top, with_entropy = num_reported(plans), any(need.entropy or need.margin for need in needs)
-    asked = edits(plans)
-    scored = [
-        _score_slice(logits[targets.some], targets, asked, mask_id, with_entropy, num_top)
-        for targets in target_slices(plans, needs)
-    ]
-    host = _to_host([*zip(*scored, strict=True), *([one] for one in importance)])
-    columns, rollouts = host[: len(scored[0])], host[len(scored[0]) :]
-    logprobs = [None] * len(plans) if num_top is None else received(columns.pop(), plans)
-    return _scores(plans, needs, columns, rollouts, logprobs)
+
+    def __init__(self, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs], upload: Upload) -> None:
+        """`needs` has what each plan's policy needs."""
+        self._plans, self._mask_id, self._needs = plans, mask_id, needs
+        # Plain plans go apart: what a request's targets go through then depends on that request alone.
+        self._is_plain = [_is_plain(plan, need) for plan, need in zip(plans, needs, strict=True)]
+        counts = [len(plan.targets) for plan in plans]
+        plain, others = owned_by(self._is_plain, counts), owned_by([not one for one in self._is_plain], counts)
+        self._num_plain = len(plain)
+        self._plain, self._others = (Rows(some, sum(counts), upload) for some in (plain, others))
+        asking = [number for number, is_plain in enumerate(self._is_plain) if not is_plain]
+        asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
+        self._num_top, changes = num_reported(asked), edits(asked)
+        self._with_entropy = any(need.entropy or need.margin for need in its_needs)
+        self._slices = [
+            ScoredSlice(targets, changes, self._num_top, self._with_entropy, upload)
+            for targets in target_slices(asked, its_needs)
+        ]
+
+    def __call__(self, logits: Logits, importance: Sequence[Tensor] = ()) -> list[Scores]:
+        """logits [targets of all plans, vocab] -> one `Scores` for each plan.
+
+        `importance` has a tensor [visible end] for each plan that asks for the rollout; they are only moved to the host
+        with the rest.
+        """
+        plain, others = list(self._proposals(logits)), list(self._columns(logits))
+        columns = [*zip(*plain, strict=True)], [*zip(*others, strict=True)], [[one] for one in importance]
+        host = _to_host([column for group in columns for column in group])
+        first, last = len(columns[0]), len(columns[0]) + len(columns[1])
+        return list(self._split(host[:first], host[first:last], host[last:]))
+
+    def _proposals(self, logits: Logits) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens and log-odds of the plain plans' targets, slice by slice."""
+        if self._num_plain:
+            own = self._plain.part(logits)
+            for first in range(0, self._num_plain, own.proposed_at_once):
+                some = slice(first, min(first + own.proposed_at_once, self._num_plain))
+                yield own.propose(some, self._mask_id)
+
+    def _columns(self, logits: Logits) -> Iterator[Sequence[Tensor]]:
+        """What `ScoredSlice` gives for all other targets, slice by slice."""
+        if self._slices:
+            own = self._others.part(logits)
+            for one in self._slices:
+                yield one(own[one.some], self._mask_id)
+
+    def _split(self, plain: Sequence[Floats], others: Sequence[Floats], rollouts: Sequence[Floats]) -> Iterator[Scores]:
+        """The columns on the host -> each plan's scores."""
+        columns, importance = list(others), iter(rollouts)
+        asked = [plan for plan, is_plain in zip(self._plans, self._is_plain, strict=True) if not is_plain]
+        logprobs = iter(received(columns.pop(), asked) if self._num_top is not None else [None] * len(asked))
+        firsts = {True: 0, False: 0}
+        for plan, need, is_plain in zip(self._plans, self._needs, self._is_plain, strict=True):
+            first = firsts[is_plain]
+            some = slice(first, first + len(plan.targets))
+            firsts[is_plain] = some.stop
+            tokens, *spread, log_odds = (column[some] for column in (plain if is_plain else columns))
+            entropy, margin = spread or (None, None)
+            yield Scores(
+                plan.targets,
+                tokens.astype(np.int64),
+                log_odds,
+                entropy if need.entropy else None,
+                margin if need.margin else None,
+                next(importance) if plan.rollout else None,
+                None if is_plain else next(logprobs),
+            )
 
 
-def _score_slice(
-    logits: Tensor,
-    targets: TargetSlice,
-    edits: Mapping[Request, Edit],
-    mask_id: int,
-    with_entropy: bool,
-    num_top: int | None,
-) -> list[Tensor]:
-    """Columns [targets]: tokens, entropy and margin if `with_entropy`, log-odds; then `Reported.table`, if any."""
-    _, plans, needs = targets
-    counts = [len(plan.targets) for plan in plans]
-    samplings = [plan.request.sampling for plan in plans]
-    reported = Reported(logits, plans, num_top) if num_top is not None else None
-    logits = logits.float()
-    if edits:
-        edit(logits, plans, edits)
-    cut = _split_vocabulary(logits, counts, needs)
-    tokens = _best_token(logits, mask_id) if cut is None else cut.best_token(logits, mask_id)
-    if any(_is_shaped(sampling, need) for sampling, need in zip(samplings, needs, strict=True)):
-        _apply_sampling(logits, tokens, plans, needs, mask_id)
-    columns = [tokens]
-    if with_entropy:
-        wanted = _rows(counts, (need.entropy or need.margin for need in needs))
-        columns += _entropy_and_margin(logits, _to(logits, wanted), mask_id)
-    columns.append(_log_odds(logits, tokens) if cut is None else cut.log_odds(logits, tokens))
-    if reported:
-        columns.append(reported.table(tokens, mask_id))
-    return columns
+def _is_plain(plan: StepPlan, need: Needs) -> bool:
+    """Whether the best tokens and their log-odds are all that is asked of the plan's logits."""
+    sampling = plan.request.sampling
+    return need == Needs() and not sampling.temperature and sampling.logprobs is None and not is_edited(sampling)
 
 
 def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
@@ -93,136 +113,3 @@ def _to_host(columns: Sequence[Sequence[Tensor]]) -> list[Floats]:
         arrays.append(host[start:end].reshape(-1, *column[0].shape[1:]))
         start = end
     return arrays
-
-
-def _scores(
-    plans: Sequence[StepPlan],
-    needs: Sequence[Needs],
-    columns: Sequence[Floats],
-    importance: Iterable[Floats],
-    logprobs: Iterable[Logprobs | None],
-) -> list[Scores]:
-    """columns, each [targets of all plans]: tokens, entropy and margin if any plan needs them, log-odds."""
-    tokens, *spread, log_odds = columns
-    entropy, margin = spread or (None, None)
-    scores, received, first = [], iter(importance), 0
-    for plan, need, own in zip(plans, needs, logprobs, strict=True):
-        some = slice(first, first + len(plan.targets))
-        scores.append(
-            Scores(
-                plan.targets,
-                tokens[some].astype(np.int64),
-                log_odds[some],
-                entropy[some] if entropy is not None and need.entropy else None,
-                margin[some] if margin is not None and need.margin else None,
-                next(received) if plan.rollout else None,
-                own,
-            )
-        )
-        first = some.stop
-    return scores
-
-
-def _best_token(logits: Tensor, mask_id: int) -> Tensor:
-    """The most probable token [targets] that is not the mask."""
-    mask_logits = logits[:, mask_id].clone()
-    logits[:, mask_id] = -torch.inf
-    tokens = logits.argmax(dim=-1)
-    logits[:, mask_id] = mask_logits
-    return tokens
-
-
-def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-odds [targets] of these tokens [targets]; overwrites their logits."""
-    chosen = logits.gather(-1, tokens[:, None])
-    return chosen.squeeze(-1) - logits.scatter_(-1, tokens[:, None], -torch.inf).logsumexp(dim=-1)
-
-
-class _VocabularySplit(NamedTuple):
-    """Indices of the targets that are scored over a subset of the vocabulary, and of all others."""
-
-    within: Tensor
-    others: Tensor
-    subset: Subset
-
-    def best_token(self, logits: Tensor, mask_id: int) -> Tensor:
-        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-        tokens[self.within] = self.subset.best_token(mask_id)
-        if len(self.others):
-            tokens[self.others] = _best_token(logits[self.others], mask_id)
-        return tokens
-
-    def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        log_odds = torch.empty(len(logits), device=logits.device)
-        log_odds[self.within] = self.subset.log_odds(tokens[self.within])
-        if len(self.others):
-            log_odds[self.others] = _log_odds(logits[self.others], tokens[self.others])
-        return log_odds
-
-
-def _split_vocabulary(logits: Tensor, counts: Sequence[int], needs: Sequence[Needs]) -> _VocabularySplit | None:
-    """None if all plans need the whole vocabulary."""
-    sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
-    within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
-    if not len(within):
-        return None
-    by_entropy = np.repeat([need.by_entropy for need in needs], counts)[within]
-    at = _to(logits, within)
-    subset = most_probable(
-        logits[at] if len(others) else logits,
-        _to(logits, sizes[within]),
-        int(sizes.max()),
-        _to(logits, by_entropy),
-    )
-    return _VocabularySplit(at, _to(logits, others), subset)
-
-
-def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
-    """Whether sampling parameters change tokens or scores. At temperature 0 they can only change probabilities."""
-    narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
-    return sampling.temperature > 0 or (need.processed and narrows)
-
-
-def _apply_sampling(
-    logits: Tensor, tokens: Tensor, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int
-) -> None:
-    """Draws `tokens` where temperature > 0 and writes processed distributions into `logits`, both in place."""
-    counts = [len(plan.targets) for plan in plans]
-    shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
-    indices = _rows(counts, shaped)
-    processed = np.repeat([need.processed for need in needs], counts)[indices]
-    rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
-    own = logits[_to(logits, indices)]  # [shaped, vocab], a copy
-    if len(narrowed := np.flatnonzero(is_narrowed(rows))):
-        at = _to(logits, narrowed)
-        own[at] = narrow(own[at], rows[narrowed], tokens[_to(logits, indices[narrowed])])
-    if len(reported := np.flatnonzero(processed)):
-        logits[_to(logits, indices[reported])] = divide_by_temperature(own[_to(logits, reported)], rows[reported])
-    own[:, mask_id] = -torch.inf
-    if len(drawn := np.flatnonzero(rows["temperature"] > 0)):
-        tokens[_to(logits, indices[drawn])] = draw(own[_to(logits, drawn)], rows[drawn])
-
-
-def _entropy_and_margin(logits: Tensor, rows: Tensor, mask_id: int) -> list[Tensor]:
-    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; `Scores` defines them.
-
-    Sums are over all tokens but the best, relative to it, so that a sure model's small numbers stay precise.
-    """
-    entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
-    own = logits[rows]
-    highest, best = own.max(dim=-1, keepdim=True)
-    weights = own.sub_(highest).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
-    others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
-    entropy[rows] = others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others)
-    lead = (1.0 - second) / (1.0 + others)
-    margin[rows] = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
-    return [entropy, margin]
-
-
-def _rows(counts: Sequence[int], wanted: Iterable[bool]) -> Ids:
-    """Indices of the targets whose plan is `wanted`."""
-    return np.flatnonzero(np.repeat(list(wanted), counts))
-
-
-def _to(like: Tensor, array: Ids | Mask) -> Tensor:
-    return to_device(array, like.device)

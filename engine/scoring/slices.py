@@ -9,9 +9,12 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from engine.core.plan import Needs, StepPlan
+from engine.core.request import Ids
+from engine.kernels.transfer import Upload
 
 TARGETS_AT_ONCE = 256
 """Bounds the memory of logits, sorting and noise, however many targets a step has (`execution.budget`). With a
@@ -19,11 +22,50 @@ vocabulary of 152,064, 256 rows are 150 MiB in float32, and scoring holds severa
 
 
 class Logits(Protocol):
-    """[targets of all plans, vocab]: a tensor, or an object that computes rows when they are asked for."""
+    """[targets of all plans, vocab], computed when they are asked for."""
+
+    @property
+    def proposed_at_once(self) -> int:
+        """How many targets `propose` takes at once in no more memory than scoring is given."""
+        ...
 
     def __getitem__(self, some: slice, /) -> Tensor:
         """Rows that may be overwritten."""
         ...
+
+    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+        """The best tokens [some] but the mask, and their log-odds [some]. The logits need not be stored for it."""
+        ...
+
+    def part(self, indices: Tensor) -> "Logits":
+        """Those of the targets `indices`, int64 on the device."""
+        ...
+
+
+class Rows:
+    """Ascending indices of some of a tensor's rows, which wait for the upload; nothing is copied for all of them."""
+
+    def __init__(self, indices: Ids, total: int, upload: Upload) -> None:
+        self._at = None if len(indices) == total else upload.add(indices)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """These rows: the tensor itself where that is all of them, else a copy."""
+        return tensor if self._at is None else tensor[self._at.tensor]
+
+    def put(self, tensor: Tensor, rows: Tensor) -> None:
+        """Writes these rows in place."""
+        if self._at is None:
+            tensor.copy_(rows)
+        else:
+            tensor[self._at.tensor] = rows
+
+    def part(self, logits: Logits) -> Logits:
+        """These rows of logits that are not computed yet."""
+        return logits if self._at is None else logits.part(self._at.tensor)
+
+    def replaced(self, tensor: Tensor, rows: Tensor) -> Tensor:
+        """The tensor with these rows, in a copy of it."""
+        return rows if self._at is None else tensor.index_copy(0, self._at.tensor, rows)
 
 
 class TargetSlice(NamedTuple):
@@ -59,3 +101,8 @@ def _trimmed(plan: StepPlan, first: int, stop: int) -> StepPlan:
     if first <= 0 and stop >= len(plan.targets):
         return plan
     return replace(plan, targets=plan.targets[max(first, 0) : stop])
+
+
+def owned_by(wanted: Sequence[bool], counts: Sequence[int]) -> Ids:
+    """Indices of the targets of the `wanted` plans, which have so many targets each."""
+    return np.flatnonzero(np.repeat(wanted, counts))

@@ -44,10 +44,10 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(server):
 
 
 def test_its_kernel_is_the_one_that_was_built(server):
-    code = "from engine.kernels import native, library; import shutil; from pathlib import Path;"
-    code += " assert native.kernel();"
+    code = "from engine.kernels import native, proposals, library; import shutil; from pathlib import Path;"
+    code += " assert native.kernel() and proposals.kernel();"
     code += "print(library.library().name, *filter(shutil.which, library.COMPILERS))"
-    assert re.fullmatch(r"attention-(x86-64-v[34]|armv8-a)-\w+\.so", python(code).strip())
+    assert re.fullmatch(r"kernels-(x86-64-v[34]|armv8-a)-\w+\.so", python(code).strip())
 
 
 def test_it_lists_its_packages(server):

@@ -7,6 +7,8 @@ import tomllib
 
 import pytest
 
+from engine.kernels import library
+
 from .conftest import DOCKER, ROOT
 
 TEXT = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
@@ -52,6 +54,11 @@ def test_everything_that_is_copied_is_sent_to_the_builder():
     assert {path.partition("/")[0] for path in wanted} == sent
     for path in wanted:
         assert (ROOT / path).exists()
+
+
+def test_the_stage_that_compiles_has_all_sources():
+    sources = {str(path.relative_to(ROOT)) for path in library.SOURCES}
+    assert {*copied("kernels")} == sources | {"engine/kernels/library.py"}
 
 
 def test_the_names_of_what_is_installed_are_those_of_the_project(tmp_path):

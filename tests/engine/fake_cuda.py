@@ -29,6 +29,8 @@ from tests.engine.test_waits import Waits
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
+
+
 class Launches(TorchDispatchMode):
     """Counts the operators that launch something on the device: those that write, or whose result is no view.
 
@@ -45,13 +47,14 @@ class Launches(TorchDispatchMode):
         outs = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
         inputs = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
         is_view = all(any(torch._C._is_alias_of(one, other) for other in inputs) for one in outs)
-        if any(each.device.type == "cuda" for each in inputs) and (function._schema.is_mutable or not (is_view or name.startswith(("empty", "new_empty")))):
+        is_idle = is_view or name.startswith(("empty", "new_empty"))
+        if any(each.device.type == "cuda" for each in inputs) and (function._schema.is_mutable or not is_idle):
             self.count[name] += 1
         return out
 
 
 class Stand(TorchFunctionMode):
-    """Indexing by tensors, `~` and SDPA, for which torch would look for a real device."""
+    """Indexing by tensors, `~`, `copy_` and SDPA, for which torch would look for a real device."""
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -62,6 +65,8 @@ class Stand(TorchFunctionMode):
             return _write(*args)
         if name == "__invert__":
             return torch.logical_not(args[0])
+        if name == "copy_":
+            return aten.copy_(*args)
         if function is F.scaled_dot_product_attention:
             q, keys, values = args[:3]
             assert q.device == keys.device == values.device

@@ -17,16 +17,15 @@ from engine import CACHES, UNMASKS, DiffusionParams, ModelSpec, SamplingParams, 
 from engine.core.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
 from engine.core.plan import StepPlan
 from engine.core.request import Request
-from engine.execution.batch import build
 from engine.execution.isolate import choose
 from engine.scheduling.checks import check
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import Tally
 from engine.scoring.edits import edits
-from engine.scoring.scores import score
 from engine.unmask.dream import dream_schedule
 from engine.unmask.policies import effective, needs
+from tests.engine.scored import build, score
 
 CONTEXT, PROMPT, VOCAB = 4096, 64, 1100
 ROOM = CONTEXT - PROMPT

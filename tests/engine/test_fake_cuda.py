@@ -3,12 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.kernels.attention import attend_spans
 from engine.models.layers import TransformerConfig
-from tests.engine.fake_cuda import CUDA, fake_cuda, paged_kernel
+from tests.engine.fake_cuda import fake_cuda, paged_kernel
 from tests.engine.test_waits import everything
 
 LLADA = TransformerConfig(

@@ -14,10 +14,9 @@ from engine.core.config import EngineConfig
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Choice
 from engine.core.request import Submission
-from engine.execution.batch import build
 from engine.models.synthetic import random_model
-from engine.scoring.scores import score
 from engine.unmask.policies import needs, select
+from tests.engine.scored import build, score
 
 PROMPT, CANVAS, STEPS = 896, 1024, 28
 

@@ -5,8 +5,8 @@ import pytest
 from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission, load
 from engine.cache.policies import CACHES
 from engine.core.request import Request
-from engine.execution.batch import build
 from engine.scheduling.pages import PagePool
+from tests.engine.scored import build
 
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset(), max_model_len=96)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine import CapacityError, EngineConfig, LoadError, load
-from engine.execution.batch import build
 from engine.execution.runner import Runner
+from engine.execution.step import prepare
 from engine.execution.warmup import _largest, warm_up
 
 CPU = torch.device("cpu")
@@ -32,7 +32,9 @@ def forwards(monkeypatch):
 @pytest.fixture
 def on_cuda(monkeypatch, llada_tiny):
     """`on_cuda(**limits)`: warms up an engine's runner that takes its device for CUDA."""
-    monkeypatch.setattr("engine.execution.warmup.build", lambda plans, _, page_size: build(plans, CPU, page_size))
+    monkeypatch.setattr(
+        "engine.execution.warmup.prepare", lambda plans, needs, **own: prepare(plans, needs, **{**own, "device": CPU})
+    )
 
     def start(max_batch_rows, max_model_len, kv_cache_tokens=4096):
         config = EngineConfig(model=str(llada_tiny), device="cpu", kv_cache_tokens=kv_cache_tokens)

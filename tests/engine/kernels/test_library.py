@@ -1,11 +1,12 @@
-"""Where the CPU kernel's library comes from: what a package brings for some processor, before any compiler."""
+"""Where the CPU kernels' library comes from: what a package brings for some processor, before any compiler."""
 
 import platform
 import shutil
+from pathlib import Path
 
 import pytest
 
-from engine.kernels import library, native
+from engine.kernels import library, native, native_proposals, proposals
 
 X86 = library.ARCHITECTURES["x86_64"]
 ARM = library.ARCHITECTURES["aarch64"]
@@ -13,11 +14,10 @@ ARM = library.ARCHITECTURES["aarch64"]
 
 @pytest.fixture
 def package(monkeypatch, tmp_path):
-    """A folder with the source alone; `package.bring(names)` puts libraries beside it."""
+    """A folder with the sources alone; `package.bring(names)` puts libraries beside it."""
     folder = tmp_path / "engine"
     folder.mkdir()
-    shutil.copy(library.SOURCE, folder)
-    monkeypatch.setattr(library, "SOURCE", folder / library.SOURCE.name)
+    monkeypatch.setattr(library, "SOURCES", tuple(Path(shutil.copy(source, folder)) for source in library.SOURCES))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -61,10 +61,12 @@ def test_one_that_it_cannot_run_is_not(package, on, machine, features):
         library.library()
 
 
-def test_one_of_another_source_is_not(package, on):
+@pytest.mark.parametrize("changed", range(len(library.SOURCES)))
+def test_one_of_another_source_is_not(package, on, changed):
     bring(package, *X86)
     on("x86_64", X86["x86-64-v4"])
-    library.SOURCE.write_text(library.SOURCE.read_text() + "\n")
+    source = library.SOURCES[changed]
+    source.write_text(source.read_text() + "\n")
     with pytest.raises(FileNotFoundError):
         library.library()
 
@@ -85,4 +87,5 @@ def test_what_is_built_here_computes_the_same(tmp_path):
     assert all(path.stat().st_size for path in paths)
     runs = list(library._fitting(tmp_path))
     assert all(native._agrees(native.Kernel(path)) for path in runs)
+    assert all(proposals._agrees(native_proposals.Kernel(path)) for path in runs)
     assert runs or "avx2" not in library._features()

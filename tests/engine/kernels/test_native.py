@@ -18,7 +18,7 @@ WIDTHS = ["the machine's", 4, 8, 16]
 
 @pytest.fixture(scope="module", params=WIDTHS)
 def kernel(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("native") / "attention.so"
+    path = tmp_path_factory.mktemp("native") / "kernels.so"
     library.compile_to(path, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
     return native.Kernel(path)
 
@@ -163,7 +163,7 @@ def test_what_another_compiler_made_is_not_used(anew, monkeypatch):
     ],
 )
 def test_without_a_compiler_the_log_says_why(anew, monkeypatch, caplog, name, value, reason):
-    caplog.set_level(logging.INFO, native.__name__)
+    caplog.set_level(logging.INFO, library.__name__)
     monkeypatch.setenv(name, value)
     assert native.kernel() is None
     [record] = caplog.records
@@ -171,7 +171,7 @@ def test_without_a_compiler_the_log_says_why(anew, monkeypatch, caplog, name, va
 
 
 def test_nor_does_a_user_without_a_home_need_one(anew, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, native.__name__)
+    caplog.set_level(logging.INFO, library.__name__)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it does for an unknown user

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from engine.core.params import SamplingParams
 from engine.core.plan import Needs
-from engine.scoring.edits import edit, edits, is_edited
-from engine.scoring.scores import score
+from engine.kernels.transfer import Upload
+from engine.scoring.edits import Edits, edits, is_edited
 from tests.engine.score_twin import EOS, MASK, VOCAB, batches, plan, random_logits, twin
+from tests.engine.scored import score
 
 
 @settings(deadline=None)  # the twin is slow
@@ -56,7 +57,10 @@ def test_a_request_is_scored_the_same_alone_and_in_any_batch(batch, seed):
 
 def edited(asked, logits):
     logits = logits.clone()
-    edit(logits, [asked], edits([asked]))
+    upload = Upload(logits.device)
+    changes = Edits([asked], edits([asked]), upload)
+    upload.send()
+    changes.apply(logits)
     return logits
 
 
@@ -128,7 +132,8 @@ def test_one_allowed_token_is_certain_and_keeps_its_own_log_probability(dtype, n
 
 def test_the_only_token_left_is_drawn_whatever_the_noise(monkeypatch):
     """The largest hashes round to a uniform number of 1, whose noise would be -inf."""
-    monkeypatch.setattr("engine.scoring.sampling.hashed", lambda *_: torch.full((8, VOCAB), 2**32 - 1))
+    monkeypatch.setattr("engine.kernels.proposals.kernel", lambda: None)
+    monkeypatch.setattr("engine.kernels.proposals.continued", lambda *_: torch.full((8, VOCAB), 2**32 - 1))
     [scores] = score(torch.randn(8, VOCAB), [plan(allowed_ids=frozenset({7}), temperature=1.0)], MASK)
     assert scores.tokens.tolist() == [7] * 8
 

@@ -9,7 +9,8 @@ from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import StepPlan
 from engine.core.request import Request, Submission
-from engine.scoring.sampling import draw, is_narrowed, narrow, parameters
+from engine.kernels.transfer import Upload
+from engine.scoring.sampling import Columns, draw, is_narrowed, narrow, parameters
 
 VOCAB = 40
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=39, eos_ids=frozenset(), max_model_len=32_768)
@@ -38,6 +39,13 @@ def kept_by_definition(logits, temperature, top_p, top_k, proposed):
     return kept & set(order[: top_k or VOCAB]) | {proposed}
 
 
+def columns(plans):
+    upload = Upload(torch.device("cpu"))
+    rows = Columns(parameters(plans), upload)
+    upload.send()
+    return rows
+
+
 ASKED = st.tuples(
     st.sampled_from([0.0, 0.5, 1.0, 1.7]), st.sampled_from([1.0, 0.99, 0.7, 0.2, 0.01]), st.integers(0, 60)
 )
@@ -49,7 +57,7 @@ def test_each_row_keeps_what_its_own_request_says(asked, seed):
     logits = torch.randn(len(asked), VOCAB) * 2
     proposed = logits[:, : VOCAB - 1].argmax(-1)
     plans = [plan(temperature=t, top_p=p, top_k=k) for t, p, k in asked]
-    narrowed = narrow(logits, parameters(plans), proposed)
+    narrowed = narrow(logits, columns(plans), proposed)
     for row, (temperature, top_p, top_k) in enumerate(asked):
         kept = set(torch.isfinite(narrowed[row]).nonzero().squeeze(-1).tolist())
         assert kept == kept_by_definition(logits[row], temperature, top_p, top_k, int(proposed[row]))
@@ -60,7 +68,7 @@ def test_equals_of_the_last_one_stay():
     """Two logits that bfloat16 made equal: both or neither, whatever order a sort puts them in."""
     logits = torch.full((1, VOCAB), -10.0)
     logits[0, [3, 8, 20]] = torch.tensor([2.0, 1.0, 1.0])
-    narrowed = narrow(logits, parameters([plan(top_k=2)]), torch.tensor([3]))
+    narrowed = narrow(logits, columns([plan(top_k=2)]), torch.tensor([3]))
     assert torch.isfinite(narrowed[0]).nonzero().squeeze(-1).tolist() == [3, 8, 20]
 
 
@@ -68,7 +76,7 @@ def test_some_token_always_stays():
     """All probability on the mask, and room for one token: the best other one may still be drawn."""
     logits = torch.zeros(1, VOCAB)
     logits[0, 39], logits[0, 4] = 50.0, 1.0
-    narrowed = narrow(logits, parameters([plan(top_p=0.1, top_k=1)]), torch.tensor([4]))
+    narrowed = narrow(logits, columns([plan(top_p=0.1, top_k=1)]), torch.tensor([4]))
     assert torch.isfinite(narrowed[0]).nonzero().squeeze(-1).tolist() == [4, 39]
 
 
@@ -82,8 +90,8 @@ def test_draws_follow_what_is_left():
     probabilities = torch.tensor([0.4, 0.3, 0.2, 0.06, 0.04])
     logits = torch.full((20_000, VOCAB), -torch.inf)
     logits[:, :5] = probabilities.log()
-    rows = parameters([plan(20_000, temperature=1.0, top_k=3, seed=5)])
-    tokens = draw(narrow(logits, rows, torch.zeros(20_000, dtype=torch.int64)), rows)
+    rows = columns([plan(20_000, temperature=1.0, top_k=3, seed=5)])
+    tokens = draw(narrow(logits, rows, torch.zeros(20_000, dtype=torch.int64)), rows, SPEC.mask_id)
     counts = np.bincount(tokens, minlength=5)
     expected = np.array([0.4, 0.3, 0.2]) / 0.9 * 20_000
     assert counts[3:].sum() == 0

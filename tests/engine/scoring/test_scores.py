@@ -8,7 +8,7 @@ from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Needs, StepPlan
 from engine.core.request import Request, Submission
-from engine.scoring.scores import score
+from tests.engine.scored import score
 
 VOCAB, MASK = 50, 49
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset(), max_model_len=32_768)

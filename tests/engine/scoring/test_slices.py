@@ -6,20 +6,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scoring.scores import score
+from engine.kernels.proposals import best_token
 from tests.engine.score_twin import MASK, batches, random_logits
+from tests.engine.scored import StoredLogits, score
 
 
-class Recorded:
-    """Logits that know which rows they were asked for."""
+class Recorded(StoredLogits):
+    """Notes how many rows are asked for at once."""
 
-    def __init__(self, logits):
-        self.logits, self.asked = logits, []
+    asked = ()
 
     def __getitem__(self, some):
-        part = self.logits[some]
-        self.asked.append(len(part))
+        part = super().__getitem__(some)
+        Recorded.asked = (*Recorded.asked, len(part))
         return part
+
+    def propose(self, some, mask_id):
+        return best_token(self[some], mask_id)
+
+    def part(self, indices):
+        return Recorded(self.rows[indices], self.proposed_at_once)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -30,12 +36,12 @@ def test_targets_are_scored_in_parts_as_they_are_at_once(dtype, batch, seed, at_
     plans, needs = batch
     logits = random_logits(plans, seed).to(dtype)
     whole = score(logits.clone(), plans, MASK, needs)
-    recorded = Recorded(logits.clone())
+    recorded, Recorded.asked = Recorded(logits.clone(), at_once), ()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("engine.scoring.slices.TARGETS_AT_ONCE", at_once)
         in_halves = score(recorded, plans, MASK, needs)
-    assert sum(recorded.asked) == len(logits)
-    assert max(recorded.asked) == min(at_once, len(logits))
+    assert sum(Recorded.asked) == len(logits)
+    assert max(Recorded.asked) <= at_once
     for asked, some, every in zip(plans, in_halves, whole, strict=True):
         assert some.positions is asked.targets
         for name in ("tokens", "log_odds", "entropy", "margin"):

@@ -10,10 +10,10 @@ from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Block, Request, Submission
-from engine.scoring.scores import score
 from engine.scoring.top_tokens import top
 from engine.unmask.cad import _repetition
 from engine.unmask.policies import UNMASKS, effective, needs
+from tests.engine.scored import score
 
 VOCAB, MASK = 4000, 3999
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset(), max_model_len=4096)

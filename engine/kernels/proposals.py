@@ -1,0 +1,167 @@
+"""What scoring asks of logits: the best token, log-odds and draws, by the fastest implementation for their device.
+
+Knows logits [rows, vocab] and the head that makes them, but no requests and no policies: `engine.scoring` decides which
+rows are asked for what. For float32 on a CPU, this project's own kernels (`native_proposals`) read logits once, where
+torch reads and writes them a dozen times. `_own` is the place where implementations are chosen; all of them have the
+results of the functions in torch below, log-odds to the last bits of float32 and drawn tokens exactly.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from engine.core.noise import continued, hashed
+from engine.kernels.compiled import linear
+from engine.kernels.library import checked
+from engine.kernels.native_proposals import Kernel, takes
+
+TOO_CLOSE = 2.0**-19
+"""Two noisy logits that lie closer together than this times their size are told apart by torch alone: its logarithms
+and those of the kernels differ by less than a tenth of it."""
+
+LARGEST_NOISE = 32.0
+"""Gumbel noise of 32-bit hashes lies within this; its own rounding, too, is relative to a size."""
+
+
+def best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """The most probable token of each row but the mask, of equals the one with the lowest id, and its log-odds.
+
+    logits [rows, vocab] -> int64 [rows], float32 [rows].
+    """
+    own = _own(logits)
+    return own.best_token(logits, mask_id) if own else _best_token(logits.float(), mask_id)
+
+
+def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log(p / (1 - p)) of the tokens [rows] under softmax(logits [rows, vocab]) -> float32 [rows].
+
+    A token's logit minus the log-sum-exp of all other logits: precise for sure models, infinite for the only token that
+    is possible, NaN if any logit of the row is.
+    """
+    own = _own(logits)
+    return own.log_odds(logits, tokens) if own else _log_odds(logits, tokens)
+
+
+def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
+    """Draws a token of each row but the mask from softmax(logits / temperature), for logits [rows, vocab].
+
+    temperature float32 [rows], all others int64 [rows]. Gumbel noise is hashed (seed, position, step, token).
+    """
+    own = _own(logits)
+    if own is None:
+        return _draw(logits, temperature, seeds, positions, steps, mask_id)
+    tokens, best, second = own.draw(logits, temperature, hashed(seeds, positions, steps), mask_id)
+    is_sure = best - second > TOO_CLOSE * (best.abs() + LARGEST_NOISE * temperature)  # not where NaN
+    for row in (~is_sure).nonzero().squeeze(-1).tolist():
+        some = slice(row, row + 1)
+        tokens[some] = _draw(logits[some], temperature[some], seeds[some], positions[some], steps[some], mask_id)
+    return tokens
+
+
+def head(hidden: Tensor, weight: Tensor) -> Tensor:
+    """The product of hidden [rows, dim] and the head's weight [vocab, dim] -> logits [rows, vocab]."""
+    if torch.compiler.is_compiling():
+        return linear(hidden, weight)
+    own = _own_head(hidden, weight)
+    return own.product(hidden, weight) if own else linear(hidden, weight)
+
+
+def propose(hidden: Tensor, weight: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise and stored nowhere."""
+    own = _own_head(hidden, weight)
+    return own.propose(hidden, weight, mask_id) if own else best_token(linear(hidden, weight), mask_id)
+
+
+def fuses(weight: Tensor) -> bool:
+    """Whether `propose` is one pass over this weight, which must be as it was loaded.
+
+    Its log-odds then differ in the last bits from those of stored logits.
+    """
+    is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.layout == torch.strided
+    return is_plain and weight.is_contiguous() and kernel() is not None
+
+
+def bytes_per_logit(weight: Tensor) -> int:
+    """Bytes that `propose` takes at most for each logit: the logit itself, and in torch two float32 copies."""
+    return 0 if fuses(weight) else weight.dtype.itemsize + 8
+
+
+@cache
+def kernel() -> Kernel | None:
+    """The CPU's kernels, or None if they are not available; the log has the reason."""
+    return checked("scoring", Kernel, _agrees)
+
+
+def _own(logits: Tensor) -> Kernel | None:
+    """The implementation for these logits; None is torch."""
+    return kernel() if takes(logits) else None
+
+
+def _own_head(hidden: Tensor, weight: Tensor) -> Kernel | None:
+    return kernel() if takes(hidden) and fuses(weight) else None
+
+
+def _best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    mask_logits = logits[:, mask_id].clone()
+    logits[:, mask_id] = -torch.inf
+    tokens = logits.argmax(dim=-1)
+    logits[:, mask_id] = mask_logits
+    return tokens, _log_odds(logits, tokens)
+
+
+def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Hides the tokens' logits for a moment: a copy of all logits would take as much memory as they."""
+    at = tokens[:, None]
+    chosen = logits.gather(-1, at)
+    others = logits.scatter_(-1, at, -torch.inf).logsumexp(dim=-1)
+    logits.scatter_(-1, at, chosen)
+    return chosen.squeeze(-1) - others
+
+
+def _draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
+    noisy = _noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
+    return noisy.argmax(dim=-1)
+
+
+def _noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> Tensor:
+    """logits [rows, vocab] + temperature * Gumbel noise, -inf for the mask. states [rows]: hashes of all but tokens."""
+    tokens = torch.arange(logits.shape[-1], device=logits.device)
+    uniform = (continued(states[:, None], tokens).float() + 0.5) / 2.0**32
+    # The largest hashes round to 1, where the noise would be -inf: then even the only token left could not win.
+    uniform = uniform.clamp(max=1.0 - 2.0**-24)
+    # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
+    gumbel = -torch.log(-torch.log1p(-uniform))
+    noisy = logits + temperature[:, None] * gumbel
+    noisy[:, mask_id] = -torch.inf
+    return noisy
+
+
+@torch.no_grad()
+def _agrees(own: Kernel) -> bool:
+    """Whether all functions of the kernels match torch's. Every loop of theirs has a remainder at these shapes."""
+    rows, vocab, dim, mask_id = 21, 5 * 4096 + 777, 261, 4500
+    hidden, weight = (
+        torch.arange(count * dim, dtype=torch.float32).mul_(step).sin_().view(count, dim)
+        for count, step in ((rows, 0.7), (vocab, 0.113))
+    )
+    logits, some = linear(hidden, weight), torch.arange(rows)
+    heat, states = torch.linspace(0.1, 2.0, rows), hashed(some)
+    best, expected = _best_token(logits, mask_id)
+    leaders = _noisy(logits, heat, states, mask_id).topk(2)
+    (token, token_odds), (proposed, proposed_odds) = (
+        own.best_token(logits, mask_id),
+        own.propose(hidden, weight, mask_id),
+    )
+    drawn, highest, second = own.draw(logits, heat, states, mask_id)
+    found = ((token, best), (proposed, best), (drawn, leaders.indices[:, 0]))
+    pairs = (
+        (token_odds, expected),
+        (proposed_odds, expected),
+        (own.log_odds(logits, some), _log_odds(logits, some)),
+        (own.product(hidden, weight), logits),
+        (torch.stack((highest, second), dim=-1), leaders.values),
+    )
+    return all(torch.equal(ours, theirs) for ours, theirs in found) and all(
+        torch.allclose(ours, theirs, atol=1e-4, rtol=1e-5) for ours, theirs in pairs
+    )

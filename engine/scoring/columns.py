@@ -1,0 +1,146 @@
+"""Columns of scores for targets that are asked for more than their best token: edits, draws, entropies, logprobs.
+
+One slice of a step's targets at a time. Its arrays wait for the step's upload. Knows requests' parameters and policies'
+needs, but neither the host's `Scores` nor the transfer of the columns.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.core.params import SamplingParams
+from engine.core.plan import Needs
+from engine.core.request import Request
+from engine.kernels.proposals import best_token, log_odds
+from engine.kernels.transfer import Upload
+from engine.scoring.edits import Edit, Edits
+from engine.scoring.logprobs import Reported
+from engine.scoring.sampling import Shaping, parameters
+from engine.scoring.slices import Rows, TargetSlice, owned_by
+from engine.scoring.top_tokens import Subset, most_probable
+
+
+class ScoredSlice:
+    """What is asked of one slice's targets."""
+
+    def __init__(
+        self,
+        targets: TargetSlice,
+        edits: Mapping[Request, Edit],
+        num_top: int | None,
+        with_entropy: bool,
+        upload: Upload,
+    ) -> None:
+        """`edits`, `num_top` (`logprobs.num_reported`) and `with_entropy` are of the whole step."""
+        self.some, plans, needs = targets
+        counts = [len(plan.targets) for plan in plans]
+        total = sum(counts)
+        self._reported = Reported(plans, num_top, upload) if num_top is not None else None
+        self._edits = Edits(plans, edits, upload) if edits else None
+        self._cut = VocabularyCut(counts, needs, upload) if any(need.vocabulary for need in needs) else None
+        shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]
+        self._shaping = None
+        if any(shaped):
+            indices = owned_by(shaped, counts)
+            processed = np.repeat([need.processed for need in needs], counts)[indices]
+            rows = parameters([plan for plan, is_shaped in zip(plans, shaped, strict=True) if is_shaped])
+            self._shaping = Shaping(rows, indices, processed, total, upload)
+        self._spread = None
+        if with_entropy:
+            self._spread = Rows(owned_by([need.entropy or need.margin for need in needs], counts), total, upload)
+
+    def __call__(self, logits: Tensor, mask_id: int) -> list[Tensor]:
+        """logits [targets, vocab], which are overwritten -> columns [targets].
+
+        These are tokens, entropy and margin if any target of the step needs them, and log-odds; then `Reported.table`
+        if any request asks for log-probabilities.
+        """
+        unedited = self._reported.unedited(logits) if self._reported else None
+        logits = logits.float()
+        if self._edits:
+            self._edits.apply(logits)
+        cut = self._cut.of(logits) if self._cut else None
+        tokens, odds = cut.best_token(logits, mask_id) if cut else best_token(logits, mask_id)
+        if shaping := self._shaping:
+            shaping.apply(logits, tokens, mask_id)
+            if cut:
+                odds = cut.log_odds(logits, tokens)
+            else:
+                shaping.targets.put(odds, log_odds(shaping.targets.of(logits), shaping.targets.of(tokens)))
+        columns = [tokens]
+        if self._spread:
+            columns += _entropy_and_margin(logits, self._spread, mask_id)
+        columns.append(odds)
+        if self._reported and unedited is not None:
+            columns.append(self._reported.table(unedited, tokens, mask_id))
+        return columns
+
+
+class VocabularyCut:
+    """Which targets are scored over a subset of the vocabulary."""
+
+    def __init__(self, counts: Sequence[int], needs: Sequence[Needs], upload: Upload) -> None:
+        sizes = np.repeat([need.vocabulary or 0 for need in needs], counts)
+        within, others = np.flatnonzero(sizes), np.flatnonzero(sizes == 0)
+        self.within, self.others = Rows(within, len(sizes), upload), Rows(others, len(sizes), upload)
+        self.is_all = not len(others)
+        self._sizes, self._largest = upload.add(sizes[within]), int(sizes.max())
+        self._by_entropy = upload.add(np.repeat([need.by_entropy for need in needs], counts)[within])
+
+    def of(self, logits: Tensor) -> "CutLogits":
+        """logits [targets, vocab]"""
+        own = self.within.of(logits)
+        return CutLogits(self, most_probable(own, self._sizes.tensor, self._largest, self._by_entropy.tensor))
+
+
+class CutLogits:
+    """A `VocabularyCut` of some logits, before these are shaped."""
+
+    def __init__(self, cut: VocabularyCut, subset: Subset) -> None:
+        self._cut, self._subset = cut, subset
+
+    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+        """As `proposals.best_token`, each target over its own part of the vocabulary."""
+        best = self._subset.best_token(mask_id)
+        tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+        odds = torch.empty(len(logits), device=logits.device)
+        if not self._cut.is_all:
+            others, their_odds = best_token(self._cut.others.of(logits), mask_id)
+            self._cut.others.put(tokens, others)
+            self._cut.others.put(odds, their_odds)
+        self._cut.within.put(tokens, best)
+        self._cut.within.put(odds, self._subset.log_odds(best))
+        return tokens, odds
+
+    def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """As `proposals.log_odds`, each target over its own part of the vocabulary."""
+        odds = torch.empty(len(logits), device=logits.device)
+        if not self._cut.is_all:
+            others = self._cut.others
+            others.put(odds, log_odds(others.of(logits), others.of(tokens)))
+        self._cut.within.put(odds, self._subset.log_odds(self._cut.within.of(tokens)))
+        return odds
+
+
+def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
+    """Whether sampling parameters change tokens or scores. At temperature 0 they can only change probabilities."""
+    narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+    return sampling.temperature > 0 or (need.processed and narrows)
+
+
+def _entropy_and_margin(logits: Tensor, rows: Rows, mask_id: int) -> list[Tensor]:
+    """Entropy and margin, each [targets] in float64 and NaN outside `rows`; `Scores` defines them.
+
+    Sums are over all tokens but the best, relative to it, so that a sure model's small numbers stay precise.
+    """
+    entropy, margin = torch.full((2, len(logits)), torch.nan, dtype=torch.float64, device=logits.device)
+    own = rows.of(logits)
+    highest, best = own.max(dim=-1, keepdim=True)
+    weights = (own - highest).exp_().scatter_(-1, best, 0.0)  # [rows, vocab]
+    others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
+    rows.put(entropy, others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others))
+    lead = (1.0 - second) / (1.0 + others)
+    rows.put(margin, torch.where(best.squeeze(-1) == mask_id, -lead, lead))
+    return [entropy, margin]
