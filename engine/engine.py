@@ -4,7 +4,7 @@ Knows requests, the scheduler and the runner, but no threads (see `engine.loop`)
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,12 @@ class Engine:
         self._forwards = self._rows_computed = 0
         self._finished = Counter(dict.fromkeys(FinishReason, 0))
         self.tally = Tally()
+        self._meanwhile: Callable[[], None] = lambda: None
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the host has time while the device computes: a CPU is both."""
+        return self.runner.device.type == "cuda"
 
     def new_request(self, submission: Submission) -> Request:
         """Makes a request that can be served. Raises InvalidRequest with the name of the field at fault."""
@@ -122,11 +128,13 @@ class Engine:
         return output
 
     @torch.inference_mode()
-    def step(self) -> list[Output]:
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Output]:
         """Runs one step. Returns the blocks that it completed and the last outputs of requests that failed.
 
-        Raises DeviceLost if the device itself has failed.
+        Calls `meanwhile` each time that the device has work and the host has none. It may submit requests, but not
+        abort any. Raises DeviceLost if the device itself has failed.
         """
+        self._meanwhile = meanwhile
         with self.tally.step():
             plans = self._schedule()
             plans, scores = self._score(plans)
@@ -181,7 +189,10 @@ class Engine:
         mask_id, page_size = self.info.spec.mask_id, self.info.page_size
         step = prepare(plans, needs(plans), mask_id=mask_id, page_size=page_size, device=self.runner.device)
         with self.tally.forward():
-            scores = step.run(self.runner)
+            step.launch(self.runner)
+            self._meanwhile()
+            scores = step.read()
+        self.tally.on_device(step.device_seconds)
         self._forwards += 1
         self._rows_computed += sum(len(plan.rows) for plan in plans)
         return scores

@@ -76,6 +76,8 @@ class EngineLoop:
         self._aborted: deque[str] = deque()
         self._streams: dict[str, OutputStream] = {}
         self._rejected = 0
+        self._undelivered: list[Output] = []
+        """Of the last step: on a GPU they go out under the next forward. Only the engine's thread knows them."""
         self._accepting = False
         self._halted = False
         self._died = False
@@ -207,7 +209,7 @@ class EngineLoop:
         while not self._halted:
             self._take_in()
             try:
-                outputs = self._engine.step()
+                outputs = self._engine.step(self._use_the_wait)
             except DeviceLost:
                 raise
             except Exception:
@@ -215,7 +217,11 @@ class EngineLoop:
                 logger.exception("a step failed; its requests fail with it")
                 running = [request.id for request in self._engine.scheduler.running]
                 outputs = self._ended(running or self._engine.request_ids, FinishReason.ERROR)
-            self._deliver(outputs)
+            self._deliver_last()
+            self._undelivered = outputs
+            if not (self._engine.is_async and self._engine.request_ids):
+                self._deliver_last()
+        self._deliver_last()
         self._take_in()
         self._deliver(self._ended(self._engine.request_ids, FinishReason.ABORT))
 
@@ -226,11 +232,27 @@ class EngineLoop:
             while not (self._incoming or self._aborted or self._halted or self._engine.request_ids):
                 self._changed.wait(IDLE_BEAT_SECONDS)
                 self._beat = time.monotonic()
-            while self._incoming:
-                self._engine.submit(self._incoming.popleft())
+            self._admit()
             aborted = list(self._aborted)
             self._aborted.clear()
         self._deliver(self._ended(aborted, FinishReason.ABORT))
+
+    def _use_the_wait(self) -> None:
+        """What need not wait for the device: called while it computes."""
+        if self._engine.is_async:
+            self._deliver_last()
+            with self._changed:
+                self._admit()
+
+    def _admit(self) -> None:
+        """Hands submissions to the engine. Its caller holds the lock."""
+        while self._incoming:
+            self._engine.submit(self._incoming.popleft())
+
+    def _deliver_last(self) -> None:
+        """Delivers the last step's outputs, unless that is done."""
+        outputs, self._undelivered = self._undelivered, []
+        self._deliver(outputs)
 
     def _ended(self, request_ids: Sequence[str], reason: FinishReason) -> list[Output]:
         outputs = (self._engine.abort(request_id, reason) for request_id in request_ids)

@@ -38,7 +38,8 @@ def test_a_step_by_hand(llada_tiny):
 
     # One forward writes keys and values in place; the targets' logits become proposed tokens and their confidence.
     with torch.inference_mode():
-        [scores] = step.run(engine.runner)
+        step.launch(engine.runner)
+        [scores] = step.read()
     assert scores.positions is plan.targets
     assert all(0 <= token < 256 for token in scores.tokens), "the mask, 256, is never proposed"
 

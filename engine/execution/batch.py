@@ -79,7 +79,7 @@ class FlatBatch:
         return batch
 
     def _add_pages(self, upload: Upload) -> Callable[[], PagedRows]:
-        arrays = _tiles(self.spans), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
+        arrays = _tiles(self.spans, TILE_ROWS), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
         tiles, horizons, table = (upload.add(array) for array in arrays)
         return lambda: PagedRows(tiles.tensor, horizons.tensor, table.tensor, self.page_size)
 
@@ -142,14 +142,14 @@ def _table(spans: Sequence[Span], page_size: int) -> NDArray[np.int32]:
     return table
 
 
-def _tiles(spans: Sequence[Span]) -> NDArray[np.int32]:
+def _tiles(spans: Sequence[Span], tile_rows: int) -> NDArray[np.int32]:
     """`PagedRows.tiles` of these spans."""
     starts, stops = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2).T
-    counts = -(-(stops - starts) // TILE_ROWS)
+    counts = -(-(stops - starts) // tile_rows)
     sequences = np.repeat(np.arange(len(spans)), counts)
     in_span = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)
-    first = starts[sequences] + in_span * TILE_ROWS
-    return np.stack([first, np.minimum(stops[sequences] - first, TILE_ROWS), sequences], axis=-1).astype(np.int32)
+    first = starts[sequences] + in_span * tile_rows
+    return np.stack([first, np.minimum(stops[sequences] - first, tile_rows), sequences], axis=-1).astype(np.int32)
 
 
 def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:

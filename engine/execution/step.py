@@ -9,21 +9,35 @@ import torch
 
 from engine.core.plan import Needs, Scores, StepPlan
 from engine.execution.batch import Batch, lay_out
+from engine.execution.clock import DeviceClock
 from engine.execution.runner import Runner
 from engine.kernels.transfer import Upload
-from engine.scoring.scores import Scoring
+from engine.scoring.scores import Launched, Scoring
 
 
 class PreparedStep:
     """A forward whose arrays are on their way to the device."""
 
-    def __init__(self, batch: Callable[[], Batch], scoring: Scoring) -> None:
+    def __init__(self, batch: Callable[[], Batch], scoring: Scoring, device: torch.device) -> None:
         self._batch, self._scoring = batch, scoring
+        self._clock = DeviceClock(device)
+        self._launched: Launched | None = None
 
-    def run(self, runner: Runner) -> list[Scores]:
-        """The scores of each plan, on the host: waits for the device once."""
-        logits, importance = runner.forward(self._batch())
-        return self._scoring(logits, importance)
+    def launch(self, runner: Runner) -> None:
+        """Queues the forward and its scoring. On CUDA it does not wait for them."""
+        with self._clock:
+            logits, importance = runner.forward(self._batch())
+            self._launched = self._scoring.launch(logits, importance)
+
+    def read(self) -> list[Scores]:
+        """The scores of each plan, on the host: waits for the device, the only time in a step."""
+        assert self._launched is not None, "`launch` comes first"
+        return self._scoring.read(self._launched)
+
+    @property
+    def device_seconds(self) -> float:
+        """Time on the device from the forward's first kernel to the scores. Valid after `read`."""
+        return self._clock.seconds
 
 
 def prepare(
@@ -34,4 +48,4 @@ def prepare(
     batch = lay_out(plans, page_size).add_to(upload)
     scoring = Scoring(plans, mask_id, needs, upload)
     upload.send()
-    return PreparedStep(batch, scoring)
+    return PreparedStep(batch, scoring, device)

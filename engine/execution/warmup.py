@@ -74,7 +74,8 @@ def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
     try:
         page_size = scheduler.pool.page_size
         step = prepare(plans, needs(plans), mask_id=spec.mask_id, page_size=page_size, device=runner.device)
-        choose(plans, step.run(runner), scheduler.faults)
+        step.launch(runner)
+        choose(plans, step.read(), scheduler.faults)
     except Exception as error:
         logger.debug("a first step has failed", exc_info=True)
         rows = sum(len(plan.rows) for plan in plans)

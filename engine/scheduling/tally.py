@@ -86,6 +86,8 @@ class DecodingStats:
     """Tokens of one step: those that it decoded, and the prompts of requests whose first step it was."""
     forward_seconds: Distribution
     """Seconds of a step from the finished batch until its scores are on the host."""
+    device_seconds: Distribution
+    """Of these, seconds by the device's own clock. Where they are fewer, the device waits for the host to launch."""
     host_seconds: Distribution
     """All other seconds of a step: scheduling, building the batch, choosing tokens, counting."""
 
@@ -106,8 +108,9 @@ class Tally:
         self._batch_rows = Histogram(ROWS)
         self._step_tokens = Histogram(STEP_TOKENS)
         self._forward_seconds = Histogram(SECONDS)
+        self._device_seconds = Histogram(SECONDS)
         self._host_seconds = Histogram(SECONDS)
-        self._forward = 0.0
+        self._forward = self._on_device = 0.0
         self._pages_held = 0
         self._kv_page_seconds = 0.0
 
@@ -120,14 +123,20 @@ class Tally:
         finally:
             self._forward += time.perf_counter() - begun
 
+    def on_device(self, seconds: float) -> None:
+        """Adds what the device's own clock says of a `forward`."""
+        self._on_device += seconds
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Times a whole step with its `forward` in it."""
-        begun, self._forward, self._pages_held = time.perf_counter(), 0.0, 0
+        begun, self._pages_held = time.perf_counter(), 0
+        self._forward = self._on_device = 0.0
         yield
         seconds = time.perf_counter() - begun
         if self._forward:  # else no request had a plan
             self._forward_seconds.add([self._forward])
+            self._device_seconds.add([self._on_device])
             self._host_seconds.add([seconds - self._forward])
             self._kv_page_seconds += self._pages_held * seconds
 
@@ -209,6 +218,7 @@ class Tally:
             batch_rows=self._batch_rows.read(),
             step_tokens=self._step_tokens.read(),
             forward_seconds=self._forward_seconds.read(),
+            device_seconds=self._device_seconds.read(),
             host_seconds=self._host_seconds.read(),
         )
 

@@ -4,6 +4,7 @@ Knows what policies need, not which they are: `engine.unmask.policies` decides w
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,18 @@ from engine.scoring.logprobs import num_reported, received
 from engine.scoring.slices import Logits, Rows, owned_by, target_slices
 
 
+class Launched(NamedTuple):
+    """Columns on the device, each in slices of targets."""
+
+    plain: Sequence[Sequence[Tensor]]
+    """Tokens and log-odds of targets that are asked for nothing else."""
+    others: Sequence[Sequence[Tensor]]
+    """What `ScoredSlice` gives for all other targets."""
+    importance: Sequence[Sequence[Tensor]]
+
+
 class Scoring:
-    """What a step asks of its targets' logits: its arrays wait for the step's upload, then it scores.
+    """What a step asks of its targets' logits. Its arrays wait for the step's upload; then it launches and is read.
 
     A token's log-odds are its logit minus the float32 log-sum-exp of all other logits, which include the mask token's;
     the mask token is never chosen. Logits are the model's after the request's edits. Temperature, top_p, top_k and
@@ -45,16 +56,19 @@ class Scoring:
             for targets in target_slices(asked, its_needs)
         ]
 
-    def __call__(self, logits: Logits, importance: Sequence[Tensor] = ()) -> list[Scores]:
-        """logits [targets of all plans, vocab] -> one `Scores` for each plan.
+    def launch(self, logits: Logits, importance: Sequence[Tensor] = ()) -> "Launched":
+        """logits [targets of all plans, vocab] -> their scores on the device, which may not be computed yet.
 
         `importance` has a tensor [visible end] for each plan that asks for the rollout; they are only moved to the host
         with the rest.
         """
         plain, others = list(self._proposals(logits)), list(self._columns(logits))
-        columns = [*zip(*plain, strict=True)], [*zip(*others, strict=True)], [[one] for one in importance]
-        host = _to_host([column for group in columns for column in group])
-        first, last = len(columns[0]), len(columns[0]) + len(columns[1])
+        return Launched([*zip(*plain, strict=True)], [*zip(*others, strict=True)], [[one] for one in importance])
+
+    def read(self, launched: "Launched") -> list[Scores]:
+        """One `Scores` for each plan. Waits for the device."""
+        host = _to_host([column for group in launched for column in group])
+        first, last = len(launched.plain), len(launched.plain) + len(launched.others)
         return list(self._split(host[:first], host[first:last], host[last:]))
 
     def _proposals(self, logits: Logits) -> Iterator[tuple[Tensor, Tensor]]:

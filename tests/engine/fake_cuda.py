@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from engine import ModelSpec
 from engine.core.config import EngineConfig
 from engine.engine import Engine, EngineInfo
+from engine.execution import step
+from engine.execution.clock import DeviceClock
 from engine.execution.runner import Runner
 from engine.kernels import transfer
 from engine.kernels.attention import KVPool, Layout, attend_spans
@@ -185,4 +187,5 @@ def fake_cuda(monkeypatch):
         fake = FakeCuda(mode)
         monkeypatch.setattr(transfer, "to_devices", fake.to_devices)
         monkeypatch.setattr(scores, "_to_host", fake.to_host)
+        monkeypatch.setattr(step, "DeviceClock", lambda _: DeviceClock(torch.device("cpu")))
         yield fake

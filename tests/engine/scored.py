@@ -35,7 +35,7 @@ def score(logits, plans, mask_id, needs=(), importance=()):
     upload = Upload(rows.device)
     scoring = Scoring(plans, mask_id, needs or [Needs()] * len(plans), upload)
     upload.send()
-    return scoring(logits, importance)
+    return scoring.read(scoring.launch(logits, importance))
 
 
 def build(plans, device, page_size):

@@ -5,6 +5,8 @@ import pytest
 from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission, load
 from engine.cache.policies import CACHES
 from engine.core.request import Request
+from engine.execution import step
+from engine.execution.batch import _table, _tiles, lay_out
 from engine.scheduling.pages import PagePool
 from tests.engine.scored import build
 
@@ -51,3 +53,28 @@ def test_pages_out_of_order_whose_ends_are_in_order_change_no_token(llada_tiny, 
 
     monkeypatch.setattr(PagePool, "allocate", shuffled)
     assert run(engine, asked) == expected
+
+
+@pytest.mark.parametrize("rows_of", [lambda rows: rows + 1, lambda rows: -(-rows // 64) * 64])
+def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, monkeypatch, rows_of):
+    """They stand in no sequence and write where nobody reads, as a batch of a fixed size needs them."""
+    engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
+    lay_out = step.lay_out
+
+    def padded(plans, page_size):
+        flat = lay_out(plans, page_size)
+        return flat.padded(rows_of(len(flat.ids)), engine.runner.pool.dump)
+
+    monkeypatch.setattr(step, "lay_out", padded)
+    rows = golden[::5]
+    ends = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
+    assert [ends[str(number)][0] for number in range(len(rows))] == [row["output"] for row in rows]
+
+
+def test_tables_and_tiles_say_on_the_device_what_spans_say_on_the_host(engine):
+    """For kernels that walk page tables: each row is in one tile of its own sequence, each page in its place."""
+    requests = [placed(pages) for pages in ((1, 3, 2, 4), (7, 5, 6, 0))]
+    flat = lay_out([CACHES["none"].plan(request) for request in requests], 4)
+    tiles, table = _tiles(flat.spans, 6), _table(flat.spans, 4)
+    assert tiles.tolist() == [[0, 6, 0], [6, 6, 0], [12, 4, 0], [16, 6, 1], [22, 6, 1], [28, 4, 1]]
+    assert table.tolist() == [list(request.pages) for request in requests]
