@@ -2,8 +2,8 @@
 
 The kernel has the contract of `attention.attend_rows`, but takes int32 tensors in place of segments. The host decides
 nothing but shapes: a CUDA graph can capture the launch, and a replay reads whatever the tensors then hold. Knows pages
-and horizons, but no layers and no requests. Needs Triton, which torch brings along for CUDA: import this module only
-where `library`'s caller has found it. Sources: FlashAttention-2 (arXiv 2307.08691), PagedAttention (2309.06180).
+and horizons, but no layers and no requests. Imports Triton, which not every machine has (`triton_available`). Sources:
+FlashAttention-2 (arXiv 2307.08691), PagedAttention (2309.06180).
 """
 
 import numpy as np
@@ -16,8 +16,12 @@ from torch import Tensor
 TILE_ROWS = 64
 """Most rows of a tile, and rows of a tensor core's operand: one (row, head) each. Chosen, not measured."""
 
-_KEY_BYTES = 256
-"""A key up to this size is read with 63 others, a larger one with 31: more do not fit in shared memory."""
+_MOST_KEYS, _KEYS_BYTES = 64, 2**14
+"""Bounds of the keys that a program reads at once: with their values and a second set of both, they have to fit in
+shared memory, and the products in registers. Chosen from what the compiler reports for them, not measured."""
+
+_LEAST_SIDE = 16
+"""Least side of a matrix that Triton multiplies."""
 
 
 def tiles(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -43,7 +47,8 @@ def attend_paged(
     """
     out = torch.empty_like(q)
     head_dim, group = q.shape[2], q.shape[1] // len(keys)
-    padded_dim = max(triton.next_power_of_2(head_dim), 16)
+    padded_dim = triton.next_power_of_2(max(head_dim, _LEAST_SIDE))
+    keys_at_once = max(min(_MOST_KEYS, _KEYS_BYTES // (padded_dim * keys.element_size())), _LEAST_SIDE)
     # A group's heads share their keys. The parts of a tile run side by side, so that all but one find them in a cache.
     _attend[(group, len(tiles), len(keys))](
         q,
@@ -66,9 +71,9 @@ def attend_paged(
         HEAD_DIM=head_dim,
         PADDED_DIM=padded_dim,
         ROWS=TILE_ROWS,
-        KEYS=64 if padded_dim * keys.element_size() <= _KEY_BYTES else 32,
+        KEYS=keys_at_once,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # the latter means nothing to smaller types
-        num_warps=4,
+        num_warps=4 if keys_at_once == _MOST_KEYS else 8,
         num_stages=2,
     )
     return out
