@@ -66,13 +66,13 @@ def attend_paged(
         keys.stride(0),
         values.stride(0),
         table.stride(0),
-        PAGE_SIZE=page_size,
-        GROUP=group,
-        HEAD_DIM=head_dim,
-        PADDED_DIM=padded_dim,
-        ROWS=TILE_ROWS,
-        KEYS=keys_at_once,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",  # the latter means nothing to smaller types
+        page_size=page_size,
+        group=group,
+        head_dim=head_dim,
+        padded_dim=padded_dim,
+        pairs=TILE_ROWS,
+        keys_at_once=keys_at_once,
+        precision="ieee" if q.dtype == torch.float32 else "tf32",  # the latter means nothing to smaller types
         num_warps=4 if keys_at_once == _MOST_KEYS else 8,
         num_stages=2,
     )
@@ -96,31 +96,31 @@ def _attend(
     keys_head: tl.tensor,
     values_head: tl.tensor,
     table_row: tl.tensor,
-    PAGE_SIZE: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    page_size: tl.constexpr,
+    group: tl.constexpr,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    pairs: tl.constexpr,
+    keys_at_once: tl.constexpr,
+    precision: tl.constexpr,
 ) -> None:
-    """One of GROUP parts of a tile, for one KV head: ROWS of its (row, head of the group) pairs, row by row.
+    """One of `group` parts of a tile, for one KV head: `pairs` of a row and a head of the group, row by row.
 
-    A running softmax in float32. Names in capitals are known at compile time.
+    The softmax is a running one, in float32.
     """
     part, tile, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
     sequence = tl.load(tiles + tile * 3 + 2).to(tl.int64)
 
-    pair = part * ROWS + tl.arange(0, ROWS)
-    row, head = first + pair // GROUP, kv_head * GROUP + pair % GROUP
-    exists = pair // GROUP < count
+    pair = part * pairs + tl.arange(0, pairs)
+    row, head = first + pair // group, kv_head * group + pair % group
+    exists = pair // group < count
     horizon = tl.load(horizons + row, mask=exists, other=0)
     end = tl.max(horizon, 0)
 
-    dim = tl.arange(0, PADDED_DIM)
-    is_dim = dim < HEAD_DIM
+    dim = tl.arange(0, padded_dim)
+    is_dim = dim < head_dim
     q_at = q + row[:, None] * q_row + head[:, None] * q_head + dim[None, :]
     queries = tl.load(q_at, mask=exists[:, None] & is_dim[None, :], other=0.0)
     keys += kv_head * keys_head
@@ -128,26 +128,26 @@ def _attend(
     table += sequence * table_row
 
     to_log2 = scale * 1.4426950408889634  # powers of 2 are what the hardware computes
-    best = tl.full((ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    attended = tl.zeros((ROWS, PADDED_DIM), tl.float32)
-    for start in range(0, end, KEYS):
-        position = start + tl.arange(0, KEYS)
+    best = tl.full((pairs,), float("-inf"), tl.float32)
+    total = tl.zeros((pairs,), tl.float32)
+    attended = tl.zeros((pairs, padded_dim), tl.float32)
+    for start in range(0, end, keys_at_once):
+        position = start + tl.arange(0, keys_at_once)
         is_key = position < end
-        page = tl.load(table + position // PAGE_SIZE, mask=is_key, other=0).to(tl.int64)
-        at = (page * PAGE_SIZE + position % PAGE_SIZE)[:, None] * HEAD_DIM + dim[None, :]
+        page = tl.load(table + position // page_size, mask=is_key, other=0).to(tl.int64)
+        at = (page * page_size + position % page_size)[:, None] * head_dim + dim[None, :]
         is_read = is_key[:, None] & is_dim[None, :]
         k = tl.load(keys + at, mask=is_read, other=0.0)
         v = tl.load(values + at, mask=is_read, other=0.0)
 
         is_seen = position[None, :] < horizon[:, None]
-        scores = tl.dot(queries, tl.trans(k), input_precision=PRECISION) * to_log2
+        scores = tl.dot(queries, tl.trans(k), input_precision=precision) * to_log2
         scores = tl.where(is_seen, scores, float("-inf"))
         peak = tl.maximum(best, tl.max(scores, 1))
         shift = tl.where(peak == float("-inf"), 0.0, peak)  # a row that sees nothing: -inf minus -inf is NaN
         shrink = tl.exp2(best - shift)
         weights = tl.exp2(scores - shift[:, None])
-        attended = attended * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        attended = attended * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=precision)
         total = total * shrink + tl.sum(weights, 1)
         best = peak
 

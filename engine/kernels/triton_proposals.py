@@ -1,9 +1,10 @@
 """Tokens and log-odds of target logits on CUDA: each logit is read once, and no float32 copy of them is made.
 
 Two launches: the first cuts each row into spans, so that a few targets occupy a whole GPU, and the second merges a
-row's spans. The host decides nothing but shapes, so a CUDA graph can capture both. The definitions are `_best_token` and
-`_log_odds` of `engine.scoring.scores` and `draw` of `engine.scoring.sampling`, with the noise of `engine.core.noise`.
-Knows the mask token and temperatures, but no requests. Imports Triton, which not every machine has (`triton_available`).
+row's spans. The host decides nothing but shapes, so that a CUDA graph can capture both. The definitions are
+`_best_token` and `_log_odds` of `engine.scoring.scores` and `draw` of `engine.scoring.sampling`, with the noise of
+`engine.core.noise`. Knows the mask token and temperatures, but no requests. Imports Triton, which not every machine has
+(`triton_available`).
 """
 
 import torch
@@ -36,9 +37,7 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return _score(logits, tokens, 0, is_given=True)
 
 
-def draw(
-    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int
-) -> Tensor:
+def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
     """logits [rows, vocab] -> tokens int64 [rows], drawn from softmax(logits / temperature) without the mask.
 
     temperature float32 [rows], each above 0. seeds, positions and steps int64 [rows] are hashed into the noise. Where
@@ -52,9 +51,9 @@ def draw(
     row = logits.stride(0)
     of_rows = (temperature, seeds, positions, steps)
     _draw_in_span[(spans, rows)](
-        logits, *of_rows, best, proposed, vocab, row, mask_id, spans, SPAN=_SPAN, num_warps=_WARPS
+        logits, *of_rows, best, proposed, vocab, row, mask_id, spans, size=_SPAN, num_warps=_WARPS
     )
-    _merge_draws[(rows,)](best, proposed, tokens, spans, SPANS=triton.next_power_of_2(spans), num_warps=1)
+    _merge_draws[(rows,)](best, proposed, tokens, spans, padded_spans=triton.next_power_of_2(spans), num_warps=1)
     return tokens
 
 
@@ -67,10 +66,10 @@ def _score(logits: Tensor, tokens: Tensor, mask_id: int, *, is_given: bool) -> T
     scores = torch.empty(rows, dtype=torch.float32, device=logits.device)
     row, partial = logits.stride(0), (best, proposed, peaks, totals)
     _score_span[(spans, rows)](
-        logits, tokens, *partial, vocab, row, mask_id, spans, IS_GIVEN=is_given, SPAN=_SPAN, num_warps=_WARPS
+        logits, tokens, *partial, vocab, row, mask_id, spans, is_given=is_given, size=_SPAN, num_warps=_WARPS
     )
     _merge_scores[(rows,)](
-        *partial, tokens, scores, spans, IS_GIVEN=is_given, SPANS=triton.next_power_of_2(spans), num_warps=1
+        *partial, tokens, scores, spans, is_given=is_given, padded_spans=triton.next_power_of_2(spans), num_warps=1
     )
     return scores
 
@@ -87,22 +86,19 @@ def _score_span(
     logits_row: tl.tensor,
     mask_id: tl.tensor,
     spans: tl.tensor,
-    IS_GIVEN: tl.constexpr,
-    SPAN: tl.constexpr,
+    is_given: tl.constexpr,
+    size: tl.constexpr,
 ) -> None:
     """Of one span of one row: a token, its logit, and the peak and total of all others as `_weights` has them.
 
     The token is the given one if it is in the span, else the best. A total of NaN says that there is one in the span.
     """
     span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    token = span * SPAN + tl.arange(0, SPAN)
+    token = span * size + tl.arange(0, size)
     logit = tl.load(logits + row * logits_row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
     has_nan = tl.max((logit != logit).to(tl.int32), 0) > 0
     logit = tl.where(logit != logit, float("-inf"), logit)  # the maximum of NaN and others depends on the device
-    if IS_GIVEN:
-        is_candidate = token == tl.load(tokens + row)
-    else:
-        is_candidate = (token < vocab) & (token != mask_id)
+    is_candidate = token == tl.load(tokens + row) if is_given else (token < vocab) & (token != mask_id)
     top = tl.max(tl.where(is_candidate, logit, float("-inf")), 0)
     chosen = tl.min(tl.where(is_candidate & (logit == top), token, _NO_TOKEN), 0)
     others = tl.where(token == chosen, float("-inf"), logit)
@@ -124,12 +120,12 @@ def _merge_scores(
     tokens: tl.tensor,
     scores: tl.tensor,
     spans: tl.tensor,
-    IS_GIVEN: tl.constexpr,
-    SPANS: tl.constexpr,
+    is_given: tl.constexpr,
+    padded_spans: tl.constexpr,
 ) -> None:
     """The row's token is the best of its spans'; the tokens of the other spans join those that it is compared with."""
     row = tl.program_id(0).to(tl.int64)
-    span = tl.arange(0, SPANS)
+    span = tl.arange(0, padded_spans)
     at, exists = row * spans + span, span < spans
     logit = tl.load(best + at, mask=exists, other=float("-inf"))
     token = tl.load(proposed + at, mask=exists, other=_NO_TOKEN)
@@ -141,7 +137,7 @@ def _merge_scores(
     total = tl.sum(tl.load(totals + at, mask=exists, other=0.0) * _weights(others, peak) + _weights(losers, peak), 0)
     # Nothing beside the token: the peak is -inf, and so is the sum's logarithm.
     tl.store(scores + row, top - (peak + tl.log(tl.where(total == 0.0, 1.0, total))))
-    if not IS_GIVEN:
+    if not is_given:
         tl.store(tokens + row, chosen.to(tl.int64))
 
 
@@ -165,11 +161,11 @@ def _draw_in_span(
     logits_row: tl.tensor,
     mask_id: tl.tensor,
     spans: tl.tensor,
-    SPAN: tl.constexpr,
+    size: tl.constexpr,
 ) -> None:
     """Of one span of one row: the greatest sum of logit and noise, and its token."""
     span, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    token = span * SPAN + tl.arange(0, SPAN)
+    token = span * size + tl.arange(0, size)
     is_candidate = (token < vocab) & (token != mask_id)
     logit = tl.load(logits + row * logits_row + token, mask=token < vocab, other=float("-inf")).to(tl.float32)
 
@@ -192,10 +188,10 @@ def _draw_in_span(
 
 @triton.jit
 def _merge_draws(
-    best: tl.tensor, proposed: tl.tensor, tokens: tl.tensor, spans: tl.tensor, SPANS: tl.constexpr
+    best: tl.tensor, proposed: tl.tensor, tokens: tl.tensor, spans: tl.tensor, padded_spans: tl.constexpr
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
-    span = tl.arange(0, SPANS)
+    span = tl.arange(0, padded_spans)
     at, exists = row * spans + span, span < spans
     noisy = tl.load(best + at, mask=exists, other=float("-inf"))
     token = tl.load(proposed + at, mask=exists, other=_NO_TOKEN)
@@ -204,7 +200,7 @@ def _merge_draws(
 
 @triton.jit
 def _exponential(uniform: tl.tensor) -> tl.tensor:
-    """-log1p(-uniform), which Triton lacks: log(w) scaled by how much the rounding of w = 1 - uniform has changed it."""
+    """-log1p(-uniform), which Triton lacks: a logarithm, scaled by what the rounding of 1 - uniform has changed."""
     rounded = 1.0 - uniform
     lost = tl.where(rounded == 1.0, 1.0, 1.0 - rounded)
     return tl.where(rounded == 1.0, uniform, -tl.log(rounded) * (uniform / lost))
