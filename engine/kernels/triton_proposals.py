@@ -143,9 +143,8 @@ def _merge_scores(
 
 @triton.jit
 def _weights(logits: tl.tensor, peak: tl.tensor) -> tl.tensor:
-    """exp(logits - peak) for logits up to `peak`, but never NaN: 0 for -inf, and finite where the peak is infinite."""
-    shift = tl.where(tl.abs(peak) == float("inf"), 0.0, peak)
-    return tl.exp(tl.minimum(logits - shift, 0.0))
+    """exp(logits - peak), but not NaN where both are infinite: then 0 below and infinity above."""
+    return tl.exp(logits - tl.where(tl.abs(peak) == float("inf"), 0.0, peak))
 
 
 @triton.jit

@@ -62,8 +62,12 @@ def test_the_mask_is_not_proposed_even_if_it_is_the_best(spans):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_published_vocabulary(dtype):
-    check_scores(random_logits(2, 126_464, dtype), 126_336)
+def test_scores_of_each_dtype(dtype):
+    check_scores(random_logits(3, 5_003, dtype), 5_000)
+
+
+def test_scores_over_a_published_vocabulary():
+    check_scores(random_logits(2, 126_464, torch.bfloat16), 126_336)
 
 
 def test_the_lowest_of_equal_tokens_is_proposed(spans):
@@ -147,7 +151,7 @@ def test_draws_from_several_spans_equal_torch(vocab, spans):
 
 
 def test_draws_from_a_published_vocabulary():
-    logits = random_logits(4, 126_464, torch.bfloat16)
+    logits = random_logits(3, 126_464, torch.bfloat16)
     assert drawn(logits, 126_336) == expected_draws(logits, 126_336)
 
 
