@@ -12,9 +12,12 @@ SCRIPT = Path(__file__).with_name("triton_without_gpu.py")
 
 
 @pytest.mark.parametrize(
-    ("architecture", "shared"),
-    [(80, 163 * 1024), (86, 99 * 1024), (90, 227 * 1024)],  # shared memory by the CUDA C++ Programming Guide
-    ids=["A100", "RTX 30", "H100"],
+    ("architecture", "shared"),  # the latter by the CUDA C++ Programming Guide
+    [
+        pytest.param(90, 227 * 1024, id="H100"),
+        pytest.param(80, 163 * 1024, id="A100", marks=pytest.mark.slow),
+        pytest.param(86, 99 * 1024, id="RTX 30", marks=pytest.mark.slow),
+    ],
 )
 def test_kernels_compile_and_fit_in_shared_memory(architecture, shared, tmp_path):
     done = subprocess.run(
