@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,9 @@ from tempfile import TemporaryFile
 import httpx
 import pytest
 import torch
+
+# Triton reads it once, when anything imports it: without a GPU its kernels run in its interpreter.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
 from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load
 

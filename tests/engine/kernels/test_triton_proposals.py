@@ -1,0 +1,191 @@
+"""The kernels for CUDA, in Triton's interpreter where there is no GPU, against scoring and sampling by torch."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from engine.core.noise import hashed
+from engine.kernels import triton_proposals
+from engine.kernels.triton_proposals import best_token, draw, log_odds
+from engine.scoring import sampling, scores
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SPAN = 64
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+INF = math.inf
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
+"""Of NumPy, in which the interpreter computes: infinity minus infinity is NaN, as it should be."""
+
+
+@pytest.fixture
+def spans(monkeypatch):
+    """Short spans, so that few tokens are several."""
+    monkeypatch.setattr(triton_proposals, "_SPAN", SPAN)
+
+
+def random_logits(rows, vocab, dtype=torch.float32, seed=0):
+    """Rows that stand apart in memory, with NaN between them."""
+    wide = torch.full((rows, vocab + 3), torch.nan, dtype=dtype)
+    wide[:, :vocab] = 4 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    return wide.to(DEVICE)[:, :vocab]
+
+
+def check_scores(logits, mask_id):
+    """`best_token`, and `log_odds` of its tokens and of others, equal those of `scores`."""
+    expected = scores._best_token(logits.float().clone(), mask_id)
+    tokens, odds = best_token(logits, mask_id)
+    assert tokens.tolist() == expected.tolist()
+    assert tokens.dtype == torch.int64
+    assert odds.dtype == torch.float32
+    others = (7 * tokens + 1) % logits.shape[1]
+    for some, own in (tokens, odds), (tokens, log_odds(logits, tokens)), (others, log_odds(logits, others)):
+        wanted = scores._log_odds(logits.float().clone(), some)
+        torch.testing.assert_close(own, wanted, atol=2e-6, rtol=2e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("vocab", [2, 5, SPAN - 1, SPAN, SPAN + 1, 3 * SPAN + 7])
+def test_scores_equal_torch(vocab, spans):
+    logits = random_logits(3, vocab)
+    for mask_id in (0, vocab - 1):
+        check_scores(logits, mask_id)
+
+
+def test_the_mask_is_not_proposed_even_if_it_is_the_best(spans):
+    logits = random_logits(3, 3 * SPAN)
+    mask_id = int(logits[1].argmax())
+    check_scores(logits, mask_id)
+    assert mask_id not in best_token(logits, mask_id)[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_each_dtype(dtype):
+    check_scores(random_logits(3, 5_003, dtype), 5_000)
+
+
+def test_scores_over_a_published_vocabulary():
+    check_scores(random_logits(2, 126_464, torch.bfloat16), 126_336)
+
+
+def test_the_lowest_of_equal_tokens_is_proposed(spans):
+    logits = random_logits(2, 3 * SPAN).clamp(max=2.0)
+    check_scores(logits, int(logits[0].argmax()))
+    assert best_token(torch.zeros_like(logits), 0)[0].tolist() == [1, 1]
+
+
+def test_log_odds_of_a_sure_model_are_precise(spans):
+    """Where the token's probability rounds to 1, and whichever span it and its rivals are in."""
+    logits = torch.full((2, 3 * SPAN), -100.0, device=DEVICE)
+    logits[0, 10], logits[1, 2 * SPAN + 1] = 60.0, 100.0
+    logits[:, SPAN + 5] = 20.0
+    tokens, odds = best_token(logits, 0)
+    assert tokens.tolist() == [10, 2 * SPAN + 1]
+    assert odds.tolist() == [40.0, 80.0]
+    assert log_odds(logits, tokens).tolist() == [40.0, 80.0]
+    check_scores(logits, SPAN + 5)
+
+
+@pytest.mark.parametrize("mask_id", [1, SPAN + 2])
+def test_infinite_logits(mask_id, spans):
+    logits = torch.full((7, 2 * SPAN + 3), -INF, device=DEVICE)
+    logits[0, 70] = 3.0  # a single token
+    logits[1, mask_id] = 3.0  # only the mask
+    # row 2: none at all
+    logits[3, [5, 90]] = torch.tensor([1.0, 2.0], device=DEVICE)
+    logits[4, 9], logits[4, 100] = INF, 2.0
+    logits[5, [9, 100]] = INF
+    logits[6], logits[6, mask_id] = 1.0, INF
+    check_scores(logits, mask_id)
+    assert best_token(logits, mask_id)[1].tolist()[:2] == [INF, -INF]
+
+
+@pytest.mark.parametrize("place", [0, 7, 2 * SPAN + 2])
+def test_a_row_with_nan_has_log_odds_of_nan(place, spans):
+    """Wherever it is, the mask's place included; other rows are not affected."""
+    logits = random_logits(3, 2 * SPAN + 3)
+    logits[0, place], logits[1] = torch.nan, torch.nan
+    tokens, odds = best_token(logits, 7)
+    some = torch.tensor([3, 3, 3], device=DEVICE)
+    for own in (odds, log_odds(logits, some), log_odds(logits, torch.full_like(some, place))):
+        assert own.isnan().tolist() == [True, True, False]
+    for token in (*tokens.tolist(), *drawn(logits, 7)):
+        assert 0 <= token < logits.shape[1]
+        assert token != 7
+
+
+def rows_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = np.zeros(count, sampling._RECORD)
+    rows["seed"] = rng.integers(-(2**63), 2**63, count)
+    rows["position"], rows["step"] = rng.integers(0, 40_000, count), rng.integers(0, 3_000, count)
+    rows["temperature"] = rng.choice([0.05, 0.7, 1.0, 3.0], count)
+    return rows
+
+
+def drawn(logits, mask_id, rows=None):
+    rows = rows_of(len(logits)) if rows is None else rows
+    names = ("temperature", "seed", "position", "step")
+    columns = [torch.from_numpy(rows[name].copy()).to(DEVICE) for name in names]
+    return draw(logits, *columns, mask_id).tolist()
+
+
+def expected_draws(logits, mask_id, rows=None):
+    logits = logits.float().clone()
+    logits[:, mask_id] = -INF
+    return sampling.draw(logits, rows_of(len(logits)) if rows is None else rows).tolist()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_draws_equal_torch(dtype):
+    logits = random_logits(40, 1003, dtype)
+    assert drawn(logits, 500) == expected_draws(logits, 500)
+
+
+@pytest.mark.parametrize("vocab", [2, SPAN, 3 * SPAN + 7])
+def test_draws_from_several_spans_equal_torch(vocab, spans):
+    logits = random_logits(10, vocab)
+    assert drawn(logits, vocab // 2) == expected_draws(logits, vocab // 2)
+
+
+def test_draws_from_a_published_vocabulary():
+    logits = random_logits(3, 126_464, torch.bfloat16)
+    assert drawn(logits, 126_336) == expected_draws(logits, 126_336)
+
+
+def test_each_of_seed_position_and_step_changes_the_noise():
+    """Of equal logits, so that the noise decides alone."""
+    logits, rows = torch.zeros(40, 500, device=DEVICE), np.repeat(rows_of(1), 40)
+    rows["seed"][:10] += np.arange(10)
+    rows["seed"][10:20] += np.arange(10) << 32
+    rows["position"][20:30] += np.arange(10)
+    rows["step"][30:] += np.arange(10)
+    tokens = drawn(logits, 0, rows)
+    assert tokens == expected_draws(logits, 0, rows)
+    assert all(len(set(tokens[first : first + 10])) > 7 for first in range(0, 40, 10))
+
+
+def test_the_only_token_left_is_drawn_whatever_its_noise():
+    """The uniform number of the largest hashes would round to 1, and the noise to -inf."""
+    rows, token = np.zeros(1, sampling._RECORD), 8_835
+    rows["seed"], rows["temperature"] = 8_337, 1.0
+    assert np.float32(hashed(8_337, 0, 0, token)) == 2**32
+    logits = torch.full((1, token + 99), -INF, device=DEVICE)
+    logits[0, token] = logits[0, 30] = 0.0
+    assert drawn(logits, 30, rows) == [token]
+
+
+@triton.jit
+def exponentials(uniform, out, size: tl.constexpr):
+    at = tl.arange(0, size)
+    tl.store(out + at, triton_proposals._exponential(tl.load(uniform + at)))
+
+
+def test_exponential_variates_are_precise():
+    """Where they are small, too: the tokens that win have such ones."""
+    uniform = torch.logspace(-33, -1e-7, 4096, base=2.0, device=DEVICE)
+    out = torch.empty_like(uniform)
+    exponentials[(1,)](uniform, out, size=4096)
+    torch.testing.assert_close(out, -torch.log1p(-uniform), rtol=5e-7, atol=0.0)
