@@ -10,6 +10,8 @@
 #include <cstring>
 #include <type_traits>
 
+extern "C" int omp_get_thread_num() noexcept;
+
 #ifndef LANES
 #if defined(__AVX512F__)
 #define LANES 16
@@ -26,9 +28,9 @@ typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 
-constexpr int PART = 4096;  // logits of a row that a thread takes at once: they stay in its first cache
-constexpr int LINE = 16;     // floats that a prefetch brings
-constexpr int GLANCE = 8;   // vectors between two looks at whether a token was met
+constexpr int PART = 4096; // logits of a row that a thread takes at once: they stay in its first cache
+constexpr int GLANCE = 8;  // vectors between two looks at whether any number in them matters
+constexpr int LINE = 16;   // floats that a prefetch brings
 
 // Of the product of hidden rows [rows, dim] and the head [vocab, dim]: rows stand in the lanes of up to two vectors.
 constexpr int GROUP = 2 * LANES;
@@ -402,8 +404,6 @@ extern "C" void draws(int64_t *tokens, float *best, float *second, const float *
         second[row] = all.peak;
     }
 }
-
-extern "C" int omp_get_thread_num() noexcept;
 
 namespace {
 
