@@ -1,7 +1,7 @@
 """Scoring on a CPU by this project's own kernels, `proposals.cpp`, compiled for the processor that runs them.
 
 Knows the functions' arguments and what tensors they take. `library` finds or compiles them, `proposals` checks them and
-decides when they are called. docs/adr/021 gives their reasons.
+decides when they are called. docs/adr/020 gives their reasons.
 """
 
 import ctypes

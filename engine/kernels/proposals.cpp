@@ -10,6 +10,8 @@
 #include <cstring>
 #include <type_traits>
 
+extern "C" int omp_get_thread_num() noexcept;
+
 #ifndef LANES
 #if defined(__AVX512F__)
 #define LANES 16
@@ -26,9 +28,9 @@ typedef float Vector __attribute__((vector_size(LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 
-constexpr int PART = 4096;  // logits of a row that a thread takes at once: they stay in its first cache
-constexpr int LINE = 16;     // floats that a prefetch brings
-constexpr int GLANCE = 8;   // vectors between two looks at whether a token was met
+constexpr int PART = 4096; // logits of a row that a thread takes at once: they stay in its first cache
+constexpr int GLANCE = 8;  // vectors between two looks at whether any number in them matters
+constexpr int LINE = 16;   // floats that a prefetch brings
 
 // Of the product of hidden rows [rows, dim] and the head [vocab, dim]: rows stand in the lanes of up to two vectors.
 constexpr int GROUP = 2 * LANES;
@@ -120,6 +122,13 @@ float largest(const float *x, int64_t count) {
     return peak;
 }
 
+inline bool is_any(Integers lanes) {
+    int32_t any = 0;
+    for (int lane = 0; lane < LANES; lane++)
+        any |= lanes[lane];
+    return any;
+}
+
 // Where `wanted` stands first; `count` if it does nowhere.
 int64_t place(const float *x, int64_t count, float wanted) {
     int64_t i = 0;
@@ -127,10 +136,7 @@ int64_t place(const float *x, int64_t count, float wanted) {
         Integers met = {};
         for (int n = 0; n < GLANCE; n++)
             met |= load(x + i + n * LANES) == wanted;
-        int32_t any = 0;
-        for (int lane = 0; lane < LANES; lane++)
-            any |= met[lane];
-        if (any)
+        if (is_any(met))
             break;
     }
     while (i < count && x[i] != wanted)
@@ -207,16 +213,25 @@ inline Words mixed(Words x) {
     return x ^ x >> 16;
 }
 
-// -log(-log(u)) of uniform numbers that come from hashes.
-inline Vector gumbel(Words hash) {
+// In (0, 1 - 2^-24], from hashes.
+inline Vector uniform(Words hash) {
     const Vector high = __builtin_convertvector((Integers)(hash >> 16), Vector);
     const Vector low = __builtin_convertvector((Integers)(hash & 0xffffu), Vector);
-    Vector u = (high * 65536.0f + low + 0.5f) * 0x1p-32f;
-    u = u > 1.0f - 0x1p-24f ? Vector{} + (1.0f - 0x1p-24f) : u;
+    const Vector u = (high * 65536.0f + low + 0.5f) * 0x1p-32f;
+    return u > 1.0f - 0x1p-24f ? Vector{} + (1.0f - 0x1p-24f) : u;
+}
+
+// -log(-log(1 - u)) of uniform numbers.
+inline Vector gumbel(Vector u) {
     const Vector other = 1.0f - u;
     // log1p(-u), as Kahan has it: what is rounded off 1 - u is made good by the quotient.
     const Vector exponential_variate = other == 1.0f ? u : -logarithm(other) * u / (1.0f - other);
     return -logarithm(exponential_variate);
+}
+
+// No less than the Gumbel noise: -log(u), with the bits of u, read as an integer, for its logarithm.
+inline Vector noise_bound(Vector u) {
+    return 127 * 0.693147181f + 0.001f - __builtin_convertvector((Integers)u, Vector) * (0.693147181f * 0x1p-23f);
 }
 
 // The two largest numbers met, in each lane.
@@ -355,18 +370,28 @@ extern "C" void draws(int64_t *tokens, float *best, float *second, const float *
         const int64_t row = item / parts, first = item % parts * PART, last = first + PART < vocab ? first + PART : vocab;
         const float *x = logits + row * stride;
         const Words state = Words{} + ((uint32_t)states[row] + 0x9E3779B9u);
-        Leaders leaders = {Vector{} - INFINITY, Vector{} - INFINITY, Integers{}};
         Integers ids;
         for (int lane = 0; lane < LANES; lane++)
             ids[lane] = (int32_t)first + lane;
-        for (int64_t i = first; i < last; i += LANES, ids += LANES) {
-            Vector noisy = last - i < LANES ? load(x + i, last - i) : load(x + i);
-            noisy += gumbel(mixed(state ^ (Words)ids)) * temperatures[row];
-            leaders.meet(ids == (int32_t)mask_id ? Vector{} - INFINITY : noisy, ids);
-        }
         Partial part = {-INFINITY, 0, -INFINITY, 0};
-        for (int lane = 0; lane < LANES; lane++)
-            part.meet({leaders.best[lane], leaders.token[lane], leaders.second[lane], 0});
+        for (int64_t i = first; i < last; i += GLANCE * LANES) {
+            Vector u[GLANCE], logit[GLANCE];
+            Integers may_lead = {};
+            for (int n = 0; n < GLANCE; n++) {
+                const int64_t at = i + n * LANES, left = last - at;
+                logit[n] = left >= LANES ? load(x + at) : load(x + (left > 0 ? at : first), left > 0 ? left : 0);
+                u[n] = uniform(mixed(state ^ (Words)(ids + n * LANES)));
+                may_lead |= logit[n] + noise_bound(u[n]) * temperatures[row] > part.peak;
+            }
+            if (is_any(may_lead)) // few do: logarithms of all would take most of the time
+                for (int n = 0; n < GLANCE; n++) {
+                    const Vector noisy = logit[n] + gumbel(u[n]) * temperatures[row];
+                    for (int lane = 0; lane < LANES; lane++)
+                        if (ids[lane] + n * LANES != mask_id)
+                            part.meet({noisy[lane], ids[lane] + n * LANES, -INFINITY, 0});
+                }
+            ids += GLANCE * LANES;
+        }
         partials[item] = part;
     }
 #pragma omp parallel for num_threads(threads)
@@ -379,8 +404,6 @@ extern "C" void draws(int64_t *tokens, float *best, float *second, const float *
         second[row] = all.peak;
     }
 }
-
-extern "C" int omp_get_thread_num() noexcept;
 
 namespace {
 

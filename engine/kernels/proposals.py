@@ -68,7 +68,7 @@ def head(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def propose(hidden: Tensor, weight: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise and stored nowhere."""
+    """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise, never stored."""
     own = _own_head(hidden, weight)
     return own.propose(hidden, weight, mask_id) if own else best_token(linear(hidden, weight), mask_id)
 

@@ -14,8 +14,8 @@ SIZES = {
     "tiny": {"d_model": 64, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 192, "vocab_size": 256},
 }
 """LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests.
-`wide` has LLaDA-8B's vocabulary on a thin body: 33 M parameters, of which 32 M are embedding and head. Its steps are head
-and scoring, most of all."""
+`wide` has LLaDA-8B's vocabulary on a thin body: 33 M parameters, of which 32 M are embedding and head. Most of its
+steps are head and scoring."""
 
 
 def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:

@@ -1,5 +1,7 @@
 """Scores against torch's own softmax, and the noise against its definition."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Needs, StepPlan
 from engine.core.request import Request, Submission
+from engine.kernels import proposals
 from tests.engine.scored import score
 
 VOCAB, MASK = 50, 49
@@ -48,6 +51,57 @@ def test_a_request_is_scored_the_same_alone_and_in_a_batch():
         [alone] = score(logits[8 * index : 8 * index + 8].clone(), [one], MASK)
         assert alone.tokens.tolist() == together[index].tokens.tolist()
         np.testing.assert_array_equal(alone.log_odds, together[index].log_odds)
+
+
+class Lazy:
+    """Logits of a head, as an engine has them; knows how many rows were only proposed."""
+
+    proposed_at_once = 256
+
+    def __init__(self, hidden, weight):
+        self.hidden, self.weight, self.proposed = hidden, weight, []
+
+    def __getitem__(self, some):
+        return proposals.head(self.hidden[some], self.weight)
+
+    def propose(self, some, mask_id):
+        self.proposed.append(len(self.hidden[some]))
+        return proposals.propose(self.hidden[some], self.weight, mask_id)
+
+    def part(self, indices):
+        part = Lazy(self.hidden[indices], self.weight)
+        part.proposed = self.proposed
+        return part
+
+
+@torch.inference_mode()
+def test_who_asks_for_proposals_alone_gets_them_as_if_alone():
+    """Whatever its neighbours ask for: where logits are never stored, log-odds may differ in the last bits."""
+    hidden, weight = torch.randn(64, 16), torch.randn(VOCAB, 16)
+    plain = [plan(), replace(plan(), rollout=True), plan(top_k=3)]
+    others = [
+        plan(temperature=0.7, seed=1),
+        plan(logprobs=3),
+        plan(presence_penalty=1.0),
+        replace(plan(), rollout=True),
+    ]
+    plans = [plain[0], *others[:2], *plain[1:], *others[2:], plan()]
+    needs = [Needs(entropy=asked is others[3]) for asked in plans]
+    rollouts = [torch.full((3,), 1.0), torch.full((3,), 2.0)]
+    logits = Lazy(hidden, weight)
+    together = score(logits, plans, MASK, needs, rollouts)
+    assert sum(logits.proposed) == 32, "the plain plans' targets, and no others"
+    rollout = iter(rollouts)
+    for index, (asked, need) in enumerate(zip(plans, needs, strict=True)):
+        own = [next(rollout)] if asked.rollout else []
+        [alone] = score(Lazy(hidden[8 * index : 8 * index + 8], weight), [asked], MASK, [need], own)
+        [stored] = score(proposals.head(hidden[8 * index : 8 * index + 8], weight), [asked], MASK, [need], own)
+        assert together[index].positions is asked.targets
+        for name in ("tokens", "log_odds", "entropy", "importance"):
+            np.testing.assert_array_equal(getattr(together[index], name), getattr(alone, name))
+        assert (together[index].logprobs is None) == (asked.request.sampling.logprobs is None)
+        np.testing.assert_array_equal(alone.tokens, stored.tokens)
+        np.testing.assert_allclose(alone.log_odds, stored.log_odds, atol=1e-5)
 
 
 def test_sampling_follows_the_softmax():
