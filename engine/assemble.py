@@ -18,6 +18,7 @@ from engine.execution.runner import (
     Runner,
     choose_device,
     choose_dtype,
+    choose_kernel,
     choose_max_batch_rows,
     choose_max_model_len,
     enter_device,
@@ -70,6 +71,8 @@ def assemble(
         # Compiles the kernels, once on a machine: here, and not during the first request.
         native.kernel()
         proposals.kernel()
+    else:
+        proposals.triton()
     if config.compile:
         check_compiler(device)
         model.compile_parts()  # compiled parts need unpacked weights
@@ -79,7 +82,7 @@ def assemble(
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
-    runner = Runner(model, pool, device)
+    runner = Runner(model, pool, device, choose_kernel(config, device, dtype))
     served = replace(spec, max_model_len=max_model_len)
     warm_up(
         runner,

@@ -16,11 +16,15 @@ from tempfile import TemporaryFile
 import httpx
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a busy one takes seconds where an idle one takes none
+settings.load_profile("any machine")
 
 # Triton reads it once, when anything imports it: without a GPU its kernels run in its interpreter.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load
+from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load  # noqa: E402
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"

@@ -10,7 +10,7 @@ from typing import Literal
 from engine.core.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Attention = Literal["sdpa", "flex"]
+Attention = Literal["auto", "sdpa", "triton"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,9 @@ class EngineConfig:
     """`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is one."""
     dtype: Dtype = "auto"
     """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
-    attention: Attention = "sdpa"
-    """`sdpa` attends request by request, and on a float32 CPU with a C++ compiler to all of them in one call; `flex`
-    compiles FlexAttention over the page table, one call for all of them, which needs a C++ compiler on the machine."""
+    attention: Attention = "auto"
+    """`triton` attends to all requests in one call over their page tables, on CUDA; `sdpa` request by request, and on a
+    float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
     compile: bool = False
     """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
     num_threads: int | None = None

@@ -79,7 +79,7 @@ class FlatBatch:
         return batch
 
     def _add_pages(self, upload: Upload) -> Callable[[], PagedRows]:
-        arrays = _tiles(self.spans, TILE_ROWS), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
+        arrays = tiles_of(self.spans, TILE_ROWS), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
         tiles, horizons, table = (upload.add(array) for array in arrays)
         return lambda: PagedRows(tiles.tensor, horizons.tensor, table.tensor, self.page_size)
 
@@ -142,7 +142,7 @@ def _table(spans: Sequence[Span], page_size: int) -> NDArray[np.int32]:
     return table
 
 
-def _tiles(spans: Sequence[Span], tile_rows: int) -> NDArray[np.int32]:
+def tiles_of(spans: Sequence[Span], tile_rows: int) -> NDArray[np.int32]:
     """`PagedRows.tiles` of these spans."""
     starts, stops = np.array([span[:2] for span in spans], np.int64).reshape(-1, 2).T
     counts = -(-(stops - starts) // tile_rows)

@@ -39,4 +39,6 @@ class _HostMark:
 
 
 def _mark(device: torch.device) -> Any:  # torch's events have no types
-    return torch.cuda.Event(enable_timing=True) if device.type == "cuda" else _HostMark()
+    if device.type == "cuda":
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return _HostMark()

@@ -3,6 +3,7 @@
 Chooses device, dtype, attention kernel and row budget once, at start-up. Knows no requests and no policies.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,11 +16,13 @@ from engine.core.params import DiffusionParams
 from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
-from engine.kernels.attention import Kernel, KVPool, PagedContext, attend_spans
+from engine.kernels.attention import Kernel, KVPool, PagedContext, agrees, attend_spans
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
 from engine.scoring.slices import TARGETS_AT_ONCE
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -131,6 +134,26 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     if config.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[config.dtype]
+
+
+def choose_kernel(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The attention kernel. Raises ConfigError if Triton was asked for and does not work."""
+    if config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
+        return attend_spans
+    if device.type != "cuda":
+        raise ConfigError(f"attention is 'triton', which needs a CUDA device; this is {device}")
+    try:
+        from engine.kernels.triton_attention import attend_pages
+
+        if agrees(attend_pages, device, dtype):
+            return attend_pages
+        cause = "it computes something else than torch"
+    except Exception as error:  # noqa: BLE001 - whatever its compiler raises: torch can do without
+        cause = f"{type(error).__name__}: {error}"
+    if config.attention == "triton":
+        raise ConfigError(f"attention is 'triton', which does not work here ({cause}); leave it out")
+    logger.warning("attention by Triton does not work here (%s): SDPA attends request by request", cause)
+    return attend_spans
 
 
 def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

@@ -22,8 +22,8 @@ from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
 
-TILE_ROWS = 16
-"""Rows of one sequence that a kernel for page tables computes at once."""
+TILE_ROWS = 64
+"""Most rows of one tile of `PagedRows`, and rows of a tensor core's operand. Chosen, not measured."""
 
 
 class Span(NamedTuple):
@@ -200,6 +200,27 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
     """
     rows = q[segment.start : segment.stop]
     return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])
+
+
+@torch.no_grad()
+def agrees(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel for page tables has the results of `attend_rows` on this device, but for rounding."""
+    page_size, kv_heads, group, head_dim = 16, 2, 2, 64
+    pages = np.array([[5, 1, 3], [0, 2, 4]])
+    slots = (pages[:, :, None] * page_size + np.arange(page_size)).reshape(2, -1)
+    horizons = np.concatenate([np.arange(1, 41), np.full(30, 48), [0, 0]])
+    tiles = np.array([[0, 40, 0], [40, 30, 1], [0, 0, 0]])
+    tensors = [to_device(array.astype(np.int32), device) for array in (tiles, horizons, pages)]
+    paged = PagedRows(tensors[0], tensors[1], tensors[2], page_size)
+    layout = Layout(horizons, [Span(0, 40, slots[0]), Span(40, 70, slots[1])], device, paged)
+    count = max(len(horizons) * kv_heads * group, kv_heads * slots.size)
+    waves = (torch.arange(count * head_dim, device=device).mul(step).sin().to(dtype) for step in (0.7, 1.1, 1.3))
+    q, keys, values = (wave.view(-1, head_dim) for wave in waves)
+    q = q[: len(horizons) * kv_heads * group].view(-1, kv_heads * group, head_dim)
+    keys, values = (each[: kv_heads * slots.size].view(kv_heads, -1, head_dim) for each in (keys, values))
+    ours, theirs = kernel(q, keys, values, layout)[:70], attend_rows(q, keys, values, layout)[:70]
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    return bool(torch.allclose(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance))
 
 
 def neighbours(slots: Ids) -> slice | None:

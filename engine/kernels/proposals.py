@@ -2,11 +2,14 @@
 
 Knows logits [rows, vocab] and the head that makes them, but no requests and no policies: `engine.scoring` decides which
 rows are asked for what. For float32 on a CPU, this project's own kernels (`native_proposals`) read logits once, where
-torch reads and writes them a dozen times. `_own` is the place where implementations are chosen; all of them have the
-results of the functions in torch below, log-odds to the last bits of float32 and drawn tokens exactly.
+torch reads and writes them a dozen times; on CUDA Triton's (`triton_proposals`) do. `_own` is the place where
+implementations are chosen; all of them have the results of the functions in torch below, log-odds to the last bits of
+float32 and drawn tokens exactly.
 """
 
+import logging
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from engine.core.noise import continued, hashed
 from engine.kernels.compiled import linear
 from engine.kernels.library import checked
 from engine.kernels.native_proposals import Kernel, takes
+from engine.kernels.triton_available import has_triton
+
+logger = logging.getLogger(__name__)
 
 TOO_CLOSE = 2.0**-19
 """Two noisy logits that lie closer together than this times their size are told apart by torch alone: its logarithms
@@ -48,7 +54,9 @@ def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, 
 
     temperature float32 [rows], all others int64 [rows]. Gumbel noise is hashed (seed, position, step, token).
     """
-    own = _own(logits)
+    if logits.device.type == "cuda" and (on_cuda := triton()):
+        return on_cuda.draw(logits, temperature, seeds, positions, steps, mask_id)
+    own = kernel() if takes(logits) else None
     if own is None:
         return _draw(logits, temperature, seeds, positions, steps, mask_id)
     tokens, best, second = own.draw(logits, temperature, hashed(seeds, positions, steps), mask_id)
@@ -84,7 +92,10 @@ def fuses(weight: Tensor) -> bool:
 
 def bytes_per_logit(weight: Tensor) -> int:
     """Bytes that `propose` takes at most for each logit: the logit itself, and in torch two float32 copies."""
-    return 0 if fuses(weight) else weight.dtype.itemsize + 8
+    if fuses(weight):
+        return 0
+    reads_in_place = weight.device.type == "cuda" and triton() is not None
+    return weight.dtype.itemsize + (0 if reads_in_place else 8)
 
 
 @cache
@@ -93,8 +104,43 @@ def kernel() -> Kernel | None:
     return checked("scoring", Kernel, _agrees)
 
 
-def _own(logits: Tensor) -> Kernel | None:
+@cache
+def triton() -> "TritonProposals | None":
+    """Triton's kernels for CUDA, or None if they are not available; the log has the reason."""
+    if not has_triton():
+        logger.info("no Triton: scoring on CUDA is torch's, with copies of all logits")
+        return None
+    try:
+        from engine.kernels import triton_proposals
+
+        if _agree_on_cuda(triton_proposals):
+            return triton_proposals
+        logger.warning("the Triton kernels for scoring compute something else than torch: not used")
+    except Exception as error:  # noqa: BLE001 - whatever its compiler raises: torch can do without
+        logger.warning("the Triton kernels for scoring do not work here (%s): not used", error)
+    return None
+
+
+class Proposals(Protocol):
+    """An implementation of `best_token` and `log_odds`."""
+
+    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]: ...
+
+    def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor: ...
+
+
+class TritonProposals(Proposals, Protocol):
+    """An implementation of `draw`, too."""
+
+    def draw(
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int
+    ) -> Tensor: ...
+
+
+def _own(logits: Tensor) -> Proposals | None:
     """The implementation for these logits; None is torch."""
+    if logits.device.type == "cuda":
+        return triton()
     return kernel() if takes(logits) else None
 
 
@@ -135,6 +181,20 @@ def _noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) ->
     noisy = logits + temperature[:, None] * gumbel
     noisy[:, mask_id] = -torch.inf
     return noisy
+
+
+@torch.no_grad()
+def _agree_on_cuda(own: TritonProposals) -> bool:
+    """Whether Triton's functions match torch's on the current CUDA device."""
+    rows, vocab, mask_id = 21, 5 * 4096 + 777, 4500
+    device = torch.device("cuda")
+    logits = torch.arange(rows * vocab, device=device, dtype=torch.float32).mul_(0.7).sin_().mul_(9).view(rows, vocab)
+    token, odds = own.best_token(logits, mask_id)
+    best, expected = _best_token(logits, mask_id)
+    counts = torch.arange(rows, device=device)
+    parameters = torch.linspace(0.1, 2.0, rows, device=device), counts, counts, counts
+    drawn, theirs = own.draw(logits, *parameters, mask_id), _draw(logits, *parameters, mask_id)
+    return torch.equal(token, best) and torch.equal(drawn, theirs) and torch.allclose(odds, expected, atol=1e-4)
 
 
 @torch.no_grad()

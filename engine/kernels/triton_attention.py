@@ -6,15 +6,12 @@ and horizons, but no layers and no requests. Imports Triton, which not every mac
 FlashAttention-2 (arXiv 2307.08691), PagedAttention (2309.06180).
 """
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 from torch import Tensor
 
-TILE_ROWS = 64
-"""Most rows of a tile, and rows of a tensor core's operand: one (row, head) each. Chosen, not measured."""
+from engine.kernels.attention import TILE_ROWS, Layout
 
 _MOST_KEYS, _KEYS_BYTES = 64, 2**14
 """Bounds of the keys that a program reads at once: with their values and a second set of both, they have to fit in
@@ -24,14 +21,11 @@ _LEAST_SIDE = 16
 """Least side of a matrix that Triton multiplies."""
 
 
-def tiles(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.int32]:
-    """Rows [start, stop) of each sequence, cut into [tiles, 3]: first row, number of rows, sequence."""
-    counts = -(-(stops - starts) // TILE_ROWS)
-    sequences = np.repeat(np.arange(len(counts)), counts)
-    before = np.arange(len(sequences)) - np.repeat(np.cumsum(counts) - counts, counts)  # tiles of the same sequence
-    first = starts[sequences] + before * TILE_ROWS
-    rows = np.minimum(stops[sequences] - first, TILE_ROWS)
-    return np.stack([first, rows, sequences], axis=1).astype(np.int32)
+def attend_pages(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+    """An `attention.Kernel`: `attend_paged` over the layout's page tables, which must be on the device."""
+    assert layout.paged is not None, "page tables that were not uploaded"
+    tiles, horizons, table, page_size = layout.paged
+    return attend_paged(q, keys, values, tiles, horizons, table, page_size)
 
 
 def attend_paged(
@@ -40,9 +34,9 @@ def attend_paged(
     """softmax(q k / sqrt(head_dim)) v over the first `horizons[row]` positions of each row's sequence.
 
     q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim], the slots of a head contiguous -> as q.
-    tiles int32 [tiles, 3] as `tiles` cuts them; a tile without rows does nothing. horizons int32 [rows]. table int32
-    [sequences, width] has the pages of each sequence in the order of its positions. Slots behind the largest horizon
-    of a tile are not read: they may hold NaN. Rows with a horizon of 0 become zeros; rows outside all tiles are
+    tiles int32 [tiles, 3] as in `attention.PagedRows`; a tile without rows does nothing. horizons int32 [rows]. table
+    int32 [sequences, width] has the pages of each sequence in the order of its positions. Slots behind the largest
+    horizon of a tile are not read: they may hold NaN. Rows with a horizon of 0 become zeros; rows outside all tiles are
     undefined.
     """
     out = torch.empty_like(q)

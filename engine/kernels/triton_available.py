@@ -7,4 +7,5 @@ from importlib.util import find_spec
 
 
 def has_triton() -> bool:
+    """Whether it can be imported."""
     return find_spec("triton") is not None

@@ -80,10 +80,13 @@ class TargetSlice(NamedTuple):
 
 
 def target_slices(plans: Sequence[StepPlan], needs: Sequence[Needs]) -> Iterator[TargetSlice]:
-    """All targets in order, `TARGETS_AT_ONCE` in each slice but the last; a step with no more is one slice, uncut."""
+    """All targets in order, `TARGETS_AT_ONCE` in each slice but the last; a step with no more is one slice, uncut.
+
+    Without targets there is no slice.
+    """
     starts = [0, *accumulate(len(plan.targets) for plan in plans)]
     total = starts.pop()
-    if total <= TARGETS_AT_ONCE:
+    if 0 < total <= TARGETS_AT_ONCE:
         yield TargetSlice(slice(total), plans, needs)
         return
     for first in range(0, total, TARGETS_AT_ONCE):

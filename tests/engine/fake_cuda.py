@@ -23,7 +23,7 @@ from engine.engine import Engine, EngineInfo
 from engine.execution import step
 from engine.execution.clock import DeviceClock
 from engine.execution.runner import Runner
-from engine.kernels import transfer
+from engine.kernels import proposals, transfer
 from engine.kernels.attention import KVPool, Layout, attend_spans
 from engine.models.layers import Transformer, TransformerConfig
 from engine.scoring import scores
@@ -181,11 +181,35 @@ def paged_kernel(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Ten
     return q.new_empty(q.shape).fill_(0)
 
 
+class FakeProposals:
+    """In the place of Triton's kernels for scoring: two launches each."""
+
+    def best_token(self, logits, mask_id):
+        return self._launched(logits, torch.int64), self._launched(logits, torch.float32)
+
+    def log_odds(self, logits, tokens):
+        assert (tokens.device, tokens.dtype) == (CUDA, torch.int64)
+        return self._launched(self._launched(logits, torch.float32)[:, None], torch.float32)
+
+    def draw(self, logits, temperature, *counters):
+        *counters, _mask_id = counters
+        assert temperature.dtype == torch.float32
+        assert {counter.dtype for counter in counters} == {torch.int64}
+        assert {each.device for each in (temperature, *counters)} == {CUDA}
+        return self._launched(self._launched(logits, torch.int64)[:, None], torch.int64)
+
+    @staticmethod
+    def _launched(logits, dtype):
+        assert logits.device == CUDA
+        return logits.new_empty(len(logits), dtype=dtype).fill_(0)
+
+
 @contextmanager
 def fake_cuda(monkeypatch):
     with FakeTensorMode() as mode, torch.inference_mode(), Stand():
         fake = FakeCuda(mode)
         monkeypatch.setattr(transfer, "to_devices", fake.to_devices)
         monkeypatch.setattr(scores, "_to_host", fake.to_host)
+        monkeypatch.setattr(proposals, "triton", lambda: FakeProposals())
         monkeypatch.setattr(step, "DeviceClock", lambda _: DeviceClock(torch.device("cpu")))
         yield fake

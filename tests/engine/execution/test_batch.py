@@ -6,7 +6,8 @@ from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Sub
 from engine.cache.policies import CACHES
 from engine.core.request import Request
 from engine.execution import step
-from engine.execution.batch import _table, _tiles, lay_out
+from engine.execution.batch import _table, lay_out, tiles_of
+from engine.kernels.attention import Span
 from engine.scheduling.pages import PagePool
 from tests.engine.scored import build
 
@@ -75,6 +76,9 @@ def test_tables_and_tiles_say_on_the_device_what_spans_say_on_the_host(engine):
     """For kernels that walk page tables: each row is in one tile of its own sequence, each page in its place."""
     requests = [placed(pages) for pages in ((1, 3, 2, 4), (7, 5, 6, 0))]
     flat = lay_out([CACHES["none"].plan(request) for request in requests], 4)
-    tiles, table = _tiles(flat.spans, 6), _table(flat.spans, 4)
+    tiles, table = tiles_of(flat.spans, 6), _table(flat.spans, 4)
     assert tiles.tolist() == [[0, 6, 0], [6, 6, 0], [12, 4, 0], [16, 6, 1], [22, 6, 1], [28, 4, 1]]
     assert table.tolist() == [list(request.pages) for request in requests]
+    uneven = [Span(3, 3 + 13, None), Span(20, 20, None), Span(21, 27, None)]
+    assert tiles_of(uneven, 6).tolist() == [[3, 6, 0], [9, 6, 0], [15, 1, 0], [21, 6, 2]]
+    assert tiles_of([], 6).shape == (0, 3)

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.triton_attention import TILE_ROWS, attend_paged, tiles
+from engine.execution.batch import tiles_of
+from engine.kernels.attention import TILE_ROWS, Span
+from engine.kernels.triton_attention import attend_paged
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3}
@@ -58,9 +60,12 @@ class Batch:
         positions = np.arange(length)
         return self.table[number, positions // self.page_size] * self.page_size + positions % self.page_size
 
+    def spans(self):
+        return [Span(start, stop, None) for start, stop in zip(self.starts, self.stops, strict=True)]
+
     def attend(self):
         """By the kernel, with tiles without rows between and behind the others."""
-        cut, padding = tiles(self.starts, self.stops), [[0, 0, 0]]
+        cut, padding = tiles_of(self.spans(), TILE_ROWS), [[0, 0, 0]]
         padded = np.concatenate([cut[:1], padding, cut[1:], padding])
         arrays = (padded, self.horizons, self.table)
         tensors = [torch.from_numpy(array.astype(np.int32)).to(DEVICE) for array in arrays]
@@ -122,15 +127,3 @@ def test_large_scores_stay_finite():
     expected, rows = batch.expect()
     assert expected.isfinite().all()
     torch.testing.assert_close(batch.attend()[rows], expected, atol=1e-4, rtol=1e-4)
-
-
-def test_rows_are_cut_into_tiles():
-    starts, stops = np.array([3, 10, 11]), np.array([3 + 2 * TILE_ROWS + 1, 10, 11 + TILE_ROWS])
-    assert tiles(starts, stops).tolist() == [
-        [3, TILE_ROWS, 0],
-        [3 + TILE_ROWS, TILE_ROWS, 0],
-        [3 + 2 * TILE_ROWS, 1, 0],
-        [11, TILE_ROWS, 2],
-    ]
-    assert tiles(starts, stops).dtype == np.int32
-    assert tiles(starts[:0], stops[:0]).shape == (0, 3)
