@@ -171,7 +171,7 @@ def test_named_geometries(published, llada_tiny):
     assert (named.dim, named.num_layers, named.num_heads) == (theirs["d_model"], theirs["n_layers"], theirs["n_heads"])
     assert (named.ff_dim, named.vocab_size) == (theirs["mlp_hidden_size"], theirs["embedding_size"])
     assert named.num_kv_heads == theirs["n_kv_heads"]
-    assert {"small", "tiny", "llada-8b"} == set(GEOMETRIES)
+    assert {"small", "wide", "tiny", "llada-8b"} == set(GEOMETRIES)
     assert geometry_of(str(llada_tiny)).dim == json.loads((llada_tiny / "config.json").read_text())["d_model"]
     with pytest.raises(LoadError):
         geometry_of("/nowhere")
