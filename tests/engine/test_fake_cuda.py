@@ -2,12 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.kernels.attention import attend_spans
+from engine.kernels.transfer import to_device
 from engine.models.layers import TransformerConfig
-from tests.engine.fake_cuda import fake_cuda, paged_kernel
+from engine.scoring import sampling
+from engine.scoring.slices import Rows
+from tests.engine.fake_cuda import CUDA, fake_cuda, paged_kernel
 from tests.engine.test_waits import everything
 
 LLADA = TransformerConfig(
@@ -50,11 +55,11 @@ def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kerne
         assert not [output for output in outputs if output.finish_reason == "error"]
 
 
-def a_block_step(cuda, requests, num_layers, sampling=None):
+def a_block_step(cuda, requests, num_layers, drawn=None):
     """Launches of a step in which all of these requests compute only their open block."""
     engine = cuda.engine(replace(LLADA, num_layers=num_layers), SPEC, requests=requests, kernel=paged_kernel)
     for number in range(requests):
-        own = SamplingParams(max_tokens=1024, ignore_eos=True, seed=number, **(sampling or {}))
+        own = SamplingParams(max_tokens=1024, ignore_eos=True, seed=number, **(drawn or {}))
         diffusion = DiffusionParams(cache="dual", unmask="fixed", steps=256, block_length=32, lookahead=None)
         one = Submission(request_id=str(number), prompt_ids=[5] * 896, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(one))
@@ -74,8 +79,8 @@ def test_launches_do_not_grow_with_the_number_of_requests(cuda):
 
 def test_sampling_launches_more_for_each_256_targets_only(cuda):
     """Sorting and its like take memory for each logit: 16 requests have 448 targets, 64 have 1,792."""
-    sampling = {"temperature": 0.8, "top_p": 0.9}
-    one, few, many = (a_block_step(cuda, requests, LAYERS[0], sampling) for requests in (1, 16, 64))
+    drawn = {"temperature": 0.8, "top_p": 0.9}
+    one, few, many = (a_block_step(cuda, requests, LAYERS[0], drawn) for requests in (1, 16, 64))
     assert many - one == 6 * (few - one)
 
 
@@ -85,3 +90,31 @@ def test_launches_of_a_layer_and_beside_the_layers(cuda):
     assert rest == 0
     assert a_layer <= 30
     assert few - LAYERS[0] * a_layer <= 60
+
+
+def a_step(cuda, **asked):
+    """(waits, copies) of the first step of a request."""
+    engine = cuda.engine(LLADA, SPEC, requests=1, kernel=paged_kernel)
+    own = SamplingParams(max_tokens=32, **asked)
+    one = Submission(request_id="one", prompt_ids=[5] * 4, sampling=own, diffusion=DiffusionParams())
+    engine.submit(engine.new_request(one))
+    with cuda.step() as (waits, _):
+        outputs = engine.step()
+    return waits, dict(cuda.copies), outputs
+
+
+def test_it_would_find_what_a_cpu_forgives(cuda, monkeypatch, caplog):
+    """Put back: a number written through indices, a copy of its own, a tensor that stayed on the host."""
+    limited = {"allowed_ids": frozenset(range(9))}
+    assert a_step(cuda, **limited) == ({}, ONCE, [])
+    with monkeypatch.context() as patched:
+        patched.setattr("engine.scoring.edits.fill", lambda tensor, places, value: tensor.__setitem__(places, value))
+        assert a_step(cuda, **limited)[0] == {"number through indices": 1}
+    with monkeypatch.context() as patched:
+        draw = sampling.draw
+        patched.setattr(sampling, "draw", lambda *own: to_device(np.arange(3), CUDA) is not None and draw(*own))
+        assert a_step(cuda, temperature=1.0)[1] == {"to the device": 2, "to the host": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(Rows, "of", lambda *_: torch.zeros(3, 2000))
+        _, _, outputs = a_step(cuda, temperature=1.0)
+        assert [output.finish_reason for output in outputs] == ["error"], caplog.text
