@@ -1,14 +1,17 @@
-"""`unmask bench host`: what a step costs the host, as a table or JSON. The measuring itself is the engine's."""
+"""`unmask bench host`: what a step costs the host, and how much longer it takes beside streaming clients."""
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.table import Table
 
 from engine import HOST_PARTS, HostFigures, bench_host
-from server.arguments import Parser, positive
+from server.arguments import Parser, count, positive
+from server.bench.streaming import StreamingFigures, bench_streaming
 from server.console import output, progress_bar
 
 
@@ -16,24 +19,35 @@ def main(argv: Sequence[str]) -> int:
     """Returns the exit code. Raises ConfigError for errors that the user can fix."""
     given = _parse(argv[1:])
     figures = _run(given.requests, given.steps)
+    streaming = _run_streaming(given.clients) if given.clients else None
     if given.json:
         rows = [{"requests": row.requests, "total": row.total, **row.microseconds} for row in figures]
-        sys.stdout.write(json.dumps({"steps": given.steps, "microseconds": rows}, indent=2) + "\n")
+        printed: dict[str, object] = {"steps": given.steps, "microseconds": rows}
+        if streaming:
+            printed["streaming"] = asdict(streaming) | {"ratio": streaming.ratio}
+        sys.stdout.write(json.dumps(printed, indent=2) + "\n")
     else:
-        output(100).print(_table(figures, given.steps))
+        console = output(100)
+        console.print(_table(figures, given.steps))
+        if streaming:
+            console.print(_streaming_table(streaming))
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="unmask bench host",
-        description="What a step costs the host, beside the forward and its scoring. Loads no model.",
+        description="What a step costs the host, beside the forward and its scoring, which needs no model; then how "
+        "much longer a whole step of the bundled model takes in a server with streaming clients.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--requests", nargs="+", type=positive, default=(1, 16, 64, 256), metavar="N", help="requests that run at once"
     )
     parser.add_argument("--steps", type=positive, default=64, metavar="N", help="steps that are timed of each crowd")
+    parser.add_argument(
+        "--clients", type=count, default=64, metavar="N", help="clients that stream; 0 leaves this part out"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of the table")
     return parser.parse_args(argv)
 
@@ -46,6 +60,24 @@ def _run(crowds: Sequence[int], steps: int) -> list[HostFigures]:
             bar.update(task, completed=done, total=total, description=f"{size} requests")
 
         return bench_host(crowds, steps, progress)
+
+
+def _run_streaming(clients: int) -> StreamingFigures:
+    with progress_bar() as bar:
+        task = bar.add_task(f"{clients} clients", total=None)
+        return asyncio.run(bench_streaming(clients, lambda done, total: bar.update(task, completed=done, total=total)))
+
+
+def _streaming_table(figures: StreamingFigures) -> Table:
+    table = Table(
+        title="a step of the bundled model, by its engine's clock",
+        caption=f"{figures.clients} clients; steps take {figures.ratio:.2f} times as long with a server",
+    )
+    for title in ("", "requests a step", "microseconds a request-step"):
+        table.add_column(title, justify="right")
+    for name, cost in (("engine alone", figures.alone), ("streaming", figures.streaming)):
+        table.add_row(name, f"{cost.requests:.1f}", f"{cost.microseconds:.0f}")
+    return table
 
 
 def _table(figures: Sequence[HostFigures], steps: int) -> Table:

@@ -7,7 +7,7 @@ import pytest
 from engine import HOST_PARTS
 from server.cli import main
 
-FEW = ("bench", "host", "--requests", "1", "3", "--steps", "2")
+FEW = ("bench", "host", "--requests", "1", "3", "--steps", "2", "--clients", "0")
 
 
 def test_json(capsys):
@@ -24,6 +24,20 @@ def test_the_table(capsys):
     assert main(list(FEW)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert any({"schedule", "choose", "commit", "tally", "all"} <= set(line) for line in lines)
+
+
+def test_a_step_beside_streaming_clients(capsys, monkeypatch):
+    """The engine alone and a real server, with few clients; that the ratio is right is for an idle machine to say."""
+    monkeypatch.setattr("server.bench.streaming.EACH", 1)
+    assert main([*FEW[:-1], "2", "--json"]) == 0
+    streaming = json.loads(capsys.readouterr().out)["streaming"]
+    assert streaming["clients"] == 2
+    for kind in ("alone", "streaming"):
+        assert 1 <= streaming[kind]["requests"] <= 2
+        assert streaming[kind]["microseconds"] > 0
+    assert streaming["ratio"] == pytest.approx(
+        streaming["streaming"]["microseconds"] / streaming["alone"]["microseconds"]
+    )
 
 
 @pytest.mark.parametrize(
