@@ -115,3 +115,8 @@ class EngineMetrics(Collector):
             "part",
             {"forward": stats.forward_seconds, "host": stats.host_seconds},
         )
+        yield make.histogram(
+            "device_seconds",
+            "Of a step's forward and scoring, the time by the device's own clock.",
+            stats.device_seconds,
+        )
