@@ -1,6 +1,7 @@
 """Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,15 @@ from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, 
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides all GPUs, from this process and those that it starts: tests are the same with and without one.
+
+    But for `-m gpu` alone.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ measures nothing.
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,12 +25,8 @@ LAUNCHES_PER_LAYER = 27
 LAUNCHES_PER_REQUEST = 2
 """More kernels per layer for each request: its attention, and the copy of its output."""
 
-
-GEOMETRIES: Mapping[str, Mapping[str, int]] = {
-    **SIZES,
-    "llada-8b": {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
-}
-"""Models known by name, in LLaDA's keys of `config.json`."""
+GEOMETRIES = SIZES
+"""Models known by name."""
 
 
 @dataclass(frozen=True, slots=True)
