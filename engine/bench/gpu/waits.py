@@ -8,11 +8,18 @@ from engine.bench.gpu.crowd import Crowd
 from engine.bench.gpu.prediction import METHODS
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.bench.gpu.watch import Profile, profile_of, waits
-from engine.bench.roofline import LAUNCHES_PER_LAYER, LAUNCHES_PER_REQUEST
+from engine.bench.roofline import LAUNCHES_PER_LAYER
 from engine.bench.timed_run import Workload
+from engine.kernels.attention import attend_spans
 
-LAUNCHES_BESIDE_LAYERS = 60
+BESIDE_LAYERS = 60
 """Kernels of a step for embedding, head, scoring and copies, at most."""
+ATTENTION, SPLIT = 1, 4
+"""Kernels of a layer beside those that the roofline counts: attention of all requests, and a second one for each
+product, which cuBLAS may split."""
+BY_REQUEST = 4
+"""Kernels for each request, in each layer and once beside them, where attention goes request by request: its keys and
+its values are gathered, attended to, and the result is copied. In the place of `ATTENTION`."""
 
 
 def check(model: str, device: torch.device, requests: int) -> Outcome:
@@ -26,12 +33,19 @@ def check(model: str, device: torch.device, requests: int) -> Outcome:
     profiled = profile_of(device, lambda: crowd.step(counted))
     if device.type != "cuda":
         return Outcome(Verdict.LEFT_OUT, "a CPU waits for no device", {})
-    return judge(places, profiled, requests, crowd.engine.runner.model.config.num_layers)
+    runner = crowd.engine.runner
+    by_request = requests if runner.kernel is attend_spans else 0
+    return judge(places, profiled, most_launches(runner.model.config.num_layers, by_request))
 
 
-def judge(places: Sequence[str], profiled: Profile, requests: int, layers: int) -> Outcome:
-    """`places` are where the host waited."""
-    most = layers * (LAUNCHES_PER_LAYER + LAUNCHES_PER_REQUEST * requests) + LAUNCHES_BESIDE_LAYERS
+def most_launches(layers: int, by_request: int) -> int:
+    """`by_request` is the number of requests whose attention has kernels of its own."""
+    own = BY_REQUEST * by_request
+    return layers * (LAUNCHES_PER_LAYER + SPLIT + (own or ATTENTION)) + BESIDE_LAYERS + own
+
+
+def judge(places: Sequence[str], profiled: Profile, most: int) -> Outcome:
+    """`places` are where the host waited, `most` the launches that a step may have."""
     said = (
         f"{len(places)} waits ({', '.join(places) or 'nowhere'}), {profiled.launches} launches (at most {most}), "
         f"{profiled.copies_to_device} copies to the device and {profiled.copies_to_host} back"

@@ -105,14 +105,19 @@ def test_a_profile_counts_what_a_gpu_did():
         (["scores.py:1"], Profile(500, 2, 1, 0.1), Verdict.FAILED),
         (["scores.py:1"], Profile(500, 1, 2, 0.1), Verdict.FAILED),
         (["scores.py:1"], Profile(0, 1, 1, 0.1), Verdict.FAILED),
-        (["scores.py:1"], Profile(8 * (27 + 2 * 16) + 60, 1, 1, 0.1), Verdict.OK),
-        (["scores.py:1"], Profile(8 * (27 + 2 * 16) + 61, 1, 1, 0.1), Verdict.FAILED),
+        (["scores.py:1"], Profile(900, 1, 1, 0.1), Verdict.OK),
+        (["scores.py:1"], Profile(901, 1, 1, 0.1), Verdict.FAILED),
     ],
 )
 def test_a_step_waits_and_copies_once(places, profiled, verdict):
-    outcome = waits.judge(places, profiled, requests=16, layers=8)
+    outcome = waits.judge(places, profiled, most=900)
     assert outcome.verdict == verdict
     assert all(place in outcome.said for place in places)
+
+
+def test_launches_grow_with_the_requests_only_where_attention_does():
+    assert waits.most_launches(32, by_request=0) == 32 * (27 + 4 + 1) + 60
+    assert waits.most_launches(32, by_request=16) == 32 * (27 + 4 + 64) + 60 + 64
 
 
 def test_where_the_host_waits(monkeypatch):
