@@ -11,7 +11,7 @@ GPU ?= $(shell command -v nvidia-smi)
 PIP_INSTALL = install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
-.PHONY: help setup serve test test-slow test-wheel test-containers lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-wheel test-containers test-gpu lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,9 @@ test-wheel: setup  ## the wheel, where no developers' tools are: whether it answ
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir .tools/wheel/dist .
 	.tools/wheel/bin/python -m pip $(PIP_INSTALL) --quiet .tools/wheel/dist/*.whl
 	.ci/answers .tools/wheel/bin/unmask
+
+test-gpu:  ## the tests that need a GPU, by PYTHON's own torch, transformers, safetensors and pytest; installs nothing
+	$(PYTHON) -m pytest -q -c tests/gpu/pytest.ini -m gpu tests/gpu
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

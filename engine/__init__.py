@@ -4,6 +4,8 @@ from pathlib import Path
 
 from engine.assemble import load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
+from engine.bench.gpu.command import add_arguments as add_gpu_arguments
+from engine.bench.gpu.command import run as bench_gpu
 from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
 from engine.bench.host import HOST_PARTS, HostFigures, bench_host
 from engine.bench.method import METHODS, Method
@@ -97,7 +99,9 @@ __all__ = [
     "UnmaskError",
     "Usage",
     "Workload",
+    "add_gpu_arguments",
     "bench_decode",
+    "bench_gpu",
     "bench_host",
     "demo_problems",
     "forward_cost",

@@ -21,13 +21,22 @@ from hypothesis import settings
 settings.register_profile("any machine", deadline=None)  # a busy one takes seconds where an idle one takes none
 settings.load_profile("any machine")
 
-# Triton reads it once, when anything imports it: without a GPU its kernels run in its interpreter.
-os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+# Triton reads it once, when anything imports it: its kernels run in its interpreter, since tests see no GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load  # noqa: E402
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides all GPUs, from this process and those that it starts: tests are the same with and without one.
+
+    But for `-m gpu` alone.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

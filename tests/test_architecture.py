@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -53,6 +54,9 @@ SEES = {
 }
 NO_TORCH = ("engine.core", "engine.cache", "engine.unmask", "engine.scheduling", "server")
 """They import no torch themselves: what they decide, they decide in numpy. (The engine's face brings it along.)"""
+ENGINE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface_hub", "tokenizers"}
+"""All that the engine may import when it is imported: what it needs on a rented machine (docs/adr/022), and what comes
+with these. tests/test_bare_machine.py runs it there."""
 NO_ENGINE = (
     "server.text.encoder",
     "server.text.worker",
@@ -61,6 +65,8 @@ NO_ENGINE = (
     "server.http.health",
 )
 """They run in small processes of their own."""
+SCRIPTS = ("engine.demo.plot", "engine.demo.evaluate", "engine.demo.train")
+"""They make the bundled model, and need what makes it."""
 MOST_MODULES = 12
 
 
@@ -117,6 +123,9 @@ def test_a_module_imports_from_its_room_and_those_that_it_sees(name):
             assert target.split(".")[0] != "torch", f"{name} decides without tensors"
         if is_in(name, NO_ENGINE):
             assert target.split(".")[0] != "engine", f"{name} runs without the engine"
+        if is_in(name, ["engine"]) and not is_in(name, SCRIPTS):
+            package = target.split(".")[0]
+            assert package in {"engine", *ENGINE_PACKAGES, *sys.stdlib_module_names}, f"{name} needs {package}"
 
 
 def test_no_module_imports_itself_through_others():

@@ -71,3 +71,8 @@ def test_that_way_leads_there_and_is_not_told_again(make):
 
 def test_with_a_gpu_nothing_is_told(make):
     assert "TORCH_INDEX" not in make("serve", "GPU=/usr/bin/nvidia-smi")[0].replace("--extra-index-url", "")
+
+
+def test_what_a_gpu_is_asked_installs_nothing(make):
+    _, asked = make("test-gpu")
+    assert asked == ["python3 -m pytest -q -c tests/gpu/pytest.ini -m gpu tests/gpu"]

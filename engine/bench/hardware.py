@@ -28,6 +28,8 @@ class Hardware:
     launches_overlap: bool = True
     """Whether the host starts kernels while others run, so that the longer time counts; on a CPU the times add up."""
     memory_bytes: int | None = None
+    fp8_speedup: float = 1.0
+    """Speedup of its FP8 products over bfloat16; 1 where it has none."""
 
     @property
     def ridge(self) -> float:
@@ -35,26 +37,27 @@ class Hardware:
         return self.weight_flops / self.bandwidth
 
 
-def _hopper(name: str, bandwidth: float, memory_bytes: int) -> Hardware:
+def _gpu(name: str, flops: float, bandwidth: float, gigabytes: int, fp8_speedup: float = 2.0) -> Hardware:
     return Hardware(
         name=name,
-        flops=989.4e12,
-        weight_flops=989.4e12,
+        flops=flops,
+        weight_flops=flops,
         bandwidth=bandwidth,
         itemsize=2,
         weight_itemsize=2,
         launch_seconds=5e-6,
-        memory_bytes=memory_bytes,
+        memory_bytes=gigabytes * 10**9,
+        fp8_speedup=fp8_speedup,
     )
 
 
 HARDWARE: Mapping[str, Hardware] = {
-    "h100": _hopper("H100 SXM", 3.35e12, 80 * 10**9),
-    "h200": _hopper("H200 SXM", 4.8e12, 141 * 10**9),
+    "h100": _gpu("H100 SXM", 989.4e12, 3.35e12, 80),
+    "h200": _gpu("H200 SXM", 989.4e12, 4.8e12, 141),
+    "a100": _gpu("A100 SXM 80 GB", 312e12, 2.039e12, 80, fp8_speedup=1.0),
+    "rtx4090": _gpu("RTX 4090", 165.2e12, 1.008e12, 24),
 }
-"""bfloat16 without sparsity: half of what NVIDIA's data sheets give with it. 5 us to start a kernel are assumed."""
-FP8_SPEEDUP = 2.0
-"""Speedup of Hopper's tensor cores over bfloat16, by the same data sheets."""
+"""bfloat16 without sparsity, summed in float32, by NVIDIA's data sheets. 5 us to start a kernel are assumed."""
 
 
 def with_graphs(hardware: Hardware) -> Hardware:
@@ -64,7 +67,7 @@ def with_graphs(hardware: Hardware) -> Hardware:
 
 def with_fp8(hardware: Hardware) -> Hardware:
     """With weights of one byte and their products at FP8's rate; attention and KV are unchanged."""
-    return replace(hardware, weight_itemsize=1.0, weight_flops=hardware.weight_flops * FP8_SPEEDUP)
+    return replace(hardware, weight_itemsize=1.0, weight_flops=hardware.weight_flops * hardware.fp8_speedup)
 
 
 SIZE = 768

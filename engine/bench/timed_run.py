@@ -108,15 +108,15 @@ class TimedRunner(Runner):
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        started = _now(self.device)
+        started = now(self.device)
         yield
-        self.seconds += _now(self.device) - started
+        self.seconds += now(self.device) - started
 
 
 def take_turn(method: Method, engine: Engine, workload: Workload) -> Turn:
     """Runs one method with the model of `engine`, and measures its cost."""
     device = engine.runner.device
-    prompts = _prompts(workload, engine.info.spec.vocab_size)
+    prompts = random_prompts(workload, engine.info.spec.vocab_size)
     _reset_peak_memory(device)
     if method.where == "reference":
         turn = _run_reference(method, engine, workload, prompts[0])
@@ -125,7 +125,8 @@ def take_turn(method: Method, engine: Engine, workload: Workload) -> Turn:
     return replace(turn, peak_memory_bytes=_peak_memory(device))
 
 
-def _prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
+def random_prompts(workload: Workload, vocab_size: int) -> list[list[int]]:
+    """The same ones every time."""
     rng = random.Random(0)
     return [[rng.randrange(vocab_size) for _ in range(workload.prompt)] for _ in range(workload.batch)]
 
@@ -134,7 +135,7 @@ def _run_reference(method: Method, engine: Engine, workload: Workload, prompt: l
     """One request of the batch, or a sample of its steps."""
     tokens_per_step = 1 if method.is_baseline else workload.tokens_per_step
     steps, spec = workload.gen // tokens_per_step, engine.info.spec
-    started = _now(engine.runner.device)
+    started = now(engine.runner.device)
     decoded = decode(
         engine.runner.model,
         prompt,
@@ -146,7 +147,7 @@ def _run_reference(method: Method, engine: Engine, workload: Workload, prompt: l
         shift=spec.shift,
         max_forwards=workload.sampled_steps(method.cache),
     )
-    seconds = _now(engine.runner.device) - started
+    seconds = now(engine.runner.device) - started
     share = decoded.forwards / (steps * workload.batch)
     return Turn(round(decoded.rows / share), steps * workload.batch, seconds / share, share < 1)
 
@@ -170,13 +171,13 @@ def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: lis
     engine = Engine(runner, info)
     steps = workload.gen // workload.tokens_per_step
     for number, prompt in enumerate(prompts):
-        engine.submit(engine.new_request(_submission(str(number), prompt, method, steps, workload)))
+        engine.submit(engine.new_request(submission_of(str(number), prompt, method, steps, workload)))
     limit, first_block = workload.sampled_steps(method.cache, method.lookahead), None
-    started = _now(device)
+    started = now(device)
     while engine.request_ids and engine.stats().forwards != limit:
         if engine.step() and first_block is None:
-            first_block = _now(device) - started
-    seconds = _now(device) - started
+            first_block = now(device) - started
+    seconds = now(device) - started
     stats, share = engine.stats(), 1.0
     if engine.request_ids and workload.batch == 1:
         share = stats.forwards / steps
@@ -196,7 +197,8 @@ def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: lis
     )
 
 
-def _submission(request_id: str, prompt: list[int], method: Method, steps: int, workload: Workload) -> Submission:
+def submission_of(request_id: str, prompt: list[int], method: Method, steps: int, workload: Workload) -> Submission:
+    """A request that decodes its canvas in this number of steps, each of as many tokens."""
     return Submission(
         request_id=request_id,
         prompt_ids=prompt,
@@ -211,7 +213,7 @@ def _submission(request_id: str, prompt: list[int], method: Method, steps: int, 
     )
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """Seconds of a clock, once the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from engine.core.ranges import Ge, Gt, Le, Lt
 
 MAX_LOGPROBS = 20
 """Alternatives that may be asked for beside each token."""

@@ -6,9 +6,8 @@ Full attention in both directions, unshifted logits. Says how its `config.json` 
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
-
 from engine.core.config import ModelSpec
+from engine.core.ranges import Ge, Le
 from engine.models.config_file import (
     ConfigFile,
     Epsilon,

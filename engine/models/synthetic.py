@@ -1,6 +1,7 @@
 """Models with random weights in LLaDA's layout, for measuring: they decode nonsense, as fast as trained models."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -8,14 +9,37 @@ from engine.core.config import ModelSpec
 from engine.models import llada, new_model
 from engine.models.layers import Transformer
 
-SIZES = {
+SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
     "wide": {"d_model": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden_size": 344, "vocab_size": 126_464},
     "tiny": {"d_model": 64, "n_layers": 2, "n_heads": 4, "mlp_hidden_size": 192, "vocab_size": 256},
+    "llada-8b": {"d_model": 4096, "n_layers": 32, "n_heads": 32, "mlp_hidden_size": 12288, "vocab_size": 126464},
+    "dream-7b": {
+        "d_model": 3584,
+        "n_layers": 28,
+        "n_heads": 28,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 18944,
+        "vocab_size": 152064,
+        "include_qkv_bias": True,
+    },
+    "sdar-8b": {
+        "d_model": 4096,
+        "n_layers": 36,
+        "n_heads": 32,
+        "n_kv_heads": 8,
+        "mlp_hidden_size": 12288,
+        "vocab_size": 151936,
+    },
 }
-"""LLaDA's keys of `config.json`, in LLaDA-8B's proportions: 31 M parameters, and 0.1 M for tests.
-`wide` has LLaDA-8B's vocabulary on a thin body: 33 M parameters, of which 32 M are embedding and head. Most of its
-steps are head and scoring."""
+"""Geometries in LLaDA's keys of `config.json`.
+
+`small` (31 M parameters) and `tiny` (0.1 M, for tests) have LLaDA-8B's proportions. `wide` has LLaDA-8B's vocabulary on
+a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. Of SDAR-8B-Chat's layout,
+which is Qwen3-8B's, the norms of queries and keys are left out, and attention is full.
+"""
+SHIFTS: Mapping[str, int] = {"dream-7b": 1}
+"""`ModelSpec.shift` where it is not 0."""
 
 
 def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:
@@ -36,4 +60,4 @@ def random_model(
             parameter.fill_(1.0)
         else:
             parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    return model, config.spec({})
+    return model, replace(config.spec({}), shift=SHIFTS.get(size, 0))

@@ -4,23 +4,23 @@ A family says where each tensor of its checkpoint goes (`Destinations`); nothing
 are read, and a checkpoint's own Python code is never run.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from annotated_types import Len
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-from pydantic import Field, Strict, StringConstraints
-from pydantic_core import from_json
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from engine.core.errors import LoadError
-from engine.models.config_file import Declaration, TokenId
+from engine.models.config_file import TokenId
+from engine.models.declared import FILLED, Declaration
 
 Progress = Callable[[int, int], None]
 """Called with tensors done and tensors in all."""
@@ -50,15 +50,15 @@ class _AddedToken(_Named):
 
 
 class _Tokenizer(Declaration):
-    added_tokens: tuple[_AddedToken, ...] = Field((), strict=False)
+    added_tokens: list[_AddedToken] = field(default_factory=list)
 
 
 class _TokenizerConfig(Declaration):
-    added_tokens_decoder: Mapping[Annotated[TokenId, Strict(False)], _Named] = Field(default_factory=dict)
+    added_tokens_decoder: dict[TokenId, _Named] = field(default_factory=dict)
 
 
 class _Index(Declaration):
-    weight_map: Annotated[dict[str, Annotated[str, StringConstraints(pattern=r"^[\w.-]+\.safetensors$")]], Len(1)]
+    weight_map: Annotated[dict[str, Annotated[str, re.compile(r"^[\w.-]+\.safetensors$")]], FILLED]
     """Tensor name -> the file in this folder that has it."""
 
 
@@ -100,10 +100,10 @@ def _why_not(error: OSError, revision: str | None) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises LoadError with the file's name if there is none."""
     try:
-        value = from_json(path.read_bytes())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LoadError(f"{path.parent} has no {path.name}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise LoadError(f"{path} holds no JSON object")

@@ -8,12 +8,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
-
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
 from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.ranges import Ge, Gt, Le, Lt
 from engine.core.request import Submission, answer_positions, count_blocks
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS

@@ -10,12 +10,12 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
-from annotated_types import Ge, Le
 
 import engine.scoring.edits
 from engine import CACHES, UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.core.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
 from engine.core.plan import StepPlan
+from engine.core.ranges import Ge, Le
 from engine.core.request import Request
 from engine.execution.isolate import choose
 from engine.scheduling.checks import check

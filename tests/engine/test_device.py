@@ -1,5 +1,8 @@
 """Devices by their names, and what a thread does to one before it computes. No GPU is needed: `torch.cuda` is told."""
 
+import os
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -27,6 +30,14 @@ def cuda(monkeypatch):
 
 def chosen(name):
     return str(choose_device(EngineConfig(model="m", device=name)))
+
+
+def test_no_test_sees_a_gpu():
+    """Nor what it starts: the same tests with and without one."""
+    seen = "import os; print(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True).stdout == "''\n"
+    assert not torch.cuda.is_available()
 
 
 def test_a_device_is_here_and_has_its_number(cuda):

@@ -86,7 +86,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", default="llada-8b", metavar="MODEL",
                         help=f"{', '.join(GEOMETRIES)}, or a folder or hub id [default: llada-8b]")  # fmt: skip
-    parser.add_argument("--hardware", nargs="+", choices=HARDWARE, default=list(HARDWARE), help="[default: both]")
+    parser.add_argument("--hardware", nargs="+", choices=HARDWARE, default=["h100", "h200"],
+                        metavar="GPU", help=f"{', '.join(HARDWARE)} [default: h100 h200]")  # fmt: skip
     own = parser.add_argument_group("instead of those: a CPU in float32, as --measure finds it")
     own.add_argument("--measure", action="store_true", help="measure this CPU, print that, and end")
     own.add_argument("--num-threads", type=positive, metavar="N", help="CPU threads of torch, with --measure")

@@ -27,6 +27,7 @@ from engine import (
     with_fp8,
     with_graphs,
 )
+from engine.models import dream
 from engine.models.layers import TransformerConfig
 
 TINY = TransformerConfig(
@@ -83,10 +84,10 @@ def test_attention_weights_that_are_watched():
 
 
 def test_starting_kernels():
-    """27 kernels a layer and 2 a request: with a GPU the slower counts, on a CPU they come on top."""
+    """28 kernels a layer, however many requests: with a GPU the slower counts, on a CPU they come on top."""
     step = Step("step", rows=3, scored=1, visible=5)
     bound = forward_cost(TINY, SLOW, step, 2).seconds
-    started = 3 * (27 + 2 * 2) * 2.0
+    started = 3 * 28 * 2.0
     gpu, cpu = replace(SLOW, launch_seconds=2.0), replace(SLOW, launch_seconds=2.0, launches_overlap=False)
     assert started > bound
     assert forward_cost(TINY, gpu, step, 2).seconds == started
@@ -171,7 +172,15 @@ def test_named_geometries(published, llada_tiny):
     assert (named.dim, named.num_layers, named.num_heads) == (theirs["d_model"], theirs["n_layers"], theirs["n_heads"])
     assert (named.ff_dim, named.vocab_size) == (theirs["mlp_hidden_size"], theirs["embedding_size"])
     assert named.num_kv_heads == theirs["n_kv_heads"]
-    assert {"small", "wide", "tiny", "llada-8b"} == set(GEOMETRIES)
+    assert {"small", "wide", "tiny", "llada-8b", "dream-7b", "sdar-8b"} == set(GEOMETRIES)
+    assert geometry_of("dream-7b").num_parameters == dream.Config.read(published("dream-7b")).geometry.num_parameters
+    norms = 36 * 2 * 128  # of queries and keys, which the geometry leaves out
+    assert geometry_of("sdar-8b").num_parameters == 8_190_735_360 - norms, "Qwen3-8B's"
+    heads = {name: geometry_of(name) for name in ("dream-7b", "sdar-8b")}
+    assert {name: (of.num_heads, of.num_kv_heads, of.head_dim, of.qkv_bias) for name, of in heads.items()} == {
+        "dream-7b": (28, 4, 128, True),
+        "sdar-8b": (32, 8, 128, False),
+    }
     assert geometry_of(str(llada_tiny)).dim == json.loads((llada_tiny / "config.json").read_text())["d_model"]
     with pytest.raises(LoadError):
         geometry_of("/nowhere")

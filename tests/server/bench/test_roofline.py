@@ -87,7 +87,7 @@ def test_measuring_prints_the_command_that_uses_it(capsys, monkeypatch):
         (["--flops", "0", "--bandwidth", "1"], "above 0"),
         (["--batch", "0"], "above 0"),
         (["--gen", "30"], "multiple of block"),
-        (["--hardware", "a100"], "a100"),
+        (["--hardware", "v100"], "v100"),
         (["--methods", "engine/lru"], "engine/lru"),
         (["--model", "/nowhere"], "nowhere"),
         (["--plot", "/nowhere/x.png"], "/nowhere/x.png"),

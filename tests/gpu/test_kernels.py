@@ -1,0 +1,23 @@
+"""Every kernel against its definition; attention in the heads of the models that are served."""
+
+import pytest
+import torch
+
+from engine.bench.gpu.command import MODELS
+from engine.bench.gpu.kernels import check, check_scoring, kernels_on
+from engine.bench.gpu.report import Verdict
+from engine.bench.roofline import geometry_of
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model", [*MODELS, "small", "tiny"])
+@pytest.mark.parametrize("kernel", kernels_on(torch.device("cuda")))
+def test_a_kernel_is_what_it_should_be(device, kernel, model, dtype):
+    outcome = check(kernels_on(device)[kernel], geometry_of(model), dtype, device)
+    assert outcome.verdict == Verdict.OK, outcome.said
+
+
+def test_scoring_is_what_torch_gives(device):
+    assert check_scoring(device).verdict == Verdict.OK
