@@ -1,5 +1,10 @@
-"""Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
+"""Fixtures that several test modules share: the tiny golden checkpoint and engines over it.
 
+The engine is imported where it is used: pytest-xdist's own process reads this file too, and would spend its first
+seconds on torch before it starts those that run the tests.
+"""
+
+import gc
 import json
 import socket
 import subprocess
@@ -14,12 +19,14 @@ from tempfile import TemporaryFile
 
 import httpx
 import pytest
-import torch
-
-from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection of garbage has to walk all of torch again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +54,18 @@ def golden() -> list[dict]:
 
 
 @pytest.fixture
-def engine(llada_tiny) -> Engine:
+def engine(llada_tiny):
+    from engine import EngineConfig, load
+
     return load(EngineConfig(model=str(llada_tiny)))
 
 
 @pytest.fixture(scope="session")
 def submission():
     """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
+    from engine import DiffusionParams, Hole, SamplingParams, Submission
 
-    def build(request_id="r", **row) -> Submission:
+    def build(request_id="r", **row):
         names = ("temperature", "seed", "top_p", "top_k", "stop_ids", "ignore_eos")
         sampling = {key: row[key] for key in names if key in row}
         keys = [field.name for field in fields(DiffusionParams)]
@@ -122,6 +132,8 @@ def serve():
 @pytest.fixture
 def graphs(monkeypatch) -> Iterator[list]:
     """What torch's compiler is given from now on, graph by graph; each runs as it is, so that none needs C++."""
+    import torch
+
     given = []
 
     def backend(graph, _inputs):

@@ -31,8 +31,8 @@ BACKLOG = 2048
 FLUSH_SECONDS = 5
 """Time for generated text to reach slow readers."""
 LINGER_SECONDS = 0.5
-"""How long open connections are answered after draining. Less than the `fail_timeout` of docker/nginx, 1 s: a proxy that
-has got a 503 sends nothing here before they are closed."""
+"""How long open connections are answered after draining. Less than the `fail_timeout` of docker/nginx, 1 s: a proxy
+that has got a 503 sends nothing here before they are closed."""
 COMPLAINT_SECONDS = 10.0
 """Least time between two log lines about too many open files."""
 GRACE_SECONDS = 2 * FLUSH_SECONDS

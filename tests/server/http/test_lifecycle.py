@@ -81,9 +81,13 @@ async def test_a_request_on_an_open_connection_after_draining_is_refused_and_not
     draining.drained.set()
     os.kill(os.getpid(), signal.SIGTERM)
     async with asyncio.timeout(5), httpx.AsyncClient(base_url=client.base_url) as newcomer:
-        with pytest.raises(httpx.ConnectError):
+
+        async def knock():
             while True:
                 await newcomer.get("/health", headers={"connection": "close"})
+
+        with pytest.raises(httpx.ConnectError):
+            await knock()
     assert (await client.post("/v1/completions", json={"prompt": "ab"})).status_code == 503
     await asyncio.wait_for(task, 5)
 
