@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -24,9 +24,22 @@ LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of real servers come first, so that one worker of pytest-xdist gets them and starts shared servers once."""
+    items.sort(key=lambda item: "serve" not in item.fixturenames)
+
+
 def pytest_collection_finish():
     """Modules and tests stay to the end: no collection of garbage has to walk all of torch again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tls() -> Iterator[None]:
+    """Clients share what they know of TLS, which none speaks: each would read 140 certificates first, for 30 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("httpx._transports.default.create_ssl_context", cache(httpx.create_ssl_context))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +140,20 @@ def serve():
                 process.wait()
 
     return running
+
+
+@pytest.fixture(scope="session")
+def demo_server(serve) -> Iterator[str]:
+    """The URL of a server with the bundled model and no flags, for tests that change nothing in it."""
+    with serve("demo") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def golden_server(serve, llada_tiny) -> Iterator[str]:
+    """The same over the golden checkpoint."""
+    with serve(str(llada_tiny)) as url:
+        yield url
 
 
 @pytest.fixture

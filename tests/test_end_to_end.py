@@ -12,16 +12,9 @@ import openai
 import pytest
 
 
-@pytest.fixture(scope="module")
-def server(serve, llada_tiny):
-    """One running server over the golden checkpoint."""
-    with serve(str(llada_tiny)) as url:
-        yield url
-
-
 @pytest.fixture
-def client(server):
-    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+def client(golden_server):
+    return openai.OpenAI(base_url=f"{golden_server}/v1", api_key="none", max_retries=0)
 
 
 def text(token_ids):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine import DEMO_MODEL, ConfigError, DiffusionParams
+from engine import ConfigError, DiffusionParams
 from server.cli import main
 from server.eval import questions
 from server.eval.policy import Policy, product
@@ -160,13 +160,12 @@ def test_an_empty_file_is_an_error(capsys, problems):
 
 
 @pytest.mark.slow
-def test_a_server_gives_the_figures_of_the_model_itself(capsys, serve, problems):
+def test_a_server_gives_the_figures_of_the_model_itself(capsys, demo_server):
     asked = ["--tasks", "sort,facts", "--limit", "8", "--plain"]
     policy = ["--cache", "dual", "--unmask", "threshold", "--threshold", "0.7"]
-    with serve(DEMO_MODEL) as url:
-        there = rows_of(capsys, *asked, *policy, "--base-url", f"{url}/v1")
-        unasked = rows_of(capsys, *asked, "--base-url", url)
-        wrong_model = fails(capsys, *asked, "--base-url", url, "--model", "gpt-9")
+    there = rows_of(capsys, *asked, *policy, "--base-url", f"{demo_server}/v1")
+    unasked = rows_of(capsys, *asked, "--base-url", demo_server)
+    wrong_model = fails(capsys, *asked, "--base-url", demo_server, "--model", "gpt-9")
     here = rows_of(capsys, *asked, *policy)
     for row in (*here, *there):
         del row["seconds"]
