@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from engine import ConfigError, DiffusionParams
+from engine import DEMO_MODEL, ConfigError, DiffusionParams
 from server.cli import main
 from server.eval import questions
 from server.eval.policy import Policy, product
 from server.eval.score import Row, pooled, wilson
+from server.text.tokenizer import Tokenizer
 
 FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
@@ -18,6 +20,21 @@ FIELDS = {
 }  # fmt: skip
 AFTER = DiffusionParams().refresh_after
 VALUES = {"tokens_per_step": [1.0, 4.0], "threshold": [0.9], "factor": [1.0]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tokenizer():
+    """The bundled model's tokenizer for all tests in this process: its own process takes a second to start."""
+
+    class Kept(Tokenizer):
+        def close(self):
+            pass
+
+    tokenizer = Kept.load(Path(DEMO_MODEL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tokenizer, "load", lambda folder: {Path(DEMO_MODEL): tokenizer}[folder])
+        yield
+    Tokenizer.close(tokenizer)
 
 
 def rows_of(capsys, *argv):
