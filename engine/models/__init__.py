@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
@@ -109,9 +110,13 @@ def _skeleton(geometry: TransformerConfig) -> Transformer:
 
 
 def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    """With uninitialised memory for its weights. Not by `to_empty`, which imports sympy, for half a second."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))
     model.cos, model.sin = (table.to(device) for table in rotary_table(model.config))
-    return model
+    return model.eval()
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:

@@ -7,6 +7,7 @@ Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGL
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -81,9 +82,13 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, 1, head_dim / 2] in float32."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
+    """cos and sin [max_positions, 1, head_dim / 2] in float32, on the CPU.
+
+    Also for a model that has no memory yet: on the device `meta`, `arange` imports torch's compiler, for a second.
+    """
+    count = partial(torch.arange, dtype=torch.float32, device="cpu")
+    exponents = count(0, config.head_dim, 2) / config.head_dim
+    angles = torch.outer(count(config.max_positions), 1.0 / config.rope_theta**exponents)
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
