@@ -7,6 +7,7 @@ seconds on torch before it starts those that run the tests.
 import gc
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def pytest_collection_finish():
 def tls() -> Iterator[None]:
     """Clients share what they know of TLS, which none speaks: each would read 140 certificates first, for 30 ms."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("httpx._transports.default.create_ssl_context", cache(httpx.create_ssl_context))
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
         yield
 
 

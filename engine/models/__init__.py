@@ -16,7 +16,7 @@ from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.models import dream, llada
 from engine.models.config_file import ConfigFile
-from engine.models.layers import Transformer, TransformerConfig, rotary_table
+from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,
     Progress,
@@ -115,7 +115,7 @@ def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> 
         for name, parameter in list(module.named_parameters(recurse=False)):
             memory = torch.empty(parameter.shape, dtype=dtype, device=device)
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
-    model.cos, model.sin = (table.to(device) for table in rotary_table(model.config))
+    model.fill_tables(device)
     return model.eval()
 
 

@@ -7,7 +7,6 @@ Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGL
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -82,13 +81,9 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, 1, head_dim / 2] in float32, on the CPU.
-
-    Also for a model that has no memory yet: on the device `meta`, `arange` imports torch's compiler, for a second.
-    """
-    count = partial(torch.arange, dtype=torch.float32, device="cpu")
-    exponents = count(0, config.head_dim, 2) / config.head_dim
-    angles = torch.outer(count(config.max_positions), 1.0 / config.rope_theta**exponents)
+    """cos and sin [max_positions, 1, head_dim / 2] in float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
@@ -160,7 +155,8 @@ class Parts(NamedTuple):
 class Transformer(nn.Module):
     """Rows of token ids at positions -> hidden rows; `logits` turns chosen hidden rows into scores.
 
-    Parameters are uninitialised until `engine.models.weights` or a trainer fills them.
+    Parameters are uninitialised until `engine.models.weights` or a trainer fills them, and so are the rotary tables
+    until `fill_tables`.
     """
 
     cos: Tensor
@@ -173,10 +169,15 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.dim, config.vocab_size)
-        cos, sin = rotary_table(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        # Not `rotary_table`: for a model without memory, its `arange` would import torch's compiler, for a second.
+        for name in ("cos", "sin"):
+            table = torch.empty(config.max_positions, 1, config.head_dim // 2, dtype=torch.float32)
+            self.register_buffer(name, table, persistent=False)
         self.parts = Parts(Block.before, Block.after, Transformer.score)
+
+    def fill_tables(self, device: torch.device | None = None) -> None:
+        """Makes the rotary tables: on this device, or where tensors are made if none is given."""
+        self.cos, self.sin = (table.to(device) for table in rotary_table(self.config))
 
     def compile_parts(self) -> None:
         """Compiles the parts, for inference only: one graph each, for all layers and numbers of rows.
