@@ -113,19 +113,27 @@ def run():
     return until_empty
 
 
+class Url(str):
+    """A server's URL, which knows its process."""
+
+    __slots__ = ("pid",)
+    pid: int
+
+
 @pytest.fixture(scope="session")
 def serve():
     """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM."""
 
     @contextmanager
-    def running(*arguments: str) -> Iterator[str]:
+    def running(*arguments: str) -> Iterator[Url]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "server.cli", "serve", *arguments, "--port", str(port)]
-        url = f"http://127.0.0.1:{port}"
+        url = Url(f"http://127.0.0.1:{port}")
         with TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the server
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            url.pid = process.pid
             try:
                 for _ in range(600):
                     assert process.poll() is None, log.seek(0) or log.read()
