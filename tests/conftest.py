@@ -1,21 +1,26 @@
-"""Fixtures that several test modules share: the tiny golden checkpoint and engines over it."""
+"""Fixtures that several test modules share: the tiny golden checkpoint and engines over it.
 
+The engine is imported where it is used: pytest-xdist's own process reads this file too, and would spend its first
+seconds on torch before it starts those that run the tests.
+"""
+
+import gc
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import httpx
 import pytest
-import torch
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # a busy one takes seconds where an idle one takes none
@@ -23,8 +28,6 @@ settings.load_profile("any machine")
 
 # Triton reads it once, when anything imports it: its kernels run in its interpreter, since tests see no GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
-
-from engine import DiffusionParams, Engine, EngineConfig, Hole, SamplingParams, Submission, load  # noqa: E402
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
@@ -37,6 +40,24 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of real servers come first, so that one worker of pytest-xdist gets them and starts shared servers once."""
+    items.sort(key=lambda item: "serve" not in item.fixturenames)
+
+
+def pytest_collection_finish():
+    """Modules and tests stay to the end: no collection of garbage has to walk all of torch again."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tls() -> Iterator[None]:
+    """Clients share what they know of TLS, which none speaks: each would read 140 certificates first, for 30 ms."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -64,15 +85,18 @@ def golden() -> list[dict]:
 
 
 @pytest.fixture
-def engine(llada_tiny) -> Engine:
+def engine(llada_tiny):
+    from engine import EngineConfig, load
+
     return load(EngineConfig(model=str(llada_tiny)))
 
 
 @pytest.fixture(scope="session")
 def submission():
     """Builds a Submission from a golden row, or from keyword arguments in a golden row's words."""
+    from engine import DiffusionParams, Hole, SamplingParams, Submission
 
-    def build(request_id="r", **row) -> Submission:
+    def build(request_id="r", **row):
         names = ("temperature", "seed", "top_p", "top_k", "stop_ids", "ignore_eos")
         sampling = {key: row[key] for key in names if key in row}
         keys = [field.name for field in fields(DiffusionParams)]
@@ -106,19 +130,27 @@ def run():
     return until_empty
 
 
+class Url(str):
+    """A server's URL, which knows its process."""
+
+    __slots__ = ("pid",)
+    pid: int
+
+
 @pytest.fixture(scope="session")
 def serve():
     """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM."""
 
     @contextmanager
-    def running(*arguments: str) -> Iterator[str]:
+    def running(*arguments: str) -> Iterator[Url]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command = [sys.executable, "-m", "server.cli", "serve", *arguments, "--port", str(port)]
-        url = f"http://127.0.0.1:{port}"
+        url = Url(f"http://127.0.0.1:{port}")
         with TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the server
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            url.pid = process.pid
             try:
                 for _ in range(600):
                     assert process.poll() is None, log.seek(0) or log.read()
@@ -136,9 +168,25 @@ def serve():
     return running
 
 
+@pytest.fixture(scope="session")
+def demo_server(serve) -> Iterator[str]:
+    """The URL of a server with the bundled model and no flags, for tests that change nothing in it."""
+    with serve("demo") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def golden_server(serve, llada_tiny) -> Iterator[str]:
+    """The same over the golden checkpoint."""
+    with serve(str(llada_tiny)) as url:
+        yield url
+
+
 @pytest.fixture
 def graphs(monkeypatch) -> Iterator[list]:
     """What torch's compiler is given from now on, graph by graph; each runs as it is, so that none needs C++."""
+    import torch
+
     given = []
 
     def backend(graph, _inputs):

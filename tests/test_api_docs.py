@@ -17,12 +17,6 @@ def examples(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def url(serve):
-    with serve("demo") as url:
-        yield url
-
-
 def test_the_tables_are_up_to_date(tmp_path):
     text = PAGE.read_text()
     assert updated(text) == text, "run `python -m server.commands.api_table docs/api.md`"
@@ -38,12 +32,12 @@ def absent():
     return section
 
 
-def test_what_is_called_absent_is(url):
+def test_what_is_called_absent_is(demo_server):
     routes = [path for path in re.findall(r"`(/[\w/]+)`", absent()) if not path.endswith("completions")]
     assert len(routes) > 15
     for path in routes:
-        assert httpx.post(f"{url}{path}", json={}).status_code == 404, path
-        assert httpx.get(f"{url}{path}").json()["error"]["message"], path
+        assert httpx.post(f"{demo_server}{path}", json={}).status_code == 404, path
+        assert httpx.get(f"{demo_server}{path}").json()["error"]["message"], path
 
 
 @pytest.mark.parametrize(
@@ -60,10 +54,10 @@ def test_what_is_called_absent_is(url):
         {"documents": [{"text": "x"}]},
     ],
 )
-def test_an_absent_field_is_refused_by_name(url, field):
+def test_an_absent_field_is_refused_by_name(demo_server, field):
     [name] = field
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, **field}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{demo_server}/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert name in answer.json()["error"]["param"]
 
@@ -76,16 +70,16 @@ def test_the_table_of_a_field():
     )
 
 
-def test_the_examples_in_python_run(url, capsys):
+def test_the_examples_in_python_run(demo_server, capsys):
     scope = {}
     for source in examples("python"):
-        exec(compile(source.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), scope)
+        exec(compile(source.replace("http://127.0.0.1:8000", demo_server), str(PAGE), "exec"), scope)
         assert capsys.readouterr().out.strip(), source
 
 
 @pytest.mark.parametrize("source", examples("bash"))
-def test_the_examples_in_the_shell_run(url, source):
-    command = ["bash", "-euo", "pipefail", "-c", source.replace("http://127.0.0.1:8000", url)]
+def test_the_examples_in_the_shell_run(demo_server, source):
+    command = ["bash", "-euo", "pipefail", "-c", source.replace("http://127.0.0.1:8000", demo_server)]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     if output.startswith("data: "):
         *events, end, _ = output.split("\n\n")

@@ -12,16 +12,9 @@ import openai
 import pytest
 
 
-@pytest.fixture(scope="module")
-def server(serve, llada_tiny):
-    """One running server over the golden checkpoint."""
-    with serve(str(llada_tiny)) as url:
-        yield url
-
-
 @pytest.fixture
-def client(server):
-    return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+def client(golden_server):
+    return openai.OpenAI(base_url=f"{golden_server}/v1", api_key="none", max_retries=0)
 
 
 def text(token_ids):
@@ -113,25 +106,37 @@ async def gauge(http, name):
 
 
 PROBE = """
-import http.client, json, sys, time
+import contextlib, http.client, pathlib, sys, time
+
+def waited():  # seconds that each thread of the server, and this one, has waited for a processor
+    of = {}
+    for thread in [*pathlib.Path(f"/proc/{sys.argv[2]}/task").iterdir(), pathlib.Path("/proc/self")]:
+        with contextlib.suppress(OSError):  # it has ended
+            of[thread] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return of
+
 connection = http.client.HTTPConnection(sys.argv[1])
 print("ready", flush=True)
 while True:
-    start = time.perf_counter()
+    before, start = waited(), time.perf_counter()
     connection.request("GET", "/health")
     response = connection.getresponse()
     response.read()
+    seconds = time.perf_counter() - start
     assert response.status == 200
-    print(time.perf_counter() - start, flush=True)
+    print(seconds - sum(after - before.get(thread, after) for thread, after in waited().items()), flush=True)
     time.sleep(0.01)
 """
 
 
 @contextmanager
 def health_probe(url):
-    """Seconds that /health takes while the body runs, seen from a process of its own: it has no other work to do."""
+    """Seconds that /health takes while the body runs, seen from a process of its own: it has no other work to do.
+
+    Without those in which the machine was busy with others, so that server and probe waited for a processor.
+    """
     latencies = []
-    command = [sys.executable, "-c", PROBE, url.removeprefix("http://")]
+    command = [sys.executable, "-c", PROBE, url.removeprefix("http://"), str(url.pid)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as probe:
         assert probe.stdout.readline() == "ready\n"
         yield latencies

@@ -102,6 +102,7 @@ def geometry_of(model: str) -> TransformerConfig:
     return find(model).geometry
 
 
+@functools.cache
 def predict(
     method: str, geometry: TransformerConfig, hardware: Hardware, workload: Workload, max_batch_rows: int
 ) -> Prediction:

@@ -93,6 +93,7 @@ class Run:
 
     def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
         self.model = Transformer(geometry(tokenizer.get_vocab_size()))
+        self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(seed))
         self.muon, self.adam = optimisers(self.model)
         self.sampler, self.step = Sampler(tokenizer, seed), 0

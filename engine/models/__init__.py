@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.models import dream, llada
 from engine.models.config_file import ConfigFile
-from engine.models.layers import Transformer, TransformerConfig, rotary_table
+from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,
     Progress,
@@ -109,9 +110,13 @@ def _skeleton(geometry: TransformerConfig) -> Transformer:
 
 
 def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    model.cos, model.sin = (table.to(device) for table in rotary_table(model.config))
-    return model
+    """With uninitialised memory for its weights. Not by `to_empty`, which imports sympy, for half a second."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))
+    model.fill_tables(device)
+    return model.eval()
 
 
 def _family(folder: Path, config: Mapping[str, Any]) -> Family:

@@ -156,7 +156,8 @@ class Parts(NamedTuple):
 class Transformer(nn.Module):
     """Rows of token ids at positions -> hidden rows; `logits` turns chosen hidden rows into scores.
 
-    Parameters are uninitialised until `engine.models.weights` or a trainer fills them.
+    Parameters are uninitialised until `engine.models.weights` or a trainer fills them, and so are the rotary tables
+    until `fill_tables`.
     """
 
     cos: Tensor
@@ -169,10 +170,15 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.dim, config.vocab_size)
-        cos, sin = rotary_table(config)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        # Not `rotary_table`: for a model without memory, its `arange` would import torch's compiler, for a second.
+        for name in ("cos", "sin"):
+            table = torch.empty(config.max_positions, 1, config.head_dim // 2, dtype=torch.float32)
+            self.register_buffer(name, table, persistent=False)
         self.parts = Parts(Block.before, Block.after, Transformer.score)
+
+    def fill_tables(self, device: torch.device | None = None) -> None:
+        """Makes the rotary tables: on this device, or where tensors are made if none is given."""
+        self.cos, self.sin = (table.to(device) for table in rotary_table(self.config))
 
     def compile_parts(self) -> None:
         """Compiles the parts, for inference only: one graph each, for all layers and numbers of rows.

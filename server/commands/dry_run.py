@@ -8,6 +8,7 @@ from rich.table import Table
 
 from engine import ConfigError, DiffusionParams, EngineConfig, MemoryPlan, plan_memory
 from server.arguments import Parser
+from server.settings.sources import add_dry_run, dashed
 from server.units import parameters, size
 
 GIB = 2**30
@@ -18,9 +19,8 @@ COMMON_MEMORIES = (24 * GIB, 48 * GIB, 80 * GIB, 141 * GIB)
 def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
     """The memories to plan for, in bytes, or None without `--dry-run`; and the other arguments. Raises ConfigError."""
     parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--dry-run", "--dry_run", action="store_true")
-    parser.add_argument("--memory")
-    given, rest = parser.parse_known_args(argv)
+    add_dry_run(parser)
+    given, rest = parser.parse_known_args([dashed(argument) for argument in argv])
     if not given.dry_run:
         if given.memory:
             raise ConfigError("--memory goes with --dry-run")

@@ -5,11 +5,10 @@ import errno
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine import ConfigError, Engine, EngineConfig, EngineLoop, load
 from server.commands import dry_run
 from server.commands.banner import start_report
+from server.commands.sigterm import ended_by_sigterm
 from server.console import output
 from server.guards.auth import LOOPBACK
 from server.guards.places import affordable_connections
@@ -121,7 +121,7 @@ def _load(config: EngineConfig) -> Engine:
     """Loads the engine, with a progress bar if stderr is a terminal; otherwise with a log line. Raises LoadError."""
     if not sys.stderr.isatty():
         logger.info("loading %s", config.model)
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             return load(config)
     units = {"loading": "tensors", "compiling": "forwards"}
     columns = (
@@ -131,7 +131,7 @@ def _load(config: EngineConfig) -> Engine:
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
     )
-    with _ended_by_sigterm(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with ended_by_sigterm(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"loading {config.model}", total=None, unit=units["loading"])
         return load(
             config,
@@ -139,19 +139,6 @@ def _load(config: EngineConfig) -> Engine:
                 task, description=f"{stage} {config.model}", completed=done, total=total, unit=units[stage]
             ),
         )
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """While the body runs, SIGTERM ends the process at once.
-
-    Nothing has to be saved yet, and an exception would be lost in the callbacks that torch's compiler runs.
-    """
-    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _url(sock: socket.socket) -> str:

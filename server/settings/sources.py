@@ -106,9 +106,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     table = options()
     parser.add_argument("model", nargs="?", metavar="MODEL", help=_help(table["model"]))
     parser.add_argument("--config", metavar="FILE", help="A YAML file of settings.")
-    # `server.commands.dry_run` has removed these before; they are here for `--help` and for hints.
-    parser.add_argument("--dry-run", action="store_true", help="Print what the model would take in memory, and exit.")
-    parser.add_argument("--memory", metavar="GIB", help="With --dry-run: of the device; else common sizes are shown.")
+    add_dry_run(parser)  # `server.commands.dry_run` has removed these before; they are here for `--help` and for hints
     titles = {"engine": "model and engine", "server": "server", "diffusion": "defaults of the request's `diffusion`"}
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for option in table.values():
@@ -116,7 +114,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
             groups[option.section].add_argument(
                 _as_flag(option.key), dest=option.key, help=_help(option), **_form(option)
             )
-    argv = [_dashed(argument) for argument in argv]
+    argv = [dashed(argument) for argument in argv]
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]  # noqa: SLF001 - no public list
     for argument in argv:
         name = argument.partition("=")[0]
@@ -131,6 +129,12 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
         cure = f"give {lists[0]} again for each entry, or put commas between" if lists else f"{rest[0]} is too many"
         raise ConfigError(f"there is one MODEL at most: {cure}")
     return vars(given)
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Declares the flags that are no settings."""
+    parser.add_argument("--dry-run", action="store_true", help="Print what the model would take in memory, and exit.")
+    parser.add_argument("--memory", metavar="GIB", help="With --dry-run: of the device; else common sizes are shown.")
 
 
 def _form(option: Option) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def _as_flag(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def _dashed(argument: str) -> str:
+def dashed(argument: str) -> str:
     """`--max_model_len=8` as `--max-model-len=8`. Values are not changed."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument

@@ -10,9 +10,10 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError
@@ -158,8 +159,9 @@ _CHOICES = {"diffusion.cache": tuple(CACHES), "diffusion.unmask": tuple(UNMASKS)
 _DEFAULTS = {"model": DEMO}
 
 
-def options() -> dict[str, Option]:
-    """Every key that a user may set, in the order of the sections."""
+@cache
+def options() -> Mapping[str, Option]:
+    """Every key that a user may set, in the order of the sections. Computed once: it reads source code."""
     table = {}
     for section, (prefix, cls) in _SECTIONS.items():
         docs, types = _field_docs(cls), get_type_hints(cls)
@@ -174,7 +176,7 @@ def options() -> dict[str, Option]:
                 default=_DEFAULTS.get(key) if field.default is MISSING else field.default,
                 choices=_CHOICES.get(key, get_args(annotation) if get_origin(annotation) is Literal else ()),
             )
-    return table
+    return MappingProxyType(table)
 
 
 def build(values: Mapping[str, object]) -> Settings:
@@ -224,12 +226,18 @@ def _section(name: str, given: Mapping[str, object]) -> Any:
 def _read(type_: Any, value: object, key: str, *, strict: bool = False) -> Any:
     """The value as this type. Raises BadSetting: of a field of a section, whose prefix is then the key."""
     try:
-        return TypeAdapter(type_).validate_python(value, strict=strict)
+        return _adapter(type_).validate_python(value, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Input ").removeprefix("Value error, ").partition(", unable")[0]
         field = first["loc"][0] if isinstance(value, Mapping) else ""
         raise BadSetting(f"{key}{field}", message) from None
+
+
+@cache
+def _adapter(type_: Any) -> TypeAdapter[Any]:
+    """Kept, because to make one of a section takes ten times as long as to read a section with it."""
+    return TypeAdapter(type_)
 
 
 def _field_docs(cls: type) -> dict[str, str]:

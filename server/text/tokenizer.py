@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import transformers
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from engine import InvalidRequest, LoadError
 from server.text.encoder import Unreadable
@@ -56,7 +57,9 @@ class Tokenizer:
         if (folder / "tokenizer.json").is_file():
             kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            kind = Qwen2Tokenizer  # Dream's checkpoints have Qwen2's files and no others
+            # Dream's checkpoints have Qwen2's files and no others. Looked up here, because transformers then searches
+            # all of its models, which would take half a second of every start.
+            kind = transformers.Qwen2Tokenizer
         else:
             raise LoadError(f"{folder} has no tokenizer.json, so its tokens cannot be read or written as text")
         try:

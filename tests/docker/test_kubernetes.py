@@ -159,7 +159,6 @@ def test_everything_selects_the_same_pods(container):
 
 
 @pytest.mark.slow
-def test_autoscaling_asks_for_a_metric_that_there_is(serve, llada_tiny):
+def test_autoscaling_asks_for_a_metric_that_there_is(golden_server):
     [metric] = manifest("HorizontalPodAutoscaler")["spec"]["metrics"]
-    with serve(str(llada_tiny)) as url:
-        assert f"\n{metric['pods']['metric']['name']}{{" in httpx.get(f"{url}/metrics").text
+    assert f"\n{metric['pods']['metric']['name']}{{" in httpx.get(f"{golden_server}/metrics").text

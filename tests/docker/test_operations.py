@@ -26,9 +26,8 @@ def table(title):
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-def test_the_table_of_metrics_is_what_a_server_shows(serve, llada_tiny):
-    with serve(str(llada_tiny)) as url:
-        text = httpx.get(f"{url}/metrics").text
+def test_the_table_of_metrics_is_what_a_server_shows(golden_server):
+    text = httpx.get(f"{golden_server}/metrics").text
     shown = {}
     for family in text_string_to_metric_families(text):
         if family.name.startswith("unmask_"):

@@ -5,6 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from engine import EngineConfig, load
+
+from .faulty import outputs
+
 CROWD = [
     {"cache": "dual", "unmask": "threshold", "threshold": 0.3, "block_length": 8},
     {"cache": "none", "unmask": "fixed", "block_length": 16, "temperature": 0.8},
@@ -16,11 +20,23 @@ CROWD = [
 ]
 
 
-@pytest.fixture
-def crowd(submission):
-    return [
+@pytest.fixture(scope="session")
+def everybody(submission):
+    """A request of each kind."""
+    return tuple(
         submission(f"good-{n}", prompt=list(range(20 + n, 34 + n)), gen_length=48, **row) for n, row in enumerate(CROWD)
-    ]
+    )
+
+
+@pytest.fixture
+def crowd(everybody):
+    return list(everybody)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(llada_tiny, everybody):
+    """What each of the crowd gets where nothing fails: outputs by id."""
+    return outputs(load(EngineConfig(model=str(llada_tiny))), *everybody)
 
 
 @pytest.fixture

@@ -136,13 +136,14 @@ def test_caches_that_recompute_everything_fill_alike(engines, submission, run, f
     row |= {"unmask": unmask, "temperature": temperature, "block_length": 8, "threshold": 0.3}
     window = submission("window", cache="window", refresh_before=9999, refresh_after=9999, **row)
     d2 = submission("d2", cache="d2", current_k=9999, rollout_p=1.0, inflate_w=9999, **row)
-    answers = run(engines[family], window, d2, submission("dual", cache="dual", **row))
+    dual, none = (submission(cache, cache=cache, **row) for cache in ("dual", "none"))
+    answers = run(engines[family], window, d2, dual, none)
     assert answers["window"] == answers["dual"]
     tokens, reason, _ = answers["d2"]
     if unmask not in ("fixed", "threshold", "factor"):  # these others rank by what two kernels may round differently
         assert (len(tokens), reason) == (row["gen_length"], FinishReason.LENGTH)
     else:
-        assert tokens == run(engines[family], submission("none", cache="none", **row))["none"][0]
+        assert tokens == answers["none"][0]
 
 
 @pytest.mark.parametrize("family", ["llada", pytest.param("dream", marks=pytest.mark.slow)])

@@ -31,11 +31,10 @@ def at_most(rows, error, seen):
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_costs_nobody_anything(engine, crowd, monkeypatch, caplog, error):
-    expected = outputs(engine, *crowd)
+def test_out_of_memory_costs_nobody_anything(engine, crowd, undisturbed, monkeypatch, caplog, error):
     seen = []
     monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, error, seen)))
-    assert outputs(engine, *crowd) == expected
+    assert outputs(engine, *crowd) == undisturbed
     assert max(seen) > 130, "it has happened"
     assert sum(rows > 130 for rows in seen) <= 3 < len(seen), "the lower budget is remembered"
     assert engine.stats().kv_pages_used == 0
@@ -52,14 +51,13 @@ def test_the_whole_budget_is_tried_again_after_a_while(engine, crowd, monkeypatc
     assert any(later - earlier > 6 for earlier, later in pairwise(over))
 
 
-def test_only_a_request_that_cannot_run_alone_fails_for_memory(engine, crowd, submission, monkeypatch):
-    expected = outputs(engine, *crowd)
+def test_only_a_request_that_cannot_run_alone_fails_for_memory(engine, crowd, undisturbed, submission, monkeypatch):
     seen = []
     monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, at_most(130, OUT_OF_MEMORY[0], seen)))
     by_id = outputs(engine, *crowd, submission("huge", prompt=[9] * 100, gen_length=64))
     [last] = by_id.pop("huge")
     assert last.finish_reason is FinishReason.ERROR
-    assert by_id == expected
+    assert by_id == undisturbed
     assert engine.stats().kv_pages_used == 0
 
 

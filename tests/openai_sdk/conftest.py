@@ -8,16 +8,10 @@ import openai
 import pytest
 
 
-@pytest.fixture(scope="package")
-def url(serve):
-    with serve("demo") as url:
-        yield url
-
-
 @pytest.fixture(params=["sync", "async"])
-async def sdk(request, url):
+async def sdk(request, demo_server):
     """`await sdk.complete(...)` and `await sdk.chat(...)` by either client; streams come as lists of chunks."""
-    options = {"base_url": f"{url}/v1", "api_key": "none", "max_retries": 0}
+    options = {"base_url": f"{demo_server}/v1", "api_key": "none", "max_retries": 0}
     if request.param == "sync":
         with openai.OpenAI(**options) as client:
 
@@ -43,6 +37,6 @@ async def sdk(request, url):
 
 
 @pytest.fixture
-async def http(url):
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+async def http(demo_server):
+    async with httpx.AsyncClient(base_url=demo_server, timeout=60) as client:
         yield client

@@ -50,9 +50,9 @@ async def test_a_streamed_chat_is_the_whole_one(sdk):
     assert last.usage == whole.usage
 
 
-async def test_the_clients_own_accumulator(url):
+async def test_the_clients_own_accumulator(demo_server):
     async with (
-        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client,
+        openai.AsyncOpenAI(base_url=f"{demo_server}/v1", api_key="none") as client,
         client.chat.completions.stream(model="demo", messages=CHAT, max_tokens=32) as stream,
     ):
         final = await stream.get_final_completion()

@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from engine import EngineLoop
+from server.http import lifecycle
 from server.http.app import create_app
 from server.http.lifecycle import Server
 from server.settings.tree import build
@@ -71,8 +72,9 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def listening():
+def listening(monkeypatch):
     """Runs the app around an engine on a real socket: `async with listening(engine) as (url, task)`."""
+    monkeypatch.setattr(lifecycle, "LINGER_SECONDS", 0.02)  # no other server follows, to which clients could turn
 
     @asynccontextmanager
     async def serve(

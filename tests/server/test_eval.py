@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from server.cli import main
 from server.eval import questions
 from server.eval.policy import Policy, product
 from server.eval.score import Row, pooled, wilson
+from server.text.tokenizer import Tokenizer
 
 FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
@@ -18,6 +20,21 @@ FIELDS = {
 }  # fmt: skip
 AFTER = DiffusionParams().refresh_after
 VALUES = {"tokens_per_step": [1.0, 4.0], "threshold": [0.9], "factor": [1.0]}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tokenizer():
+    """The bundled model's tokenizer for all tests in this process: its own process takes a second to start."""
+
+    class Kept(Tokenizer):
+        def close(self):
+            pass
+
+    tokenizer = Kept.load(Path(DEMO_MODEL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tokenizer, "load", lambda folder: {Path(DEMO_MODEL): tokenizer}[folder])
+        yield
+    Tokenizer.close(tokenizer)
 
 
 def rows_of(capsys, *argv):
@@ -160,13 +177,12 @@ def test_an_empty_file_is_an_error(capsys, problems):
 
 
 @pytest.mark.slow
-def test_a_server_gives_the_figures_of_the_model_itself(capsys, serve, problems):
+def test_a_server_gives_the_figures_of_the_model_itself(capsys, demo_server):
     asked = ["--tasks", "sort,facts", "--limit", "8", "--plain"]
     policy = ["--cache", "dual", "--unmask", "threshold", "--threshold", "0.7"]
-    with serve(DEMO_MODEL) as url:
-        there = rows_of(capsys, *asked, *policy, "--base-url", f"{url}/v1")
-        unasked = rows_of(capsys, *asked, "--base-url", url)
-        wrong_model = fails(capsys, *asked, "--base-url", url, "--model", "gpt-9")
+    there = rows_of(capsys, *asked, *policy, "--base-url", f"{demo_server}/v1")
+    unasked = rows_of(capsys, *asked, "--base-url", demo_server)
+    wrong_model = fails(capsys, *asked, "--base-url", demo_server, "--model", "gpt-9")
     here = rows_of(capsys, *asked, *policy)
     for row in (*here, *there):
         del row["seconds"]

@@ -28,20 +28,9 @@ from engine import (
     with_graphs,
 )
 from engine.models import dream
-from engine.models.layers import TransformerConfig
+from tests.engine.toys import TOY
 
-TINY = TransformerConfig(
-    dim=4,
-    num_layers=3,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=2,
-    ff_dim=6,
-    vocab_size=10,
-    max_positions=64,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-)
+TINY = replace(TOY, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, ff_dim=6, vocab_size=10)
 SLOW = Hardware(name="by hand", flops=100.0, weight_flops=100.0, bandwidth=50.0, itemsize=2, weight_itemsize=2)
 
 

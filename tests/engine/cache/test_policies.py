@@ -93,8 +93,8 @@ def test_delayed_is_window_where_every_step_has_new_tokens_only(engine, submissi
 def test_a_huge_window_is_dual(fixture, request, submission, run):
     engine = load(EngineConfig(model=str(request.getfixturevalue(fixture))))
     rng = random.Random(3)
-    for _ in range(20):
-        row = {
+    rows = [
+        {
             "prompt": [rng.randrange(200) for _ in range(rng.randint(1, 40))],
             "block_length": (block := rng.choice([4, 8, 16])),
             "gen_length": block * rng.randint(1, 4),
@@ -103,8 +103,11 @@ def test_a_huge_window_is_dual(fixture, request, submission, run):
             "temperature": rng.choice([0.0, 1.0]),
             "prompt_refresh": rng.randint(0, 3),
         }
-        dual = run(engine, submission(cache="dual", **row))
-        assert run(engine, submission(cache="window", refresh_before=9999, refresh_after=9999, **row)) == dual
+        for _ in range(20)
+    ]
+    dual = run(engine, *(submission(number, cache="dual", **row) for number, row in enumerate(rows)))
+    huge = {"cache": "window", "refresh_before": 9999, "refresh_after": 9999}
+    assert run(engine, *(submission(number, **huge, **row) for number, row in enumerate(rows))) == dual
 
 
 def test_window_beside_others_is_window_alone(engine, submission, run):

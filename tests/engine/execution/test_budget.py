@@ -12,25 +12,13 @@ from engine.assemble import assemble
 from engine.core.config import EngineConfig, ModelSpec
 from engine.execution.budget import kv_bytes_per_token, kv_pool_pages, step_bytes
 from engine.models import new_model
-from engine.models.layers import TransformerConfig
+from tests.engine.toys import TOY
 
 GIB = 2**30
-GEOMETRY = TransformerConfig(
-    dim=128,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=32,
-    ff_dim=384,
-    vocab_size=300,
-    max_positions=256,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-)
 KINDS = {
-    "narrow MLP": replace(GEOMETRY, ff_dim=64),
-    "wide MLP, few heads of keys": replace(GEOMETRY, ff_dim=700, num_kv_heads=1, qkv_bias=True),
-    "large vocabulary": replace(GEOMETRY, vocab_size=12_000),
+    "narrow MLP": replace(TOY, ff_dim=64),
+    "wide MLP, few heads of keys": replace(TOY, ff_dim=700, num_kv_heads=1, qkv_bias=True),
+    "large vocabulary": replace(TOY, vocab_size=12_000),
 }
 ROWS = 512
 
@@ -91,7 +79,7 @@ def test_a_step_takes_what_is_kept_for_it(filled, kind, dtype, rows):
 def test_what_a_step_takes_does_not_grow_with_its_targets(filled):
     """512 targets of 12,000 tokens: 23 MiB of logits, and ten times that to draw from all of them at once."""
     kept = step_bytes(KINDS["large vocabulary"], torch.float32, ROWS)
-    assert kept - step_bytes(GEOMETRY, torch.float32, ROWS) == 256 * (12_000 - 300) * 40
+    assert kept - step_bytes(TOY, torch.float32, ROWS) == 256 * (12_000 - 300) * 40
     assert peak(filled(KINDS["large vocabulary"], torch.float32).step) < 512 * 12_000 * 40 * 0.6
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from engine import EngineConfig, LoadError, load
 from engine.models import describe, load_model
-from engine.models.layers import TransformerConfig
 from engine.models.llada import Config
+from tests.engine.toys import TOY
 
 
 @pytest.fixture
@@ -190,19 +191,6 @@ def test_wrong_tensors(checkpoint, change, message):
 def test_parameters_are_counted_as_they_are(tied, bias):
     from engine.models import new_model
 
-    geometry = TransformerConfig(
-        dim=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        ff_dim=48,
-        vocab_size=100,
-        max_positions=64,
-        norm_eps=1e-6,
-        rope_theta=1e4,
-        qkv_bias=bias,
-        tied_head=tied,
-    )
+    geometry = replace(TOY, num_kv_heads=2, qkv_bias=bias, tied_head=tied)
     model = new_model(geometry, torch.float32, torch.device("cpu"))
     assert sum(parameter.numel() for parameter in model.parameters()) == geometry.num_parameters

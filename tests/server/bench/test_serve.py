@@ -12,7 +12,6 @@ from threading import Lock, Thread
 
 import pytest
 
-from engine import DEMO_MODEL
 from server.cli import main
 
 
@@ -123,17 +122,17 @@ def fails(capsys, *argv):
 
 
 @pytest.mark.slow
-def test_the_projects_own_server(capsys, serve):
+def test_the_projects_own_server(capsys, demo_server):
     params = {"diffusion": {"cache": "window", "unmask": "fixed", "steps": 16, "block_length": 16}}
     flags = ("--num-prompts", "6", "--concurrency", "3", "--output-length", "64", "--ignore-eos")
-    with serve(DEMO_MODEL) as url:
-        assert main(["bench", "serve", "--base-url", url, *flags, "--extra-body", json.dumps(params), "--json"]) == 0
-        figures = json.loads(capsys.readouterr().out)
-        by_ids = ("--num-prompts", "2", "--vocab-size", "800", "--prompt-length", "40", "--request-rate", "50")
-        assert main(["bench", "serve", "--base-url", f"{url}/v1", *by_ids, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 2 * 40
-        assert "gpt-9" in fails(capsys, "--base-url", url, "--model", "gpt-9")
-        assert "cache" in fails(capsys, "--base-url", url, "--extra-body", '{"diffusion": {"cache": "magic"}}')
+    url, extra = demo_server, json.dumps(params)
+    assert main(["bench", "serve", "--base-url", url, *flags, "--extra-body", extra, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    by_ids = ("--num-prompts", "2", "--vocab-size", "800", "--prompt-length", "40", "--request-rate", "50")
+    assert main(["bench", "serve", "--base-url", f"{url}/v1", *by_ids, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt_tokens"] == 2 * 40
+    assert "gpt-9" in fails(capsys, "--base-url", url, "--model", "gpt-9")
+    assert "cache" in fails(capsys, "--base-url", url, "--extra-body", '{"diffusion": {"cache": "magic"}}')
     assert (figures["completed"], figures["failed"], figures["tokens_from"]) == (6, 0, "usage")
     assert figures["completion_tokens"] == 6 * 64
     assert figures["forwards_per_token"] == pytest.approx(16 / 64)

@@ -38,11 +38,11 @@ def test_from_start_to_sigterm(process):
 def test_sigterm_ends_the_loading_even_where_an_exception_would_be_lost():
     code = """if True:
         import os, signal, weakref
-        from server.commands.serve import _ended_by_sigterm
+        from server.commands.sigterm import ended_by_sigterm
 
         class Dies: pass
 
-        with _ended_by_sigterm():
+        with ended_by_sigterm():
             dies = Dies()
             kept = weakref.ref(dies, lambda _: os.kill(os.getpid(), signal.SIGTERM))
             del dies

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -135,13 +135,21 @@ async def test_a_connection_may_be_idle_for_as_long_as_is_set(connect, engine, t
 
 @pytest.fixture
 def crowded(monkeypatch, engine, tokenizer, listening):
-    """A server of three places and two spare ones, all three taken by requests that are worked on."""
+    """A server of three places and two spare ones. What takes the places is answered at the end."""
     monkeypatch.setattr(places, "SPARE", 2)
     monkeypatch.setattr(places, "CROWDED_SECONDS", 0.3)
     monkeypatch.setattr(connection, "CROWDED_SECONDS", 0.3)
     engine.script = None
     engine.places = 100
-    return listening(engine, tokenizer, max_connections=3)
+
+    @asynccontextmanager
+    async def serve():
+        async with listening(engine, tokenizer, max_connections=3) as server:
+            yield server
+            for stream in engine.streams:
+                stream.play(["end"])
+
+    return serve()
 
 
 async def test_beyond_the_limit_a_connection_lasts_seconds(connect, crowded):

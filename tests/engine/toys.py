@@ -1,0 +1,16 @@
+"""A model's geometry for tests that compute with one of their own."""
+
+from engine.models.layers import TransformerConfig
+
+TOY = TransformerConfig(
+    dim=128,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    ff_dim=384,
+    vocab_size=300,
+    max_positions=256,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+)
