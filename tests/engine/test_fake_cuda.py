@@ -40,14 +40,19 @@ def cuda(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("geometry", "shift", "kernel"), [(LLADA, 0, paged_kernel), (DREAM, 1, paged_kernel), (DREAM, 1, attend_spans)]
+    ("geometry", "shift", "kernel"),
+    [
+        (LLADA, 0, paged_kernel),
+        pytest.param(DREAM, 1, paged_kernel, marks=pytest.mark.slow),
+        (DREAM, 1, attend_spans),
+    ],
 )
 def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kernel):
     asked = [*everything(submission), submission("holes", prompt=[5] * 30, holes=[(2, 9), (7, 7)], gen_length=16)]
     engine = cuda.engine(geometry, replace(SPEC, shift=shift, max_model_len=128), requests=100, kernel=kernel)
     for one in asked:
         engine.submit(engine.new_request(one))
-    for _ in range(3):
+    for _ in range(2):
         with cuda.step() as (waits, _):
             outputs = engine.step()
         assert not waits

@@ -75,7 +75,7 @@ def test_help_is_a_word_too(argv, usage, capsys):
 
 
 def test_bench_alone_says_what_it_measures(complaint):
-    assert "say what to measure: unmask bench decode or host or serve or roofline" in complaint("bench")
+    assert "say what to measure: unmask bench decode or host or gpu or serve or roofline" in complaint("bench")
     assert "did you mean roofline?" in complaint("bench", "rofline")
 
 

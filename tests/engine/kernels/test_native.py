@@ -12,15 +12,10 @@ from engine.kernels import products as kernels
 from engine.kernels.products import attention
 from tests.engine.formula import watched_by_formula
 
-WIDTHS = ["the machine's", 4, 8, 16]
-"""Floats in a vector: of NEON and SSE, AVX and AVX-512. Compilers make the wide ones of narrow ones where they must."""
 
-
-@pytest.fixture(scope="module", params=WIDTHS)
-def kernel(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("native") / "kernels.so"
-    library.compile_to(path, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
-    return native.Kernel(path)
+@pytest.fixture
+def kernel(compiled):
+    return native.Kernel(compiled)
 
 
 @pytest.fixture

@@ -5,11 +5,9 @@ import torch
 
 from engine import EngineConfig, load
 from engine.core.noise import hashed
-from engine.kernels import library, native_proposals, proposals
+from engine.kernels import native_proposals, proposals
 from engine.kernels.products import linear, packed
 
-WIDTHS = ["the machine's", 4, 8, 16]
-"""Floats in a vector: of NEON and SSE, AVX and AVX-512. Compilers make the wide ones of narrow ones where they must."""
 LLADAS = 126_464
 SIZES = [(1, 2), (3, 7), (2, 100), (5, 4095), (2, 4096), (3, 4097), (33, 300), (2, 3 * 4096 + 31)]
 """Rows and vocabularies: less than a vector, parts that are full or hold a single token, more rows than threads."""
@@ -22,11 +20,9 @@ def _no_gradients():
         yield
 
 
-@pytest.fixture(scope="module", params=WIDTHS)
-def kernel(request, tmp_path_factory):
-    path = tmp_path_factory.mktemp("proposals") / "kernels.so"
-    library.compile_to(path, [f"-DLANES={request.param}"] if isinstance(request.param, int) else [])
-    return native_proposals.Kernel(path)
+@pytest.fixture
+def kernel(compiled):
+    return native_proposals.Kernel(compiled)
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pytest
 SCRIPT = Path(__file__).with_name("triton_without_gpu.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "shared"),  # the latter by the CUDA C++ Programming Guide
     [
         pytest.param(90, 227 * 1024, id="H100"),
-        pytest.param(80, 163 * 1024, id="A100", marks=pytest.mark.slow),
-        pytest.param(86, 99 * 1024, id="RTX 30", marks=pytest.mark.slow),
+        pytest.param(80, 163 * 1024, id="A100"),
+        pytest.param(86, 99 * 1024, id="RTX 30"),
     ],
 )
 def test_kernels_compile_and_fit_in_shared_memory(architecture, shared, tmp_path):

@@ -26,6 +26,7 @@ def test_the_table(capsys):
     assert any({"schedule", "choose", "commit", "tally", "all"} <= set(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_a_step_beside_streaming_clients(capsys, monkeypatch):
     """The engine alone and a real server, with few clients; that the ratio is right is for an idle machine to say."""
     monkeypatch.setattr("server.bench.streaming.EACH", 1)
