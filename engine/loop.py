@@ -196,6 +196,7 @@ class EngineLoop:
             self._died = True
             logger.critical("the engine's thread has died", exc_info=True)
         finally:
+            self._deliver_last()
             self._fail_all()
 
     def _fail_all(self) -> None:
@@ -235,7 +236,9 @@ class EngineLoop:
             self._admit()
             aborted = list(self._aborted)
             self._aborted.clear()
-        self._deliver(self._ended(aborted, FinishReason.ABORT))
+        if aborted:
+            self._deliver_last()  # their last blocks come before their ends
+            self._deliver(self._ended(aborted, FinishReason.ABORT))
 
     def _use_the_wait(self) -> None:
         """What need not wait for the device: called while it computes."""
