@@ -82,7 +82,7 @@ def assemble(
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
-    runner = Runner(model, pool, device, choose_kernel(config, device, dtype))
+    runner = Runner(model, pool, device, choose_kernel(config, geometry, dtype, device))
     served = replace(spec, max_model_len=max_model_len)
     warm_up(
         runner,

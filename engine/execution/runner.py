@@ -16,7 +16,7 @@ from engine.core.params import DiffusionParams
 from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
-from engine.kernels.attention import Kernel, KVPool, PagedContext, agrees, attend_spans
+from engine.kernels.attention import Heads, Kernel, KVPool, PagedContext, agrees, attend_spans
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
@@ -136,8 +136,10 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
-def choose_kernel(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The attention kernel. Raises ConfigError if Triton was asked for and does not work."""
+def choose_kernel(
+    config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device
+) -> Kernel:
+    """The attention kernel. Raises ConfigError if Triton was asked for and does not work for this geometry."""
     if config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
         return attend_spans
     if device.type != "cuda":
@@ -145,7 +147,8 @@ def choose_kernel(config: EngineConfig, device: torch.device, dtype: torch.dtype
     try:
         from engine.kernels.triton_attention import attend_pages
 
-        if agrees(attend_pages, device, dtype):
+        heads = Heads(geometry.num_kv_heads, geometry.num_heads // geometry.num_kv_heads, geometry.head_dim)
+        if agrees(attend_pages, heads, config.page_size, dtype, device):
             return attend_pages
         cause = "it computes something else than torch"
     except Exception as error:  # noqa: BLE001 - whatever its compiler raises: torch can do without

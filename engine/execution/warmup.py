@@ -42,27 +42,29 @@ def warm_up(
 ) -> None:
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
-    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last step is the largest
-    possible, with every option that takes memory: what does not fit fails now, and libraries allocate their workspaces.
-    Raises LoadError if a step cannot be computed, CapacityError if memory runs out.
+    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last two steps are the largest
+    possible, one with every option that takes memory, one with none, whose targets are scored apart: what does not fit
+    fails now, libraries allocate their workspaces, and every kernel is compiled. Raises LoadError if a step cannot be
+    computed, CapacityError if memory runs out.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
         logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
     pages = runner.pool.dump // page_size
     room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
-    canvases = [[min(rows, room)]]
+    steps = [[_costly(min(rows, room))]]
     if is_compiled:
-        canvases = [[min(rows, room // many)] * many for many in COMPILED_FOR if many <= min(room, pages)]
-        canvases.append([1])
+        steps = [[_costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
+        steps.append([_costly(1)])
     if runner.device.type == "cuda":
-        canvases.append(_largest(spec.max_model_len, room, page_size))
-    for done, some in enumerate(canvases):
+        largest = _largest(spec.max_model_len, room, page_size)
+        steps += [[submission(canvas) for canvas in largest] for submission in (_costly, _plain)]
+    for done, submissions in enumerate(steps):
         if progress:
-            progress(done, len(canvases))
-        scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(some))
-        for canvas in some:
-            scheduler.add(Request.new(_submission(canvas), spec))
+            progress(done, len(steps))
+        scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(submissions))
+        for submission in submissions:
+            scheduler.add(Request.new(submission, spec))
         _try(runner, scheduler, spec)
     if is_compiled and not progress:
         logger.info("compiled in %.1f s", time.perf_counter() - begun)
@@ -95,8 +97,18 @@ def _largest(max_model_len: int, room: int, page_size: int) -> list[int]:
     return [max_model_len] * whole + [min(rest, max_model_len)] * (rest > 0)
 
 
-def _submission(canvas: int) -> Submission:
-    """One open block of `canvas` positions, with the options that take most memory in scoring."""
+def _plain(canvas: int) -> Submission:
+    """One open block of `canvas` positions, of which only the best tokens are asked for."""
+    return Submission(
+        request_id="warm-up",
+        prompt_ids=(),
+        sampling=SamplingParams(max_tokens=canvas),
+        diffusion=DiffusionParams(cache="none", unmask="threshold", block_length=canvas),
+    )
+
+
+def _costly(canvas: int) -> Submission:
+    """The same with the options that take most memory in scoring."""
     return Submission(
         request_id="warm-up",
         prompt_ids=(),

@@ -52,6 +52,15 @@ class Watched(NamedTuple):
     """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
 
 
+class Heads(NamedTuple):
+    """A model's heads of attention."""
+
+    kv_heads: int
+    group: int
+    """Query heads that share one of keys and values."""
+    head_dim: int
+
+
 class PagedRows(NamedTuple):
     """What a kernel that walks page tables reads, int32 tensors on the device."""
 
@@ -203,12 +212,17 @@ def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) ->
 
 
 @torch.no_grad()
-def agrees(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a kernel for page tables has the results of `attend_rows` on this device, but for rounding."""
-    page_size, kv_heads, group, head_dim = 16, 2, 2, 64
-    pages = np.array([[5, 1, 3], [0, 2, 4]])
+def agrees(kernel: Kernel, heads: Heads, page_size: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel for page tables has the results of `attend_rows` on this device, but for rounding.
+
+    Tried with the model's own heads and pages: another kernel is compiled for each.
+    """
+    kv_heads, group, head_dim = heads
+    visible = 48
+    pages = np.arange(2 * -(-visible // page_size))[::-1]
+    pages = np.stack([pages[::2], pages[1::2]])  # descending, every other page
     slots = (pages[:, :, None] * page_size + np.arange(page_size)).reshape(2, -1)
-    horizons = np.concatenate([np.arange(1, 41), np.full(30, 48), [0, 0]])
+    horizons = np.concatenate([np.arange(1, 41), np.full(30, visible), [0, 0]])
     tiles = np.array([[0, 40, 0], [40, 30, 1], [0, 0, 0]])
     tensors = [to_device(array.astype(np.int32), device) for array in (tiles, horizons, pages)]
     paged = PagedRows(tensors[0], tensors[1], tensors[2], page_size)

@@ -1,8 +1,9 @@
 // softmax(q k / sqrt(head_dim)) v in one pass over keys and values, float32, for whatever vectors the CPU has.
 //
 // Queries stand side by side in a vector's lanes, each with a horizon of its own: the number of keys that it sees. So
-// each number of a key or a value is read once, where it lies, for up to 2 * LANES of them. Keys come in tiles; sums are scaled down whenever a tile brings a larger score
-// (online softmax: Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, 2205.14135). What `engine.native` loads.
+// each number of a key or a value is read once, where it lies, for up to 2 * LANES of them. Keys come in tiles; sums are
+// scaled down whenever a tile brings a larger score (online softmax: Milakov and Gimelshein, arXiv 1805.02867;
+// FlashAttention, 2205.14135). What `engine.kernels.native` loads.
 
 #include <cmath>
 #include <cstdint>

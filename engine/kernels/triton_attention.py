@@ -73,7 +73,8 @@ def attend_paged(
     return out
 
 
-@triton.jit
+# The width of a step's table changes from step to step, and nothing may be compiled for it while somebody waits.
+@triton.jit(do_not_specialize=["table_row"])
 def _attend(
     q: tl.tensor,
     keys: tl.tensor,

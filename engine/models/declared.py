@@ -15,7 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from engine.core.errors import LoadError
-from engine.core.ranges import Ge, Gt, Le
+from engine.core.ranges import Ge, Gt, Le, Lt
 
 Declared = TypeVar("Declared", bound="Declaration")
 
@@ -28,6 +28,7 @@ _RANGES = {
     Ge: (operator.ge, "greater than or equal to"),
     Gt: (operator.gt, "greater than"),
     Le: (operator.le, "less than or equal to"),
+    Lt: (operator.lt, "less than"),
 }
 _KINDS = {int: "integer", float: "number", bool: "boolean", str: "string", list: "list", dict: "dictionary"}
 
@@ -86,7 +87,7 @@ def _read(hint: Any, value: Any, path: tuple[object, ...]) -> Any:
         value = None if value is None else _read(inner, value, path)
     elif kind in (Literal, NoneType):
         options = parts or (None,)
-        if value not in options:
+        if not any(type(option) is type(value) and option == value for option in options):
             raise _Refused(path, value, f"it should be {' or '.join(', '.join(map(repr, options)).rsplit(', ', 1))}")
     elif kind is list:
         value = [_read(parts[0], each, (*path, number)) for number, each in enumerate(_of_kind(list, value, path))]

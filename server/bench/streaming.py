@@ -140,10 +140,11 @@ async def _server() -> AsyncIterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603 - this program itself
     try:
         async with httpx.AsyncClient() as http:
-            await asyncio.wait_for(_ready(http, f"{url}/ready", process), START_SECONDS)
+            try:
+                await asyncio.wait_for(_ready(http, f"{url}/ready", process), START_SECONDS)
+            except TimeoutError:
+                raise ConfigError(f"the server was not ready within {START_SECONDS:.0f} s") from None
         yield url
-    except TimeoutError:
-        raise ConfigError(f"the server was not ready within {START_SECONDS:.0f} s") from None
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait)

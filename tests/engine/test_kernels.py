@@ -9,7 +9,7 @@ import torch
 from engine import EngineConfig, load
 from engine.execution.batch import _table, tiles_of
 from engine.kernels import native, proposals
-from engine.kernels.attention import TILE_ROWS, PagedRows, agrees, attend_rows, attend_spans
+from engine.kernels.attention import TILE_ROWS, Heads, PagedRows, agrees, attend_rows, attend_spans
 from engine.kernels.triton_available import has_triton
 
 KERNELS = ["ours", "torch's", "row by row", *(["Triton's"] if has_triton() else [])]
@@ -55,10 +55,11 @@ def test_golden_rows_alone_and_in_one_batch(by_kernel, golden, submission, run):
 
 
 @pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
-def test_a_kernel_is_held_to_the_definition_before_it_is_used():
+@pytest.mark.parametrize(("heads", "page_size"), [(Heads(2, 2, 64), 32), (Heads(1, 7, 128), 1), (Heads(4, 1, 80), 100)])
+def test_a_kernel_is_held_to_the_definition_before_it_is_used(heads, page_size):
     """As at every start on CUDA."""
     from engine.kernels.triton_attention import attend_pages as own
 
     cpu = torch.device("cpu")
-    assert agrees(own, cpu, torch.float32)
-    assert not agrees(lambda *arguments: own(*arguments) + 0.01, cpu, torch.float32)
+    assert agrees(own, heads, page_size, torch.float32, cpu)
+    assert not agrees(lambda *arguments: own(*arguments) + 0.01, heads, page_size, torch.float32, cpu)

@@ -80,7 +80,7 @@ def test_the_log_tells_where_no_progress_is_shown(graphs, llada_tiny, caplog):
 
 def test_on_cuda_the_largest_step_is_taken(forwards, on_cuda):
     on_cuda(max_batch_rows=700, max_model_len=300)
-    assert forwards[-1] == [300, 300, 60], "300 take 10 pages"
+    assert forwards[-2:] == [[300, 300, 60]] * 2, "300 take 10 pages; once with all options, once with none"
     del forwards[:]
     on_cuda(max_batch_rows=700, max_model_len=300, kv_cache_tokens=1024)
     assert forwards[-1] == [300, 300, 60]
@@ -94,6 +94,15 @@ def test_the_largest_step_fits_the_pool_and_the_budget(max_model_len, room, page
     assert 0 < sum(canvases) <= room
     assert max(canvases) <= max_model_len
     assert sum(-(-canvas // page_size) for canvas in canvases) <= -(-room // page_size)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_scores_apart_is_tried_apart(on_cuda, monkeypatch, plain):
+    """Each of the two ways of scoring fails at the start, and not in front of the first user."""
+    broken = "Transformer.propose" if plain else "Transformer.logits"
+    monkeypatch.setattr(f"engine.models.layers.{broken}", lambda *_: 1 / 0)
+    with pytest.raises(LoadError, match=r"a first step of .* rows fails: ZeroDivisionError"):
+        on_cuda(max_batch_rows=700, max_model_len=300)
 
 
 def test_memory_that_does_not_do_for_it_is_told_at_the_start(on_cuda, monkeypatch):
