@@ -64,6 +64,7 @@ ENV PATH=/opt/unmask/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/cache/huggingface \
     TORCHINDUCTOR_CACHE_DIR=/cache/torchinductor \
+    TRITON_CACHE_DIR=/cache/triton \
     XDG_CACHE_HOME=/cache \
     UNMASK_HOST=0.0.0.0
 USER 10001:0
