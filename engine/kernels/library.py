@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Functions = TypeVar("Functions")
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "proposals.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "proposals.cpp", "vectors.h"))
 """All in one folder; one library has the functions of all."""
 COMPILERS = ("c++", "g++", "clang++")
 # OpenMP's symbols stay unresolved: torch, in whose threads the kernels have to run, has loaded them already.
@@ -73,7 +73,8 @@ def library() -> Path:
 def compile_to(path: Path, flags: Sequence[str] = (), architecture: str = THIS_PROCESSOR) -> None:
     """Compiles the sources. Raises OSError if there is no compiler, SubprocessError if it fails."""
     options = (*FLAGS, f"-march={architecture}", *flags)
-    command = [*_compiler().split(), *options, "-o", str(path), *map(str, SOURCES), *LIBRARIES]
+    sources = [str(source) for source in SOURCES if source.suffix != ".h"]
+    command = [*_compiler().split(), *options, "-o", str(path), *sources, *LIBRARIES]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)  # noqa: S603 - the user's compiler
 
 

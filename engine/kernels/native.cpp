@@ -9,24 +9,12 @@
 #include <cstdint>
 #include <cstring>
 
-#ifndef LANES
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#endif
+#include "vectors.h"
 
 namespace {
 
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
-
 constexpr int TILE = 64;     // keys between two looks at the largest score
 constexpr int BLOCK = 8;     // of a tile's keys, and of the values' numbers, summed up at once: they fill the registers
-constexpr int LINE = 16;     // floats that a prefetch brings
 constexpr int MAX_DIM = 256; // of a head; its sums live on the stack
 
 struct Head {
@@ -37,21 +25,6 @@ struct Head {
 
     int64_t offset(int64_t number) const { return (slots ? slots[number] : first + number) * dim; }
 };
-
-// Cephes' expf down to -87, and no less than e^-87 below. NaN stays NaN.
-inline Vector exponential(Vector x) {
-    x = x < -87.0f ? Vector{} - 87.0f : x;
-    const Vector rounded = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-    const Vector rest = x - rounded * 0.693359375f + rounded * 2.12194440e-4f;
-    Vector sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    const Integers power = (__builtin_convertvector(rounded, Integers) + 127) << 23;
-    return sum * (Vector)power;
-}
 
 // Which queries see this key.
 inline Integers sees(const Integers horizons, int64_t key) { return horizons > (int32_t)key; }

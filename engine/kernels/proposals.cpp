@@ -10,27 +10,16 @@
 #include <cstring>
 #include <type_traits>
 
-extern "C" int omp_get_thread_num() noexcept;
+#include "vectors.h"
 
-#ifndef LANES
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#endif
+extern "C" int omp_get_thread_num() noexcept;
 
 namespace {
 
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 
 constexpr int PART = 4096; // logits of a row that a thread takes at once: they stay in its first cache
 constexpr int GLANCE = 8;  // vectors between two looks at whether any number in them matters
-constexpr int LINE = 16;   // floats that a prefetch brings
 
 // Of the product of hidden rows [rows, dim] and the head [vocab, dim]: rows stand in the lanes of up to two vectors.
 constexpr int GROUP = 2 * LANES;
@@ -69,21 +58,6 @@ inline Vector load(const float *x, int64_t count) {
     Vector vector = Vector{} - INFINITY;
     std::memcpy(&vector, x, count * sizeof(float));
     return vector;
-}
-
-// Cephes' expf down to -87, and no less than e^-87 below. NaN stays NaN.
-inline Vector exponential(Vector x) {
-    x = x < -87.0f ? Vector{} - 87.0f : x;
-    const Vector rounded = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-    const Vector rest = x - rounded * 0.693359375f + rounded * 2.12194440e-4f;
-    Vector sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
-    const Integers power = (__builtin_convertvector(rounded, Integers) + 127) << 23;
-    return sum * (Vector)power;
 }
 
 // Cephes' logf of positive, normal numbers.

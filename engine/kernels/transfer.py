@@ -1,6 +1,7 @@
 """Copies host arrays and numbers to the device without making the host wait for it."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ class Uploaded:
     __slots__ = ("tensor",)
 
     tensor: Tensor
-    """On the device, once the upload is sent; as long as it is on a CPU, it shares the array's memory."""
+    """On the device, once the upload is sent. On a CPU it shares the array's memory."""
 
 
 class Upload:
@@ -77,7 +78,7 @@ def pack(arrays: Sequence[NDArray[Any]], starts: Sequence[int], into: Tensor) ->
 def unpack(packed: Tensor, starts: Sequence[int], like: Sequence[NDArray[Any]]) -> list[Tensor]:
     """Views of what `pack` has packed, with the dtypes and shapes of these arrays."""
     return [
-        packed[start : start + array.nbytes].view(_dtype(array)).view(array.shape)
+        packed[start : start + array.nbytes].view(_dtype(array.dtype)).view(array.shape)
         for array, start in zip(like, starts, strict=False)
     ]
 
@@ -87,5 +88,6 @@ def starts_of(arrays: Sequence[NDArray[Any]]) -> list[int]:
     return [0, *np.cumsum([-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]).tolist()]
 
 
-def _dtype(array: NDArray[Any]) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+@cache
+def _dtype(dtype: "np.dtype[Any]") -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -33,7 +33,10 @@ _RECORD = np.dtype(
         ("min_p", np.float32),
     ]
 )
-_NAMES = tuple(_RECORD.fields or ())
+NARROWING = ("temperature", "top_p", "top_k", "min_p")
+"""Fields that `narrow` reads."""
+DRAWING = ("temperature", "seed", "position", "step")
+"""Fields that `draw` reads, in the order of `proposals.draw`."""
 
 
 def parameters(plans: Sequence[StepPlan]) -> Parameters:
@@ -49,10 +52,10 @@ def parameters(plans: Sequence[StepPlan]) -> Parameters:
 
 
 class Columns:
-    """The fields of some rows' parameters, as tensors [rows] once the upload is sent."""
+    """Fields of some rows' parameters, as tensors [rows] once the upload is sent."""
 
-    def __init__(self, rows: Parameters, upload: Upload) -> None:
-        self._columns = {name: upload.add(rows[name].copy()) for name in _NAMES}
+    def __init__(self, rows: Parameters, names: Sequence[str], upload: Upload) -> None:
+        self._columns = {name: upload.add(rows[name].copy()) for name in names}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._columns[name].tensor
@@ -69,7 +72,8 @@ class Shaping:
         narrowed = np.flatnonzero(is_narrowed(rows))
         drawn, reported = np.flatnonzero(rows["temperature"] > 0), np.flatnonzero(processed)
         self._narrowed, self._drawn, self._reported = (
-            _Shaped(some, rows, indices, total, upload) for some in (narrowed, drawn, reported)
+            _Shaped(some, rows, names, indices, total, upload)
+            for some, names in ((narrowed, NARROWING), (drawn, DRAWING), (reported, ("temperature",)))
         )
 
     def apply(self, logits: Tensor, tokens: Tensor, mask_id: int) -> None:
@@ -88,10 +92,12 @@ class Shaping:
 class _Shaped:
     """Some of a `Shaping`'s rows; false if there are none."""
 
-    def __init__(self, some: Ids, rows: Parameters, indices: Ids, total: int, upload: Upload) -> None:
+    def __init__(
+        self, some: Ids, rows: Parameters, names: Sequence[str], indices: Ids, total: int, upload: Upload
+    ) -> None:
         self._is_any = len(some) > 0
         if self._is_any:
-            self.parameters = Columns(rows[some], upload)
+            self.parameters = Columns(rows[some], names, upload)
             self.rows, self.targets = Rows(some, len(rows), upload), Rows(indices[some], total, upload)
 
     def __bool__(self) -> bool:
@@ -131,7 +137,7 @@ def divide_by_temperature(logits: Tensor, rows: Columns) -> Tensor:
 
 def draw(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
     """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
-    temperature, seeds, positions, steps = (rows[name] for name in ("temperature", "seed", "position", "step"))
+    temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
 
 

@@ -9,24 +9,13 @@ import torch
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.kernels.attention import attend_spans
 from engine.kernels.transfer import to_device
-from engine.models.layers import TransformerConfig
 from engine.scoring import sampling
 from engine.scoring.slices import Rows
 from tests.engine.fake_cuda import CUDA, fake_cuda, paged_kernel
 from tests.engine.test_waits import everything
+from tests.engine.toys import TOY
 
-LLADA = TransformerConfig(
-    dim=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=4,
-    head_dim=16,
-    ff_dim=96,
-    vocab_size=2000,
-    max_positions=2048,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-)
+LLADA = replace(TOY, vocab_size=2000, max_positions=2048)
 DREAM = replace(LLADA, num_kv_heads=2, qkv_bias=True)
 LAYERS = (2, 4)
 SPEC = ModelSpec(family="fake", vocab_size=2000, mask_id=1999, eos_ids=frozenset({1998}), max_model_len=2048)

@@ -190,3 +190,47 @@ def test_exponential_variates_are_precise():
     out = torch.empty_like(uniform)
     exponentials[(1,)](uniform, out, size=4096)
     torch.testing.assert_close(out, -torch.log1p(-uniform), rtol=5e-7, atol=0.0)
+
+
+@pytest.fixture
+def chosen():
+    """What `proposals.triton` returns at a start."""
+    proposals.triton.cache_clear()
+    yield proposals.triton
+    proposals.triton.cache_clear()
+
+
+def test_they_are_held_to_torch_before_they_are_used(monkeypatch):
+    """In a dtype of a server."""
+    assert proposals._agree_for(triton_proposals, DEVICE, torch.bfloat16)
+    nothing = torch.zeros(21, dtype=torch.int64)
+    for name, wrong in (("best_token", lambda *_: (nothing, nothing.float())), ("draw", lambda *_: nothing)):
+        with monkeypatch.context() as patched:
+            patched.setattr(triton_proposals, name, wrong)
+            assert not proposals._agree_for(triton_proposals, DEVICE, torch.bfloat16)
+
+
+def test_they_are_used_if_they_agree(chosen, monkeypatch):
+    monkeypatch.setattr(proposals, "_agree_on_cuda", lambda _: True)
+    assert chosen() is triton_proposals
+
+
+@pytest.mark.parametrize(
+    ("said", "words"), [(False, "something else than torch"), (OSError("gcc"), "do not work here")]
+)
+def test_else_torch_scores_and_the_log_says_why(chosen, monkeypatch, caplog, said, words):
+    def agree(_):
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+    monkeypatch.setattr(proposals, "_agree_on_cuda", agree)
+    assert chosen() is None
+    assert words in caplog.text
+
+
+def test_without_triton_torch_scores(chosen, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(proposals, "has_triton", lambda: False)
+    assert chosen() is None
+    assert "no Triton" in caplog.text

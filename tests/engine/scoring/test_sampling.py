@@ -10,7 +10,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import StepPlan
 from engine.core.request import Request, Submission
 from engine.kernels.transfer import Upload
-from engine.scoring.sampling import Columns, draw, is_narrowed, narrow, parameters
+from engine.scoring.sampling import DRAWING, NARROWING, Columns, draw, is_narrowed, narrow, parameters
 
 VOCAB = 40
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=39, eos_ids=frozenset(), max_model_len=32_768)
@@ -41,7 +41,7 @@ def kept_by_definition(logits, temperature, top_p, top_k, proposed):
 
 def columns(plans):
     upload = Upload(torch.device("cpu"))
-    rows = Columns(parameters(plans), upload)
+    rows = Columns(parameters(plans), {*NARROWING, *DRAWING}, upload)
     upload.send()
     return rows
 
