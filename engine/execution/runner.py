@@ -75,12 +75,12 @@ class Runner:
     def forward(self, batch: Batch) -> ModelOutput:
         """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
         context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
-        hidden = self.model(batch.ids, batch.positions, context)
+        hidden = self.model(batch.ids, batch.positions, context, batch.logit_rows)
         importance = [
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return ModelOutput(TargetLogits(self, hidden[batch.logit_rows]), importance)
+        return ModelOutput(TargetLogits(self, hidden), importance)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""

@@ -188,13 +188,21 @@ class Transformer(nn.Module):
         before, after, score = self.parts
         self.parts = Parts(compiled(before), compiled(after), compiled(score))
 
-    def forward(self, ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
-        """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, context: AttentionContext, wanted: Tensor | None = None
+    ) -> Tensor:
+        """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm.
+
+        With `wanted` (int64 indices) of these rows alone: behind the last layer's attention, no other row is computed.
+        """
         x = F.embedding(ids, self.embed)
         cos, sin = self.cos[positions], self.sin[positions]
         for layer, block in enumerate(self.blocks):
             q, k, v = self.parts.before(block, x, cos, sin)
-            x = self.parts.after(block, x, context.attend(layer, q, k, v).flatten(1))
+            attended = context.attend(layer, q, k, v).flatten(1)
+            if wanted is not None and layer + 1 == len(self.blocks):
+                x, attended = x[wanted], attended[wanted]
+            x = self.parts.after(block, x, attended)
         return x
 
     def pack(self) -> None:

@@ -29,6 +29,22 @@ def test_logits_of_a_dense_forward(model, llada_tiny):
             torch.testing.assert_close(model.logits(hidden), expected, atol=1e-4, rtol=0)
 
 
+def test_wanted_rows_are_those_of_all_and_the_last_layer_computes_no_other(model):
+    ids, wanted = torch.arange(40) * 7 % model.config.vocab_size, torch.tensor([3, 39, 0])
+    counts, after = [], model.parts.after
+    model.parts = model.parts._replace(
+        after=lambda block, x, attended: counts.append(len(x)) or after(block, x, attended)
+    )
+    try:
+        with torch.inference_mode():
+            hidden, some = (model(ids, torch.arange(40), DenseContext(model, 40), rows) for rows in (None, wanted))
+    finally:
+        model.parts = model.parts._replace(after=after)
+    torch.testing.assert_close(some, hidden[wanted])
+    layers = model.config.num_layers
+    assert counts == [40] * layers + [40] * (layers - 1) + [3]
+
+
 @STRIDES
 def test_generations_alone(engine, golden, submission, run, stride):
     for number, row in list(enumerate(golden))[::stride]:
