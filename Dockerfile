@@ -24,13 +24,13 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN rm -rf /opt/unmask/lib/python3*/site-packages/torch/test /opt/unmask/lib/python3*/site-packages/torch/bin/test_* \
     /opt/unmask/lib/python3*/site-packages/torch/bin/protoc*
 
-# Attention and scoring on a CPU, compiled here for the processors that the image may meet: it has no compiler itself.
+# Kernels for a CPU, compiled here for the processors that the image may meet: it has no compiler itself.
 # The compiler is of whatever version the base image's Debian has.
 FROM ${PYTHON_IMAGE} AS kernels
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY engine/kernels/native.cpp engine/kernels/proposals.cpp engine/kernels/vectors.h engine/kernels/library.py kernels/
+COPY engine/kernels/native.cpp engine/kernels/proposals.cpp engine/kernels/rows.cpp engine/kernels/vectors.h engine/kernels/library.py kernels/
 RUN python kernels/library.py /kernels
 
 FROM ${PYTHON_IMAGE} AS package

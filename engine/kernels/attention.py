@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.kernels import native
-from engine.kernels.products import attention, watched_attention
+from engine.kernels.products import attention, watched_attention, write
 from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
@@ -160,11 +160,8 @@ class PagedContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        for kept, new in ((keys, k), (values, v)):
-            if isinstance(self.slots, slice):
-                kept[:, self.slots] = new.transpose(0, 1)
-            else:
-                kept.index_copy_(1, self.slots, new.transpose(0, 1))
+        write(keys, k, self.slots)
+        write(values, v, self.slots)
         out = self.kernel(q, keys, values, self.layout)
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)

@@ -1,7 +1,7 @@
-"""Attention on a CPU by this project's own kernel, `native.cpp`, compiled for the processor that runs it.
+"""Attention, rotation, gates and writes of keys and values on a CPU by this project's own kernels.
 
-Knows the kernel's arguments; `library` finds or compiles it. docs/adr/012 gives its reasons. Without it only speed is
-lost: `products` then uses torch's kernels.
+`native.cpp` and `rows.cpp` are compiled for the processor that runs them. Knows the kernels' arguments; `library` finds
+or compiles them. docs/adr/012 gives their reasons. Without them only speed is lost: `products` then uses torch's.
 """
 
 import ctypes
@@ -46,7 +46,13 @@ class Kernel:
         tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
         self._attention.argtypes = (*tensors, _Pointer, _Integer, _Pointer, ctypes.c_int)
         self._watched_attention.argtypes = (*tensors, _Integer, _Integer, _Pointer, _Pointer, ctypes.c_int)
-        self._attention.restype = self._watched_attention.restype = None
+        self._gated, self._rotated, self._written = functions.gated, functions.rotated, functions.written
+        rows = (_Pointer, _Integer)
+        self._gated.argtypes = (_Pointer, *rows, _Integer, _Integer, ctypes.c_int)
+        self._rotated.argtypes = (_Pointer, *rows, _Pointer, _Pointer, *(_Integer,) * 3, ctypes.c_int)
+        self._written.argtypes = (*rows, *rows, _Pointer, *(_Integer,) * 4, ctypes.c_int)
+        for function in (self._attention, self._watched_attention, self._gated, self._rotated, self._written):
+            function.restype = None
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, spans: Ids, horizons: Ids) -> Tensor:
         """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
@@ -74,22 +80,49 @@ class Kernel:
         self._watched_attention(*tensors, rows, visible, mean.data_ptr(), room.data_ptr(), threads)
         return out, mean
 
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """gate_up [rows, 2 * width], gates first -> silu(gate) * up [rows, width]."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, width)
+        self._gated(out.data_ptr(), *_rows(gate_up), rows, width, torch.get_num_threads())
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2] -> as x, by half-split RoPE; torch's bits."""
+        out = x.new_empty(x.shape)
+        rows, heads, head_dim = x.shape
+        tables = cos.data_ptr(), sin.data_ptr()
+        self._rotated(out.data_ptr(), *_rows(x), *tables, rows, heads, head_dim // 2, torch.get_num_threads())
+        return out
+
+    def write(self, kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
+        """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim].
+
+        `slots` are int64 [rows], or a slice without a step.
+        """
+        where = (None, slots.start) if isinstance(slots, slice) else (slots.data_ptr(), 0)
+        self._written(kept.data_ptr(), kept.stride(0), *_rows(new), *where, *new.shape, torch.get_num_threads())
+
 
 def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
-    """The leading arguments of both functions."""
+    """The leading arguments of both attentions."""
     heads, head_dim = q.shape[1:]
     pointers = (out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr())
     return *pointers, keys.stride(0), len(keys), heads // len(keys), head_dim
 
 
+def _rows(rows: Tensor) -> tuple[int, int]:
+    return rows.data_ptr(), rows.stride(0)
+
+
 @cache
 def kernel() -> Kernel | None:
-    """The kernel, or None if it is not available; the log has the reason."""
+    """The kernels, or None if they are not available; the log has the reason."""
     return checked("attention", Kernel, _agrees)
 
 
 def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether the kernel supports these tensors: float32 on a CPU, each head's numbers contiguous, and no gradient."""
+    """Whether attention supports these tensors: float32 on a CPU, each head's numbers contiguous, and no gradient."""
     head_dim = q.shape[-1]
     return (
         q.device.type == "cpu"
@@ -103,8 +136,26 @@ def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
     )
 
 
+def takes_rows(rows: Tensor) -> bool:
+    """Whether the others take rows [rows, width] or [rows, heads, head_dim].
+
+    They take float32 on a CPU, each row contiguous, without a gradient, and nothing that torch's compiler looks at.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and rows.device.type == "cpu"
+        and rows.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and rows.stride()[1:] in ((1,), (rows.shape[-1], 1))
+    )
+
+
 @torch.no_grad()
 def _agrees(own: Kernel) -> bool:
+    return _attends(own) and _works_row_by_row(own)
+
+
+def _attends(own: Kernel) -> bool:
     """Whether it matches SDPA and weights sum to 1. Every loop of the kernel has a remainder at these shapes."""
     rows, heads, kv_heads, visible, head_dim = 37, 4, 2, 139, 16
     q, keys, values = (
@@ -119,3 +170,21 @@ def _agrees(own: Kernel) -> bool:
     out, (watched, mean) = own.attend_all(q, keys, values), own.watch(q, keys, values)
     pairs = (out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))
     return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
+
+
+def _works_row_by_row(own: Kernel) -> bool:
+    """Whether gates, rotation and writes are what torch computes. Every loop has a remainder at these shapes."""
+    count, heads, head_dim = 21, 3, 74
+    width = heads * head_dim
+    x = torch.arange(count * 2 * width, dtype=torch.float32).mul_(0.7).sin_().mul_(9).view(count, 2 * width)
+    new, (gate, up) = x[:, :width].view(count, heads, head_dim), x.chunk(2, dim=-1)
+    cos, sin = (x[:, None, begin : begin + head_dim // 2].contiguous() for begin in (0, 50))
+    low, high = new.chunk(2, dim=-1)
+    slots, kept = torch.arange(count).flip(0), torch.zeros(heads, count + 2, head_dim)
+    own.write(kept, new, slots)
+    pairs = (
+        (own.gate(x), F.silu(gate) * up),
+        (own.rotate(new, cos, sin), torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)),
+        (kept, torch.zeros_like(kept).index_copy_(1, slots, new.transpose(0, 1))),
+    )
+    return all(torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5) for ours, theirs in pairs)

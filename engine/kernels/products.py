@@ -1,9 +1,10 @@
-"""Matrix products and attention of dense tensors, by the fastest implementation on the tensors' device.
+"""What a layer computes of dense tensors, by the fastest implementation on the tensors' device.
 
 Knows shapes, dtypes, devices and the best memory order of weights, but no layers, pages or sequences. For float32 on a
 CPU, torch's own products use MKL, which does not use AVX-512 on CPUs that are not Intel's. oneDNN, which torch includes
-and its compiler uses, does, and is 1.5 to 2 times as fast there; it has no gradient. Attention on a CPU uses this
-project's own kernel (`engine.kernels.native`) where it is available.
+and its compiler uses, does, and is 1.5 to 2 times as fast there; it has no gradient. Attention, rotation,
+gates and writes of keys and values on a CPU use this project's own kernels (`engine.kernels.native`) where these are
+available: they go through memory once, where torch does so two to five times.
 """
 
 import torch
@@ -59,6 +60,35 @@ def packed(weight: Tensor) -> Tensor:
         return weight
     reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), PACKED_FOR_ROWS)  # noqa: SLF001
     return reordered
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU: gate_up [rows, 2 * width], gates first -> silu(gate) * up [rows, width]."""
+    if native.takes_rows(gate_up) and (own := native.kernel()):
+        return own.gate(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split RoPE in float32: x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2]."""
+    if native.takes_rows(x) and (own := native.kernel()):
+        return own.rotate(x, cos, sin)
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+
+
+def write(kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
+    """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim].
+
+    `slots` are int64 [rows], or a slice where they are neighbours.
+    """
+    if native.takes_rows(new) and native.takes_rows(kept) and (own := native.kernel()):
+        own.write(kept, new, slots)
+    elif isinstance(slots, slice):
+        kept[:, slots] = new.transpose(0, 1)
+    else:
+        kept.index_copy_(1, slots, new.transpose(0, 1))
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

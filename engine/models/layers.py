@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kernels.compiled import compiled, linear
-from engine.kernels.products import packed
+from engine.kernels.products import gated, packed, rotated
 from engine.kernels.proposals import bytes_per_logit, fuses, head, propose
 
 
@@ -88,12 +88,6 @@ def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split RoPE in float32: x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2]."""
-    low, high = x.float().chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
-
-
 class Attention(nn.Module):
     """Rotary attention with q, k and v from one fused product: weight rows [all q heads | k heads | v heads]."""
 
@@ -108,7 +102,7 @@ class Attention(nn.Module):
         """q, k and v as an `AttentionContext` takes them. `out` is applied to its result."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = rotate(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
+        q, k = rotated(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
         return q, k, v
 
 
@@ -121,8 +115,7 @@ class MLP(nn.Module):
         self.down = Linear(config.ff_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(gated(self.gate_up(x)))
 
 
 class Block(nn.Module):
