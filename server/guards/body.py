@@ -33,6 +33,8 @@ def check_json(body: bytes, max_items: int) -> None:
         raise HTTPException(400, "The body is not valid UTF-8.") from None
     if b"\0" in body:  # as UTF-16 does, which the JSON parser would detect and accept
         raise HTTPException(400, "The body is not valid JSON: it holds a null byte.")
+    if _is_too_short_to_be_wrong(body, max_items):
+        return
     depth = items = nodes = 0
     within_string = False
     # Pairs of backslashes are removed first. A quote that still follows a backslash is then an escaped one.
@@ -57,6 +59,12 @@ def check_json(body: bytes, max_items: int) -> None:
             raise HTTPException(
                 400, f"The body holds more than {max_items} elements, or than {MAX_NODES} arrays, objects and members."
             )
+
+
+def _is_too_short_to_be_wrong(body: bytes, max_items: int) -> bool:
+    """Whether no bound is in reach even if no byte is within a string: most bodies end here, in microseconds."""
+    brackets = body.count(b"[") + body.count(b"{")
+    return len(body) <= min(max_items, MAX_NODES) and brackets <= MAX_DEPTH and b"N" not in body and b"I" not in body
 
 
 def _count(letters: NDArray[np.uint8], letter: int) -> int:
