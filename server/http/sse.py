@@ -6,7 +6,8 @@ Knows nothing of the messages' content.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 
 from fastapi.sse import KEEPALIVE_COMMENT
 from starlette.responses import StreamingResponse
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 15.0
 """A comment is sent after this time without a message, because proxies and clients give up on silent connections."""
+AHEAD = 16
+"""Messages that may wait to be sent: a client that reads slowly holds up its answer, not the server's memory."""
+END = "[DONE]"
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Headers that tell proxies not to cache or buffer the stream (nginx reads the second)."""
 
@@ -41,42 +45,65 @@ class EventStream(StreamingResponse):
 
 
 async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str | bytes]:
+    """The events as they are sent: messages that are there at once go out together, the last with `[DONE]`."""
     try:
-        async for message in _until(deadline(scope), messages):
-            yield KEEPALIVE_COMMENT if message is None else _frame(message)
+        async for some in _until(deadline(scope), _with_end(messages)):
+            yield "".join(map(_frame, some)) or KEEPALIVE_COMMENT
     except Exception as error:
         told = api_error(error, scope)
         if told.status == INTERNAL:
             logger.exception("request %s failed", request_id(scope))
-        yield _frame(json.dumps(told.body))
-    yield _frame("[DONE]")
+        yield _frame(json.dumps(told.body)) + _frame(END)
 
 
-async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[str | None]:
+async def _with_end(messages: AsyncIterator[str]) -> AsyncIterator[str]:
+    async for message in messages:
+        yield message
+    yield END
+
+
+async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[Sequence[str]]:
     """The messages that arrive before `when`, on the event loop's clock in seconds; then raises RequestTimeout.
 
-    Yields None after each `SILENCE_SECONDS` without a message, and continues to wait for the next message.
+    Yields all that have arrived at once, at most `AHEAD` and one. After each `SILENCE_SECONDS` without a message it
+    yields none, and continues to wait for the next message.
     """
     now = asyncio.get_running_loop().time
-    while True:
-        coming = asyncio.ensure_future(anext(messages, None))
-        try:
-            while not coming.done():
-                left = SILENCE_SECONDS if when is None else min(SILENCE_SECONDS, when - now())
-                await asyncio.wait({coming}, timeout=max(left, 0.0))
-                if coming.done():
-                    break
-                if when is not None and now() >= when:
-                    raise RequestTimeout
-                yield None
-        except BaseException:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
-            raise
-        message = coming.result()
-        if message is None:
-            return
-        yield message
+    queue: asyncio.Queue[str | Exception | None] = asyncio.Queue(AHEAD)
+    reading = asyncio.create_task(_read(messages, queue))
+    try:
+        while True:
+            left = SILENCE_SECONDS if when is None else min(SILENCE_SECONDS, when - now())
+            arrived: list[str | Exception | None] = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(left, 0.0)):
+                    arrived.append(await queue.get())
+            while not queue.empty():
+                arrived.append(queue.get_nowait())
+            if not arrived and when is not None and now() >= when:
+                raise RequestTimeout
+            some = [message for message in arrived if isinstance(message, str)]
+            if some or not arrived:
+                yield some
+            if len(some) < len(arrived):
+                if error := arrived[-1]:
+                    assert isinstance(error, Exception)
+                    raise error
+                return
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read(messages: AsyncIterator[str], queue: "asyncio.Queue[str | Exception | None]") -> None:
+    """Puts the messages into the queue, then None or the error that ended them. Waits while the queue is full."""
+    end: Exception | None = None
+    try:
+        async for message in messages:
+            await queue.put(message)
+    except Exception as error:  # noqa: BLE001 - it is raised where the queue is read
+        end = error
+    await queue.put(end)
 
 
 def _frame(data: str) -> str:

@@ -33,21 +33,48 @@ async def messages(queue, log):
 async def test_a_silent_stream_gives_signs_of_life_and_goes_on_waiting(impatient):
     queue, log = asyncio.Queue(), []
     stream = sse._until(None, messages(queue, log))
-    assert [await anext(stream) for _ in range(3)] == [None] * 3
+    assert [await anext(stream) for _ in range(3)] == [[]] * 3
     queue.put_nowait("late")
     async with asyncio.timeout(5):
-        while (message := await anext(stream)) is None:
+        while not (arrived := await anext(stream)):
             pass
-        assert message == "late"
+        assert arrived == ["late"]
         queue.put_nowait(None)
-        assert [rest async for rest in stream if rest is not None] == []
+        assert [rest async for rest in stream if rest] == []
     assert log == ["closed"]
+
+
+async def test_what_has_arrived_goes_out_together_and_an_error_after_it():
+    async def failing():
+        yield "one"
+        yield "two"
+        raise ValueError("broken")
+
+    stream = sse._until(None, failing())
+    assert await anext(stream) == ["one", "two"]
+    with pytest.raises(ValueError, match="broken"):
+        await anext(stream)
+
+
+async def test_whoever_does_not_read_holds_up_the_messages():
+    told = []
+
+    async def endless():
+        while True:
+            told.append(len(told))
+            yield "message"
+
+    stream = sse._until(None, endless())
+    await anext(stream)
+    await asyncio.sleep(0.02)
+    assert len(told) <= 2 * sse.AHEAD + 2
+    await stream.aclose()
 
 
 async def test_whoever_stops_reading_cancels_the_wait(impatient):
     log = []
     stream = sse._until(None, messages(asyncio.Queue(), log))
-    assert await anext(stream) is None
+    assert await anext(stream) == []
     await stream.aclose()
     assert log == ["cancelled", "closed"]
 
