@@ -13,7 +13,7 @@ from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.ranges import Ge, Gt, Le, Lt
-from engine.core.request import Submission, answer_positions, count_blocks
+from engine.core.request import Submission, count_blocks, positions_to_fill
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS
 
@@ -130,7 +130,7 @@ def _check_steps(submission: Submission, max_model_len: int) -> None:
     steps = submission.diffusion.steps
     if steps is None:
         return
-    blocks = count_blocks(answer_positions(submission, max_model_len), submission.diffusion.block_length)
+    blocks = count_blocks(positions_to_fill(submission, max_model_len), submission.diffusion.block_length)
     if steps < blocks:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
