@@ -79,5 +79,9 @@ class ModelSpec:
     """Longest prompt plus canvas, in tokens: the model's own limit, or less where it is served with less."""
     shift: int = 0
     """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
-    bidirectional: bool = True
-    """Every row sees the whole canvas; if not, only what stands up to the end of its block (block-causal)."""
+    attention: Literal["full", "block_causal"] = "full"
+    """Every row sees the whole canvas (full), or only what stands up to the end of its block (block-causal)."""
+    block_length: int | None = None
+    """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
+    strict_threshold: bool = False
+    """A confidence must exceed the threshold; if not, reaching it is enough."""

@@ -87,7 +87,7 @@ def _check_cache(cache: str, spec: ModelSpec) -> None:
     if CACHES[cache].fits(spec):
         return
     fitting = ", ".join(name for name, policy in CACHES.items() if policy.fits(spec)) or "none that this engine has"
-    attention = "attends in both directions" if spec.bidirectional else "is block-causal"
+    attention = "attends in both directions" if spec.attention == "full" else "is block-causal"
     raise InvalidRequest(
         f"diffusion.cache is {cache!r}, which does not fit the model: it {attention} ({spec.family}). "
         f"Caches that fit it: {fitting}.",
@@ -104,7 +104,7 @@ def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
 def _check_holes(submission: Submission, spec: ModelSpec) -> None:
     if not submission.holes:
         return
-    if not spec.bidirectional:
+    if spec.attention != "full":
         raise InvalidRequest(
             f"The model is block-causal ({spec.family}): it cannot see what stands behind a gap while it fills it. "
             "Infilling needs a model that attends in both directions.",

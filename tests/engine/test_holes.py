@@ -138,11 +138,17 @@ def test_steps_are_at_least_as_many_as_blocks_with_masks(engine, submission):
 def test_a_block_causal_model_says_why_not(monkeypatch):
     class BlockCausal(CachePolicy):
         def fits(self, spec):
-            return not spec.bidirectional
+            return spec.attention == "block_causal"
 
     monkeypatch.setitem(CACHES, "block", BlockCausal())
     spec = ModelSpec(
-        family="sdar", vocab_size=300, mask_id=MASK, eos_ids=frozenset(), max_model_len=200, bidirectional=False
+        family="sdar",
+        vocab_size=300,
+        mask_id=MASK,
+        eos_ids=frozenset(),
+        max_model_len=200,
+        attention="block_causal",
+        block_length=4,
     )
     asked = Submission(
         request_id="r",
