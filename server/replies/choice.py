@@ -10,8 +10,8 @@ from math import inf
 from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
-from server.aside import aside
 from server.replies.passage import Passage, Token, shifted
+from server.threads import in_thread_if_long
 
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
 
@@ -103,7 +103,7 @@ class Choice:
             stop: str | int | None = output.stop_id
             usage = output.usage
             check_end(output)
-            more, tokens = await aside(len(output.token_ids), partial(self._read, output))
+            more, tokens = await in_thread_if_long(len(output.token_ids), partial(self._read, output))
             if self._is_fill:
                 reason = reason and self._reason_of_fills
                 stop = None

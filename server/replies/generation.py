@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from engine import DiffusionParams, EngineLoop, InvalidRequest, QueueFull, SamplingParams, Submission
-from server.aside import aside
 from server.errors import Busy
 from server.observe.watch import Siblings, Watch
 from server.prompts.convert import seeds
@@ -17,6 +16,7 @@ from server.replies.prompt_logprobs import PromptScorer
 from server.replies.stop_strings import StopStrings
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
+from server.threads import in_thread_if_long
 
 MAX_LOGPROBS_OF_ANSWER = 262_144
 """Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
@@ -132,7 +132,7 @@ class Submitter:
                 )
         num_ids = sum(len(prompt.ids) for prompt in order.prompts) + len(sampling.allowed_ids or ())
         prepare = partial(self._engine.prepare, submissions)
-        requests = await aside(order.num_drawn * num_ids // IDS_PER_TOKEN, prepare)
+        requests = await in_thread_if_long(order.num_drawn * num_ids // IDS_PER_TOKEN, prepare)
         try:
             streams = self._engine.enqueue(requests)
         except QueueFull as error:
