@@ -68,8 +68,8 @@ async def _run(
         model = DEMO_MODEL if args.model in (None, DEMO) else args.model
         answerer = local.running(model, options, args.concurrency)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    watched = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not watched) as bar:
+    is_terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
         task = bar.add_task("loading", total=num_answers(asked, policies, reference))
 
         def progress(description: str, answers: int) -> None:

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.errors import ApiError, TooManyConnections, api_error
 from server.guards.auth import PROBES, route_path
 from server.guards.places import CROWDED_SECONDS, Places
-from server.guards.target import one_form
+from server.guards.target import normalized_target
 
 PROBE_SECONDS = 0.1
 """Pause before the first probe of a client that has closed its side. The pause doubles with each probe."""
@@ -188,7 +188,7 @@ class _Overloaded:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        if route_path({**scope, **one_form(scope)}) in PROBES:
+        if route_path({**scope, **normalized_target(scope)}) in PROBES:
             await self._app(scope, receive, send_last)
             return
         self._on_refusal()

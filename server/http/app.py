@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from engine import EngineLoop
 from server.errors import HANDLED, api_error
-from server.guards.auth import PROBES, ApiKeys, KnownHosts
+from server.guards.auth import PROBES, AllowedHosts, ApiKeys
 from server.guards.deadline import RequestTimeLimit
 from server.guards.limits import BodyLimit, HeaderLimit
-from server.guards.target import OneForm
+from server.guards.target import TargetNormalizer
 from server.http.openapi import Api
 from server.http.routes import router
 from server.observe.logs import stats_lines
@@ -54,7 +54,7 @@ def create_app(
         lifespan=lifespan,
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
-        redirect_slashes=False,  # `OneForm` strips them; a redirect would disclose the host behind a proxy
+        redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
     watching = observers(engine, tokenizer, settings, tracer)
     app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
@@ -84,8 +84,8 @@ def _guard(app: FastAPI, config: ServerConfig) -> None:
             expose_headers=("x-request-id", "retry-after"),
         )
     if config.allowed_hosts and "*" not in config.allowed_hosts:
-        app.add_middleware(KnownHosts, hosts=config.allowed_hosts)
-    app.add_middleware(OneForm)
+        app.add_middleware(AllowedHosts, hosts=config.allowed_hosts)
+    app.add_middleware(TargetNormalizer)
     app.add_middleware(RequestIds)
 
 
