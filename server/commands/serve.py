@@ -24,7 +24,7 @@ from server.guards.places import affordable_connections
 from server.http.app import create_app
 from server.http.lifecycle import Server
 from server.observe import logs
-from server.observe.observers import tracer_of
+from server.observe.observability import tracer_of
 from server.settings.environment import service_links
 from server.settings.sources import load_settings
 from server.settings.tree import ServerConfig

@@ -10,7 +10,7 @@ from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Su
 from server.eval.answers import Answer, Options
 from server.eval.policy import Policy
 from server.eval.questions import Question
-from server.observe.watch import Siblings, Watch
+from server.observe.observer import Observers, Siblings
 from server.replies.choice import Choice
 from server.replies.completion import Completion
 from server.replies.passage import Passage
@@ -37,10 +37,10 @@ class LocalModel:
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
-        watch = Watch()
-        watched = watch.over(stream, submission, Siblings(n=1, num_running=1))
-        choice = Choice(0, watched, [Passage(Detokenizer(self._tokenizer))])
-        [end] = await Completion([choice], [len(prompt)], counts=watch.tokens).fold()
+        observers = Observers()
+        observed = observers.observe(stream, submission, Siblings(n=1, num_running=1))
+        choice = Choice(0, observed, [Passage(Detokenizer(self._tokenizer))])
+        [end] = await Completion([choice], [len(prompt)], counts=observers.tokens).fold()
         return Answer(
             text=self._options.trim(end.text),
             tokens=end.usage.completion_tokens,

@@ -19,7 +19,7 @@ from server.guards.target import TargetNormalizer
 from server.http.openapi import Api
 from server.http.routes import router
 from server.observe.logs import stats_lines
-from server.observe.observers import observers
+from server.observe.observability import make_observability
 from server.observe.request_ids import RequestIds
 from server.protocols.service import Service
 from server.settings.tree import ServerConfig, Settings
@@ -42,7 +42,7 @@ def create_app(
         await tokenizer.start()
         engine.start()
         try:
-            async with stats_lines(engine, watching.watch.tokens):
+            async with stats_lines(engine, observability.observers.tokens):
                 yield
         finally:
             await engine.stop(0.0)
@@ -56,13 +56,13 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
-    watching = observers(engine, tokenizer, settings, tracer)
-    app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
+    observability = make_observability(engine, tokenizer, settings, tracer)
+    app.state.service = Service.around(engine, tokenizer, settings, observability.observers)
     app.router.routes.extend(router.routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     _guard(app, config)
-    watching.install(app, router.routes)  # the last middleware added is the outermost
+    observability.install(app, router.routes)  # the last middleware added is the outermost
     return app
 
 

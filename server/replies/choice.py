@@ -17,7 +17,7 @@ NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=
 
 
 class Stream(Protocol):
-    """The outputs of one engine request. `server.observe.watch.WatchedStream` implements it."""
+    """The outputs of one engine request. `server.observe.observer.ObservedStream` implements it."""
 
     def __aiter__(self) -> AsyncIterator[Output]: ...
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from engine import DiffusionParams, EngineLoop, InvalidRequest, QueueFull, SamplingParams, Submission
 from server.errors import Busy
-from server.observe.watch import Siblings, Watch
+from server.observe.observer import Observers, Siblings
 from server.prompts.convert import seeds
 from server.prompts.prompts import Prompt, PromptReader
 from server.replies.choice import NOTHING, Choice, EmptyStream, Stream
@@ -64,11 +64,11 @@ class Order:
 class Submitter:
     """Hands orders to the engine."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, watch: Watch) -> None:
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, observers: Observers) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._prompts = prompts
-        self._watch = watch
+        self._observers = observers
         self._scorer = PromptScorer(engine)
 
     async def start(self, order: Order) -> Completion:
@@ -108,7 +108,7 @@ class Submitter:
                 )
             )
         num_prompt_tokens = [len(prompt.ids) for prompt in order.prompts]
-        counts = self._watch.tokens
+        counts = self._observers.tokens
         return Completion(choices, num_prompt_tokens, num_kept=order.num_kept, scoring=spent, counts=counts)
 
     async def _submit(self, order: Order) -> Sequence[Stream]:
@@ -136,8 +136,8 @@ class Submitter:
         try:
             streams = self._engine.enqueue(requests)
         except QueueFull as error:
-            raise Busy(str(error), self._watch.pace.seconds_to_halve(self._engine.num_waiting)) from None
-        return list(map(self._watch.over, streams, submissions, siblings))
+            raise Busy(str(error), self._observers.pace.seconds_to_halve(self._engine.num_waiting)) from None
+        return list(map(self._observers.observe, streams, submissions, siblings))
 
     def _length(self, order: Order, prompt: Prompt) -> int:
         """Positions of one choice. 1 if the context has no room left: the engine then raises the error."""
