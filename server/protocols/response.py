@@ -166,8 +166,8 @@ class ChatForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What all parts of one answer share. Writes the answer as JSON."""
+class ResponseWriter:
+    """Writes one answer as JSON, whole or in chunks, with the fields that all of its parts share."""
 
     form: Form
     model: str
