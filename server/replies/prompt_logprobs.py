@@ -44,9 +44,10 @@ class PromptScorer:
     async def score(
         self, response_id: str, prompts: Sequence[Sequence[int]], num_top: int
     ) -> tuple[list[PromptLogprobs], Usage]:
-        """PromptLogprobs of every prompt, and their usage. Waits while the queue is full; raises the engine's other errors.
+        """Log-probabilities of every prompt, and their usage.
 
-        The first token of a prompt is not scored, as in OpenAI's API, and mask tokens are not.
+        Waits while the queue is full, and raises the engine's other errors. The first token of a prompt is
+        not scored, as in OpenAI's API, and mask tokens are not.
         """
         scores: list[PromptLogprobs] = [[None] * len(prompt) for prompt in prompts]
         spent: list[Usage] = []
