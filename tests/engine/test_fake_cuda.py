@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine.bench.roofline import QK_NORM_LAUNCHES
 from engine.kernels.attention import attend_spans
 from engine.kernels.transfer import to_device
 from engine.scoring import sampling
@@ -49,9 +50,9 @@ def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kerne
         assert not [output for output in outputs if output.finish_reason == "error"]
 
 
-def a_block_step(cuda, requests, num_layers, drawn=None):
+def a_block_step(cuda, requests, num_layers, drawn=None, geometry=LLADA):
     """Launches of a step in which all of these requests compute only their open block."""
-    engine = cuda.engine(replace(LLADA, num_layers=num_layers), SPEC, requests=requests, kernel=paged_kernel)
+    engine = cuda.engine(replace(geometry, num_layers=num_layers), SPEC, requests=requests, kernel=paged_kernel)
     for number in range(requests):
         own = SamplingParams(max_tokens=1024, ignore_eos=True, seed=number, **(drawn or {}))
         diffusion = DiffusionParams(cache="dual", unmask="fixed", steps=256, block_length=32, lookahead=None)
@@ -84,6 +85,11 @@ def test_launches_of_a_layer_and_beside_the_layers(cuda):
     assert rest == 0
     assert a_layer <= 30
     assert few - LAYERS[0] * a_layer <= 60
+
+
+def test_norms_of_queries_and_keys_launch_what_the_roofline_counts(cuda):
+    plain, normed = (a_block_step(cuda, 4, 2, geometry=replace(LLADA, qk_norm=qk_norm)) for qk_norm in (False, True))
+    assert normed - plain == 2 * QK_NORM_LAUNCHES
 
 
 def a_step(cuda, **asked):

@@ -8,9 +8,10 @@ from engine.bench.gpu.crowd import Crowd
 from engine.bench.gpu.prediction import METHODS
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.bench.gpu.watch import Profile, profile_of, waits
-from engine.bench.roofline import LAUNCHES_PER_LAYER
+from engine.bench.roofline import launches_per_layer
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import attend_spans
+from engine.models.layers import TransformerConfig
 
 BESIDE_LAYERS = 60
 """Kernels of a step for embedding, head, scoring and copies, at most."""
@@ -34,13 +35,14 @@ def check(model: str, device: torch.device, requests: int) -> Outcome:
         return Outcome(Verdict.LEFT_OUT, "a CPU waits for no device", {})
     runner = crowd.engine.runner
     by_request = requests if runner.kernel is attend_spans else 0
-    return judge(places, profiled, most_launches(runner.model.config.num_layers, by_request))
+    return judge(places, profiled, most_launches(runner.model.config, by_request))
 
 
-def most_launches(layers: int, by_request: int) -> int:
+def most_launches(geometry: TransformerConfig, by_request: int) -> int:
     """`by_request` is the number of requests whose attention has kernels of its own."""
     own = BY_REQUEST * by_request
-    return layers * (LAUNCHES_PER_LAYER + SPLIT + max(own - 1, 0)) + BESIDE_LAYERS + own
+    a_layer = launches_per_layer(geometry) + SPLIT + max(own - 1, 0)
+    return geometry.num_layers * a_layer + BESIDE_LAYERS + own
 
 
 def judge(places: Sequence[str], profiled: Profile, most: int) -> Outcome:

@@ -116,8 +116,10 @@ def test_a_step_waits_and_copies_once(places, profiled, verdict):
 
 
 def test_launches_grow_with_the_requests_only_where_attention_does():
-    assert waits.most_launches(32, by_request=0) == 32 * (28 + 4) + 60
-    assert waits.most_launches(32, by_request=16) == 32 * (28 + 4 + 64 - 1) + 60 + 64
+    llada, sdar = geometry_of("llada-8b"), geometry_of("sdar-8b")
+    assert waits.most_launches(llada, by_request=0) == 32 * (28 + 4) + 60
+    assert waits.most_launches(llada, by_request=16) == 32 * (28 + 4 + 64 - 1) + 60 + 64
+    assert waits.most_launches(sdar, by_request=0) == 36 * (28 + 5 + 4) + 60, "norms of queries and keys"
 
 
 def test_where_the_host_waits(monkeypatch):
