@@ -33,9 +33,7 @@ class Config(QwenConfig):
         Raises LoadError if the tokenizer has no mask.
         """
         if _MASK not in special_tokens:
-            raise LoadError(
-                f"the tokenizer lacks {_MASK!r}, the mask of Fast-dLLM v2, which no config file names"
-            )
+            raise LoadError(f"the tokenizer lacks {_MASK!r}, the mask of Fast-dLLM v2, which no config file names")
         return ModelSpec(
             family="Fast_dLLM_Qwen",
             vocab_size=self.vocab_size,
