@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.golden.__main__ import main
+from tests.golden.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_what_is_reproduced(command, shortened, request, name):
     code, printed = command(shortened(request.getfixturevalue(name)))
     assert code == 0
     assert "generations.json, plain loop: 2 of 2 rows" in printed
+
+
+def test_the_pad_is_the_checkpoints(fast_dllm_tiny, tmp_path):
+    folder = shutil.copytree(fast_dllm_tiny, tmp_path / "copy")
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "pad_token": "t180"}))
+    assert Checkpoint.load(folder).pad_id == 180
+    path.write_text(json.dumps({key: value for key, value in values.items() if key != "pad_token"}))
+    (folder / "generation_config.json").write_text('{"pad_token_id": 7}')
+    assert Checkpoint.load(folder).pad_id == 7
 
 
 def test_a_token_that_differs(command, shortened, sdar_tiny):
