@@ -30,6 +30,8 @@ class EngineConfig:
     float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
     compile: bool = False
     """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
+    cuda_graphs: bool = True
+    """Capture small steps at start, and launch each of them at once; on CUDA with attention by Triton."""
     num_threads: int | None = None
     """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
     max_model_len: int | None = None
