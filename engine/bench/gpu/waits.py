@@ -1,6 +1,7 @@
 """A block step sends one upload, reads its scores once, waits for nothing else, and launches no more than predicted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from engine.kernels.attention import attend_spans
 from engine.models.layers import TransformerConfig
 
 BESIDE_LAYERS = 60
-"""Kernels of a step for embedding, head, scoring and copies, at most."""
+"""Launches of a step for embedding, head, scoring and copies, and of its graph, at most."""
 SPLIT = 4
 """Kernels of a layer beside those that the roofline counts: a second one for each product, which cuBLAS may split."""
 BY_REQUEST = 4
@@ -35,11 +36,13 @@ def check(model: str, device: torch.device, requests: int) -> Outcome:
         return Outcome(Verdict.LEFT_OUT, "a CPU waits for no device", {})
     runner = crowd.engine.runner
     by_request = requests if runner.kernel is attend_spans else 0
-    return judge(places, profiled, most_launches(runner.model.config, by_request))
+    is_graph = runner.graphs is not None and counted.rows * requests <= runner.graphs.shapes[-1].rows
+    layers = 0 if is_graph else runner.model.config.num_layers
+    return judge(places, profiled, most_launches(replace(runner.model.config, num_layers=layers), by_request))
 
 
 def most_launches(geometry: TransformerConfig, by_request: int) -> int:
-    """`by_request` is the number of requests whose attention has kernels of its own."""
+    """`geometry` has the layers that no graph launches; `by_request` requests have kernels of their own."""
     own = BY_REQUEST * by_request
     a_layer = launches_per_layer(geometry) + SPLIT + max(own - 1, 0)
     return geometry.num_layers * a_layer + BESIDE_LAYERS + own
