@@ -13,6 +13,7 @@ from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import CapacityError
 from engine.engine import Engine, EngineInfo
 from engine.execution.budget import kv_pool_pages
+from engine.execution.graphs import shapes_of
 from engine.execution.isolate import is_memory_short
 from engine.execution.runner import (
     Runner,
@@ -26,7 +27,7 @@ from engine.execution.runner import (
 )
 from engine.execution.warmup import warm_up
 from engine.kernels import native, proposals
-from engine.kernels.attention import KVPool
+from engine.kernels.attention import KVPool, attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder
 from engine.models import find, load_model
 from engine.models.layers import Transformer
@@ -82,14 +83,17 @@ def assemble(
     pool = KVPool(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
-    runner = Runner(model, pool, device, choose_kernel(config, geometry, dtype, device))
+    kernel = choose_kernel(config, geometry, dtype, device)
+    runner = Runner(model, pool, device, kernel)
     served = replace(spec, max_model_len=max_model_len)
+    is_captured = config.cuda_graphs and kernel is not attend_spans
     warm_up(
         runner,
         served,
         max_batch_rows=max_batch_rows,
         page_size=config.page_size,
         is_compiled=config.compile,
+        shapes=shapes_of(config, max_model_len, max_batch_rows, pool.dump) if is_captured else (),
         progress=partial(progress, "compiling") if progress and config.compile else None,
     )
     return Engine(

@@ -187,7 +187,8 @@ class Engine:
     def _forward_and_score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
         mask_id, page_size = self.info.spec.mask_id, self.info.page_size
-        step = prepare(plans, needs(plans), mask_id=mask_id, page_size=page_size, device=self.runner.device)
+        device, graphs = self.runner.device, self.runner.graphs
+        step = prepare(plans, needs(plans), mask_id=mask_id, page_size=page_size, device=device, graphs=graphs)
         with self.tally.forward():
             step.launch(self.runner)
             self._meanwhile()

@@ -30,7 +30,9 @@ settings.load_profile("any machine")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
-DREAM_TINY = Path(__file__).parent / "data" / "dream-tiny"
+DREAM_TINY = LLADA_TINY.with_name("dream-tiny")
+SDAR_TINY = LLADA_TINY.with_name("sdar-tiny")
+FAST_DLLM_TINY = LLADA_TINY.with_name("fast-dllm-v2-tiny")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,6 +72,18 @@ def llada_tiny() -> Path:
 def dream_tiny() -> Path:
     """The same in Dream's layout: grouped heads, qkv bias, shifted logits."""
     return DREAM_TINY
+
+
+@pytest.fixture(scope="session")
+def sdar_tiny() -> Path:
+    """The same in SDAR's layout: block-causal, norms of queries and keys, heads wider than their share of a row."""
+    return SDAR_TINY
+
+
+@pytest.fixture(scope="session")
+def fast_dllm_tiny() -> Path:
+    """The same in Fast-dLLM v2's layout: block-causal, shifted logits, a mask that only the tokenizer knows."""
+    return FAST_DLLM_TINY
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ ENGINE = {  # a room, and the rooms that it may import from
 }
 SERVER = {  # all of them may import from `engine`, its public face, and from nothing within
     "units": "",
-    "aside": "",
+    "threads": "",
     "arguments": "",
     "console": "",
     "errors": "",
@@ -37,8 +37,8 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "guards": "errors",
     "observe": "errors settings text guards",
     "prompts": "schemas text",
-    "replies": "aside errors schemas text observe prompts",
-    "protocols": "aside errors settings schemas text observe prompts replies",
+    "replies": "threads errors schemas text observe prompts",
+    "protocols": "threads errors settings schemas text observe prompts replies",
     "http": "errors settings schemas text guards observe prompts replies protocols",
     "remote": "",
     "commands": "units arguments console settings schemas text guards observe protocols http",

@@ -74,10 +74,10 @@ def test_a_config_that_means_nothing(checkpoint, no_memory, kind):
 
 
 @pytest.mark.parametrize("text", [NESTED, '{"a":' * 100_000, "[]", "", "\xff", '{"n_layers": 9' + "9" * 10_000 + "}"])
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
 def test_a_file_that_is_no_object(checkpoint, no_memory, name, text):
     (checkpoint / name).write_text(text, encoding="latin-1")
-    refuses(checkpoint, name if name == "tokenizer.json" else "config.json|unknown architecture", describe)
+    refuses(checkpoint, "config.json|unknown architecture" if name == "config.json" else name, describe)
 
 
 @pytest.mark.parametrize(

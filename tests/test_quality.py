@@ -7,7 +7,7 @@ import pytest
 from engine import DEMO_MODEL, DEMO_TASKS
 from server.eval.answers import Options
 from server.eval.local import running
-from server.eval.policy import Policy, exact
+from server.eval.policy import PolicyPair, exact
 from server.eval.questions import from_tasks
 from server.eval.run import evaluate
 from server.eval.score import pooled
@@ -25,7 +25,7 @@ def test_five_points_are_too_many_to_lose(cache):
 
     async def rows():
         async with running(DEMO_MODEL, Options(max_tokens=64, plain=False), concurrency=32) as model:
-            policy = Policy(cache=cache, unmask="threshold", value=0.9, block_length=32)
+            policy = PolicyPair(cache=cache, unmask="threshold", value=0.9, block_length=32)
             return await evaluate(model, questions, [policy], None, 32, lambda *_: None)
 
     total = pooled(asyncio.run(rows()))
@@ -46,7 +46,7 @@ def test_an_answer_does_not_depend_on_the_room_that_was_asked_for():
 
     async def total(max_tokens):
         async with running(DEMO_MODEL, Options(max_tokens=max_tokens, plain=False), concurrency=32) as model:
-            return pooled(await evaluate(model, questions, [Policy()], None, 32, lambda *_: None))
+            return pooled(await evaluate(model, questions, [PolicyPair()], None, 32, lambda *_: None))
 
     short, *longer = (asyncio.run(total(max_tokens)) for max_tokens in (64, 256, 512))
     for row in (short, *longer):

@@ -141,7 +141,7 @@ def decode_as_dream(
                 certainty = confidence
             case "topk_margin":
                 certainty = confidence - probabilities.scatter(-1, tokens[:, None], 0.0).amax(dim=-1)
-        accepted = _best(certainty, int(masked.sum().cpu() * share))
+        accepted = most_confident(certainty, int(masked.sum().cpu() * share))
         x[targets[accepted]] = tokens[accepted]
         masked[targets[accepted]] = False
     return Decoded(x[answer].tolist(), steps, steps * len(x))
@@ -179,14 +179,14 @@ def fixed(num_masked: int, steps: int) -> Rule:
 
     def rule(confidence: Tensor, step: int) -> Tensor:
         share, extra = divmod(num_masked, steps)
-        return _best(confidence, max(share + (step < extra), 1))
+        return most_confident(confidence, max(share + (step < extra), 1))
 
     return rule
 
 
 def threshold(least: float) -> Rule:
     """Fast-dLLM, Algorithm 1: accepts all confidences of at least `least`, and always the best."""
-    return lambda confidence, _: (confidence >= least) | _best(confidence, 1)
+    return lambda confidence, _: (confidence >= least) | most_confident(confidence, 1)
 
 
 def factor(bound: float) -> Rule:
@@ -195,12 +195,13 @@ def factor(bound: float) -> Rule:
     def rule(confidence: Tensor, _step: int) -> Tensor:
         ordered = confidence.sort(descending=True).values.tolist()
         fitting = [n for n, c in enumerate(ordered, start=1) if (n + 1) * (1 - c) < bound]
-        return _best(confidence, max(fitting, default=1))
+        return most_confident(confidence, max(fitting, default=1))
 
     return rule
 
 
-def _best(confidence: Tensor, count: int) -> Tensor:
+def most_confident(confidence: Tensor, count: int) -> Tensor:
+    """bool [targets]: the `count` largest, the first of equal ones."""
     accepted = torch.zeros_like(confidence, dtype=torch.bool)
     accepted[confidence.argsort(descending=True, stable=True)[:count]] = True
     return accepted

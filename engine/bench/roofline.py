@@ -16,13 +16,15 @@ from engine.bench.timed_run import Workload
 from engine.core.params import DiffusionParams
 from engine.models import find
 from engine.models.layers import TransformerConfig
-from engine.models.synthetic import SIZES, config_of
+from engine.models.synthetic import SIZES, geometry_named
 
 Kind = Literal["refresh", "step"]
 
 LAUNCHES_PER_LAYER = 28
 """Kernels of `engine.models.layers.Block` and the context around it, as PyTorch runs them one by one; attention of all
 requests is one of them. Counted on a device that is not there (tests/engine/test_fake_cuda.py)."""
+QK_NORM_LAUNCHES = 5
+"""Kernels more where a layer norms its queries and keys. Counted likewise."""
 
 GEOMETRIES = SIZES
 """Models known by name."""
@@ -98,8 +100,13 @@ class Prediction:
 def geometry_of(model: str) -> TransformerConfig:
     """The geometry of a name in `GEOMETRIES`, or by the `config.json` of a folder or hub id. Raises LoadError."""
     if model in GEOMETRIES:
-        return config_of(GEOMETRIES[model], max_model_len=1).geometry
+        return geometry_named(model, max_model_len=1)
     return find(model).geometry
+
+
+def launches_per_layer(geometry: TransformerConfig) -> int:
+    """Kernels that a layer of this geometry starts."""
+    return LAUNCHES_PER_LAYER + QK_NORM_LAUNCHES * geometry.qk_norm
 
 
 @functools.cache
@@ -202,7 +209,7 @@ def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, re
     """One forward of `requests` such steps."""
     operators = _operators(geometry, hardware, step, requests)
     total = functools.reduce(Cost.__add__, operators, Cost())
-    starting = geometry.num_layers * LAUNCHES_PER_LAYER * hardware.launch_seconds
+    starting = geometry.num_layers * launches_per_layer(geometry) * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
     return replace(total, seconds=seconds)
 
@@ -224,6 +231,8 @@ def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requ
     attention_bytes = (2 * requests * step.visible * kv + 2 * rows * q) * item
     if step.watched:  # float32, written and read
         attention_bytes += 2 * rows * step.visible * geometry.num_heads * 4
+    # Two norms, two residual sums, rotation, norms of q and k, K and V into their slots, the gate; each in one pass.
+    elementwise = 10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 4 * kv + 3 * geometry.ff_dim
     layer = [
         product(rows, dim, q + 2 * kv),
         product(rows, q, dim),
@@ -231,8 +240,7 @@ def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requ
         product(rows, geometry.ff_dim, dim),
         # Keys and values are read once for each request.
         bound(4.0 * rows * step.visible * q, attention_bytes, hardware.flops),
-        # Two norms, two residual sums, rotation, K and V into their slots, the gate; each in one pass.
-        bound(0.0, rows * (4 * dim + 6 * dim + 2 * (q + kv) + 4 * kv + 3 * geometry.ff_dim) * item, hardware.flops),
+        bound(0.0, rows * elementwise * item, hardware.flops),
     ]
     for operator in layer:
         yield operator.times(geometry.num_layers)

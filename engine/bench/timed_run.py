@@ -21,6 +21,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.request import Submission
 from engine.engine import Engine
 from engine.execution.batch import Batch
+from engine.execution.graphs import Replay
 from engine.execution.runner import ModelOutput, Runner
 from engine.kernels.attention import KVPool
 
@@ -94,7 +95,7 @@ class TimedRunner(Runner):
 
     seconds = 0.0
 
-    def forward(self, batch: Batch) -> ModelOutput:
+    def forward(self, batch: Batch | Replay) -> ModelOutput:
         with self._timed():
             return super().forward(batch)
 
@@ -168,6 +169,8 @@ def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: lis
         device,
     )
     runner = TimedRunner(shared.model, pool, device, shared.kernel)
+    if shared.graphs:
+        runner.capture(shared.graphs.shapes)
     engine = Engine(runner, info)
     steps = workload.gen // workload.tokens_per_step
     for number, prompt in enumerate(prompts):

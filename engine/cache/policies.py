@@ -68,7 +68,7 @@ class WindowCache(CachePolicy):
         fresh = np.arange(block.fresh, block.visible_end)
         window = reduce(np.union1d, (request.history.decoded, window, fresh))
         if diffusion.prompt_refresh and block.index % diffusion.prompt_refresh == 0:
-            window = np.union1d(request.prompt, window)
+            window = np.union1d(request.prompt_positions, window)
         return _plan(request, window)
 
 

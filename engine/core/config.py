@@ -30,6 +30,8 @@ class EngineConfig:
     float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
     compile: bool = False
     """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
+    cuda_graphs: bool = True
+    """Capture small steps at start, and launch each of them at once; on CUDA with attention by Triton."""
     num_threads: int | None = None
     """CPU threads of torch; None is one for models under 10 M parameters, else torch's own choice."""
     max_model_len: int | None = None
@@ -79,5 +81,9 @@ class ModelSpec:
     """Longest prompt plus canvas, in tokens: the model's own limit, or less where it is served with less."""
     shift: int = 0
     """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
-    bidirectional: bool = True
-    """Every row sees the whole canvas; if not, only what stands up to the end of its block (block-causal)."""
+    attention: Literal["full", "block_causal"] = "full"
+    """Every row sees the whole canvas (full), or only what stands up to the end of its block (block-causal)."""
+    block_length: int | None = None
+    """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
+    strict_threshold: bool = False
+    """A confidence must exceed the threshold; if not, reaching it is enough."""

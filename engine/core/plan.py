@@ -138,7 +138,7 @@ class CachePolicy(Protocol):
 
     def fits(self, spec: ModelSpec) -> bool:
         """Whether the policy fits the model. By default it fits models whose rows see the whole canvas."""
-        return spec.bidirectional
+        return spec.attention == "full"
 
     def plan(self, request: Request) -> StepPlan: ...
 

@@ -96,7 +96,7 @@ class History:
         return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
 
 
-def answer_positions(submission: Submission, max_model_len: int) -> Ids:
+def positions_to_fill(submission: Submission, max_model_len: int) -> Ids:
     """The masked positions of a fresh canvas, ascending: those of the holes, or those behind the prompt.
 
     Behind the prompt there are `max_tokens` rounded up to whole blocks; if the context ends before, the last is
@@ -129,7 +129,7 @@ class Request:
     spec: ModelSpec
     sampling: SamplingParams
     diffusion: DiffusionParams
-    answer: Ids
+    answer_positions: Ids
     """Positions to fill, ascending: all behind the prompt, or those of its holes."""
     stop_ids: frozenset[int]
     """Tokens that end this answer; empty if it fills holes."""
@@ -152,7 +152,7 @@ class Request:
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
         """A fresh canvas, the first block open: the prompt, and masks where the answer will be."""
-        sampling, answer = submission.sampling, answer_positions(submission, spec.max_model_len)
+        sampling, answer = submission.sampling, positions_to_fill(submission, spec.max_model_len)
         masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
         masked[answer] = True
         ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
@@ -166,7 +166,7 @@ class Request:
             spec=spec,
             sampling=sampling,
             diffusion=submission.diffusion,
-            answer=answer,
+            answer_positions=answer,
             stop_ids=sampling.stop_ids | model_stops if ends_early else frozenset(),
             ids=ids,
             masked=masked,
@@ -175,44 +175,44 @@ class Request:
         )
 
     @property
-    def end(self) -> int:
+    def canvas_end(self) -> int:
         """One past the canvas's last position."""
         return len(self.ids)
 
     @property
     def answer_start(self) -> int:
         """The first position to fill."""
-        return int(self.answer[0])
+        return int(self.answer_positions[0])
 
     @property
     def answer_end(self) -> int:
         """One past the last position to fill; behind a hole, prompt tokens may follow."""
-        return int(self.answer[-1]) + 1
+        return int(self.answer_positions[-1]) + 1
 
     @property
-    def prompt_len(self) -> int:
+    def num_prompt_tokens(self) -> int:
         """Number of prompt tokens, wherever they are on the canvas."""
-        return self.end - len(self.answer)
+        return self.canvas_end - len(self.answer_positions)
 
     @property
-    def prompt(self) -> Ids:
+    def prompt_positions(self) -> Ids:
         """Positions of the prompt tokens, ascending."""
-        return np.delete(np.arange(self.end), self.answer)
+        return np.delete(np.arange(self.canvas_end), self.answer_positions)
 
     @property
     def num_blocks(self) -> int:
         """Number of blocks with positions to fill, if all are `block_length` long."""
-        return count_blocks(self.answer, self.diffusion.block_length)
+        return count_blocks(self.answer_positions, self.diffusion.block_length)
 
     @property
-    def limit(self) -> int:
+    def output_end(self) -> int:
         """One past the last position that may be part of the answer: `max_tokens` need not fill the canvas."""
-        return int(self.answer[self.sampling.max_tokens - 1]) + 1
+        return int(self.answer_positions[self.sampling.max_tokens - 1]) + 1
 
     @property
     def decoded_tokens(self) -> Ids:
         """Tokens decoded so far, in the order of positions."""
-        return self.ids[self.answer[~self.masked[self.answer]]]
+        return self.ids[self.answer_positions[~self.masked[self.answer_positions]]]
 
     @property
     def targets(self) -> Ids:
@@ -223,7 +223,7 @@ class Request:
     @property
     def usage(self) -> Usage:
         return Usage(
-            prompt_tokens=self.prompt_len,
+            prompt_tokens=self.num_prompt_tokens,
             completion_tokens=self.completion_tokens,
             forwards=self.forwards,
             rows_computed=self.rows_computed,

@@ -38,6 +38,11 @@ class FlatBatch:
     page_size: int
     """Positions whose slots are neighbours, from the first position on."""
 
+    @property
+    def pages(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """`PagedRows` as host arrays: tiles, horizons and page table."""
+        return tiles_of(self.spans, TILE_ROWS), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
+
     def padded(self, rows: int, dump: int) -> "FlatBatch":
         """With rows of padding at the end, up to `rows`: they belong to no sequence, and write to the slot `dump`."""
         missing = rows - len(self.ids)
@@ -79,8 +84,7 @@ class FlatBatch:
         return batch
 
     def _add_pages(self, upload: Upload) -> Callable[[], PagedRows]:
-        arrays = tiles_of(self.spans, TILE_ROWS), self.horizons.astype(np.int32), _table(self.spans, self.page_size)
-        tiles, horizons, table = (upload.add(array) for array in arrays)
+        tiles, horizons, table = (upload.add(array) for array in self.pages)
         return lambda: PagedRows(tiles.tensor, horizons.tensor, table.tensor, self.page_size)
 
     def _add_visible(self, span: Span, upload: Upload) -> slice | Uploaded:

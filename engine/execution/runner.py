@@ -4,6 +4,7 @@ Chooses device, dtype, attention kernel and row budget once, at start-up. Knows 
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from engine.core.params import DiffusionParams
 from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
+from engine.execution.graphs import Graphs, Replay, Shape, record
 from engine.kernels.attention import Heads, Kernel, KVPool, PagedContext, agrees, attend_spans
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
@@ -71,16 +73,29 @@ class Runner:
         self.pool = pool
         self.device = device
         self.kernel = kernel
+        self.graphs: Graphs | None = None
+        """Of small steps, once they are captured; None where all steps are launched kernel by kernel."""
 
-    def forward(self, batch: Batch) -> ModelOutput:
+    def capture(self, shapes: Sequence[Shape]) -> None:
+        """Makes `graphs` of the forward, if that works here. Its kernel must read page tables only."""
+        self.graphs = record(shapes, self.hidden, self.device)
+
+    def forward(self, batch: Batch | Replay) -> ModelOutput:
         """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
-        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
-        hidden = self.model(batch.ids, batch.positions, context, batch.logit_rows)
+        if isinstance(batch, Replay):
+            return ModelOutput(TargetLogits(self, batch.run()), [])
+        hidden = self.hidden(batch)
         importance = [
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
         return ModelOutput(TargetLogits(self, hidden), importance)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """[targets, dim], kernel by kernel. Fills the layers of the batch's watched segments."""
+        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
+        hidden: Tensor = self.model(batch.ids, batch.positions, context, batch.logit_rows)
+        return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""

@@ -10,6 +10,7 @@ import torch
 from engine.core.plan import Needs, Scores, StepPlan
 from engine.execution.batch import Batch, lay_out
 from engine.execution.clock import DeviceClock
+from engine.execution.graphs import Graphs, Replay
 from engine.execution.runner import Runner
 from engine.kernels.transfer import Upload
 from engine.scoring.scores import Launched, Scoring
@@ -18,7 +19,7 @@ from engine.scoring.scores import Launched, Scoring
 class PreparedStep:
     """A forward whose arrays are on their way to the device."""
 
-    def __init__(self, batch: Callable[[], Batch], scoring: Scoring, device: torch.device) -> None:
+    def __init__(self, batch: Callable[[], Batch | Replay], scoring: Scoring, device: torch.device) -> None:
         self._batch, self._scoring = batch, scoring
         self._clock = DeviceClock(device)
         self._launched: Launched | None = None
@@ -41,11 +42,22 @@ class PreparedStep:
 
 
 def prepare(
-    plans: Sequence[StepPlan], needs: Sequence[Needs], *, mask_id: int, page_size: int, device: torch.device
+    plans: Sequence[StepPlan],
+    needs: Sequence[Needs],
+    *,
+    mask_id: int,
+    page_size: int,
+    device: torch.device,
+    graphs: Graphs | None = None,
 ) -> PreparedStep:
-    """Host work only, but for the copy to the device, which it does not wait for. `needs` are of each plan's policy."""
+    """Host work only, but for the copy to the device, which it does not wait for. `needs` are of each plan's policy.
+
+    A batch that one of the `graphs` takes goes through the smallest of them.
+    """
     upload = Upload(device)
-    batch = lay_out(plans, page_size).add_to(upload)
+    flat = lay_out(plans, page_size)
+    graph = graphs.taking(flat) if graphs else None
+    batch = graph.add(flat, upload) if graph else flat.add_to(upload)
     scoring = Scoring(plans, mask_id, needs, upload)
     upload.send()
     return PreparedStep(batch, scoring, device)

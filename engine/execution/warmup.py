@@ -6,7 +6,8 @@ what takes memory in a step, but no threads and no clients.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from engine.core.config import ModelSpec
 from engine.core.errors import CapacityError, LoadError
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.core.request import Request, Submission
+from engine.execution.graphs import Shape
 from engine.execution.isolate import choose, is_memory_short
 from engine.execution.runner import Runner
 from engine.execution.step import prepare
@@ -24,7 +26,7 @@ from engine.unmask.policies import needs
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+"""Called with steps done and steps in all; capturing graphs is one of them."""
 
 COMPILED_FOR, ROWS = (8, 2), 32
 """Requests in each step that is for the compiler, and rows of each request. The compiler takes the first shapes that it
@@ -38,34 +40,45 @@ def warm_up(
     max_batch_rows: int,
     page_size: int,
     is_compiled: bool,
+    shapes: Sequence[Shape] = (),
     progress: Progress | None = None,
 ) -> None:
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
-    Dense parts are compiled for any number of rows, and for a single one. On CUDA the last two steps are the largest
-    possible, one with every option that takes memory, one with none, whose targets are scored apart: what does not fit
-    fails now, libraries allocate their workspaces, and every kernel is compiled. Raises LoadError if a step cannot be
-    computed, CapacityError if memory runs out.
+    Dense parts are compiled for any number of rows, and for a single one. Then a CUDA graph is captured for each of the
+    `shapes`. On CUDA the last two steps are the largest possible, one with every option that takes memory, one with
+    none, whose targets are scored apart: what does not fit beside the graphs fails now, libraries allocate their
+    workspaces, and every kernel is compiled. Raises LoadError if a step cannot be computed, CapacityError if memory
+    runs out; without its graphs an engine is merely slower.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
         logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
     pages = runner.pool.dump // page_size
     room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
-    steps = [[_costly(min(rows, room))]]
+    typical = [[_costly(min(rows, room))]]
     if is_compiled:
-        steps = [[_costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
-        steps.append([_costly(1)])
+        typical = [[_costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
+        typical.append([_costly(1)])
+    largest = []
     if runner.device.type == "cuda":
-        largest = _largest(spec.max_model_len, room, page_size)
-        steps += [[submission(canvas) for canvas in largest] for submission in (_costly, _plain)]
-    for done, submissions in enumerate(steps):
-        if progress:
-            progress(done, len(steps))
+        canvases = _largest(spec.max_model_len, room, page_size)
+        largest = [[submission(canvas) for canvas in canvases] for submission in (_costly, _plain)]
+
+    def take(submissions: Sequence[Submission]) -> None:
         scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(submissions))
         for submission in submissions:
             scheduler.add(Request.new(submission, spec))
         _try(runner, scheduler, spec)
+
+    steps: list[Callable[[], None]] = [partial(take, submissions) for submissions in typical]
+    if shapes:
+        steps.append(partial(runner.capture, shapes))
+    steps += [partial(take, submissions) for submissions in largest]
+    for done, step in enumerate(steps):
+        if progress:
+            progress(done, len(steps))
+        step()
     if is_compiled and not progress:
         logger.info("compiled in %.1f s", time.perf_counter() - begun)
 
@@ -75,7 +88,14 @@ def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
     plans = scheduler.schedule()
     try:
         page_size = scheduler.pool.page_size
-        step = prepare(plans, needs(plans), mask_id=spec.mask_id, page_size=page_size, device=runner.device)
+        step = prepare(
+            plans,
+            needs(plans),
+            mask_id=spec.mask_id,
+            page_size=page_size,
+            device=runner.device,
+            graphs=runner.graphs,
+        )
         step.launch(runner)
         choose(plans, step.read(), scheduler.faults)
     except Exception as error:

@@ -93,7 +93,9 @@ class Layout:
     @cached_property
     def native_spans(self) -> Ids:
         """[spans, 4] as `native.Kernel.attend` takes them: valid while `spans` is."""
-        return np.array([native.Span(start, stop, 0, _address(slots)) for start, stop, slots in self.spans], np.int64)
+        return np.array(
+            [native.SpanAddress(start, stop, 0, _address(slots)) for start, stop, slots in self.spans], np.int64
+        )
 
     def _cut(self, number: int, span: Span) -> Iterator[Segment]:
         horizons = self.horizons[span.start : span.stop]

@@ -196,7 +196,7 @@ void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head head
 extern "C" int omp_get_thread_num() noexcept;
 
 // Rows [start, stop) of q, all of one sequence, whose keys are `first` or `slots`: see Head.
-struct Span {
+struct SpanAddress {
     int64_t start, stop, first;
     const int64_t *slots;
 
@@ -208,13 +208,13 @@ struct Span {
 // as they are.
 extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
                           const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
-                          const Span *spans, int64_t num_spans, const int64_t *horizons, int threads) {
+                          const SpanAddress *spans, int64_t num_spans, const int64_t *horizons, int threads) {
     int64_t items = 0;
     for (int64_t i = 0; i < num_spans; i++)
         items += spans[i].parts(group) * kv_heads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t item = 0; item < items; item++) {
-        const Span *span = spans;
+        const SpanAddress *span = spans;
         int64_t number = item;
         for (; number >= span->parts(group) * kv_heads; span++)
             number -= span->parts(group) * kv_heads;

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from engine.kernels.library import checked
 
 
-class Span(NamedTuple):
+class SpanAddress(NamedTuple):
     """Rows [start, stop) of one sequence and where its keys are; the struct of the same name of `native.cpp`."""
 
     start: int
@@ -69,7 +69,9 @@ class Kernel:
     def attend_all(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`attend` where all rows see all keys."""
         rows, visible = len(q), keys.shape[1]
-        return self.attend(q, keys, values, np.array([Span(0, rows)], np.int64), np.full(rows, visible, np.int64))
+        return self.attend(
+            q, keys, values, np.array([SpanAddress(0, rows)], np.int64), np.full(rows, visible, np.int64)
+        )
 
     def watch(self, q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All rows see all keys -> attended rows, shaped as q, and the weights' mean over heads [rows, slots]."""

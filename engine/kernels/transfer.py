@@ -64,15 +64,14 @@ def to_devices(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Ten
         return [torch.from_numpy(array).to(device) for array in arrays]
     starts = starts_of(arrays)
     packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
-    pack(arrays, starts, packed)
+    pack(arrays, starts, packed.numpy())
     return unpack(packed.to(device, non_blocking=True), starts, arrays)
 
 
-def pack(arrays: Sequence[NDArray[Any]], starts: Sequence[int], into: Tensor) -> None:
-    """Copies the bytes of each array to its start in `into`, uint8 on the host."""
-    target = into.numpy()
+def pack(arrays: Sequence[NDArray[Any]], starts: Sequence[int], into: NDArray[np.uint8]) -> None:
+    """Copies the bytes of each array to its start in `into`."""
     for array, start in zip(arrays, starts, strict=False):
-        target[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        into[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def unpack(packed: Tensor, starts: Sequence[int], like: Sequence[NDArray[Any]]) -> list[Tensor]:

@@ -14,13 +14,14 @@ from torch import nn
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
-from engine.models import dream, llada
+from engine.models import dream, fast_dllm, llada, sdar
 from engine.models.config_file import ConfigFile
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,
     Progress,
     find_tensors,
+    generation_eos_ids,
     load_weights,
     locate,
     read_json,
@@ -42,7 +43,7 @@ class Family(Protocol):
     def destinations(self, config: TransformerConfig) -> Destinations: ...
 
 
-FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream}
+FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream, "sdar": sdar, "Fast_dLLM_Qwen": fast_dllm}
 """`model_type` of `config.json` -> family."""
 
 
@@ -64,7 +65,7 @@ def find(model: str, revision: str | None = None) -> Description:
 
 
 def describe(folder: Path) -> Description:
-    """Reads a checkpoint folder's `config.json`.
+    """Reads a checkpoint folder's `config.json`, and the token ids that stand only beside it.
 
     Raises LoadError if it is missing, unknown, or declares what cannot be computed.
     """
@@ -74,7 +75,11 @@ def describe(folder: Path) -> Description:
     values = read_json(path)
     family = _family(folder, values)
     config = family.Config.read(values, path)
-    spec = config.spec(special_tokens(folder))
+    tokens, ends = special_tokens(folder), generation_eos_ids(folder)
+    try:
+        spec = config.spec(tokens, ends)
+    except LoadError as error:
+        raise LoadError(f"{folder}: {error}") from None
     if (largest := max(spec.mask_id, *spec.eos_ids)) >= spec.vocab_size:
         raise LoadError(
             f"{folder}: {largest} is its mask or ends its answers; the vocabulary has {spec.vocab_size} tokens"

@@ -5,7 +5,7 @@ Knows no family, and only the contents of files.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from engine.core.config import ModelSpec
@@ -30,7 +30,6 @@ class ConfigFile(Declaration, ABC):
 
     eos_token_id: Annotated[list[TokenId], LISTED, FILLED]
     """One or several, as in transformers."""
-    mask_token_id: TokenId
 
     @property
     @abstractmethod
@@ -38,8 +37,12 @@ class ConfigFile(Declaration, ABC):
         """The sizes of the transformer."""
 
     @abstractmethod
-    def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
-        """`special_tokens` are the tokenizer's, text -> id: some tokens that end answers are listed only there."""
+    def spec(self, special_tokens: Mapping[str, int], generation_eos_ids: Sequence[int] = ()) -> ModelSpec:
+        """What decoding needs to know, by files beside `config.json` too, in which some token ids stand alone.
+
+        `special_tokens` are the tokenizer's, text -> id; `generation_eos_ids` those that end an answer by
+        `generation_config.json`. Raises LoadError if these lack a token that the family needs.
+        """
 
     def __post_init__(self) -> None:
         geometry = self.geometry

@@ -2,7 +2,8 @@
 
 It maps flat rows (ids, positions) to hidden rows. Batching, KV pages, cache and unmask policies stay outside:
 the `context` argument computes attention from this step's queries, keys and values.
-Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGLU (2002.05202); GQA (2305.13245).
+Sources: LLaDA (arXiv 2502.09992) and its Llama layout; RoPE (2104.09864); SwiGLU (2002.05202); GQA (2305.13245); norms
+of queries and keys (Qwen3, 2505.09388).
 """
 
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class TransformerConfig:
     norm_eps: float
     rope_theta: float
     qkv_bias: bool = False
+    qk_norm: bool = False
+    """RMS norms over the numbers of each head of q and k, before rotation, as in Qwen3."""
     tied_head: bool = False
 
     @property
@@ -48,6 +51,7 @@ class TransformerConfig:
         """All weights, embeddings and norms included."""
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = self.dim * qkv + self.num_heads * self.head_dim * self.dim + qkv * self.qkv_bias
+        attention += 2 * self.head_dim * self.qk_norm
         layer = attention + 3 * self.dim * self.ff_dim + 2 * self.dim
         tables = self.vocab_size * self.dim * (1 if self.tied_head else 2)
         return self.num_layers * layer + tables + self.dim
@@ -69,8 +73,13 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
 
+def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalises rows in float32 and multiplies by the weight in the input's dtype, as the published models do."""
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype) * weight
+
+
 class RMSNorm(nn.Module):
-    """Normalises in float32 and multiplies by the weight in the input's dtype, as the published models do."""
+    """`normalised` with a weight for each number of a row."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -78,7 +87,22 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        return normalised(x, self.weight, self.eps)
+
+
+class HeadNorms(nn.Module):
+    """Norms of queries and of keys over each head's numbers, all heads in one pass; weights q and k [head_dim]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.eps = config.num_heads, config.num_kv_heads, config.norm_eps
+        self.q = nn.Parameter(torch.empty(config.head_dim))
+        self.k = nn.Parameter(torch.empty(config.head_dim))
+
+    def forward(self, qk: Tensor) -> Tensor:
+        """qk [rows, heads + kv_heads, head_dim], queries first."""
+        weight = torch.cat((self.q.expand(self.num_heads, -1), self.k.expand(self.num_kv_heads, -1)))
+        return normalised(qk, weight, self.eps)
 
 
 def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
@@ -96,12 +120,15 @@ class Attention(nn.Module):
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self.qkv = Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, config.qkv_bias)
+        self.norms = HeadNorms(config) if config.qk_norm else None
         self.out = Linear(self.num_heads * self.head_dim, config.dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v as an `AttentionContext` takes them. `out` is applied to its result."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
+        if self.norms is not None:
+            qk = self.norms(qk)
         q, k = rotated(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
         return q, k, v
 

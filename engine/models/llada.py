@@ -3,7 +3,7 @@
 Full attention in both directions, unshifted logits. Says how its `config.json` and tensor names map to ours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from engine.core.config import ModelSpec
@@ -15,6 +15,7 @@ from engine.models.config_file import (
     Layers,
     Positions,
     Theta,
+    TokenId,
     Vocabulary,
     Width,
     divided,
@@ -28,6 +29,7 @@ ARCHITECTURES: tuple[str, ...] = ("LLaDAModelLM",)
 class Config(ConfigFile):
     """LLaDA's keys. Keys with a single value are options of OLMo, whose code it inherits: others mean another model."""
 
+    mask_token_id: TokenId
     d_model: Width
     n_layers: Layers
     n_heads: Heads
@@ -69,7 +71,7 @@ class Config(ConfigFile):
             tied_head=bool(self.weight_tying),
         )
 
-    def spec(self, special_tokens: Mapping[str, int]) -> ModelSpec:
+    def spec(self, special_tokens: Mapping[str, int], generation_eos_ids: Sequence[int] = ()) -> ModelSpec:
         """`<|eot_id|>` ends an Instruct answer beside `<|endoftext|>`; only the tokenizer knows its id."""
         ends = {special_tokens["<|eot_id|>"]} if "<|eot_id|>" in special_tokens else set()
         return ModelSpec(

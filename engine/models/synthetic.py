@@ -7,7 +7,7 @@ import torch
 
 from engine.core.config import ModelSpec
 from engine.models import llada, new_model
-from engine.models.layers import Transformer
+from engine.models.layers import Transformer, TransformerConfig
 
 SIZES: Mapping[str, Mapping[str, int]] = {
     "small": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
@@ -35,11 +35,13 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 """Geometries in LLaDA's keys of `config.json`.
 
 `small` (31 M parameters) and `tiny` (0.1 M, for tests) have LLaDA-8B's proportions. `wide` has LLaDA-8B's vocabulary on
-a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. Of SDAR-8B-Chat's layout,
-which is Qwen3-8B's, the norms of queries and keys are left out, and attention is full.
+a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. Of SDAR-8B-Chat, whose layout
+is Qwen3-8B's, attention is full.
 """
 SHIFTS: Mapping[str, int] = {"dream-7b": 1}
 """`ModelSpec.shift` where it is not 0."""
+QK_NORMS = frozenset({"sdar-8b"})
+"""Sizes whose layers norm queries and keys, which LLaDA's keys cannot say."""
 
 
 def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:
@@ -48,12 +50,17 @@ def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:
     return llada.Config.read({**sizes, **special, "max_sequence_length": max_model_len})
 
 
+def geometry_named(size: str, max_model_len: int) -> TransformerConfig:
+    """The geometry of a name in `SIZES`."""
+    return replace(config_of(SIZES[size], max_model_len).geometry, qk_norm=size in QK_NORMS)
+
+
 def random_model(
     size: str, max_model_len: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Transformer, ModelSpec]:
     """The same weights every time, scaled so that hidden states stay finite from layer to layer."""
     config = config_of(SIZES[size], max_model_len)
-    model = new_model(config.geometry, dtype, device)
+    model = new_model(geometry_named(size, max_model_len), dtype, device)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() == 1:

@@ -1,4 +1,4 @@
-"""Checkpoint folders: `config.json`, special tokens, and safetensors read lazily into a model's parameters.
+"""Checkpoint folders: their JSON files, special tokens, and safetensors read lazily into a model's parameters.
 
 A family says where each tensor of its checkpoint goes (`Destinations`); nothing here knows a family. Only safetensors
 are read, and a checkpoint's own Python code is never run.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engine.core.errors import LoadError
 from engine.models.config_file import TokenId
-from engine.models.declared import FILLED, Declaration
+from engine.models.declared import FILLED, LISTED, Declaration
 
 Progress = Callable[[int, int], None]
 """Called with tensors done and tensors in all."""
@@ -55,6 +55,10 @@ class _Tokenizer(Declaration):
 
 class _TokenizerConfig(Declaration):
     added_tokens_decoder: dict[TokenId, _Named] = field(default_factory=dict)
+
+
+class _GenerationConfig(Declaration):
+    eos_token_id: Annotated[list[TokenId], LISTED] | None = None
 
 
 class _Index(Declaration):
@@ -119,6 +123,14 @@ def special_tokens(folder: Path) -> dict[str, int]:
         added = _TokenizerConfig.read(read_json(slow), slow).added_tokens_decoder
         return {token.content: id_ for id_, token in added.items()}
     return {}
+
+
+def generation_eos_ids(folder: Path) -> list[int]:
+    """The tokens that end an answer by `generation_config.json`; empty if it is missing or names none."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return []
+    return _GenerationConfig.read(read_json(path), path).eos_token_id or []
 
 
 def find_tensors(folder: Path, model: nn.Module, destinations: Destinations) -> dict[Path, list[str]]:

@@ -13,7 +13,7 @@ from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.ranges import Ge, Gt, Le, Lt
-from engine.core.request import Submission, answer_positions, count_blocks
+from engine.core.request import Submission, count_blocks, positions_to_fill
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS
 
@@ -87,7 +87,7 @@ def _check_cache(cache: str, spec: ModelSpec) -> None:
     if CACHES[cache].fits(spec):
         return
     fitting = ", ".join(name for name, policy in CACHES.items() if policy.fits(spec)) or "none that this engine has"
-    attention = "attends in both directions" if spec.bidirectional else "is block-causal"
+    attention = "attends in both directions" if spec.attention == "full" else "is block-causal"
     raise InvalidRequest(
         f"diffusion.cache is {cache!r}, which does not fit the model: it {attention} ({spec.family}). "
         f"Caches that fit it: {fitting}.",
@@ -104,7 +104,7 @@ def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
 def _check_holes(submission: Submission, spec: ModelSpec) -> None:
     if not submission.holes:
         return
-    if not spec.bidirectional:
+    if spec.attention != "full":
         raise InvalidRequest(
             f"The model is block-causal ({spec.family}): it cannot see what stands behind a gap while it fills it. "
             "Infilling needs a model that attends in both directions.",
@@ -130,7 +130,7 @@ def _check_steps(submission: Submission, max_model_len: int) -> None:
     steps = submission.diffusion.steps
     if steps is None:
         return
-    blocks = count_blocks(answer_positions(submission, max_model_len), submission.diffusion.block_length)
+    blocks = count_blocks(positions_to_fill(submission, max_model_len), submission.diffusion.block_length)
     if steps < blocks:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",

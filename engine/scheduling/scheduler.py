@@ -144,18 +144,18 @@ class Scheduler:
 
     def _claim(self, request: Request) -> Claim:
         held = len(request.pages)
-        return Claim(held, self.pool.pages_for(request.end) - held)
+        return Claim(held, self.pool.pages_for(request.canvas_end) - held)
 
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
         block = request.block
-        limit = min(block.end, request.limit)
+        limit = min(block.end, request.output_end)
         end = _first_stop(request, block.start, limit)
         if request.masked[block.start : end].any():
             return None
-        filled = request.answer[slice(*np.searchsorted(request.answer, (block.start, end)))]
+        filled = request.answer_positions[slice(*np.searchsorted(request.answer_positions, (block.start, end)))]
         request.completion_tokens += len(filled)
-        reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.limit else None
+        reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.output_end else None
         is_asked = request.sampling.logprobs is not None
         output = replace(
             _output(request, tuple(request.ids[filled].tolist()), reason),
@@ -224,7 +224,7 @@ def _first_stop(request: Request, start: int, limit: int) -> int:
     """
     if request.stop_ids.isdisjoint(request.ids[start:limit].tolist()):
         return limit
-    answer = request.answer[slice(*np.searchsorted(request.answer, (start, limit)))]
+    answer = request.answer_positions[slice(*np.searchsorted(request.answer_positions, (start, limit)))]
     decoded = answer[~request.masked[answer]]
     stops = decoded[np.isin(request.ids[decoded], list(request.stop_ids))]
     return int(stops[0]) if len(stops) else limit

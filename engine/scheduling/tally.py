@@ -162,7 +162,7 @@ class Tally:
             open_positions += block.end - block.start
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
-                prompts += request.prompt_len
+                prompts += request.num_prompt_tokens
             account.decoded += gain
             account.steps += 1
             account.block_length = block.end - block.start

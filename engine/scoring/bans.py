@@ -56,9 +56,9 @@ def hold_back(request: Request, scores: Scores, chosen: Mask) -> Mask:
     one stays chosen.
     """
     positions = scores.positions[chosen]
-    ids, masked, is_new = request.ids.copy(), request.masked.copy(), np.zeros(request.end, np.bool_)
+    ids, masked, is_new = request.ids.copy(), request.masked.copy(), np.zeros(request.canvas_end, np.bool_)
     ids[positions], masked[positions], is_new[positions] = scores.tokens[chosen], False, True
-    log_odds = np.zeros(request.end)
+    log_odds = np.zeros(request.canvas_end)
     log_odds[positions] = scores.log_odds[chosen]
     for starts, words in _standing(_of_several(request), ids, masked, 0, positions):
         for start in starts:

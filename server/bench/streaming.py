@@ -25,7 +25,7 @@ from engine import (
     load,
 )
 from server.bench.serve.client import Client
-from server.bench.serve.prompts import Ask
+from server.bench.serve.prompts import LoadRequest
 from server.bench.serve.run import closed_loop
 from server.remote import connect, first_model
 
@@ -98,8 +98,10 @@ async def _alone(clients: int, done: Callable[[], None]) -> StepCost:
 async def _over_http(clients: int, done: Callable[[], None]) -> StepCost:
     async with _server() as url, connect(url, "no key is needed") as http:
         client = Client(http, await first_model(http), "completions", {"ignore_eos": True})
-        asks = [Ask(prompt=_prompt(number % clients), max_tokens=ANSWER) for number in range(clients * EACH)]
-        run = await closed_loop(client.ask, asks, clients, done)
+        requests = [
+            LoadRequest(prompt=_prompt(number % clients), max_tokens=ANSWER) for number in range(clients * EACH)
+        ]
+        run = await closed_loop(client.send, requests, clients, done)
         if run.failures:
             raise ConfigError(f"{len(run.failures)} requests failed: {run.failures[0].reason}")
         page = (await http.get(f"{url}/metrics")).text

@@ -24,7 +24,7 @@ from server.guards.places import affordable_connections
 from server.http.app import create_app
 from server.http.lifecycle import Server
 from server.observe import logs
-from server.observe.observers import tracer_of
+from server.observe.observability import tracer_of
 from server.settings.environment import service_links
 from server.settings.sources import load_settings
 from server.settings.tree import ServerConfig
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     logs.set_up(settings.server)
     if links := service_links(os.environ):
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
-    settings = replace(settings, server=as_it_works_out(settings.server))
+    settings = replace(settings, server=effective_config(settings.server))
     tracer = tracer_of(settings)
     with ExitStack() as stack:
         sock = stack.enter_context(closing(_bind(settings.server)))
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
     return server.exit_code
 
 
-def as_it_works_out(config: ServerConfig) -> ServerConfig:
-    """The config with the connections that this process may hold, and with `allowed_hosts` for a local server.
+def effective_config(config: ServerConfig) -> ServerConfig:
+    """The config with `max_connections` that this process may hold, and with `allowed_hosts` for a local server.
 
     A server on the loopback without API keys answers only for loopback hosts: any web page in a browser on this machine
     can send it requests. Raises ConfigError if the process may hold no connection.

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.eval.policy import Policy
+from server.eval.policy import PolicyPair
 from server.eval.questions import NEXT_QUESTION, Question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer and its cost; None if a server does not report it."""
+class EvalAnswer:
+    """The text that answers a question, and its cost; None if a server does not report it."""
 
     text: str
     tokens: int | None
@@ -32,4 +32,4 @@ class Options:
 class Answerer(Protocol):
     """Answers questions, many at a time. Raises UnmaskError for errors that the user can fix."""
 
-    async def ask(self, question: Question, policy: Policy) -> Answer: ...
+    async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer: ...

@@ -16,7 +16,7 @@ from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, Diffusi
 from server.arguments import Parser, count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
-from server.eval.policy import CANVAS, WINDOW, Lookahead, Policy, exact, product
+from server.eval.policy import CANVAS, WINDOW, Lookahead, PolicyPair, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings.tree import DEMO, BadSetting, build
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     asked = _questions(args)
     policies = _policies(args)
-    reference = exact(args.block_length) if policies != [Policy()] and not args.no_agreement else None
+    reference = exact(args.block_length) if policies != [PolicyPair()] and not args.no_agreement else None
     draw = show.pyplot() if args.plot else None
     try:
         rows = asyncio.run(_run(args, asked, policies, reference))
@@ -58,7 +58,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 async def _run(
-    args: argparse.Namespace, asked: Sequence[questions.Question], policies: Sequence[Policy], reference: Policy | None
+    args: argparse.Namespace,
+    asked: Sequence[questions.Question],
+    policies: Sequence[PolicyPair],
+    reference: PolicyPair | None,
 ) -> list[Row]:
     options = Options(max_tokens=args.max_tokens, plain=args.plain)
     answerer: AbstractAsyncContextManager[Answerer]
@@ -68,8 +71,8 @@ async def _run(
         model = DEMO_MODEL if args.model in (None, DEMO) else args.model
         answerer = local.running(model, options, args.concurrency)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    watched = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not watched) as bar:
+    is_terminal = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
         task = bar.add_task("loading", total=num_answers(asked, policies, reference))
 
         def progress(description: str, answers: int) -> None:
@@ -85,14 +88,14 @@ def _questions(args: argparse.Namespace) -> list[questions.Question]:
     return questions.from_tasks(questions.choose_tasks(args.tasks), args.seed, args.limit, args.few_shot)
 
 
-def _policies(args: argparse.Namespace) -> list[Policy]:
+def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     """The product of the lists; or the server's own policy if there is a `base_url` and no policy was named.
 
     Raises ConfigError for invalid values.
     """
     defaults = DiffusionParams()
     if args.base_url and not (args.cache or args.unmask):
-        return [Policy()]
+        return [PolicyPair()]
     values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
     windows = {name: getattr(args, name) for name in WINDOW if getattr(args, name) is not None}
     caches = args.cache or [defaults.cache]

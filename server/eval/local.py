@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
-from server.eval.answers import Answer, Options
-from server.eval.policy import Policy
+from server.eval.answers import EvalAnswer, Options
+from server.eval.policy import PolicyPair
 from server.eval.questions import Question
-from server.observe.watch import Siblings, Watch
+from server.observe.observer import Observers, Siblings
 from server.replies.choice import Choice
 from server.replies.completion import Completion
 from server.replies.passage import Passage
@@ -27,7 +27,7 @@ class LocalModel:
         self._options = options
         self._ids = itertools.count()
 
-    async def ask(self, question: Question, policy: Policy) -> Answer:
+    async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
         prompt = await self._prompt(question)
         fields: dict[str, Any] = policy.diffusion(self._options.max_tokens)
         submission = Submission(
@@ -37,11 +37,11 @@ class LocalModel:
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
-        watch = Watch()
-        watched = watch.over(stream, submission, Siblings(n=1, num_running=1))
-        choice = Choice(0, watched, [Passage(Detokenizer(self._tokenizer))])
-        [end] = await Completion([choice], [len(prompt)], counts=watch.tokens).fold()
-        return Answer(
+        observers = Observers()
+        observed = observers.observe(stream, submission, Siblings(n=1, num_running=1))
+        choice = Choice(0, observed, [Passage(Detokenizer(self._tokenizer))])
+        [end] = await Completion([choice], [len(prompt)], counts=observers.tokens).fold()
+        return EvalAnswer(
             text=self._options.trim(end.text),
             tokens=end.usage.completion_tokens,
             forwards=end.usage.forwards,

@@ -26,8 +26,8 @@ Lookahead = int | Literal["canvas"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """The fields of the request's `diffusion`. None leaves a field to the server."""
+class PolicyPair:
+    """A cache and an unmask policy with their parameters: fields of `diffusion`. None leaves a field to the server."""
 
     cache: str | None = None
     unmask: str | None = None
@@ -69,9 +69,9 @@ class Policy:
         return given | ({"lookahead": None} if self.lookahead == CANVAS else {})
 
 
-def exact(block_length: int) -> Policy:
+def exact(block_length: int) -> PolicyPair:
     """The reference policy, to which others are compared: recomputes the whole canvas, decodes one token a step."""
-    return Policy(cache="none", unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
+    return PolicyPair(cache="none", unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
 
 
 def product(
@@ -81,7 +81,7 @@ def product(
     block_length: int,
     windows: Mapping[str, Sequence[int]] | None = None,
     lookaheads: Sequence[Lookahead | None] = (None,),
-) -> list[Policy]:
+) -> list[PolicyPair]:
     """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
 
     `windows` maps names of `WINDOW` to values; absent names keep their defaults, and so does a lookahead of None.
@@ -91,7 +91,9 @@ def product(
     for name in unmasks:
         _check("unmask", name, UNMASKS)
     return [
-        Policy(cache=cache, unmask=unmask, value=value, window=window, block_length=block_length, lookahead=lookahead)
+        PolicyPair(
+            cache=cache, unmask=unmask, value=value, window=window, block_length=block_length, lookahead=lookahead
+        )
         for cache in caches
         for lookahead in lookaheads
         for window in (_windows(windows) if cache == "window" and windows else [()])

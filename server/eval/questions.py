@@ -11,7 +11,7 @@ from typing import Any
 
 from engine import DEMO_TASKS, ConfigError, DemoProblem, demo_problems
 
-Message = Mapping[str, str]
+ChatTurn = Mapping[str, str]
 
 NEXT_QUESTION = "\nQuestion:"
 """A plain answer is cut here, because models without tuning continue with another question."""
@@ -19,10 +19,10 @@ NEXT_QUESTION = "\nQuestion:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One prompt, and what its answer must satisfy."""
+    """A problem as it is asked: one prompt, and what its answer must satisfy."""
 
     task: str
-    messages: tuple[Message, ...]
+    messages: tuple[ChatTurn, ...]
     """The conversation, solved examples included; the last turn is the user's."""
     check: Callable[[str], bool]
 
@@ -34,7 +34,7 @@ class Question:
         return "".join([*self._system, *lines, "Answer:"])
 
     @property
-    def _qa(self) -> Iterator[Message]:
+    def _qa(self) -> Iterator[ChatTurn]:
         return (turn for turn in self.messages if turn["role"] != "system")
 
     @property
@@ -65,7 +65,7 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
         raise ConfigError(f"{path} is not UTF-8") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     questions: list[Question] = []
-    solved: list[Message] = []
+    solved: list[ChatTurn] = []
     for number, line in numbered[: few_shot + limit]:
         where = f"{path}, line {number}"
         fields = _fields(line, where)
@@ -104,12 +104,12 @@ def choose_tasks(names: Sequence[str]) -> list[str]:
     return [task for task in DEMO_TASKS if task in names or "all" in names]
 
 
-def _question(problem: DemoProblem, solved: Sequence[Message]) -> Question:
+def _question(problem: DemoProblem, solved: Sequence[ChatTurn]) -> Question:
     turn = {"role": "user", "content": problem.prompt}
     return Question(task=problem.task, messages=(*solved, turn), check=problem.check)
 
 
-def _examples(problems: Sequence[DemoProblem]) -> list[Message]:
+def _examples(problems: Sequence[DemoProblem]) -> list[ChatTurn]:
     pairs = ((("user", problem.prompt), ("assistant", problem.answer)) for problem in problems)
     return [{"role": role, "content": content} for pair in pairs for role, content in pair]
 
@@ -131,7 +131,7 @@ def _fields(line: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _messages(fields: Mapping[str, Any], where: str) -> list[Message]:
+def _messages(fields: Mapping[str, Any], where: str) -> list[ChatTurn]:
     match fields:
         case {"prompt": str(prompt)} if "messages" not in fields:
             return [{"role": "user", "content": prompt}]

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import httpx
 
 from engine import ConfigError
-from server.eval.answers import Answer, Options
-from server.eval.policy import Policy
+from server.eval.answers import EvalAnswer, Options
+from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.remote import call, connect, first_model
 
@@ -23,7 +23,7 @@ class RemoteModel:
         self._model = model
         self._options = options
 
-    async def ask(self, question: Question, policy: Policy) -> Answer:
+    async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
         body: dict[str, object] = {"model": self._model, "max_tokens": self._options.max_tokens, "temperature": 0}
         if diffusion := policy.diffusion(self._options.max_tokens):
             body["diffusion"] = diffusion
@@ -41,7 +41,7 @@ class RemoteModel:
                 cost.get("forwards"),
                 cost.get("rows_computed"),
             )
-            return Answer(text=self._options.trim(text or ""), tokens=tokens, forwards=forwards, rows=rows)
+            return EvalAnswer(text=self._options.trim(text or ""), tokens=tokens, forwards=forwards, rows=rows)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise ConfigError(f"{self._http.base_url} does not answer as OpenAI's API does: {reply!r:.200}") from None
 

@@ -5,39 +5,39 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from engine import UnmaskError
-from server.eval.answers import Answer, Answerer
-from server.eval.policy import Policy
+from server.eval.answers import Answerer, EvalAnswer
+from server.eval.policy import PolicyPair
 from server.eval.questions import Question
-from server.eval.score import Row, count
+from server.eval.score import Row, make_row
 
-Progress = Callable[[str, int], None]
+OnProgress = Callable[[str, int], None]
 """Called with a description (empty: unchanged) and the number of new answers."""
 
 
 async def evaluate(
     answerer: Answerer,
     questions: Sequence[Question],
-    policies: Sequence[Policy],
-    exact: Policy | None,
+    policies: Sequence[PolicyPair],
+    exact: PolicyPair | None,
     concurrency: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> list[Row]:
     """Rows by task, then policy. Without an `exact` policy, `agreed` is None. Raises what the answerer raises."""
     rows = []
     for task in dict.fromkeys(question.task for question in questions):
         asked = [question for question in questions if question.task == task]
-        runs: dict[Policy, tuple[list[Answer], float]] = {}
+        runs: dict[PolicyPair, tuple[list[EvalAnswer], float]] = {}
         for policy in dict.fromkeys([*([exact] if exact else []), *policies]):
             progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
             start = time.perf_counter()
             answers = await _ask_all(answerer, asked, policy, concurrency, lambda: progress("", 1))
             runs[policy] = answers, time.perf_counter() - start
         reference = runs[exact][0] if exact else None
-        rows += [count(task, policy, asked, runs[policy][0], reference, runs[policy][1]) for policy in policies]
+        rows += [make_row(task, policy, asked, runs[policy][0], reference, runs[policy][1]) for policy in policies]
     return rows
 
 
-def num_answers(questions: Sequence[Question], policies: Iterable[Policy], exact: Policy | None) -> int:
+def num_answers(questions: Sequence[Question], policies: Iterable[PolicyPair], exact: PolicyPair | None) -> int:
     """How many answers `evaluate` will wait for."""
     return len(questions) * len({*policies, *([exact] if exact else [])})
 
@@ -45,15 +45,15 @@ def num_answers(questions: Sequence[Question], policies: Iterable[Policy], exact
 async def _ask_all(
     answerer: Answerer,
     questions: Sequence[Question],
-    policy: Policy,
+    policy: PolicyPair,
     concurrency: int,
     answered: Callable[[], None],
-) -> list[Answer]:
+) -> list[EvalAnswer]:
     """The answers, in the order of the questions. The first UnmaskError cancels the others and is raised."""
-    places = asyncio.Semaphore(concurrency)
+    in_flight = asyncio.Semaphore(concurrency)
 
-    async def ask(question: Question) -> Answer:
-        async with places:
+    async def ask(question: Question) -> EvalAnswer:
+        async with in_flight:
             answer = await answerer.ask(question, policy)
         answered()
         return answer

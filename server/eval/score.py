@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from server.eval.answers import Answer
-from server.eval.policy import WINDOW, Policy
+from server.eval.answers import EvalAnswer
+from server.eval.policy import WINDOW, PolicyPair
 from server.eval.questions import Question
 
 Z95 = 1.959964
@@ -17,7 +17,7 @@ class Row:
     """Sums over the problems of one task under one policy; None if the server does not report it."""
 
     task: str
-    policy: Policy
+    policy: PolicyPair
     n: int
     correct: int
     agreed: int | None
@@ -82,12 +82,12 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def count(
+def make_row(
     task: str,
-    policy: Policy,
+    policy: PolicyPair,
     questions: Sequence[Question],
-    answers: Sequence[Answer],
-    exact: Sequence[Answer] | None,
+    answers: Sequence[EvalAnswer],
+    exact: Sequence[EvalAnswer] | None,
     seconds: float,
 ) -> Row:
     """The row of one task's answers. `exact`: the answers of the exact decode, if it was run."""

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engine import ConfigError
-from server.eval.policy import Policy
+from server.eval.policy import PolicyPair
 from server.eval.score import Row, pooled
 
 
@@ -106,8 +106,8 @@ def pyplot() -> Callable[[Sequence[Row], Path], None]:
     return draw
 
 
-def _by_policy(rows: Sequence[Row]) -> dict[Policy, list[Row]]:
-    policies: dict[Policy, list[Row]] = {}
+def _by_policy(rows: Sequence[Row]) -> dict[PolicyPair, list[Row]]:
+    policies: dict[PolicyPair, list[Row]] = {}
     for row in rows:
         policies.setdefault(row.policy, []).append(row)
     return policies

@@ -21,7 +21,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Host names that a web page cannot have as its own, whatever address its name resolves to."""
 
 
-class KnownHosts:
+class AllowedHosts:
     """Answers 403 to requests whose Host is not in `hosts`. Probes are exempt, because they name an IP address.
 
     The check stops DNS rebinding: a web page whose own name resolves to the loopback has the server's origin.

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.errors import ApiError, TooManyConnections, api_error
 from server.guards.auth import PROBES, route_path
 from server.guards.places import CROWDED_SECONDS, Places
-from server.guards.target import one_form
+from server.guards.target import normalized_target
 
 PROBE_SECONDS = 0.1
 """Pause before the first probe of a client that has closed its side. The pause doubles with each probe."""
@@ -56,30 +56,30 @@ class Connection(H11Protocol):
         self._places = places
         self._on_refusal = on_refusal
         self._owed: str | None = None
-        """What the client owes, in words for the log, and `_owing` times."""
-        self._owing: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
-        self._beyond: asyncio.TimerHandle | None = None
-        self._probing: asyncio.TimerHandle | None = None
+        """What the client has yet to send, in words for the log. `_read_timer` runs while there is something."""
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._overload_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so `pause_writing` is called as soon as the client does not read
         if not self._places.take(self, self.loop.time()):
             self.app = _Overloaded(self.app, self._on_refusal)
-            self._beyond = self.loop.call_later(CROWDED_SECONDS, self.leave)
-        self._watch()
+            self._overload_timer = self.loop.call_later(CROWDED_SECONDS, self.close)
+        self._update_state()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._places.give_back(self)
-        for timer in (self._owing, self._unread, self._beyond, self._probing):
+        for timer in (self._read_timer, self._write_timer, self._overload_timer, self._probe_timer):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_state()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps it
         """Whether to keep the connection: a client may close its side after its request and wait for the answer.
@@ -89,29 +89,29 @@ class Connection(H11Protocol):
         if self._is_idle or self.conn.their_state is h11.SEND_BODY:
             return False
         self.cycle.keep_alive = False
-        if not self._probing:
-            self._probing = self.loop.call_later(PROBE_SECONDS, self._probe, 2 * PROBE_SECONDS)
+        if not self._probe_timer:
+            self._probe_timer = self.loop.call_later(PROBE_SECONDS, self._probe, 2 * PROBE_SECONDS)
         return True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()  # starts the next request if it has already arrived
-        if self._probing:
-            self._probing.cancel()
-        self._watch()
+        if self._probe_timer:
+            self._probe_timer.cancel()
+        self._update_state()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(self._limits.write_timeout, self._cut_off, "does not read its answer")
-        self._watch()
+        self._write_timer = self.loop.call_later(self._limits.write_timeout, self._cut_off, "does not read its answer")
+        self._update_state()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unread:
-            self._unread.cancel()
-            self._unread = None
-        self._watch()
+        if self._write_timer:
+            self._write_timer.cancel()
+            self._write_timer = None
+        self._update_state()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Closes the connection to make room. Called only if it is idle or beyond the limit."""
         self.transport.abort()
 
@@ -137,8 +137,8 @@ class Connection(H11Protocol):
         """Whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _watch(self) -> None:
-        """Runs a timer while the client owes bytes, and tells `places` whether the connection is idle.
+    def _update_state(self) -> None:
+        """Starts or stops the timer for bytes that the client owes, and tells `places` whether the connection is idle.
 
         The timer runs from the start of a connection, or the first byte of a request, to the end of the headers. It
         also runs for the rest of a body whose answer has already been sent. Other bodies are read by the app.
@@ -149,11 +149,11 @@ class Connection(H11Protocol):
         elif self.conn.their_state is h11.IDLE and not self.timeout_keep_alive_task:
             owed = "its request"
         if owed != self._owed:
-            if self._owing:
-                self._owing.cancel()
+            if self._read_timer:
+                self._read_timer.cancel()
             self._owed, timeout = owed, self._limits.read_timeout
-            self._owing = self.loop.call_later(timeout, self._cut_off, f"does not send {owed}") if owed else None
-        self._places.mark(self, is_idle=self._is_idle and not self.flow.write_paused, now=self.loop.time())
+            self._read_timer = self.loop.call_later(timeout, self._cut_off, f"does not send {owed}") if owed else None
+        self._places.record(self, is_idle=self._is_idle and not self.flow.write_paused, now=self.loop.time())
 
     def _probe(self, pause: float) -> None:
         """Sends bytes without meaning. If the client has hung up, the second probe fails.
@@ -167,7 +167,7 @@ class Connection(H11Protocol):
         elif self.scope["http_version"] == "1.1":
             going_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             self.transport.write(self.conn.send(going_on) or b"")
-        self._probing = self.loop.call_later(pause, self._probe, min(2 * pause, MAX_PROBE_SECONDS))
+        self._probe_timer = self.loop.call_later(pause, self._probe, min(2 * pause, MAX_PROBE_SECONDS))
 
     def _cut_off(self, why: str) -> None:
         """Closes the connection and drops unsent bytes. The app receives `http.disconnect`, as for any hang-up."""
@@ -188,7 +188,7 @@ class _Overloaded:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        if route_path({**scope, **one_form(scope)}) in PROBES:
+        if route_path({**scope, **normalized_target(scope)}) in PROBES:
             await self._app(scope, receive, send_last)
             return
         self._on_refusal()

@@ -18,10 +18,10 @@ OTHER_FILES = 256
 """File descriptors for everything but connections: the model's files, the device's, libraries, the event loop."""
 
 
-class Guest(Protocol):
+class HeldConnection(Protocol):
     """A connection, as seen by `Places`."""
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Closes the connection."""
 
 
@@ -30,46 +30,46 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._taken: set[Guest] = set()
-        self._idle: dict[Guest, float] = {}
+        self._taken: set[HeldConnection] = set()
+        self._idle: dict[HeldConnection, float] = {}
         """Idle connections, and since when they are idle; the first has been idle longest."""
-        self._spare: dict[Guest, None] = {}
+        self._spare: dict[HeldConnection, None] = {}
         """Connections beyond the limit, the oldest first."""
 
-    def take(self, guest: Guest, now: float) -> bool:
+    def take(self, connection: HeldConnection, now: float) -> bool:
         """Takes a place, and returns whether there was one.
 
         If the server is full, closes the connection that has been idle longest, if for `CROWDED_SECONDS`. If that
-        frees no place, the guest is beyond the limit: it takes a spare place, and the oldest of too many such guests
-        is closed.
+        frees no place, the new connection is beyond the limit: it takes a spare place, and the oldest of too many such
+        connections is closed.
         """
         if len(self._taken) >= self._count:
             longest = next(iter(self._idle), None)
             if longest and now - self._idle[longest] >= CROWDED_SECONDS:
-                self._dismiss(longest)
+                self._close(longest)
         if len(self._taken) < self._count:
-            self._taken.add(guest)
+            self._taken.add(connection)
             return True
         if len(self._spare) >= SPARE:
-            self._dismiss(next(iter(self._spare)))
-        self._spare[guest] = None
+            self._close(next(iter(self._spare)))
+        self._spare[connection] = None
         return False
 
-    def give_back(self, guest: Guest) -> None:
-        self._taken.discard(guest)
-        self._idle.pop(guest, None)
-        self._spare.pop(guest, None)
+    def give_back(self, connection: HeldConnection) -> None:
+        self._taken.discard(connection)
+        self._idle.pop(connection, None)
+        self._spare.pop(connection, None)
 
-    def mark(self, guest: Guest, *, is_idle: bool, now: float) -> None:
-        """Records whether the guest is idle now. Guests beyond the limit are not recorded."""
-        if not is_idle or guest not in self._taken:
-            self._idle.pop(guest, None)
+    def record(self, connection: HeldConnection, *, is_idle: bool, now: float) -> None:
+        """Records whether the connection is idle now. Connections beyond the limit are not recorded."""
+        if not is_idle or connection not in self._taken:
+            self._idle.pop(connection, None)
         else:
-            self._idle.setdefault(guest, now)
+            self._idle.setdefault(connection, now)
 
-    def _dismiss(self, guest: Guest) -> None:
-        self.give_back(guest)
-        guest.leave()
+    def _close(self, connection: HeldConnection) -> None:
+        self.give_back(connection)
+        connection.close()
 
 
 def affordable_connections(wanted: int) -> int:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class OneForm:
+class TargetNormalizer:
     """Middleware that changes the scope in place. It must be outside everything that routes by path or method.
 
     Middleware further out sees the changed scope once the inner app has run.
@@ -23,7 +23,7 @@ class OneForm:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.update(one_form(scope))
+        scope.update(normalized_target(scope))
         if scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
@@ -35,7 +35,7 @@ class OneForm:
         await self._app(scope, receive, send_head)
 
 
-def one_form(scope: Scope) -> dict[str, Any]:
+def normalized_target(scope: Scope) -> dict[str, Any]:
     """The normalized fields of the scope: the path; and `raw_path` and the headers, if the target names a host."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     changed: dict[str, Any] = {}

@@ -12,14 +12,14 @@ from starlette.responses import Response
 
 from engine import EngineLoop
 from server.errors import HANDLED, api_error
-from server.guards.auth import PROBES, ApiKeys, KnownHosts
+from server.guards.auth import PROBES, AllowedHosts, ApiKeys
 from server.guards.deadline import RequestTimeLimit
 from server.guards.limits import BodyLimit, HeaderLimit
-from server.guards.target import OneForm
+from server.guards.target import TargetNormalizer
 from server.http.openapi import Api
 from server.http.routes import router
 from server.observe.logs import stats_lines
-from server.observe.observers import observers
+from server.observe.observability import make_observability
 from server.observe.request_ids import RequestIds
 from server.protocols.service import Service
 from server.settings.tree import ServerConfig, Settings
@@ -42,7 +42,7 @@ def create_app(
         await tokenizer.start()
         engine.start()
         try:
-            async with stats_lines(engine, watching.watch.tokens):
+            async with stats_lines(engine, observability.observers.tokens):
                 yield
         finally:
             await engine.stop(0.0)
@@ -54,15 +54,15 @@ def create_app(
         lifespan=lifespan,
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
-        redirect_slashes=False,  # `OneForm` strips them; a redirect would disclose the host behind a proxy
+        redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
-    watching = observers(engine, tokenizer, settings, tracer)
-    app.state.service = Service.around(engine, tokenizer, settings, watching.watch)
+    observability = make_observability(engine, tokenizer, settings, tracer)
+    app.state.service = Service.around(engine, tokenizer, settings, observability.observers)
     app.router.routes.extend(router.routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
     _guard(app, config)
-    watching.install(app, router.routes)  # the last middleware added is the outermost
+    observability.install(app, router.routes)  # the last middleware added is the outermost
     return app
 
 
@@ -84,8 +84,8 @@ def _guard(app: FastAPI, config: ServerConfig) -> None:
             expose_headers=("x-request-id", "retry-after"),
         )
     if config.allowed_hosts and "*" not in config.allowed_hosts:
-        app.add_middleware(KnownHosts, hosts=config.allowed_hosts)
-    app.add_middleware(OneForm)
+        app.add_middleware(AllowedHosts, hosts=config.allowed_hosts)
+    app.add_middleware(TargetNormalizer)
     app.add_middleware(RequestIds)
 
 

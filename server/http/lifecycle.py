@@ -45,7 +45,7 @@ ENGINE_DIED = 70
 logger = logging.getLogger(__name__)
 
 
-class _SparingHandler:
+class _RateLimitedHandler:
     """Exception handler of the event loop. Logs EMFILE and ENFILE at most once in `COMPLAINT_SECONDS`."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
         return 0 if self.started else 1
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        asyncio.get_running_loop().set_exception_handler(_SparingHandler())
+        asyncio.get_running_loop().set_exception_handler(_RateLimitedHandler())
         await super().startup(sockets)
         for sock in sockets or ():
             sock.listen(BACKLOG)  # asyncio uses `backlog` also as the number to accept in one go

@@ -15,10 +15,10 @@ from server.guards.disconnect import unless_disconnected
 from server.http.openapi import events_of
 from server.http.sse import EventStream
 from server.prompts.convert import ENGINE_NAMES
-from server.protocols.answer import Answer
-from server.protocols.orders import chat_order, completion_order
+from server.protocols.generation_requests import from_chat, from_completion
+from server.protocols.response import ResponseWriter
 from server.protocols.service import Service
-from server.replies.generation import Order
+from server.replies.generation import GenerationRequest
 from server.schemas import (
     AddedToken,
     ChatChunk,
@@ -97,8 +97,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Go on with a text, or fill the holes in it."""
     service.unsupported.check(body)
     with _in_words(ENGINE_NAMES):
-        answer, order = await unless_disconnected(request.receive, completion_order(body, service))
-        return await _answer(answer, order, body, request, service)
+        writer, generation = await unless_disconnected(request.receive, from_completion(body, service))
+        return await _respond(writer, generation, body, request, service)
 
 
 @router.post(
@@ -113,17 +113,19 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
     length = next(named, "messages")  # without a requested length, the messages are what is too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
-        answer, order = await unless_disconnected(request.receive, chat_order(body, service))
-        return await _answer(answer, order, body, request, service)
+        writer, generation = await unless_disconnected(request.receive, from_chat(body, service))
+        return await _respond(writer, generation, body, request, service)
 
 
-async def _answer(answer: Answer, order: Order, body: SamplingRequest, request: Request, service: Service) -> Response:
-    completion = await unless_disconnected(request.receive, service.submitter.start(order))
+async def _respond(
+    writer: ResponseWriter, generation: GenerationRequest, body: SamplingRequest, request: Request, service: Service
+) -> Response:
+    completion = await unless_disconnected(request.receive, service.submitter.start(generation))
     if body.stream:
-        chunks = answer.chunks(completion, body.stream_options or StreamOptions())
+        chunks = writer.chunks(completion, body.stream_options or StreamOptions())
         return EventStream(chunks, request.scope, close=completion.abort)
     try:
-        whole = await unless_disconnected(request.receive, answer.whole(completion))
+        whole = await unless_disconnected(request.receive, writer.whole(completion))
     finally:
         completion.abort()
     return Response(whole, media_type="application/json")

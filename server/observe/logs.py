@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from engine import EngineLoop, EngineStats
-from server.observe.watch import Journey, TokenCounts
+from server.observe.observer import RequestStats, TokenCounts
 from server.settings.tree import ServerConfig
 from server.text.tokenizer import Tokenizer
 
@@ -76,24 +76,24 @@ class RequestLog:
         self._model_name = model_name
         self._prompts = prompts
 
-    def saw_block(self, journey: Journey, seconds: float) -> None:
+    def on_block(self, stats: RequestStats, seconds: float) -> None:
         pass
 
-    def saw_end(self, journey: Journey) -> None:
-        usage = journey.usage
+    def on_end(self, stats: RequestStats) -> None:
+        usage = stats.usage
         facts = {
-            "id": journey.submission.request_id,
+            "id": stats.submission.request_id,
             "model": self._model_name,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "forwards": usage.forwards,
-            "queue_seconds": _rounded(journey.queue_seconds),
-            "first_block_seconds": _rounded(journey.first_block_seconds),
-            "total_seconds": _rounded(journey.seconds),
-            "finish_reason": str(journey.finish_reason),
+            "queue_seconds": _rounded(stats.queue_seconds),
+            "first_block_seconds": _rounded(stats.first_block_seconds),
+            "total_seconds": _rounded(stats.seconds),
+            "finish_reason": str(stats.finish_reason),
         }
         if self._prompts:
-            facts["prompt"] = self._prompts.decode(journey.submission.prompt_ids)
+            facts["prompt"] = self._prompts.decode(stats.submission.prompt_ids)
         logger.info("request", extra={"facts": facts})
 
 

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine import FinishReason
-from server.observe.watch import Journey
+from server.observe.observer import RequestStats
 
 
 def connect(endpoint: str) -> TracerProvider:
@@ -39,23 +39,23 @@ class Tracing:
         self._tracer = provider.get_tracer("unmask")
         self._model_name = model_name
 
-    def saw_block(self, journey: Journey, seconds: float) -> None:
+    def on_block(self, stats: RequestStats, seconds: float) -> None:
         pass
 
-    def saw_end(self, journey: Journey) -> None:
+    def on_end(self, stats: RequestStats) -> None:
         at = _clock()
-        sampling, diffusion, usage = journey.submission.sampling, journey.submission.diffusion, journey.usage
+        sampling, diffusion, usage = stats.submission.sampling, stats.submission.diffusion, stats.usage
         span = self._tracer.start_span(
             f"text_completion {self._model_name}",
             kind=SpanKind.SERVER,
-            start_time=at(journey.submitted),
+            start_time=at(stats.submitted),
             attributes={
                 "gen_ai.operation.name": "text_completion",
                 "gen_ai.request.model": self._model_name,
                 "gen_ai.request.max_tokens": sampling.max_tokens,
                 "gen_ai.request.temperature": sampling.temperature,
-                "gen_ai.response.id": journey.submission.request_id,
-                "gen_ai.response.finish_reasons": [str(journey.finish_reason)],
+                "gen_ai.response.id": stats.submission.request_id,
+                "gen_ai.response.finish_reasons": [str(stats.finish_reason)],
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "unmask.forwards": usage.forwards,
@@ -66,15 +66,15 @@ class Tracing:
             },
         )
         for name, moment in {
-            "admitted": journey.admitted,
-            "first block": journey.first_block,
-            "end": journey.ended,
+            "admitted": stats.admitted,
+            "first block": stats.first_block,
+            "end": stats.ended,
         }.items():
             if moment is not None:
                 span.add_event(name, timestamp=at(moment))
-        if journey.finish_reason is FinishReason.ERROR:
+        if stats.finish_reason is FinishReason.ERROR:
             span.set_status(StatusCode.ERROR)
-        span.end(at(journey.ended or journey.submitted))
+        span.end(at(stats.ended or stats.submitted))
 
 
 class TraceContext:

@@ -1,4 +1,6 @@
-"""The two protocols that generate, completions and chat: their bodies become orders, and deltas become their answers.
+"""The two protocols that generate: completions and chat.
+
+Bodies become generation requests, and deltas become responses in the protocol's form.
 
 Sees prompts and replies. `unsupported` refuses fields of a body that are known but not honoured.
 """

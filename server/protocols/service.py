@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 from engine import DiffusionParams, EngineInfo, EngineLoop
 from server.errors import ModelNotFound
-from server.observe.watch import Watch
+from server.observe.observer import Observers
 from server.prompts.conversation import ConversationReader
 from server.prompts.prompts import PromptReader
 from server.protocols.unsupported import UnsupportedFields
@@ -62,7 +62,7 @@ class Service:
     """Hash of everything besides the request that determines an answer: with the same fingerprint, a `seed` repeats."""
 
     @classmethod
-    def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, watch: Watch) -> "Service":
+    def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, observers: Observers) -> "Service":
         """The service of one model."""
         max_model_len = engine.info.max_model_len
         prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
@@ -72,7 +72,7 @@ class Service:
             models=ServedModels(settings.model_names, settings.own_name, max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
-            submitter=Submitter(engine, tokenizer, prompts, watch),
+            submitter=Submitter(engine, tokenizer, prompts, observers),
             unsupported=UnsupportedFields(),
             temperature=settings.server.temperature,
             default_max_tokens=settings.server.default_max_tokens,

@@ -10,14 +10,14 @@ from math import inf
 from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
-from server.aside import aside
 from server.replies.passage import Passage, Token, shifted
+from server.threads import in_thread_if_long
 
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
 
 
 class Stream(Protocol):
-    """The outputs of one engine request. `server.observe.watch.WatchedStream` implements it."""
+    """The outputs of one engine request. `server.observe.observer.ObservedStream` implements it."""
 
     def __aiter__(self) -> AsyncIterator[Output]: ...
 
@@ -103,7 +103,7 @@ class Choice:
             stop: str | int | None = output.stop_id
             usage = output.usage
             check_end(output)
-            more, tokens = await aside(len(output.token_ids), partial(self._read, output))
+            more, tokens = await in_thread_if_long(len(output.token_ids), partial(self._read, output))
             if self._is_fill:
                 reason = reason and self._reason_of_fills
                 stop = None

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 from engine import Usage
-from server.observe.watch import TokenCounts
+from server.observe.observer import TokenCounts
 from server.replies.choice import NOTHING, Choice, Delta
 
 

@@ -1,4 +1,4 @@
-"""Scores of prompts: the pseudo-log-likelihood of their tokens.
+"""PromptLogprobs of prompts: the pseudo-log-likelihood of their tokens.
 
 A diffusion model has no probability of a token given only the tokens before it. It has the probability of a token given
 all the others: one forward for each token, in which that token is masked (Salazar et al., arXiv 1910.14659).
@@ -26,12 +26,12 @@ MAX_IN_FLIGHT = 16
 PATIENCE_SECONDS = 0.02
 """Pause between looks at a full queue."""
 
-Scores = list[TokenLogprobs | None]
+PromptLogprobs = list[TokenLogprobs | None]
 """For each token of a prompt; None for a token that is not scored."""
 
 
 class PromptScorer:
-    """Scores prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
+    """PromptLogprobs prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
 
     def __init__(self, engine: EngineLoop) -> None:
         self._engine = engine
@@ -41,18 +41,21 @@ class PromptScorer:
         self._turn = asyncio.Lock()
         """Held by the one submission that polls the queue. Thousands may wait for the lock instead of polling."""
 
-    async def score(self, answer_id: str, prompts: Sequence[Sequence[int]], num_top: int) -> tuple[list[Scores], Usage]:
-        """Scores of every prompt, and their usage. Waits while the queue is full; raises the engine's other errors.
+    async def score(
+        self, response_id: str, prompts: Sequence[Sequence[int]], num_top: int
+    ) -> tuple[list[PromptLogprobs], Usage]:
+        """Log-probabilities of every prompt, and their usage.
 
-        The first token of a prompt is not scored, as in OpenAI's API, and mask tokens are not.
+        Waits while the queue is full, and raises the engine's other errors. The first token of a prompt is
+        not scored, as in OpenAI's API, and mask tokens are not.
         """
-        scores: list[Scores] = [[None] * len(prompt) for prompt in prompts]
+        scores: list[PromptLogprobs] = [[None] * len(prompt) for prompt in prompts]
         spent: list[Usage] = []
         places = self._places(prompts)
 
         async def work() -> None:
             for number, place in places:
-                request_id = f"{answer_id}-score-{number}-{place}"
+                request_id = f"{response_id}-score-{number}-{place}"
                 scores[number][place], usage = await self._score(request_id, prompts[number], place, num_top)
                 spent.append(usage)
 

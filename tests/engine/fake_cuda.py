@@ -22,6 +22,7 @@ from engine.core.config import EngineConfig
 from engine.engine import Engine, EngineInfo
 from engine.execution import step
 from engine.execution.clock import DeviceClock
+from engine.execution.graphs import Capture, Captured, Graph, Graphs, shapes_of
 from engine.execution.runner import Runner
 from engine.kernels import proposals, transfer
 from engine.kernels.attention import KVPool, Layout, attend_spans
@@ -133,8 +134,16 @@ class FakeCuda:
         return [self._rng.uniform(0.5, 3.0, shape) for shape in shapes]
 
     def engine(
-        self, geometry: TransformerConfig, spec: ModelSpec, *, dtype=torch.bfloat16, requests=64, kernel=attend_spans
+        self,
+        geometry: TransformerConfig,
+        spec: ModelSpec,
+        *,
+        dtype=torch.bfloat16,
+        requests=64,
+        kernel=attend_spans,
+        capture: Capture | None = None,
     ) -> Engine:
+        """With a `capture`, small steps go through what it makes of them."""
         with unset_fake_temporarily(), torch.device("meta"):
             model = Transformer(geometry)
         for module in model.modules():  # `Module.to` cannot put fakes in the place of parameters
@@ -146,6 +155,10 @@ class FakeCuda:
         model.cos, model.sin = torch.empty(shape, device=CUDA), torch.empty(shape, device=CUDA)
         slots = requests * spec.max_model_len
         pool = KVPool(geometry.num_layers, slots, geometry.num_kv_heads, geometry.head_dim, dtype, CUDA)
+        runner, config = Runner(model, pool, CUDA, kernel), EngineConfig(model="fake", max_running_requests=requests)
+        if capture:  # not `record`, which compares numbers
+            shapes = shapes_of(config, spec.max_model_len, slots, pool.dump)
+            runner.graphs = Graphs([Graph(shape, runner.hidden, CUDA, capture) for shape in shapes])
         info = EngineInfo(
             model="fake",
             folder=Path(),
@@ -156,12 +169,12 @@ class FakeCuda:
             weight_bytes=0,
             kv_tokens=slots,
             kv_bytes=0,
-            page_size=EngineConfig(model="fake").page_size,
+            page_size=config.page_size,
             max_batch_rows=requests * spec.max_model_len,
             max_running_requests=requests,
             max_queued_requests=requests,
         )
-        return Engine(Runner(model, pool, CUDA, kernel), info)
+        return Engine(runner, info)
 
     @contextmanager
     def step(self):
@@ -179,6 +192,12 @@ def paged_kernel(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Ten
     for tensor in layout.paged[:3]:
         assert (tensor.device, tensor.dtype) == (CUDA, torch.int32)
     return q.new_empty(q.shape).fill_(0)
+
+
+def launched_at_once(work):
+    """In the place of a capture: a replay starts nothing but the graph itself, which is counted as one launch."""
+    hidden = work()
+    return Captured(lambda: hidden.fill_(0), hidden)
 
 
 class FakeProposals:

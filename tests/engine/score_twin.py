@@ -31,7 +31,9 @@ def plan(num_targets=8, decoded=(), forwards=0, **sampling):
     for offset, token in decoded:
         request.ids[len(PROMPT) + offset], request.masked[len(PROMPT) + offset] = token, False
         request.history.tokens.append(token)
-    return StepPlan(request, np.arange(request.end), np.full(request.end, request.end), request.targets)
+    return StepPlan(
+        request, np.arange(request.canvas_end), np.full(request.canvas_end, request.canvas_end), request.targets
+    )
 
 
 def twin_edit(raw, request, position):
@@ -63,7 +65,9 @@ def twin_edit(raw, request, position):
 
 def lacks_only(word, place, request, start):
     others = [(start + i, token) for i, token in enumerate(word) if i != place]
-    return all(0 <= at < request.end and not request.masked[at] and request.ids[at] == token for at, token in others)
+    return all(
+        0 <= at < request.canvas_end and not request.masked[at] and request.ids[at] == token for at, token in others
+    )
 
 
 def softmax(logits):

@@ -138,7 +138,7 @@ class Steps:
         spent = time.thread_time() - begun
         # The best token is always another: nothing ends early, and what is decoded differs.
         logits = torch.randn(len(plan.targets), VOCAB, generator=torch.Generator().manual_seed(plan.request.forwards))
-        importance = [torch.rand(plan.request.end)] if plan.rollout else []
+        importance = [torch.rand(plan.request.canvas_end)] if plan.rollout else []
         begun = time.thread_time()
         build(plans, logits.device, 32)
         choices = choose(plans, score(logits, plans, SPEC.mask_id, needs(plans), importance), faults)

@@ -228,7 +228,7 @@ def test_a_policy_with_blocks_of_its_own_asks_for_no_other_length(engine, submis
 def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max_tokens, fits):
     asked = submission(prompt=[1] * prompt_len, gen_length=max_tokens)
     if fits:
-        assert engine.new_request(asked).end == 1024
+        assert engine.new_request(asked).canvas_end == 1024
     else:
         with pytest.raises(ContextLengthExceeded, match="maximum context length is 1024") as caught:
             engine.new_request(asked)

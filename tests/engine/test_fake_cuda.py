@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine.bench.roofline import QK_NORM_LAUNCHES
+from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
 from engine.kernels.transfer import to_device
 from engine.scoring import sampling
 from engine.scoring.slices import Rows
-from tests.engine.fake_cuda import CUDA, fake_cuda, paged_kernel
+from tests.engine.eager_graphs import rerun
+from tests.engine.fake_cuda import CUDA, fake_cuda, launched_at_once, paged_kernel
 from tests.engine.test_waits import everything
 from tests.engine.toys import TOY
 
@@ -49,9 +52,27 @@ def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kerne
         assert not [output for output in outputs if output.finish_reason == "error"]
 
 
-def a_block_step(cuda, requests, num_layers, drawn=None):
+def test_small_steps_of_every_unmask_policy_and_edit_through_graphs(cuda, submission, monkeypatch):
+    replays, run = [], Replay.run
+    monkeypatch.setattr(Replay, "run", lambda replay: replays.append(replay) or run(replay))
+    spec = replace(SPEC, max_model_len=128)
+    engine = cuda.engine(DREAM, replace(spec, shift=1), requests=20, kernel=paged_kernel, capture=rerun)
+    for one in everything(submission):
+        if one.diffusion.cache == "window":
+            engine.submit(engine.new_request(one))
+    for done in range(1, 3):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert len(replays) == done
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+
+
+def a_block_step(cuda, requests, num_layers, drawn=None, geometry=LLADA, capture=None):
     """Launches of a step in which all of these requests compute only their open block."""
-    engine = cuda.engine(replace(LLADA, num_layers=num_layers), SPEC, requests=requests, kernel=paged_kernel)
+    geometry = replace(geometry, num_layers=num_layers)
+    engine = cuda.engine(geometry, SPEC, requests=requests, kernel=paged_kernel, capture=capture)
     for number in range(requests):
         own = SamplingParams(max_tokens=1024, ignore_eos=True, seed=number, **(drawn or {}))
         diffusion = DiffusionParams(cache="dual", unmask="fixed", steps=256, block_length=32, lookahead=None)
@@ -84,6 +105,20 @@ def test_launches_of_a_layer_and_beside_the_layers(cuda):
     assert rest == 0
     assert a_layer <= 30
     assert few - LAYERS[0] * a_layer <= 60
+
+
+def test_norms_of_queries_and_keys_launch_what_the_roofline_counts(cuda):
+    plain, normed = (a_block_step(cuda, 4, 2, geometry=replace(LLADA, qk_norm=qk_norm)) for qk_norm in (False, True))
+    assert normed - plain == 2 * QK_NORM_LAUNCHES
+
+
+def test_a_step_through_a_graph_launches_it_and_the_scoring(cuda):
+    """Whatever the number of layers; and the copy into its buffers."""
+    few, many = (a_block_step(cuda, 4, num_layers, capture=launched_at_once) for num_layers in LAYERS)
+    assert few == many <= 30
+    by_kernel, by_graph = (a_block_step(cuda, 16, LAYERS[0], capture=capture) for capture in (None, launched_at_once))
+    assert by_kernel - by_graph > 25 * LAYERS[0]
+    assert a_block_step(cuda, 17, LAYERS[0], capture=launched_at_once) == by_kernel, "544 rows are too many"
 
 
 def a_step(cuda, **asked):

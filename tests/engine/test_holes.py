@@ -43,7 +43,7 @@ def test_blocks_without_masks_are_neither_opened_nor_given_steps(engine, submiss
     holes = [(10, 5), (45, 8)]
     asked = submission(prompt=[7] * 57, holes=holes, gen_length=13, block_length=8, unmask="fixed", steps=4)
     request = engine.new_request(asked)
-    assert (request.end, request.answer_start, request.answer_end, request.num_blocks) == (70, 10, 58, 2)
+    assert (request.canvas_end, request.answer_start, request.answer_end, request.num_blocks) == (70, 10, 58, 2)
     engine.submit(request)
     blocks, outputs = [], []
     while engine.request_ids:
@@ -61,8 +61,8 @@ def test_window_reaches_back_over_blocks_that_were_skipped():
     """The last tokens of the block before have no keys and values yet, however far away they are."""
     request = opened([(10, 3), (52, 8)], refresh_before=2, refresh_after=4)
     request.masked[10:13] = False
-    request.history.decoded = request.answer[1:3]
-    request.block = replace(request.block, index=1, start=50, end=58, fresh=request.end)
+    request.history.decoded = request.answer_positions[1:3]
+    request.block = replace(request.block, index=1, start=50, end=58, fresh=request.canvas_end)
     rows = CACHES["window"].plan(request).rows.tolist()
     assert rows == [11, 12, *range(48, 62)]
 
@@ -80,7 +80,7 @@ def after_a_step(request, current_k):
     """The same request after a step that found all masks alike."""
     request.diffusion = replace(request.diffusion, current_k=current_k, rollout_p=0.0, inflate_w=0, sigma=2.0)
     request.forwards = request.block.step = 1
-    request.history.confidence[request.answer] = 0.5
+    request.history.confidence[request.answer_positions] = 0.5
     request.history.importance[0] = 1.0
     return request
 
@@ -120,7 +120,7 @@ def test_holes_that_cannot_be(engine, submission, prompt, holes, max_tokens, mes
 def test_the_context_holds_prompt_and_holes(engine, submission, length, fits):
     asked = submission(prompt=[1] * 1000, holes=[(3, length)], gen_length=length, steps=1, block_length=32)
     if fits:
-        assert engine.new_request(asked).end == 1024
+        assert engine.new_request(asked).canvas_end == 1024
     else:
         with pytest.raises(ContextLengthExceeded, match="1000 in the prompt") as caught:
             engine.new_request(asked)
@@ -138,11 +138,17 @@ def test_steps_are_at_least_as_many_as_blocks_with_masks(engine, submission):
 def test_a_block_causal_model_says_why_not(monkeypatch):
     class BlockCausal(CachePolicy):
         def fits(self, spec):
-            return not spec.bidirectional
+            return spec.attention == "block_causal"
 
     monkeypatch.setitem(CACHES, "block", BlockCausal())
     spec = ModelSpec(
-        family="sdar", vocab_size=300, mask_id=MASK, eos_ids=frozenset(), max_model_len=200, bidirectional=False
+        family="sdar",
+        vocab_size=300,
+        mask_id=MASK,
+        eos_ids=frozenset(),
+        max_model_len=200,
+        attention="block_causal",
+        block_length=4,
     )
     asked = Submission(
         request_id="r",

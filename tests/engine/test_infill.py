@@ -201,5 +201,5 @@ def test_blocks_are_counted_as_they_are_cut(row, length):
         holes=holes,
     )
     spec = ModelSpec(family="toy", vocab_size=300, mask_id=MASK, eos_ids=frozenset(), max_model_len=200)
-    answer = Request.new(asked, spec).answer
+    answer = Request.new(asked, spec).answer_positions
     assert count_blocks(answer, length) == len(masked_blocks(row | {"block_length": length}))

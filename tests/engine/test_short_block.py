@@ -54,7 +54,7 @@ def test_the_last_of_several_blocks_is(engines, submission, run):
 def test_a_block_longer_than_the_context_is_the_room(engines, submission, run):
     short, _ = engines
     request = short.new_request(submission(prompt=[5], gen_length=3, block_length=65536, steps=1))
-    assert (request.end, request.block.end, request.num_blocks) == (CONTEXT, CONTEXT, 1)
+    assert (request.canvas_end, request.block.end, request.num_blocks) == (CONTEXT, CONTEXT, 1)
     [(tokens, reason, _)] = run(short, submission(prompt=[5], gen_length=3, block_length=65536)).values()
     assert (len(tokens), reason) == (3, FinishReason.LENGTH)
 

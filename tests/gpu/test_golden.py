@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.bench.gpu.golden import check
+from engine.bench.gpu.golden import check, check_graphs
 from engine.bench.gpu.report import Verdict
 
 pytestmark = pytest.mark.gpu
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu
 LLADA_TINY = Path(__file__).parents[1] / "data" / "llada-tiny"
 
 
-def test_golden_rows(device):
-    outcome = check(LLADA_TINY, str(device))
+@pytest.mark.parametrize("asked", [check, check_graphs])
+def test_golden_rows(device, asked):
+    outcome = asked(LLADA_TINY, str(device))
     assert outcome.verdict == Verdict.OK, outcome.said

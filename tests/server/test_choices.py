@@ -5,9 +5,9 @@ from threading import get_ident
 
 import pytest
 
-from server.aside import AT_ONCE
 from server.prompts.convert import seeds
 from server.replies.passage import Passage
+from server.threads import MAX_TOKENS_ON_LOOP
 
 
 def text_of(submission):
@@ -116,7 +116,7 @@ async def test_many_tokens_are_read_and_checked_beside_the_event_loop(api, engin
 
     watched(engine, "prepare")
     watched(Passage, "push")
-    engine.script = lambda _: ["a" * (AT_ONCE + 1)]
+    engine.script = lambda _: ["a" * (MAX_TOKENS_ON_LOOP + 1)]
     monkeypatch.setattr("server.replies.generation.IDS_PER_TOKEN", 1)
     await api.complete(prompt="a" * 100, n=4)
     assert threads.keys() == {"prepare", "push"}

@@ -150,12 +150,12 @@ def at_once(monkeypatch):
     monkeypatch.setattr(Server, "serve", serve)
 
 
-@pytest.mark.parametrize(("watched", "lines"), [(False, ["loading {}", "listening on {}"]), (True, [])])
+@pytest.mark.parametrize(("is_terminal", "lines"), [(False, ["loading {}", "listening on {}"]), (True, [])])
 def test_without_a_terminal_the_log_tells_how_far_it_is(
-    at_once, llada_tiny, monkeypatch, caplog, capsys, watched, lines
+    at_once, llada_tiny, monkeypatch, caplog, capsys, is_terminal, lines
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: watched)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     assert main(["serve", str(llada_tiny), "--port", "0"]) == 0
     address = next(word for word in capsys.readouterr().out.split() if word.startswith("http")).removesuffix("/v1")
     told = [record.message for record in caplog.records if record.message.startswith(("loading", "listening"))]

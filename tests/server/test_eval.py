@@ -10,7 +10,7 @@ import pytest
 from engine import DEMO_MODEL, ConfigError, DiffusionParams
 from server.cli import main
 from server.eval import questions
-from server.eval.policy import Policy, product
+from server.eval.policy import PolicyPair, product
 from server.eval.score import Row, pooled, wilson
 from server.text.tokenizer import Tokenizer
 
@@ -216,7 +216,7 @@ def test_policies_are_a_product():
         (cache, label) for cache in ("none", "dual") for label in ("fixed 1", "fixed 4", "entropy_bound")
     ]
     assert policies[1].diffusion(50) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 16}
-    assert Policy().diffusion(64) == {}
+    assert PolicyPair().diffusion(64) == {}
 
 
 def test_windows_are_swept(capsys):
@@ -241,8 +241,10 @@ def test_wilson():
 
 
 def test_pooling_sums_and_keeps_what_is_unknown_unknown():
-    row = Row(task="a", policy=Policy(), n=4, correct=3, agreed=2, tokens=10, forwards=5, rows=40, seconds=1.0)
-    unknown = Row(task="b", policy=Policy(), n=6, correct=6, agreed=None, tokens=7, forwards=None, rows=None, seconds=1)
+    row = Row(task="a", policy=PolicyPair(), n=4, correct=3, agreed=2, tokens=10, forwards=5, rows=40, seconds=1.0)
+    unknown = Row(
+        task="b", policy=PolicyPair(), n=6, correct=6, agreed=None, tokens=7, forwards=None, rows=None, seconds=1
+    )
     total = pooled([row, unknown])
     assert (total.n, total.accuracy, total.tokens) == (10, 0.9, 17)
     assert total.agreement is total.tokens_per_forward is total.rows_per_token is None

@@ -78,6 +78,7 @@ def run(given: argparse.Namespace) -> int:
     _kernels(report, given, device)
     if folder:
         report.run("golden", folder.name, partial(golden.check, folder, str(device)))
+        report.run("golden", f"{folder.name}, CUDA graphs", partial(golden.check_graphs, folder, str(device)))
     else:
         report.run("golden", "rows", lambda: Outcome(Verdict.LEFT_OUT, f"there is no {GOLDEN} here", {}))
     _waits(report, given, device)

@@ -11,18 +11,39 @@ from engine.core.config import EngineConfig
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.request import Submission
 from engine.engine import Engine
+from engine.kernels.attention import attend_spans
 
 ROWS = "generations.json"
 """In the checkpoint's folder: prompt, policies, and the tokens and forwards that came of them."""
+
+
+AT_ONCE = 8
+"""Requests of a batch whose block steps are small enough for CUDA graphs."""
 
 
 def check(folder: Path, device: str) -> Outcome:
     """All rows in one running batch. Raises LoadError if the folder cannot be served, OSError without rows."""
     rows = json.loads((folder / ROWS).read_text())
     engine = load(EngineConfig(model=str(folder), device=device, dtype="float32"))
-    decoded = decode(engine, rows)
+    return judge(folder.name, rows, decode(engine, rows))
+
+
+def check_graphs(folder: Path, device: str) -> Outcome:
+    """The same a few at a time, so that CUDA graphs take their steps."""
+    rows = json.loads((folder / ROWS).read_text())
+    config = EngineConfig(model=str(folder), device=device, dtype="float32", max_running_requests=AT_ONCE)
+    engine = load(config)
+    if engine.runner.kernel is attend_spans:
+        return Outcome(Verdict.LEFT_OUT, "only attention by Triton is captured", {})
+    if engine.runner.graphs is None:
+        return Outcome(Verdict.FAILED, "cannot be captured, or replay something else; the log has more", {})
+    return judge(folder.name, rows, decode(engine, rows))
+
+
+def judge(name: str, rows: list[dict[str, Any]], decoded: list[list[int]]) -> Outcome:
+    """Whether each row has become what it should."""
     wrong = [number for number, row in enumerate(rows) if decoded[number] != row["output"]]
-    said = f"{len(rows) - len(wrong)} of {len(rows)} rows of {folder.name} token for token"
+    said = f"{len(rows) - len(wrong)} of {len(rows)} rows of {name} token for token"
     if wrong:
         said += f"; the first that differs is row {wrong[0]}"
     verdict = Verdict.FAILED if wrong or not rows else Verdict.OK

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from engine.bench.hardware import Hardware
+from engine.bench.hardware import Hardware, with_graphs
 from engine.bench.roofline import Cost, Step, forward_cost, geometry_of, steps
 from engine.bench.timed_run import Workload
+from engine.execution.graphs import MOST_ROWS
 from engine.models.synthetic import SHIFTS
 
 METHODS = ("engine/dual+32", "engine/window+32")
@@ -57,8 +58,10 @@ def sample(model: str, method: str, workload: Workload) -> list[list[Step]]:
 def predict_block(model: str, hardware: Hardware, method: str, workload: Workload) -> Predicted:
     """`model` is a name in `engine.models.synthetic.SIZES`."""
     geometry, (opening, *others) = geometry_of(model), sample(model, method, workload)[-1]
-    refresh = forward_cost(geometry, hardware, opening, workload.batch)
-    step = forward_cost(geometry, hardware, others[len(others) // 2], workload.batch)
+    refresh, step = (
+        forward_cost(geometry, _started(hardware, one.rows * workload.batch), one, workload.batch)
+        for one in (opening, others[len(others) // 2])
+    )
     block = Block(refresh.seconds, step.seconds, len(others), workload.batch * workload.block)
     return Predicted(block, refresh, step)
 
@@ -77,6 +80,11 @@ def table(models: Sequence[str], hardware: Hardware, requests: Sequence[int]) ->
                 lines.append((*named, *times, f"{block.tokens_per_second:,.0f}"))
     title = f"{hardware.name}. Predicted, not run on a GPU. *: does not fit into nine tenths of its memory."
     return "\n".join([title, "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
+
+
+def _started(hardware: Hardware, rows: int) -> Hardware:
+    """The same where a CUDA graph starts the kernels of a forward of so many rows, if one does."""
+    return with_graphs(hardware) if rows <= MOST_ROWS else hardware
 
 
 def _fits(model: str, hardware: Hardware, method: str, workload: Workload) -> bool:

@@ -1,6 +1,7 @@
 """A block step sends one upload, reads its scores once, waits for nothing else, and launches no more than predicted."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -8,12 +9,13 @@ from engine.bench.gpu.crowd import Crowd
 from engine.bench.gpu.prediction import METHODS
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.bench.gpu.watch import Profile, profile_of, waits
-from engine.bench.roofline import LAUNCHES_PER_LAYER
+from engine.bench.roofline import launches_per_layer
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import attend_spans
+from engine.models.layers import TransformerConfig
 
 BESIDE_LAYERS = 60
-"""Kernels of a step for embedding, head, scoring and copies, at most."""
+"""Launches of a step for embedding, head, scoring and copies, and of its graph, at most."""
 SPLIT = 4
 """Kernels of a layer beside those that the roofline counts: a second one for each product, which cuBLAS may split."""
 BY_REQUEST = 4
@@ -34,13 +36,16 @@ def check(model: str, device: torch.device, requests: int) -> Outcome:
         return Outcome(Verdict.LEFT_OUT, "a CPU waits for no device", {})
     runner = crowd.engine.runner
     by_request = requests if runner.kernel is attend_spans else 0
-    return judge(places, profiled, most_launches(runner.model.config.num_layers, by_request))
+    is_graph = runner.graphs is not None and counted.rows * requests <= runner.graphs.shapes[-1].rows
+    layers = 0 if is_graph else runner.model.config.num_layers
+    return judge(places, profiled, most_launches(replace(runner.model.config, num_layers=layers), by_request))
 
 
-def most_launches(layers: int, by_request: int) -> int:
-    """`by_request` is the number of requests whose attention has kernels of its own."""
+def most_launches(geometry: TransformerConfig, by_request: int) -> int:
+    """`geometry` has the layers that no graph launches; `by_request` requests have kernels of their own."""
     own = BY_REQUEST * by_request
-    return layers * (LAUNCHES_PER_LAYER + SPLIT + max(own - 1, 0)) + BESIDE_LAYERS + own
+    a_layer = launches_per_layer(geometry) + SPLIT + max(own - 1, 0)
+    return geometry.num_layers * a_layer + BESIDE_LAYERS + own
 
 
 def judge(places: Sequence[str], profiled: Profile, most: int) -> Outcome:

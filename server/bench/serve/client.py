@@ -13,7 +13,7 @@ from typing import Any, Literal
 import httpx
 
 from engine import ConfigError
-from server.bench.serve.prompts import Ask
+from server.bench.serve.prompts import LoadRequest
 from server.remote import complaint
 
 Endpoint = Literal["completions", "chat"]
@@ -76,14 +76,14 @@ class Client:
         self._extra_body = extra_body
         self._stream_options = STREAM_OPTIONS[0]
 
-    async def check(self, ask: Ask) -> None:
+    async def check(self, request: LoadRequest) -> None:
         """Asks once before the load, to find permanent errors, and to find the stream options that the server accepts.
 
         Raises ConfigError with the server's own message.
         """
         for self._stream_options in STREAM_OPTIONS:
             try:
-                await self._timed(ask)
+                await self._timed(request)
             except Refused as refusal:
                 if refusal.status in (400, 422) and self._stream_options is not None:
                     continue  # perhaps the server refuses these options
@@ -94,9 +94,9 @@ class Client:
                 raise ConfigError(complaint(self._http, self._path, error)) from None
             return
 
-    async def ask(self, ask: Ask) -> Sample | Failure:
+    async def send(self, request: LoadRequest) -> Sample | Failure:
         try:
-            return await self._timed(ask)
+            return await self._timed(request)
         except Refused as refusal:
             return Failure(refusal.reason)
         except BrokenStream as error:
@@ -104,12 +104,12 @@ class Client:
         except httpx.HTTPError as error:
             return Failure(type(error).__name__)
 
-    async def _timed(self, ask: Ask) -> Sample:
+    async def _timed(self, request: LoadRequest) -> Sample:
         sent = time.perf_counter()
         blocks: list[float] = []
         usage: Mapping[str, Any] = {}
         tokens, first_tokens = 0, None
-        async with self._http.stream("POST", self._path, json=self._body(ask)) as response:
+        async with self._http.stream("POST", self._path, json=self._body(request)) as response:
             if not response.is_success:
                 raise Refused(response.status_code, (await response.aread()).decode(errors="replace"))
             async for event in _events(response):
@@ -131,14 +131,19 @@ class Client:
             rows=cost.get("rows_computed"),
         )
 
-    def _body(self, ask: Ask) -> dict[str, object]:
-        body: dict[str, object] = {"model": self.model, "max_tokens": ask.max_tokens, "temperature": 0, "stream": True}
+    def _body(self, request: LoadRequest) -> dict[str, object]:
+        body: dict[str, object] = {
+            "model": self.model,
+            "max_tokens": request.max_tokens,
+            "temperature": 0,
+            "stream": True,
+        }
         if self._stream_options:
             body["stream_options"] = self._stream_options
         if self._chat:
-            body["messages"] = [{"role": "user", "content": ask.prompt}]
+            body["messages"] = [{"role": "user", "content": request.prompt}]
         else:
-            body["prompt"] = ask.prompt
+            body["prompt"] = request.prompt
         return body | dict(self._extra_body)
 
 

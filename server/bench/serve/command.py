@@ -12,8 +12,8 @@ from server.arguments import Parser, positive, rate
 from server.bench.serve import prompts
 from server.bench.serve.client import PATHS, Client
 from server.bench.serve.figures import summarise
-from server.bench.serve.prompts import Ask, Lengths
-from server.bench.serve.run import Run, closed_loop, open_loop
+from server.bench.serve.prompts import Lengths, LoadRequest
+from server.bench.serve.run import LoadResult, closed_loop, open_loop
 from server.bench.serve.show import table
 from server.console import output, progress_bar
 from server.remote import connect, first_model
@@ -26,45 +26,47 @@ DEFAULT_NUMBER = 64
 def main(argv: Sequence[str]) -> int:
     """Exit code 1 if nothing was answered, 130 after Ctrl-C. Raises ConfigError for errors that the user can fix."""
     args = _parse(argv[1:])
-    asks, extra_body = _asks(args), _extra_body(args)
-    run, model = asyncio.run(_run(args, asks, extra_body))
+    requests, extra_body = _requests(args), _extra_body(args)
+    run, model = asyncio.run(_run(args, requests, extra_body))
     figures = summarise(run)
     if args.json:
         sys.stdout.write(json.dumps(figures.as_json(), indent=2) + "\n")
     else:
         pace = f"{args.request_rate:g} requests a second" if args.request_rate else f"{args.concurrency} at a time"
         console = output(120)
-        console.print(table(figures, f"{model} at {args.base_url}: {len(asks)} requests, {pace}"), highlight=False)
+        console.print(table(figures, f"{model} at {args.base_url}: {len(requests)} requests, {pace}"), highlight=False)
     if run.interrupted:
         return INTERRUPTED
     return 0 if run.samples else FAILED
 
 
-async def _run(args: argparse.Namespace, asks: Sequence[Ask], extra_body: Mapping[str, object]) -> tuple[Run, str]:
+async def _run(
+    args: argparse.Namespace, requests: Sequence[LoadRequest], extra_body: Mapping[str, object]
+) -> tuple[LoadResult, str]:
     async with connect(args.base_url, args.api_key) as http:
         client = Client(http, args.model or await first_model(http), args.endpoint, extra_body)
-        await client.check(asks[0])
+        await client.check(requests[0])
         with progress_bar() as bar:
-            task = bar.add_task(client.model, total=len(asks))
+            task = bar.add_task(client.model, total=len(requests))
 
             def done() -> None:
                 bar.update(task, advance=1)
 
             if args.request_rate:
-                return await open_loop(client.ask, asks, args.request_rate, args.seed, done), client.model
-            return await closed_loop(client.ask, asks, args.concurrency, done), client.model
+                return await open_loop(client.send, requests, args.request_rate, args.seed, done), client.model
+            return await closed_loop(client.send, requests, args.concurrency, done), client.model
 
 
-def _asks(args: argparse.Namespace) -> list[Ask]:
+def _requests(args: argparse.Namespace) -> list[LoadRequest]:
     prompt, output = Lengths.parse(args.prompt_length), Lengths.parse(args.output_length)
     if args.prompts:
-        asks = prompts.from_file(args.prompts, args.num_prompts, output, args.seed)
+        requests = prompts.from_file(args.prompts, args.num_prompts, output, args.seed)
     else:
         number = args.num_prompts or DEFAULT_NUMBER
-        asks = prompts.random_asks(number, prompt, output, args.seed, vocab_size=args.vocab_size)
-    if args.endpoint == "chat" and not all(isinstance(ask.prompt, str) for ask in asks):
+        requests = prompts.random_requests(number, prompt, output, args.seed, vocab_size=args.vocab_size)
+    if args.endpoint == "chat" and not all(isinstance(request.prompt, str) for request in requests):
         raise ConfigError("--endpoint chat takes prompts of text, not of token ids")
-    return asks
+    return requests
 
 
 def _extra_body(args: argparse.Namespace) -> dict[str, object]:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from server.bench.serve.client import Sample
-from server.bench.serve.run import Run
+from server.bench.serve.run import LoadResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class ServeFigures:
         return asdict(self)
 
 
-def summarise(run: Run) -> ServeFigures:
+def summarise(run: LoadResult) -> ServeFigures:
     samples = run.samples
     told = bool(samples) and all(sample.completion_tokens is not None for sample in samples)
     tokens = [_or_zero(sample.completion_tokens) if told else len(sample.blocks) for sample in samples]

@@ -17,7 +17,7 @@ WORDS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class LoadRequest:
     """One request of the load."""
 
     prompt: str | list[int]
@@ -46,10 +46,10 @@ class Lengths:
         return rng.randint(self.low, self.high)
 
 
-def random_asks(
+def random_requests(
     number: int, prompt: Lengths, output: Lengths, seed: int, *, vocab_size: int | None = None
-) -> list[Ask]:
-    """Prompts of random words; with a `vocab_size`, of random token ids below it. The same seed gives the same asks."""
+) -> list[LoadRequest]:
+    """Prompts of random words; with a `vocab_size`, of random token ids below it. The same seed gives the same."""
     rng = random.Random(seed)
 
     def draw_prompt() -> str | list[int]:
@@ -58,10 +58,10 @@ def random_asks(
             return [rng.randrange(vocab_size) for _ in range(length)]
         return " ".join(rng.choice(WORDS) for _ in range(length))
 
-    return [Ask(prompt=draw_prompt(), max_tokens=output.draw(rng)) for _ in range(number)]
+    return [LoadRequest(prompt=draw_prompt(), max_tokens=output.draw(rng)) for _ in range(number)]
 
 
-def from_file(path: Path, number: int | None, output: Lengths, seed: int) -> list[Ask]:
+def from_file(path: Path, number: int | None, output: Lengths, seed: int) -> list[LoadRequest]:
     """Lines of {"prompt", optionally "max_tokens"}: each once, or `number` of them, repeated from the start as needed.
 
     Raises ConfigError with the number of the line.
@@ -73,13 +73,15 @@ def from_file(path: Path, number: int | None, output: Lengths, seed: int) -> lis
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8") from None
     rng = random.Random(seed)
-    asks = [_ask(line, f"{path}, line {i}", output.draw(rng)) for i, line in enumerate(lines, start=1) if line.strip()]
-    if not asks:
+    requests = [
+        _request(line, f"{path}, line {i}", output.draw(rng)) for i, line in enumerate(lines, start=1) if line.strip()
+    ]
+    if not requests:
         raise ConfigError(f"{path} holds no prompts")
-    return list(islice(cycle(asks), number or len(asks)))
+    return list(islice(cycle(requests), number or len(requests)))
 
 
-def _ask(line: str, where: str, max_tokens: int) -> Ask:
+def _request(line: str, where: str, max_tokens: int) -> LoadRequest:
     try:
         fields: Any = json.loads(line)
     except ValueError as error:
@@ -88,6 +90,6 @@ def _ask(line: str, where: str, max_tokens: int) -> Ask:
         case {"prompt": str(prompt) | [*prompt]} if isinstance(prompt, str) or all(type(i) is int for i in prompt):
             given = fields.get("max_tokens", max_tokens)
             if type(given) is int and given > 0:
-                return Ask(prompt=prompt, max_tokens=given)
+                return LoadRequest(prompt=prompt, max_tokens=given)
             raise ConfigError(f"{where}: `max_tokens` must be a whole number above 0")
     raise ConfigError(f"{where} needs a `prompt` that is a string or a list of token ids")

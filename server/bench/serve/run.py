@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from server.bench.serve.client import Failure, Sample
-from server.bench.serve.prompts import Ask
+from server.bench.serve.prompts import LoadRequest
 
-Answer = Callable[[Ask], Awaitable[Sample | Failure]]
+Sender = Callable[[LoadRequest], Awaitable[Sample | Failure]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class LoadResult:
     """The results of a load."""
 
     samples: list[Sample]
@@ -24,29 +24,33 @@ class Run:
     interrupted: bool
 
 
-async def closed_loop(answer: Answer, asks: Sequence[Ask], concurrency: int, done: Callable[[], None]) -> Run:
+async def closed_loop(
+    send: Sender, requests: Sequence[LoadRequest], concurrency: int, done: Callable[[], None]
+) -> LoadResult:
     """Keeps `concurrency` requests in flight. Each one that ends is followed by the next."""
     results: list[Sample | Failure] = []
-    left = iter(asks)
+    left = iter(requests)
 
     async def work() -> None:
-        for ask in left:
-            results.append(await answer(ask))
+        for request in left:
+            results.append(await send(request))
             done()
 
-    return await _until_done([work() for _ in range(min(concurrency, len(asks)))], results)
+    return await _until_done([work() for _ in range(min(concurrency, len(requests)))], results)
 
 
-async def open_loop(answer: Answer, asks: Sequence[Ask], rate: float, seed: int, done: Callable[[], None]) -> Run:
+async def open_loop(
+    send: Sender, requests: Sequence[LoadRequest], rate: float, seed: int, done: Callable[[], None]
+) -> LoadResult:
     """Sends `rate` requests a second on average (a Poisson process), however many are unanswered."""
     results: list[Sample | Failure] = []
 
-    async def send(ask: Ask, delay: float) -> None:
+    async def send_later(request: LoadRequest, delay: float) -> None:
         await asyncio.sleep(delay)
-        results.append(await answer(ask))
+        results.append(await send(request))
         done()
 
-    return await _until_done([send(*pair) for pair in zip(asks, arrivals(rate, seed), strict=False)], results)
+    return await _until_done([send_later(*pair) for pair in zip(requests, arrivals(rate, seed), strict=False)], results)
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
@@ -57,7 +61,7 @@ def arrivals(rate: float, seed: int) -> Iterator[float]:
         at += rng.expovariate(rate)
 
 
-async def _until_done(work: Sequence[Awaitable[None]], results: list[Sample | Failure]) -> Run:
+async def _until_done(work: Sequence[Awaitable[None]], results: list[Sample | Failure]) -> LoadResult:
     """Awaits all work. Ctrl-C, which cancels this task, ends the requests in flight and keeps the results so far."""
     started = time.perf_counter()
     everything = asyncio.gather(*work)
@@ -69,7 +73,7 @@ async def _until_done(work: Sequence[Awaitable[None]], results: list[Sample | Fa
         everything.cancel()
         with suppress(asyncio.CancelledError):
             await everything
-    return Run(
+    return LoadResult(
         samples=[result for result in results if isinstance(result, Sample)],
         failures=[result for result in results if isinstance(result, Failure)],
         seconds=time.perf_counter() - started,

@@ -13,7 +13,7 @@ from server.observe.metrics.engine import EngineMetrics
 from server.observe.metrics.http import HttpMetrics
 from server.observe.metrics.requests import RequestMetrics
 from server.observe.metrics.vllm import VllmMetrics
-from server.observe.watch import Observer, TokenCounts
+from server.observe.observer import Observer, TokenCounts
 from server.settings.tree import Settings
 
 # A `_created` series for each counter would double what Prometheus stores.

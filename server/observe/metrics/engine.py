@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from engine import DecodingStats, EngineLoop
 from server.observe.metrics.families import MetricFamilies
-from server.observe.watch import TokenCounts
+from server.observe.observer import TokenCounts
 from server.settings.tree import Settings
 
 

@@ -1,10 +1,10 @@
-"""Histograms of requests' times in seconds and lengths in tokens. `server.observe.watch` reports each block."""
+"""Histograms of requests' times in seconds and lengths in tokens. `server.observe.observer` reports each block."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from engine import FinishReason
 from server.observe.metrics.families import token_buckets
-from server.observe.watch import Journey
+from server.observe.observer import RequestStats
 
 FIRST_BLOCK = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 INTER_BLOCK = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
@@ -41,19 +41,19 @@ class RequestMetrics:
         )
         self._finished = {reason: finished.labels(model_name, reason.value) for reason in FinishReason}
 
-    def saw_block(self, journey: Journey, seconds: float) -> None:
-        if journey.first_block != journey.last_block:
+    def on_block(self, stats: RequestStats, seconds: float) -> None:
+        if stats.first_block != stats.last_block:
             self._inter_block.observe(seconds)
             return
         self._first_block.observe(seconds)
-        if journey.queue_seconds is not None:
-            self._queue.observe(journey.queue_seconds)
+        if stats.queue_seconds is not None:
+            self._queue.observe(stats.queue_seconds)
 
-    def saw_end(self, journey: Journey) -> None:
-        assert journey.finish_reason is not None, "told of an end that is none; this is a bug"
-        self._finished[journey.finish_reason].inc()
-        self._whole.observe(journey.seconds)
-        self._prompt.observe(journey.usage.prompt_tokens)
-        self._generation.observe(journey.usage.completion_tokens)
-        if journey.seconds_per_token is not None:
-            self._per_token.observe(journey.seconds_per_token)
+    def on_end(self, stats: RequestStats) -> None:
+        assert stats.finish_reason is not None, "told of an end that is none; this is a bug"
+        self._finished[stats.finish_reason].inc()
+        self._whole.observe(stats.seconds)
+        self._prompt.observe(stats.usage.prompt_tokens)
+        self._generation.observe(stats.usage.completion_tokens)
+        if stats.seconds_per_token is not None:
+            self._per_token.observe(stats.seconds_per_token)

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from engine import EngineLoop, FinishReason
 from server.observe.metrics.families import MetricFamilies, token_buckets
-from server.observe.watch import Journey, TokenCounts
+from server.observe.observer import RequestStats, TokenCounts
 
 ENGINE = "0"
 """Index of the engine, which vLLM has as a label."""
@@ -70,31 +70,31 @@ class VllmMetrics(Collector):
         self._success = {reason: success.labels(model_name, ENGINE, reason.value) for reason in FinishReason}
         registry.register(self)
 
-    def saw_block(self, journey: Journey, seconds: float) -> None:
-        if journey.first_block != journey.last_block:
+    def on_block(self, stats: RequestStats, seconds: float) -> None:
+        if stats.first_block != stats.last_block:
             self._inter_token.observe(seconds)
         else:
             self._first_token.observe(seconds)
 
-    def saw_end(self, journey: Journey) -> None:
-        assert journey.finish_reason is not None, "told of an end that is none; this is a bug"
-        assert journey.ended is not None
-        self._success[journey.finish_reason].inc()
-        self._whole.observe(journey.seconds)
-        self._prompt.observe(journey.usage.prompt_tokens)
-        self._generation.observe(journey.usage.completion_tokens)
+    def on_end(self, stats: RequestStats) -> None:
+        assert stats.finish_reason is not None, "told of an end that is none; this is a bug"
+        assert stats.ended is not None
+        self._success[stats.finish_reason].inc()
+        self._whole.observe(stats.seconds)
+        self._prompt.observe(stats.usage.prompt_tokens)
+        self._generation.observe(stats.usage.completion_tokens)
         self._preemptions.observe(0)
-        if not journey.siblings.num_running:
-            self._n.observe(journey.siblings.n)
-            self._longest.observe(journey.siblings.longest)
-        self._max_tokens.observe(journey.submission.sampling.max_tokens)
-        if journey.seconds_per_token is not None:
-            self._per_token.observe(journey.seconds_per_token)
-        if journey.queue_seconds is not None and journey.admitted is not None and journey.first_block is not None:
-            self._queue.observe(journey.queue_seconds)
-            self._inference.observe(journey.ended - journey.admitted)
-            self._prefill.observe(journey.first_block - journey.admitted)
-            self._decode.observe(journey.ended - journey.first_block)
+        if not stats.siblings.num_running:
+            self._n.observe(stats.siblings.n)
+            self._longest.observe(stats.siblings.longest)
+        self._max_tokens.observe(stats.submission.sampling.max_tokens)
+        if stats.seconds_per_token is not None:
+            self._per_token.observe(stats.seconds_per_token)
+        if stats.queue_seconds is not None and stats.admitted is not None and stats.first_block is not None:
+            self._queue.observe(stats.queue_seconds)
+            self._inference.observe(stats.ended - stats.admitted)
+            self._prefill.observe(stats.first_block - stats.admitted)
+            self._decode.observe(stats.ended - stats.first_block)
 
     def collect(self) -> Iterator[Metric]:
         stats, info, make = self._engine.stats, self._engine.info, self._families

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from engine.bench.roofline import geometry_of
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import Layout, Span, attend_rows, attend_spans
 from engine.models.synthetic import SHIFTS
+from tests.engine.eager_graphs import by_tables, rerun
 
 CPU, H100 = torch.device("cpu"), HARDWARE["h100"]
 SMALL = Workload(prompt=64, gen=256, batch=3)
@@ -81,6 +83,17 @@ def test_golden_rows_that_differ(llada_tiny, tmp_path):
     assert golden.check(folder, "cpu").verdict == Verdict.FAILED
 
 
+def test_golden_rows_by_graphs(llada_tiny, tmp_path, monkeypatch):
+    """They are left out where there is no kernel to capture, and have failed where it cannot be captured."""
+    folder = shutil.copytree(llada_tiny, tmp_path / "some")
+    (folder / golden.ROWS).write_text(json.dumps(json.loads((folder / golden.ROWS).read_text())[::30]))
+    assert golden.check_graphs(folder, "cpu").verdict == Verdict.LEFT_OUT
+    monkeypatch.setattr("engine.assemble.choose_kernel", lambda *_: by_tables())
+    assert golden.check_graphs(folder, "cpu").verdict == Verdict.FAILED
+    monkeypatch.setattr("engine.execution.graphs._on_cuda", lambda: rerun)
+    assert golden.check_graphs(folder, "cpu").said == "6 of 6 rows of some token for token"
+
+
 def test_a_profile_counts_what_a_gpu_did():
     events = [
         Event("cudaLaunchKernel", False, 1.0),
@@ -116,8 +129,11 @@ def test_a_step_waits_and_copies_once(places, profiled, verdict):
 
 
 def test_launches_grow_with_the_requests_only_where_attention_does():
-    assert waits.most_launches(32, by_request=0) == 32 * (28 + 4) + 60
-    assert waits.most_launches(32, by_request=16) == 32 * (28 + 4 + 64 - 1) + 60 + 64
+    llada, sdar = geometry_of("llada-8b"), geometry_of("sdar-8b")
+    assert waits.most_launches(llada, by_request=0) == 32 * (28 + 4) + 60
+    assert waits.most_launches(llada, by_request=16) == 32 * (28 + 4 + 64 - 1) + 60 + 64
+    assert waits.most_launches(sdar, by_request=0) == 36 * (28 + 5 + 4) + 60, "norms of queries and keys"
+    assert waits.most_launches(replace(llada, num_layers=0), by_request=0) == 60
 
 
 def test_where_the_host_waits(monkeypatch):
@@ -167,6 +183,13 @@ def test_a_block_is_predicted_by_the_roofline():
     assert predicted.step.bytes > 15e9, "all weights are read"
     seconds = predicted.refresh.seconds + 7 * predicted.step.seconds
     assert predicted.block.tokens_per_second == pytest.approx(16 * 32 / seconds)
+
+
+def test_up_to_512_rows_graphs_start_the_kernels():
+    few, many = (predict_block("small", H100, METHODS[0], Workload(batch=batch)) for batch in (16, 17))
+    assert few.block.step_seconds == few.step.bound_seconds
+    assert many.block.step_seconds == pytest.approx(8 * 28 * 5e-6)
+    assert many.step.bound_seconds < 8 * 28 * 5e-6
 
 
 def test_the_table_marks_what_does_not_fit():

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
@@ -82,6 +83,8 @@ def test_starting_kernels():
     assert forward_cost(TINY, gpu, step, 2).seconds == started
     assert forward_cost(TINY, cpu, step, 2).seconds == pytest.approx(bound + started)
     assert forward_cost(TINY, with_graphs(gpu), step, 2).seconds == bound
+    normed = replace(TINY, qk_norm=True)
+    assert forward_cost(normed, gpu, step, 2).seconds == 3 * (28 + 5) * 2.0
 
 
 def test_fp8_halves_weights_and_doubles_their_products():
@@ -163,13 +166,10 @@ def test_named_geometries(published, llada_tiny):
     assert named.num_kv_heads == theirs["n_kv_heads"]
     assert {"small", "wide", "tiny", "llada-8b", "dream-7b", "sdar-8b"} == set(GEOMETRIES)
     assert geometry_of("dream-7b").num_parameters == dream.Config.read(published("dream-7b")).geometry.num_parameters
-    norms = 36 * 2 * 128  # of queries and keys, which the geometry leaves out
-    assert geometry_of("sdar-8b").num_parameters == 8_190_735_360 - norms, "Qwen3-8B's"
-    heads = {name: geometry_of(name) for name in ("dream-7b", "sdar-8b")}
-    assert {name: (of.num_heads, of.num_kv_heads, of.head_dim, of.qkv_bias) for name, of in heads.items()} == {
-        "dream-7b": (28, 4, 128, True),
-        "sdar-8b": (32, 8, 128, False),
-    }
+    assert geometry_of("sdar-8b").num_parameters == 8_190_735_360, "Qwen3-8B's"
+    heads = attrgetter("num_heads", "num_kv_heads", "head_dim", "qkv_bias", "qk_norm")
+    assert heads(geometry_of("dream-7b")) == (28, 4, 128, True, False)
+    assert heads(geometry_of("sdar-8b")) == (32, 8, 128, False, True)
     assert geometry_of(str(llada_tiny)).dim == json.loads((llada_tiny / "config.json").read_text())["d_model"]
     with pytest.raises(LoadError):
         geometry_of("/nowhere")

@@ -26,7 +26,7 @@ def placed(pages):
         SPEC,
     )
     request.pages = pages
-    request.slots = PagePool(8, 4).slots(pages, request.end)
+    request.slots = PagePool(8, 4).slots(pages, request.canvas_end)
     return request
 
 

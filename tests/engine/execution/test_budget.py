@@ -17,6 +17,7 @@ from tests.engine.toys import TOY
 GIB = 2**30
 KINDS = {
     "narrow MLP": replace(TOY, ff_dim=64),
+    "norms of queries and keys": replace(TOY, ff_dim=64, qk_norm=True),
     "wide MLP, few heads of keys": replace(TOY, ff_dim=700, num_kv_heads=1, qkv_bias=True),
     "large vocabulary": replace(TOY, vocab_size=12_000),
 }

@@ -14,10 +14,12 @@ GIB = 2**30
 
 @pytest.fixture
 def folder(published, tmp_path):
-    """A checkpoint of nothing but a published config.json."""
+    """A checkpoint of nothing but a published config.json, and the mask that only a tokenizer may know."""
 
     def write(name):
         (tmp_path / "config.json").write_text(json.dumps(published(name)))
+        added = {"151665": {"content": "|<MASK>|"}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
         return str(tmp_path)
 
     return write
@@ -42,6 +44,29 @@ def test_the_published_sizes(folder, name, max_model_len, billions, kib_per_toke
     float32 = plan.footprints["float32"]
     assert float32.weight_bytes == 2 * bfloat16.weight_bytes
     assert float32.kv_bytes_per_token == 2 * bfloat16.kv_bytes_per_token
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "billions", "kib_per_token"),
+    [
+        ("sdar-1.7b", "sdar", 2.0, 112),
+        ("sdar-4b", "sdar", 4.4, 144),
+        ("sdar-8b", "sdar", 8.2, 144),
+        ("fast-dllm-v2-1.5b", "Fast_dLLM_Qwen", 1.5, 28),
+        ("fast-dllm-v2-7b", "Fast_dLLM_Qwen", 7.6, 56),
+    ],
+)
+def test_the_published_sizes_of_block_causal_families(folder, name, family, billions, kib_per_token):
+    """On a 24 GB card each has room for several canvases of its config."""
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    keys = ("max_model_len", "max_running_requests", "memory_fraction")
+    plan = plan_memory(EngineConfig(model=folder(name), **{key: settings[key] for key in keys}), 24_000_000_000)
+    footprint = plan.footprints[settings["dtype"]]
+    assert plan.family == family
+    assert round(plan.num_parameters / 1e9, 1) == billions
+    assert footprint.weight_bytes == 2 * plan.num_parameters
+    assert footprint.kv_bytes_per_token == kib_per_token * 1024
+    assert footprint.canvases >= 4
 
 
 def test_more_requests_run_than_canvases_fit(folder):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from engine import CapacityError, EngineConfig, LoadError, load
+from engine.execution.graphs import shapes_of
 from engine.execution.runner import Runner
 from engine.execution.step import prepare
 from engine.execution.warmup import _largest, warm_up
@@ -36,12 +37,13 @@ def on_cuda(monkeypatch, llada_tiny):
         "engine.execution.warmup.prepare", lambda plans, needs, **own: prepare(plans, needs, **{**own, "device": CPU})
     )
 
-    def start(max_batch_rows, max_model_len, kv_cache_tokens=4096):
+    def start(max_batch_rows, max_model_len, kv_cache_tokens=4096, shapes=()):
         config = EngineConfig(model=str(llada_tiny), device="cpu", kv_cache_tokens=kv_cache_tokens)
         engine = load(config)
         runner = Runner(engine.runner.model, engine.runner.pool, torch.device("cuda"))
         spec = replace(engine.info.spec, max_model_len=max_model_len)
-        warm_up(runner, spec, max_batch_rows=max_batch_rows, page_size=32, is_compiled=False)
+        warm_up(runner, spec, max_batch_rows=max_batch_rows, page_size=32, is_compiled=False, shapes=shapes)
+        return runner
 
     return start
 
@@ -86,6 +88,23 @@ def test_on_cuda_the_largest_step_is_taken(forwards, on_cuda):
     assert forwards[-1] == [300, 300, 60]
     on_cuda(max_batch_rows=7000, max_model_len=1000, kv_cache_tokens=1024)
     assert forwards[-1] == [1000], "as far as there are pages"
+
+
+def test_graphs_are_captured_once_kernels_are_compiled_and_before_the_largest_step(forwards, on_cuda, monkeypatch):
+    """Which so is tried with the memory that they leave."""
+    monkeypatch.setattr(Runner, "capture", lambda _, shapes: forwards.append(shapes))
+    on_cuda(max_batch_rows=700, max_model_len=300, shapes=("some", "shapes"))
+    assert forwards[-4:] == [[32], ("some", "shapes"), [300, 300, 60], [300, 300, 60]]
+
+
+def test_a_start_without_graphs_that_work_is_a_start(on_cuda, monkeypatch, caplog):
+    def refused():
+        raise RuntimeError("CUDA driver is too old")
+
+    monkeypatch.setattr("engine.execution.graphs._on_cuda", refused)
+    shapes = shapes_of(EngineConfig(model="m"), 300, 700, 4096)
+    assert on_cuda(max_batch_rows=700, max_model_len=300, shapes=shapes).graphs is None
+    assert "CUDA graphs do not work here (RuntimeError: CUDA driver is too old)" in caplog.text
 
 
 @pytest.mark.parametrize(("max_model_len", "room", "page_size"), [(1, 1, 1), (300, 64, 32), (33, 999, 32), (7, 70, 16)])

@@ -62,11 +62,12 @@ def forward(model, rows, targets):
         return model.logits(hidden[:targets])
 
 
-@pytest.fixture(params=[2, 5])
+@pytest.fixture(params=[(2, False), (5, True)])
 def models(request):
-    """With so many layers: a plain one, and one of the same weights with compiled parts."""
+    """With so many layers, and norms of queries and keys or none: a plain one, and one with compiled parts."""
     plain, _ = random_model("tiny", 128, torch.float32, CPU)
-    geometry = replace(plain.config, num_layers=request.param)
+    num_layers, qk_norm = request.param
+    geometry = replace(plain.config, num_layers=num_layers, qk_norm=qk_norm)
     pair = [new_model(geometry, torch.float32, CPU) for _ in range(2)]
     for parameter, same in zip(pair[0].parameters(), pair[1].parameters(), strict=True):
         same.copy_(parameter.normal_(1.0, 0.1) if parameter.dim() == 1 else parameter.normal_(0.0, 0.1))

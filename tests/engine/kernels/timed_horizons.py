@@ -21,8 +21,8 @@ def main():
     q, keys, values = torch.randn(ROWS, HEADS, DIM), *torch.randn(2, HEADS, ROWS, DIM)
     horizons = (np.arange(ROWS) // BLOCK + 1) * BLOCK
     spans = {
-        "one call": [native.Span(0, ROWS)],
-        f"{ROWS // BLOCK:,} spans": [native.Span(start, start + BLOCK) for start in range(0, ROWS, BLOCK)],
+        "one call": [native.SpanAddress(0, ROWS)],
+        f"{ROWS // BLOCK:,} spans": [native.SpanAddress(start, start + BLOCK) for start in range(0, ROWS, BLOCK)],
     }
     seconds = {name: [] for name in spans}
     with torch.inference_mode():

@@ -187,10 +187,10 @@ def test_wrong_tensors(checkpoint, change, message):
     refuses(checkpoint, message)
 
 
-@pytest.mark.parametrize(("tied", "bias"), [(False, False), (True, True)])
-def test_parameters_are_counted_as_they_are(tied, bias):
+@pytest.mark.parametrize(("tied", "bias", "norms"), [(False, False, False), (True, True, False), (False, False, True)])
+def test_parameters_are_counted_as_they_are(tied, bias, norms):
     from engine.models import new_model
 
-    geometry = replace(TOY, num_kv_heads=2, qkv_bias=bias, tied_head=tied)
+    geometry = replace(TOY, num_kv_heads=2, qkv_bias=bias, qk_norm=norms, tied_head=tied)
     model = new_model(geometry, torch.float32, torch.device("cpu"))
     assert sum(parameter.numel() for parameter in model.parameters()) == geometry.num_parameters

@@ -10,12 +10,12 @@ from engine.core.plan import CachePolicy
 from engine.scheduling.checks import check
 
 FULL = ModelSpec(family="llada", vocab_size=300, mask_id=256, eos_ids=frozenset(), max_model_len=200)
-BLOCK_CAUSAL = replace(FULL, family="sdar", bidirectional=False)
+BLOCK_CAUSAL = replace(FULL, family="sdar", attention="block_causal", block_length=4)
 
 
 class BlockCausal(CachePolicy):
     def fits(self, spec):
-        return not spec.bidirectional
+        return spec.attention == "block_causal"
 
 
 def asked(cache):

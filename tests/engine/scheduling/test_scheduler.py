@@ -55,7 +55,7 @@ def step(scheduler, rng):
 
 def later(request):
     """What its open block does not reach yet."""
-    return request.answer[request.answer >= request.block.end]
+    return request.answer_positions[request.answer_positions >= request.block.end]
 
 
 class Traffic(RuleBasedStateMachine):
@@ -91,7 +91,7 @@ class Traffic(RuleBasedStateMachine):
         holes = [Hole(offset, 1 + i) for i, offset in enumerate(offsets)]
         max_tokens = sum(hole.length for hole in holes) or max_tokens
         new = request(self.number, prompt_len, max_tokens, holes, **diffusion)
-        if new.end <= LONGEST:
+        if new.canvas_end <= LONGEST:
             self.scheduler.add(new)
             self.live[new.id] = new
 
@@ -130,14 +130,14 @@ class Traffic(RuleBasedStateMachine):
         held = [page for live in running for page in live.pages]
         assert len(held) == len(set(held)), "two requests hold one page"
         assert pool.num_free == pool.num_pages - len(held)
-        claims = [Claim(len(live.pages), pool.pages_for(live.end) - len(live.pages)) for live in running]
+        claims = [Claim(len(live.pages), pool.pages_for(live.canvas_end) - len(live.pages)) for live in running]
         assert is_safe(pool.num_free, claims)
         assert {r.id for r in running} | {r.id for r in self.scheduler.waiting} == set(self.live)
 
     def teardown(self):
         """Whatever happened before: left alone, everyone ends."""
         if hasattr(self, "scheduler"):
-            for _ in range(sum(live.end for live in self.live.values()) + 1):
+            for _ in range(sum(live.canvas_end for live in self.live.values()) + 1):
                 if not self.live:
                     break
                 self.step()

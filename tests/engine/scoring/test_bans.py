@@ -30,7 +30,7 @@ def submission(prompt=(0, 1), length=6, unmask="threshold", **sampling):
 def request(tokens, **asked):
     """A canvas with these tokens decoded; None is still masked."""
     new = Request.new(submission(length=len(tokens), **asked), SPEC)
-    for position, token in enumerate(tokens, start=new.prompt_len):
+    for position, token in enumerate(tokens, start=new.num_prompt_tokens):
         if token is not None:
             new.ids[position], new.masked[position] = token, False
     return new
@@ -60,7 +60,7 @@ def test_a_ban_is_what_would_complete_a_bad_word(tokens, words, min_tokens):
             for word in words:
                 if len(word) > 1 and any(s <= position < s + len(word) for s in found(word, canvas)):
                     expected.add((index, token))
-        if position < asked.prompt_len + min_tokens:
+        if position < asked.num_prompt_tokens + min_tokens:
             expected.add((index, EOS))
     assert set(zip(indices.tolist(), banned.tolist(), strict=True)) == expected
 
@@ -103,7 +103,7 @@ def test_every_policy_holds_back(unmask):
         tokens = np.array([3 if (i, token) in banned else token for i, token in enumerate(wanted.tolist())])
         count = len(targets)
         scores = Scores(targets, tokens, np.linspace(3, 1, count), np.full(count, 0.1), np.full(count, 0.5))
-        plan = StepPlan(asked, targets, np.full(count, asked.end), targets)
+        plan = StepPlan(asked, targets, np.full(count, asked.canvas_end), targets)
         chosen = select(plan, scores)
         assert chosen.any()
         asked.ids[targets[chosen]], asked.masked[targets[chosen]] = tokens[chosen], False

@@ -24,7 +24,9 @@ def plan(num_targets=1, **sampling):
         diffusion=DiffusionParams(block_length=num_targets),
     )
     request = Request.new(submission, SPEC)
-    return StepPlan(request, np.arange(request.end), np.full(request.end, request.end), request.targets)
+    return StepPlan(
+        request, np.arange(request.canvas_end), np.full(request.canvas_end, request.canvas_end), request.targets
+    )
 
 
 def kept_by_definition(logits, temperature, top_p, top_k, proposed):

@@ -28,8 +28,8 @@ def plan(num_targets=8, **sampling):
     request = Request.new(
         Submission(request_id="r", prompt_ids=[1, 2, 3], sampling=sampling, diffusion=diffusion), SPEC
     )
-    rows = np.arange(request.end)
-    return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
+    rows = np.arange(request.canvas_end)
+    return StepPlan(request, rows, np.full(len(rows), request.canvas_end), request.targets)
 
 
 def test_greedy_tokens_and_their_softmax_probability():

@@ -66,7 +66,9 @@ def asked(max_tokens=128, **diffusion):
 def opened(start, end, step, confidence, **diffusion):
     """A request in the block [start, end) of its answer, `step` steps in, after steps of these mean confidences."""
     request = asked(**diffusion)
-    request.block = Block(1, 2 + start, 2 + end, num_masked=end - start, fresh=0, visible_end=request.end, step=step)
+    request.block = Block(
+        1, 2 + start, 2 + end, num_masked=end - start, fresh=0, visible_end=request.canvas_end, step=step
+    )
     request.history.mean_confidence = list(confidence)
     request.forwards = len(confidence)
     return request
@@ -74,7 +76,7 @@ def opened(start, end, step, confidence, **diffusion):
 
 def test_the_canvas_is_what_was_asked_for():
     request = asked(max_tokens=50)
-    assert request.end - request.prompt_len == 50
+    assert request.canvas_end - request.num_prompt_tokens == 50
 
 
 @pytest.mark.parametrize(
@@ -157,8 +159,8 @@ def plan(num_targets, temperature=0.0):
     sampling = SamplingParams(max_tokens=num_targets, temperature=temperature)
     diffusion = DiffusionParams(block_length=num_targets)
     request = Request.new(Submission(request_id="r", prompt_ids=[1], sampling=sampling, diffusion=diffusion), SPEC)
-    rows = np.arange(request.end)
-    return StepPlan(request, rows, np.full(len(rows), request.end), request.targets)
+    rows = np.arange(request.canvas_end)
+    return StepPlan(request, rows, np.full(len(rows), request.canvas_end), request.targets)
 
 
 @pytest.mark.parametrize("vocab", [260, 4000, 4007])

@@ -144,7 +144,7 @@ def request(length, seed=0, **diffusion):
 def test_the_canvas_is_the_block():
     """Whatever `block_length` says: published settings have none, and a server's default is another policy's."""
     asked = request(12)
-    assert (asked.block.start, asked.block.end, asked.end) == (1, 13, 13)
+    assert (asked.block.start, asked.block.end, asked.canvas_end) == (1, 13, 13)
     assert asked.num_blocks == 1
 
 

@@ -10,8 +10,8 @@ from engine import ConfigError
 from server.bench.serve import prompts
 from server.bench.serve.client import Failure, Sample
 from server.bench.serve.figures import summarise
-from server.bench.serve.prompts import Ask, Lengths
-from server.bench.serve.run import Run, arrivals, closed_loop, open_loop
+from server.bench.serve.prompts import Lengths, LoadRequest
+from server.bench.serve.run import LoadResult, arrivals, closed_loop, open_loop
 
 
 def test_lengths():
@@ -22,11 +22,11 @@ def test_lengths():
 
 def test_the_same_seed_asks_the_same():
     shape = (Lengths(3, 9), Lengths(1, 5))
-    assert prompts.random_asks(20, *shape, seed=1) == prompts.random_asks(20, *shape, seed=1)
-    assert prompts.random_asks(20, *shape, seed=1) != prompts.random_asks(20, *shape, seed=2)
-    assert all(3 <= len(ask.prompt.split()) <= 9 for ask in prompts.random_asks(20, *shape, seed=1))
-    with_ids = prompts.random_asks(50, *shape, seed=1, vocab_size=4)
-    assert {token for ask in with_ids for token in ask.prompt} == {0, 1, 2, 3}
+    assert prompts.random_requests(20, *shape, seed=1) == prompts.random_requests(20, *shape, seed=1)
+    assert prompts.random_requests(20, *shape, seed=1) != prompts.random_requests(20, *shape, seed=2)
+    assert all(3 <= len(request.prompt.split()) <= 9 for request in prompts.random_requests(20, *shape, seed=1))
+    with_ids = prompts.random_requests(50, *shape, seed=1, vocab_size=4)
+    assert {token for request in with_ids for token in request.prompt} == {0, 1, 2, 3}
 
 
 def test_arrivals_are_poisson():
@@ -47,7 +47,7 @@ def sample(sent=0.0, blocks=(1.0, 2.0), ended=3.0, **changes):
 
 
 def run_of(*samples, failures=(), seconds=4.0):
-    return Run(samples=list(samples), failures=list(failures), seconds=seconds, interrupted=False)
+    return LoadResult(samples=list(samples), failures=list(failures), seconds=seconds, interrupted=False)
 
 
 def test_the_arithmetic():
@@ -75,15 +75,15 @@ def test_usage_that_some_answers_lack_is_not_summed():
 async def test_open_loop_does_not_wait_for_answers():
     sent, release = [], asyncio.Event()
 
-    async def answer(ask):
-        sent.append(ask.max_tokens)
+    async def send(request):
+        sent.append(request.max_tokens)
         if len(sent) == 5:
             release.set()
         await release.wait()
         return sample()
 
-    asks = [Ask(prompt="a", max_tokens=i) for i in range(5)]
-    run = await asyncio.wait_for(open_loop(answer, asks, 200.0, 0, lambda: None), 5)
+    requests = [LoadRequest(prompt="a", max_tokens=i) for i in range(5)]
+    run = await asyncio.wait_for(open_loop(send, requests, 200.0, 0, lambda: None), 5)
     assert sent == [0, 1, 2, 3, 4]
     assert len(run.samples) == 5
 
@@ -91,13 +91,13 @@ async def test_open_loop_does_not_wait_for_answers():
 async def test_cancelling_keeps_what_was_answered():
     done = []
 
-    async def answer(ask):
-        if ask.max_tokens > 2:
+    async def send(request):
+        if request.max_tokens > 2:
             await asyncio.sleep(60)
         return sample()
 
-    asks = [Ask(prompt="a", max_tokens=i) for i in range(10)]
-    task = asyncio.create_task(closed_loop(answer, asks, 2, lambda: done.append(1)))
+    requests = [LoadRequest(prompt="a", max_tokens=i) for i in range(10)]
+    task = asyncio.create_task(closed_loop(send, requests, 2, lambda: done.append(1)))
     while len(done) < 3:
         await asyncio.sleep(0.01)
     task.cancel()

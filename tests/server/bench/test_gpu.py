@@ -54,6 +54,7 @@ def test_the_command_runs_what_the_engine_asks(capsys, monkeypatch):
         ["kernels", "sdpa, bfloat16, heads of tiny"],
         ["kernels", "scoring"],
         ["golden", "llada-tiny"],
+        ["golden", "llada-tiny, CUDA graphs"],
         ["waits", "tiny, 1 request"],
         ["waits", "tiny, 2 requests"],
         ["speed", "tiny, dual+32, 1 request"],

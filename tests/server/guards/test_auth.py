@@ -188,12 +188,12 @@ def test_who_listens_to_the_world_without_a_key_is_warned(host, keys, exposed):
     ],
 )
 def test_without_a_key_the_loopback_answers_its_own_names_alone(given, hosts):
-    assert set(serve.as_it_works_out(build(given).server).allowed_hosts) == hosts
+    assert set(serve.effective_config(build(given).server).allowed_hosts) == hosts
 
 
 def test_fewer_connections_than_asked_for_are_warned_of(monkeypatch, caplog):
     monkeypatch.setattr(serve, "affordable_connections", lambda wanted: wanted - 1)
-    assert serve.as_it_works_out(build({}).server).max_connections == 999
+    assert serve.effective_config(build({}).server).max_connections == 999
     assert "max_connections is 999, not 1000" in caplog.text
 
 

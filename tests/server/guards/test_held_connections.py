@@ -192,28 +192,28 @@ async def test_in_a_full_server_who_asks_nothing_gives_way(connect, crowded):
                 await asyncio.wait_for(reader.read(1), 0.05)
 
 
-class Guest:
+class FakeConnection:
     def __init__(self):
-        self.has_left = False
+        self.is_closed = False
 
-    def leave(self):
-        self.has_left = True
+    def close(self):
+        self.is_closed = True
 
 
 def test_places_are_given_back_and_the_busy_keep_theirs():
-    rooms = Places(2)
-    first, second, third, fourth = guests = [Guest() for _ in range(4)]
-    assert rooms.take(first, 0.0)
-    rooms.mark(first, is_idle=True, now=0.0)
-    assert rooms.take(second, 1.0)
-    rooms.mark(second, is_idle=True, now=1.0)
-    assert not rooms.take(third, 2.0)
-    rooms.mark(third, is_idle=True, now=2.0)
-    rooms.mark(first, is_idle=False, now=3.0)
-    assert rooms.take(fourth, 9.0)
-    assert [guest.has_left for guest in guests] == [False, True, False, False]
-    rooms.give_back(first)
-    assert rooms.take(Guest(), 9.0)
+    two_places = Places(2)
+    first, second, third, fourth = connections = [FakeConnection() for _ in range(4)]
+    assert two_places.take(first, 0.0)
+    two_places.record(first, is_idle=True, now=0.0)
+    assert two_places.take(second, 1.0)
+    two_places.record(second, is_idle=True, now=1.0)
+    assert not two_places.take(third, 2.0)
+    two_places.record(third, is_idle=True, now=2.0)
+    two_places.record(first, is_idle=False, now=3.0)
+    assert two_places.take(fourth, 9.0)
+    assert [connection.is_closed for connection in connections] == [False, True, False, False]
+    two_places.give_back(first)
+    assert two_places.take(FakeConnection(), 9.0)
 
 
 @pytest.fixture

@@ -173,7 +173,7 @@ async def test_a_client_that_gives_up_waiting_is_noticed(running, engine):
 
 async def test_that_no_file_can_be_opened_is_told_once_in_a_while(caplog):
     """asyncio says so for each connection that waits, thousands of times a second."""
-    handler, loop = lifecycle._SparingHandler(), asyncio.get_running_loop()
+    handler, loop = lifecycle._RateLimitedHandler(), asyncio.get_running_loop()
     for number in (errno.EMFILE, errno.ENFILE):
         for _ in range(1000):
             handler(

@@ -13,7 +13,7 @@ import pytest
 from engine import EngineLoop
 from server.http.app import create_app
 from server.observe import logs
-from server.observe.watch import TokenCounts
+from server.observe.observer import TokenCounts
 from server.settings.tree import build
 
 

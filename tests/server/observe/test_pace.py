@@ -47,7 +47,7 @@ def test_what_was_long_ago_does_not_count():
 
 async def test_a_client_is_told(app, api, engine):
     """Two answers, and a clock that a minute passes on between each end and the refusal."""
-    pace = app.state.service.submitter._watch.pace
+    pace = app.state.service.submitter._observers.pace
     pace._clock = Clock()
     for _ in range(2):
         assert (await api.complete()).status_code == 200

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from engine import ConfigError, EngineLoop, RequestFailed
 from server.http.app import create_app
-from server.observe.observers import tracer_of
+from server.observe.observability import tracer_of
 from server.settings.tree import build
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -75,15 +75,17 @@ async def test_a_failure_is_marked(client, exporter, engine):
 async def test_admission_is_an_event(llada_tiny, exporter, submission):
     """With an engine that tells when it was."""
     from engine import EngineConfig, load
+    from server.observe.observer import Observers, Siblings
     from server.observe.tracing import Tracing
-    from server.observe.watch import Siblings, Watch
 
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     engine = EngineLoop(load(EngineConfig(model=str(llada_tiny))))
     engine.start()
     asked = submission(gen_length=32)
-    stream = Watch([Tracing(provider, "fake")]).over(engine.submit([asked])[0], asked, Siblings(n=1, num_running=1))
+    stream = Observers([Tracing(provider, "fake")]).observe(
+        engine.submit([asked])[0], asked, Siblings(n=1, num_running=1)
+    )
     async for output in stream:
         if output.finish_reason:
             stream.finish(output.finish_reason)

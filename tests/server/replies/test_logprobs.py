@@ -10,9 +10,9 @@ from threading import get_ident
 import pytest
 
 from engine import TokenLogprobs
-from server.aside import AT_ONCE
 from server.replies.logprobs import FLOOR, LogprobWriter
 from server.replies.passage import Token
+from server.threads import MAX_TOKENS_ON_LOOP
 
 
 def said(text):
@@ -43,11 +43,11 @@ async def test_many_are_written_beside_the_event_loop(api, engine, tokenizer, mo
         return spell(id_)
 
     monkeypatch.setattr(tokenizer, "spell", watched)
-    engine.script = lambda _: ["a" * AT_ONCE]
+    engine.script = lambda _: ["a" * MAX_TOKENS_ON_LOOP]
     await getattr(api, path)(logprobs=1)
     assert threads == {get_ident()}, "few are written at once, without a hop to a thread"
     threads.clear()
-    engine.script = lambda _: ["a" * (AT_ONCE + 1)]
+    engine.script = lambda _: ["a" * (MAX_TOKENS_ON_LOOP + 1)]
     await getattr(api, path)(logprobs=1)
     assert get_ident() not in threads
 

@@ -14,17 +14,17 @@ class Diary:
         self.gaps = []
         self.ends = []
 
-    def saw_block(self, journey, seconds):
-        self.gaps.append((journey.submission.request_id, seconds))
+    def on_block(self, stats, seconds):
+        self.gaps.append((stats.submission.request_id, seconds))
 
-    def saw_end(self, journey):
-        self.ends.append(journey)
+    def on_end(self, stats):
+        self.ends.append(stats)
 
 
 @pytest.fixture
 def diary(app):
     observer = Diary()
-    app.state.service.submitter._watch._observers = [observer]
+    app.state.service.submitter._observers._members = [observer]
     return observer
 
 
@@ -42,7 +42,7 @@ async def test_a_whole_answer(api, diary, engine):
     assert end.queue_seconds is None, "the fake engine does not say"
 
 
-async def test_each_choice_has_its_own_journey(api, diary):
+async def test_each_choice_has_its_own_stats(api, diary):
     await api.complete(prompt=["a", "bcd"])
     assert sorted(end.usage.prompt_tokens for end in diary.ends) == [1, 3]
 
@@ -106,7 +106,7 @@ async def test_an_abort_is_no_block(api, diary, engine):
     assert diary.gaps == []
 
 
-async def test_the_answers_usage_is_the_journeys(api, diary, engine):
+async def test_the_answers_usage_is_that_of_its_stats(api, diary, engine):
     engine.script = lambda _: ["one E", "ND two"]
     answer = (await api.complete(stop="END")).json()
     assert diary.ends[0].usage.completion_tokens == answer["usage"]["completion_tokens"] == 7

@@ -1,20 +1,20 @@
-"""Converts the bodies of the two routes that generate to orders, and chooses the form of their answers."""
+"""Converts bodies of completions and chat to generation requests, and chooses the form of their responses."""
 
 from collections.abc import Sequence
 
 from engine import InvalidRequest
 from server.prompts.convert import diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
-from server.protocols.answer import Answer, ChatForm, Extras, TextForm
+from server.protocols.response import ChatForm, Extras, ResponseWriter, TextForm
 from server.protocols.service import Service
-from server.replies.generation import Order
+from server.replies.generation import GenerationRequest
 from server.replies.logprobs import LogprobWriter
 from server.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 
 
-async def completion_order(body: CompletionRequest, service: Service) -> tuple[Answer, Order]:
-    """The order for a completion, and the form of its answer. Raises InvalidRequest, or ModelNotFound."""
+async def from_completion(body: CompletionRequest, service: Service) -> tuple[ResponseWriter, GenerationRequest]:
+    """The generation request of a completion, and its response writer. Raises InvalidRequest, or ModelNotFound."""
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion)
     prompts = await _prompts(body, service)
@@ -32,14 +32,14 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
     )
     extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
     form = TextForm(extras=extras)
-    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
-    order = Order(
-        answer_id=answer.id,
+    writer = ResponseWriter(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    request = GenerationRequest(
+        response_id=writer.id,
         prompts=prompts,
         sampling=sampling,
         diffusion=diffusion,
         seed=body.seed,
-        takes_room=body.num_asked is None,
+        has_default_length=body.num_asked is None,
         num_drawn=drawn,
         num_kept=body.n,
         stops=body.stop,
@@ -49,7 +49,7 @@ async def completion_order(body: CompletionRequest, service: Service) -> tuple[A
         num_scored=body.logprobs if body.echo else None,
         is_tracked=sampling.logprobs is not None or body.return_token_ids,
     )
-    return answer, order
+    return writer, request
 
 
 async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
@@ -73,8 +73,8 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     return prompts
 
 
-async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order]:
-    """The order for a chat completion, and the form of its answer. Raises InvalidRequest, or ModelNotFound."""
+async def from_chat(body: ChatRequest, service: Service) -> tuple[ResponseWriter, GenerationRequest]:
+    """The generation request of a chat completion, and its response writer. Raises InvalidRequest, or ModelNotFound."""
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion)
     effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
@@ -91,14 +91,14 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
     )
     extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
     form = ChatForm(extras=extras, service_tier=body.service_tier, metadata=body.metadata)
-    answer = Answer(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
-    order = Order(
-        answer_id=answer.id,
+    writer = ResponseWriter(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    request = GenerationRequest(
+        response_id=writer.id,
         prompts=[prompt],
         sampling=sampling,
         diffusion=diffusion,
         seed=body.seed,
-        takes_room=asked is None,
+        has_default_length=asked is None,
         num_drawn=body.n,
         num_kept=body.n,
         stops=body.stop,
@@ -106,7 +106,7 @@ async def chat_order(body: ChatRequest, service: Service) -> tuple[Answer, Order
         skips_special=body.skip_special_tokens,
         is_tracked=body.logprobs or body.return_token_ids,
     )
-    return answer, order
+    return writer, request
 
 
 def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:

@@ -11,7 +11,7 @@ from engine import ConfigError, EngineLoop
 from server.observe.logs import RequestLog
 from server.observe.metrics import Metrics, make_metrics
 from server.observe.metrics.http import HttpCounting
-from server.observe.watch import Observer, TokenCounts, Watch
+from server.observe.observer import Observer, Observers, TokenCounts
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Observers:
-    """The observers of one app, as `create_app` needs them."""
+class Observability:
+    """The observers and metrics of one app, as `create_app` needs them."""
 
-    watch: Watch
+    observers: Observers
     metrics: Metrics
     is_traced: bool
 
@@ -39,18 +39,18 @@ class Observers:
             app.add_middleware(TraceContext)
 
 
-def observers(
+def make_observability(
     engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, tracer: "TracerProvider | None"
-) -> Observers:
+) -> Observability:
     tokens = TokenCounts()
     metrics, name = make_metrics(engine, tokens, settings), settings.model_names[0]
     log = RequestLog(name, tokenizer if settings.server.log_prompts else None)
-    told: list[Observer] = [*metrics.observers, log]
+    members: list[Observer] = [*metrics.observers, log]
     if tracer:
         from server.observe.tracing import Tracing
 
-        told.append(Tracing(tracer, name))
-    return Observers(Watch(told, tokens), metrics, tracer is not None)
+        members.append(Tracing(tracer, name))
+    return Observability(Observers(members, tokens), metrics, tracer is not None)
 
 
 def tracer_of(settings: Settings) -> "TracerProvider | None":

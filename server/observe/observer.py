@@ -1,6 +1,7 @@
-"""The journey of one engine request: when it came, left the queue and completed its blocks, and how it ended.
+"""Observers of engine requests: what they are told of each block and each end, and the stream that tells them.
 
-Tells observers, such as metrics, the log and tracing. Knows nothing of what they do with it.
+A request's stats say when it came, left the queue and completed its blocks, and how it ended. Metrics, the log and
+tracing are observers; what they do with the stats is not known here.
 """
 
 import time
@@ -32,7 +33,7 @@ class Siblings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Journey:
+class RequestStats:
     """The times and usage of one request so far. Times are of `time.monotonic()`, in seconds."""
 
     submission: Submission
@@ -74,26 +75,27 @@ class Journey:
 class Observer(Protocol):
     """Is called for each block and each end of a request."""
 
-    def saw_block(self, journey: Journey, seconds: float) -> None:
+    def on_block(self, stats: RequestStats, seconds: float) -> None:
         """`seconds`: since the block before, or since submission for the first block."""
 
-    def saw_end(self, journey: Journey) -> None:
+    def on_end(self, stats: RequestStats) -> None:
         """Called once for each request."""
 
 
-class Watch:
-    """Wraps streams for its observers. Holds the server's token counts and pace."""
+class Observers:
+    """The observers of one server's requests, with the token counts and the pace of these requests."""
 
-    def __init__(self, observers: Sequence[Observer] = (), tokens: TokenCounts | None = None) -> None:
+    def __init__(self, members: Sequence[Observer] = (), tokens: TokenCounts | None = None) -> None:
         self.tokens = tokens or TokenCounts()
         self.pace = Pace()
-        self._observers = observers
+        self._members = members
 
-    def over(self, stream: OutputStream, submission: Submission, siblings: Siblings) -> "WatchedStream":
-        return WatchedStream(stream, submission, siblings, self._observers, self.pace)
+    def observe(self, stream: OutputStream, submission: Submission, siblings: Siblings) -> "ObservedStream":
+        """The stream of one request, from which the observers learn of its blocks and its end."""
+        return ObservedStream(stream, submission, siblings, self._members, self.pace)
 
 
-class WatchedStream:
+class ObservedStream:
     """An OutputStream that tells observers of its blocks and its end. Its reader calls `finish` or `abort`."""
 
     def __init__(
@@ -108,7 +110,7 @@ class WatchedStream:
         self._pace = pace
         self._observers = observers
         usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
-        self.journey = Journey(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
+        self.stats = RequestStats(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         try:
@@ -122,7 +124,7 @@ class WatchedStream:
     def finish(self, reason: FinishReason, usage: Usage | None = None) -> None:
         """Ends the answer and aborts the engine request. `usage`: the answer's, if it differs from the engine's."""
         if usage:
-            self.journey = replace(self.journey, usage=usage)
+            self.stats = replace(self.stats, usage=usage)
         self._end(reason)
         self._stream.abort()
 
@@ -131,25 +133,25 @@ class WatchedStream:
         self.finish(FinishReason.ABORT)
 
     def _saw(self, output: Output) -> None:
-        self.journey = replace(self.journey, usage=output.usage, admitted=output.admitted_at)
+        self.stats = replace(self.stats, usage=output.usage, admitted=output.admitted_at)
         if output.finish_reason is FinishReason.ABORT:  # marks the end and is no block
             return
-        now, journey = time.monotonic(), self.journey
-        since = journey.submitted if journey.last_block is None else journey.last_block
-        self.journey = replace(
-            journey,
-            first_block=now if journey.first_block is None else journey.first_block,
+        now, stats = time.monotonic(), self.stats
+        since = stats.submitted if stats.last_block is None else stats.last_block
+        self.stats = replace(
+            stats,
+            first_block=now if stats.first_block is None else stats.first_block,
             last_block=now,
         )
         for observer in self._observers:
-            observer.saw_block(self.journey, now - since)
+            observer.on_block(self.stats, now - since)
 
     def _end(self, reason: FinishReason) -> None:
-        if self.journey.ended is None:
-            self.journey = replace(self.journey, ended=time.monotonic(), finish_reason=reason)
+        if self.stats.ended is None:
+            self.stats = replace(self.stats, ended=time.monotonic(), finish_reason=reason)
             self._pace.count_end()
-            siblings = self.journey.siblings
+            siblings = self.stats.siblings
             siblings.num_running -= 1
-            siblings.longest = max(siblings.longest, self.journey.usage.completion_tokens)
+            siblings.longest = max(siblings.longest, self.stats.usage.completion_tokens)
             for observer in self._observers:
-                observer.saw_end(self.journey)
+                observer.on_end(self.stats)

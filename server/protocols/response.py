@@ -10,7 +10,6 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from engine import DiffusionParams, FinishReason
-from server.aside import aside
 from server.replies.choice import Delta
 from server.replies.completion import Completion
 from server.replies.logprobs import LogprobWriter
@@ -27,6 +26,7 @@ from server.schemas import (
     DiffusionUsage,
     StreamOptions,
 )
+from server.threads import in_thread_if_long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +166,8 @@ class ChatForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What all parts of one answer share. Writes the answer as JSON."""
+class ResponseWriter:
+    """Writes one answer as JSON, whole or in chunks, with the fields that all of its parts share."""
 
     form: Form
     model: str
@@ -186,7 +186,7 @@ class Answer:
         deltas = await completion.fold()
         usage = self._usage(completion)
         size = sum(self.form.extras.num_written(delta, is_first=True) for delta in deltas)
-        return await aside(size, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
+        return await in_thread_if_long(size, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
 
     async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
         """The openings of the choices, then one chunk for each completed block; `usage` as the options ask for it."""
@@ -202,7 +202,7 @@ class Answer:
             is_first = delta.index not in begun
             begun.add(delta.index)
             size = self.form.extras.num_written(delta, is_first=is_first)
-            yield await aside(size, partial(self._chunk, delta, running, is_first, hidden))
+            yield await in_thread_if_long(size, partial(self._chunk, delta, running, is_first, hidden))
         if options.include_usage:
             yield self.form.chunk(self._head, None, self._usage(completion), is_first=False).model_dump_json()
 

@@ -1,0 +1,95 @@
+"""What checkpoints in Qwen's layout share: keys of Qwen2's and Qwen3's `config.json`, and tensor names.
+
+Families that grew from Qwen add what they alone have. Knows no family.
+"""
+
+from typing import Literal
+
+from engine.models.config_file import (
+    ConfigFile,
+    Epsilon,
+    Heads,
+    Layers,
+    Positions,
+    Theta,
+    Vocabulary,
+    Width,
+    divided,
+)
+from engine.models.layers import TransformerConfig
+from engine.models.weights import Destination, Destinations
+
+
+class QwenConfig(ConfigFile):
+    """Keys with a single value are options that no family here varies: others mean another model."""
+
+    hidden_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads | None = None
+    head_dim: Width | None = None
+    intermediate_size: Width
+    vocab_size: Vocabulary
+    max_position_embeddings: Positions
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Theta
+    tie_word_embeddings: bool | None = None
+
+    hidden_act: Literal["silu"] = "silu"
+    use_sliding_window: Literal[False] = False
+    use_mrope: Literal[False] = False
+    layer_types: list[Literal["full_attention"]] | None = None
+    rope_scaling: None = None
+
+    @property
+    def geometry(self) -> TransformerConfig:
+        """As Qwen2's; a family in Qwen3's layout replaces `qkv_bias` and `qk_norm`."""
+        heads = self.num_attention_heads
+        return TransformerConfig(
+            dim=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=self.num_key_value_heads or heads,
+            head_dim=self.head_dim or divided(self.hidden_size, heads),
+            ff_dim=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            max_positions=self.max_position_embeddings,
+            norm_eps=self.rms_norm_eps,
+            rope_theta=self.rope_theta,
+            qkv_bias=True,
+            tied_head=bool(self.tie_word_embeddings),
+        )
+
+
+def destinations(config: TransformerConfig) -> Destinations:
+    """Tensor names of Qwen2, with biases of q, k and v, and of Qwen3, with norms of q and k instead."""
+    q, kv, ff = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.ff_dim
+    places = {
+        "model.embed_tokens.weight": Destination("embed"),
+        "model.norm.weight": Destination("norm.weight"),
+    }
+    if not config.tied_head:
+        places["lm_head.weight"] = Destination("head.weight")
+    kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
+    for i in range(config.num_layers):
+        theirs, ours = f"model.layers.{i}", f"blocks.{i}"
+        for kind in kinds:
+            places |= {
+                f"{theirs}.self_attn.q_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", 0, q),
+                f"{theirs}.self_attn.k_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", q, kv),
+                f"{theirs}.self_attn.v_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", q + kv, kv),
+            }
+        if config.qk_norm:
+            places |= {
+                f"{theirs}.self_attn.q_norm.weight": Destination(f"{ours}.attention.norms.q"),
+                f"{theirs}.self_attn.k_norm.weight": Destination(f"{ours}.attention.norms.k"),
+            }
+        places |= {
+            f"{theirs}.input_layernorm.weight": Destination(f"{ours}.attention_norm.weight"),
+            f"{theirs}.self_attn.o_proj.weight": Destination(f"{ours}.attention.out.weight"),
+            f"{theirs}.post_attention_layernorm.weight": Destination(f"{ours}.mlp_norm.weight"),
+            f"{theirs}.mlp.gate_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", 0, ff),
+            f"{theirs}.mlp.up_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", ff, ff),
+            f"{theirs}.mlp.down_proj.weight": Destination(f"{ours}.mlp.down.weight"),
+        }
+    return places

@@ -1,0 +1,26 @@
+"""Checkpoints in Qwen's layout through transformers' own models, under a block-causal mask that is written out."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+def logits_of_transformers(
+    folder: Path, config_class: type[PretrainedConfig], model_class: type[PreTrainedModel], ids: Tensor, block: int
+) -> Tensor:
+    """ids [rows] -> [rows, vocab], each row seeing all rows up to the end of its block of `block` tokens."""
+    values = json.loads((folder / "config.json").read_text())
+    theirs = ("architectures", "auto_map", "model_type", "attn_implementation")
+    config = config_class.from_dict({key: value for key, value in values.items() if key not in theirs})
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    blocks = torch.arange(len(ids)) // block
+    seen = blocks <= blocks[:, None]
+    mask = torch.zeros(len(ids), len(ids)).masked_fill(~seen, torch.finfo(torch.float32).min)
+    with torch.inference_mode():
+        return model(ids[None], attention_mask=mask[None, None], use_cache=False).logits[0]
