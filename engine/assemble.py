@@ -112,5 +112,6 @@ def assemble(
             max_batch_rows=max_batch_rows,
             max_running_requests=config.max_running_requests,
             max_queued_requests=config.max_queued_requests,
+            shares_prefixes=config.prefix_caching and spec.is_block_causal,
         ),
     )

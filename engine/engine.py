@@ -49,6 +49,8 @@ class EngineInfo:
     """Rows of one forward."""
     max_running_requests: int
     max_queued_requests: int
+    shares_prefixes: bool
+    """Whether requests share keys and values of equal tokens that they begin with."""
 
     @property
     def max_model_len(self) -> int:
@@ -66,8 +68,14 @@ class EngineStats:
     """Requests accepted and not yet running."""
     stalled: int
     """Running requests that wait for KV pages for their open block."""
+    preemptions: int
+    """How often a running request had to give its pages back, to get them again later."""
     kv_pages_used: int
     kv_pages_total: int
+    prompt_tokens_looked_up: int
+    """Prompt tokens of admitted requests whose keys and values other requests might have computed."""
+    prompt_tokens_found: int
+    """Those whose keys and values another request had computed."""
     forwards: int
     """Model forwards, each for a whole batch."""
     rows_computed: int
@@ -92,6 +100,7 @@ class Engine:
             PagePool(info.kv_tokens // info.page_size, info.page_size),
             max_batch_rows=info.max_batch_rows,
             max_running=info.max_running_requests,
+            shares_prefixes=info.shares_prefixes,
         )
         self._forwards = self._rows_computed = 0
         self._finished = Counter(dict.fromkeys(FinishReason, 0))
@@ -106,7 +115,7 @@ class Engine:
     def new_request(self, submission: Submission) -> Request:
         """Makes a request that can be served. Raises InvalidRequest with the name of the field at fault."""
         submission = effective(submission)
-        check(submission, self.info.spec)
+        check(submission, self.info.spec, self.info.max_batch_rows)
         return Request.new(submission, self.info.spec)
 
     def enter_thread(self) -> None:
@@ -154,8 +163,11 @@ class Engine:
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting) + incoming,
             stalled=self.scheduler.num_stalled,
+            preemptions=self.scheduler.num_preemptions,
             kv_pages_used=pool.num_used,
             kv_pages_total=pool.num_pages,
+            prompt_tokens_looked_up=self.scheduler.residency.num_looked_up,
+            prompt_tokens_found=self.scheduler.residency.num_found,
             forwards=self._forwards,
             rows_computed=self._rows_computed,
             finished=dict(self._finished),
@@ -186,9 +198,15 @@ class Engine:
 
     def _forward_and_score(self, plans: Sequence[StepPlan]) -> list[Scores]:
         """One forward of these plans, and its scoring: the only expensive part of a step."""
-        mask_id, page_size = self.info.spec.mask_id, self.info.page_size
-        device, graphs = self.runner.device, self.runner.graphs
-        step = prepare(plans, needs(plans), mask_id=mask_id, page_size=page_size, device=device, graphs=graphs)
+        step = prepare(
+            plans,
+            needs(plans),
+            mask_id=self.info.spec.mask_id,
+            page_size=self.info.page_size,
+            dump=self.runner.pool.dump,
+            device=self.runner.device,
+            graphs=self.runner.graphs,
+        )
         with self.tally.forward():
             step.launch(self.runner)
             self._meanwhile()
@@ -204,6 +222,6 @@ class Engine:
         report(faults)
         for fault in faults:
             if fault.request in self.scheduler.running:
-                self.runner.clear(fault.request.slots)
+                self.runner.clear(self.scheduler.withdraw(fault.request))
         outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
         return [output for output in outputs if output]

@@ -21,7 +21,7 @@ def test_a_step_by_hand(llada_tiny):
         )
     )
     # A request is a canvas: the prompt, then masks, in blocks.
-    assert request.end == 3 + 16
+    assert request.canvas_end == 3 + 16
     assert request.masked.sum() == 16
     assert (request.block.start, request.block.end) == (3, 11)
 
@@ -33,12 +33,13 @@ def test_a_step_by_hand(llada_tiny):
     assert plan.targets.tolist() == list(range(3, 11)), "only the open block's masks are scored"
 
     # The host lays out rows and what their scoring needs, and sends all of it to the device at once.
-    device, page_size = engine.runner.device, engine.info.page_size
-    step = prepare([plan], needs([plan]), mask_id=256, page_size=page_size, device=device)
+    runner, page_size = engine.runner, engine.info.page_size
+    dump, device = runner.pool.dump, runner.device
+    step = prepare([plan], needs([plan]), mask_id=256, page_size=page_size, dump=dump, device=device)
 
     # One forward writes keys and values in place; the targets' logits become proposed tokens and their confidence.
     with torch.inference_mode():
-        step.launch(engine.runner)
+        step.launch(runner)
         [scores] = step.read()
     assert scores.positions is plan.targets
     assert all(0 <= token < 256 for token in scores.tokens), "the mask, 256, is never proposed"

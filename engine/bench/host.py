@@ -75,7 +75,7 @@ class Crowd:
         with _timed(seconds, "schedule"):
             plans = self._scheduler.schedule()
         with _timed(seconds, "lay out"):
-            prepare(plans, needs(plans), mask_id=SPEC.mask_id, page_size=PAGE, device=torch.device("cpu"))
+            prepare(plans, needs(plans), mask_id=SPEC.mask_id, page_size=PAGE, dump=0, device=torch.device("cpu"))
         scores = [self._scores(plan) for plan in plans]
         with _timed(seconds, "choose"):
             choices = choose(plans, scores, faults)

@@ -1,14 +1,16 @@
 """Cache policies: which rows a step recomputes. All other positions keep their last keys and values.
 
-The policies of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `d2`. All are
-for models that attend in both directions: every row's horizon is the end of the visible positions, which is the
-canvas's end or `lookahead` positions behind the open block. A new policy is one class and one line in `CACHES`.
+The policies of Fast-dLLM (arXiv 2505.22618, section 3.2), `window` and `delayed` are here, d2Cache is in `d2`. These
+are for models that attend in both directions: every row's horizon is the end of the visible positions, which is the
+canvas's end or `lookahead` positions behind the open block. Those of block-causal models are in `block`. A new policy
+is one class and one line in `CACHES`.
 """
 
 from functools import reduce
 
 import numpy as np
 
+from engine.cache.block import BlockCache, SubBlockCache
 from engine.cache.d2 import D2Cache
 from engine.core.plan import CachePolicy, StepPlan
 from engine.core.request import Ids, Request
@@ -94,4 +96,6 @@ CACHES: dict[str, CachePolicy] = {
     "window": WindowCache(),
     "delayed": DelayedCache(),
     "d2": D2Cache(),
+    "block": BlockCache(),
+    "sub_block": SubBlockCache(),
 }

@@ -47,6 +47,9 @@ class EngineConfig:
     """Tokens per KV page."""
     kv_cache_tokens: int | None = None
     """Size of the KV pool in tokens; None sizes it from the memory at hand."""
+    prefix_caching: bool = True
+    """Share keys and values of equal tokens that requests begin with, which block-causal models allow; other models
+    compute them for each request."""
     memory_fraction: float | None = None
     """Share of the device's memory for weights, the largest step and the KV pool, which gets what the others leave;
     None is 0.9 on CUDA, else 0.5. With `kv_cache_tokens` it says nothing."""
@@ -87,3 +90,8 @@ class ModelSpec:
     """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
     strict_threshold: bool = False
     """A confidence must exceed the threshold; if not, reaching it is enough."""
+
+    @property
+    def is_block_causal(self) -> bool:
+        """Whether rows see nothing behind their block, so that keys and values of a decoded block are final."""
+        return self.attention == "block_causal"

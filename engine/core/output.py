@@ -33,6 +33,8 @@ class Usage:
     """Positions whose hidden states were computed, over all forwards."""
     visible_tokens: int = 0
     """Positions of prompt and canvas that had keys and values in the end; `lookahead` leaves the others out."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were shared with an earlier request."""
 
     @property
     def tokens_per_forward(self) -> float:

@@ -3,10 +3,11 @@
 Ranges stand with the fields they belong to; `engine.scheduling.checks` enforces them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Annotated, Literal
 
+from engine.core.config import ModelSpec
 from engine.core.ranges import Ge, Gt, Le, Lt
 
 MAX_LOGPROBS = 20
@@ -24,6 +25,8 @@ MAX_BAD_WORD_TOKENS = 1024
 MAX_STEPS = MAX_BLOCK = 65_536
 """Steps and positions: more than any canvas has, and still numbers to compute with."""
 INT64 = 2**63
+BLOCK_LENGTH = 32
+"""Default block of models that attend in both directions, in tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +99,29 @@ class DiffusionParams:
     type, range, default and the text below it.
     """
 
-    cache: str = "dual"
-    """Which rows each step recomputes."""
+    cache: str = "auto"
+    """Which rows each step recomputes; auto is dual, or block where the model is block-causal."""
     unmask: str = "threshold"
     """Which scored positions become tokens."""
-    block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 32
-    """Positions decoded together before the next ones, in tokens; dream (one block) and cad have their own."""
+    block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] | None = None
+    """Positions decoded together before the next ones, in tokens; null is what a block-causal model was trained with,
+    32 for others. dream (one block) and cad have their own."""
+    sub_block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] | None = None
+    """Block-causal models: positions of a block decoded together before the block's next ones, in tokens; null is the
+    whole block (Fast-dLLM v2, arXiv 2509.26328)."""
     steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
+    denoising_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
+    """sequential, low_confidence_static, low_confidence_dynamic: steps over a block of full length; null is as many as
+    it has tokens (SDAR, arXiv 2510.06303)."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold, certainty_threshold: confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618)."""
+    """threshold, certainty_threshold, low_confidence_dynamic: confidence from which a token is accepted (Fast-dLLM,
+    arXiv 2505.22618); block-causal models accept what exceeds it."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
     gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001
-    """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857)."""
+    """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857);
+    entropy_bounded: what all their entropies stay below together."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
@@ -118,7 +130,8 @@ class DiffusionParams:
     """dream: the time at which its schedule ends, from 1."""
     lookahead: Annotated[int, Ge(0)] | None = 32
     """Masked positions behind the open block that are computed and attended to, in tokens; null is all of the canvas
-    (Streaming-dLLM, arXiv 2601.17917). No effect on dream, whose one block is the canvas."""
+    (Streaming-dLLM, arXiv 2601.17917). No effect on dream, whose one block is the canvas, nor on block-causal
+    models, which see none."""
     refresh_before: Annotated[int, Ge(0)] = 32
     """window, delayed: positions before a block that are recomputed when it opens."""
     refresh_after: Annotated[int, Ge(0)] = 0
@@ -145,3 +158,18 @@ class DiffusionParams:
     """cad: the same for a model that is not sure at all."""
     confidence_method: Literal["softmax", "entropy"] = "softmax"
     """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
+
+
+def block_length(diffusion: DiffusionParams, spec: ModelSpec) -> int:
+    """Positions of a block, in tokens."""
+    return diffusion.block_length or spec.block_length or BLOCK_LENGTH
+
+
+def resolved(diffusion: DiffusionParams, spec: ModelSpec) -> DiffusionParams:
+    """With the model's own values where a parameter leaves the choice to the model."""
+    return replace(
+        diffusion,
+        cache=("block" if spec.is_block_causal else "dual") if diffusion.cache == "auto" else diffusion.cache,
+        block_length=block_length(diffusion, spec),
+        lookahead=0 if spec.is_block_causal else diffusion.lookahead,
+    )

@@ -28,6 +28,8 @@ class StepPlan:
     targets: Ids
     """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
 
+    A plan without targets only computes keys and values.
+
     Targets behind the open block are scored for a cache policy that ranks them; they do not become tokens yet.
     """
     rollout: bool = False
@@ -37,7 +39,7 @@ class StepPlan:
     def num_open(self) -> int:
         """How many targets may become tokens now: those of the open block, which come first."""
         targets, end = self.targets, self.request.block.end
-        return len(targets) if targets[-1] < end else int(np.searchsorted(targets, end))
+        return len(targets) if not len(targets) or targets[-1] < end else int(np.searchsorted(targets, end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +140,13 @@ class CachePolicy(Protocol):
 
     def fits(self, spec: ModelSpec) -> bool:
         """Whether the policy fits the model. By default it fits models whose rows see the whole canvas."""
-        return spec.attention == "full"
+        return not spec.is_block_causal
 
     def plan(self, request: Request) -> StepPlan: ...
+
+    def cut(self, plan: StepPlan, max_rows: int) -> StepPlan | None:
+        """The first part of a plan, of at most `max_rows` rows; None if no part of it can be computed alone."""
+        return None
 
 
 class UnmaskPolicy(Protocol):
@@ -154,7 +160,7 @@ class UnmaskPolicy(Protocol):
 
     def block_length(self, request: Request) -> int:
         """Length in positions of the block that opens now; the canvas may end before."""
-        return request.diffusion.block_length
+        return request.block_length
 
     def needs(self, request: Request) -> Needs:
         """What this step's `scores` must hold."""

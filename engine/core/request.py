@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.core.config import ModelSpec
 from engine.core.output import TokenLogprobs, Usage
-from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.params import DiffusionParams, SamplingParams, block_length, resolved
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -42,6 +42,8 @@ class Submission:
     Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is the sum of their
     lengths. No masks follow the prompt.
     """
+    cache_salt: str = ""
+    """Keys and values are only shared with requests of the same salt."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class Block:
     """One past the last position that is computed or attended to while the block is open."""
     step: int = 0
     """Denoising steps done in it."""
+    is_computed: bool = False
+    """Whether all its positions have had keys and values since it was opened."""
 
     @classmethod
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
@@ -96,25 +100,34 @@ class History:
         return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
 
 
-def positions_to_fill(submission: Submission, max_model_len: int) -> Ids:
+def positions_to_fill(submission: Submission, spec: ModelSpec) -> Ids:
     """The masked positions of a fresh canvas, ascending: those of the holes, or those behind the prompt.
 
-    Behind the prompt there are `max_tokens` rounded up to whole blocks; if the context ends before, the last is
-    shorter.
+    Behind the prompt there are `max_tokens`, and what their last block holds beyond; if the context ends before, the
+    last block is shorter.
     """
     if not submission.holes:
-        start, length = len(submission.prompt_ids), submission.diffusion.block_length
-        canvas = -(-submission.sampling.max_tokens // length) * length
-        return np.arange(start, min(start + canvas, max_model_len))
+        start, length = len(submission.prompt_ids), block_length(submission.diffusion, spec)
+        grid = first_block_start(start, length, spec)
+        canvas = -(-(start + submission.sampling.max_tokens - grid) // length) * length
+        return np.arange(start, min(grid + canvas, spec.max_model_len))
     lengths = np.array([hole.length for hole in submission.holes])
     return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
 
 
-def count_blocks(answer: Ids, length: int) -> int:
-    """Number of blocks of this length, cut from the first answer position on, that hold any of these positions."""
+def first_block_start(answer_start: int, length: int, spec: ModelSpec) -> int:
+    """Where the first block starts that holds positions to fill: at the first of them.
+
+    The blocks of a block-causal model are multiples of `length`: the first one may begin with tokens of the prompt.
+    """
+    return answer_start // length * length if spec.is_block_causal else answer_start
+
+
+def count_blocks(answer: Ids, start: int, length: int) -> int:
+    """Number of blocks of this length, cut from `start` on, that hold any of these positions."""
     if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
-        return -(-len(answer) // length)
-    return 1 + int(np.count_nonzero(np.diff((answer - answer[0]) // length)))
+        return -(-(int(answer[-1]) + 1 - start) // length)
+    return 1 + int(np.count_nonzero(np.diff((answer - start) // length)))
 
 
 @dataclass(slots=True, eq=False)
@@ -141,9 +154,27 @@ class Request:
     """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     """The KV slot of each position that has one, from the first on."""
+    committed: int = 0
+    """Positions before this one have final keys and values, which other requests may share. 0 where none ever are."""
+    arrival: int = 0
+    """How many requests came before it."""
+    cache_salt: str = ""
+    page_keys: list[bytes] = field(default_factory=list)
+    """Keys of its first pages (`scheduling.prefix`), as far as they were asked for."""
+    num_shared_pages: int = 0
+    """Its first pages that it has adopted, or that others may adopt."""
+    is_prefilled: bool = False
+    """Whether all before its open block has been computed since it got its first pages."""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values another request had computed."""
+    is_preempted: bool = False
+    """Whether it ever had to give its pages back."""
     admitted_at: float | None = None
     """When it left the queue, in seconds of `time.monotonic()`."""
     forwards: int = 0
+    """Steps that it took part in."""
+    decoding_steps: int = 0
+    """Those that decoded tokens: all others computed part of a prompt."""
     rows_computed: int = 0
     completion_tokens: int = 0
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
@@ -152,26 +183,29 @@ class Request:
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
         """A fresh canvas, the first block open: the prompt, and masks where the answer will be."""
-        sampling, answer = submission.sampling, positions_to_fill(submission, spec.max_model_len)
+        sampling, answer = submission.sampling, positions_to_fill(submission, spec)
         masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
         masked[answer] = True
         ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
         ids[~masked] = submission.prompt_ids
-        start, end = int(answer[0]), int(answer[-1]) + 1
-        end = min(start + submission.diffusion.block_length, end)
+        diffusion = resolved(submission.diffusion, spec)
+        length = block_length(diffusion, spec)
+        start = first_block_start(int(answer[0]), length, spec)
+        end = min(start + length, int(answer[-1]) + 1)
         ends_early = not submission.holes
         model_stops = frozenset() if sampling.ignore_eos else spec.eos_ids
         return cls(
             id=submission.request_id,
             spec=spec,
             sampling=sampling,
-            diffusion=submission.diffusion,
+            diffusion=diffusion,
             answer_positions=answer,
             stop_ids=sampling.stop_ids | model_stops if ends_early else frozenset(),
             ids=ids,
             masked=masked,
-            block=Block.opened(masked, start, end, index=0, fresh=0, lookahead=submission.diffusion.lookahead),
+            block=Block.opened(masked, start, end, index=0, fresh=0, lookahead=diffusion.lookahead),
             history=History.empty(len(masked)),
+            cache_salt=submission.cache_salt,
         )
 
     @property
@@ -202,7 +236,16 @@ class Request:
     @property
     def num_blocks(self) -> int:
         """Number of blocks with positions to fill, if all are `block_length` long."""
-        return count_blocks(self.answer_positions, self.diffusion.block_length)
+        return count_blocks(self.answer_positions, self.first_block_start, self.block_length)
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block, in tokens; some policies cut the canvas otherwise."""
+        return block_length(self.diffusion, self.spec)
+
+    @property
+    def first_block_start(self) -> int:
+        return first_block_start(self.answer_start, self.block_length, self.spec)
 
     @property
     def output_end(self) -> int:
@@ -216,9 +259,15 @@ class Request:
 
     @property
     def targets(self) -> Ids:
-        """Masked positions of the open block, ascending. Most policies score these."""
+        """Masked positions of the open block, or of its first sub-block that has any, ascending.
+
+        Most policies score these.
+        """
         start, end = self.block.start, self.block.end
-        return start + np.flatnonzero(self.masked[start:end])
+        masked = start + np.flatnonzero(self.masked[start:end])
+        if length := self.diffusion.sub_block_length:
+            masked = masked[: np.searchsorted(masked, start + ((masked[0] - start) // length + 1) * length)]
+        return masked
 
     @property
     def usage(self) -> Usage:
@@ -228,4 +277,5 @@ class Request:
             forwards=self.forwards,
             rows_computed=self.rows_computed,
             visible_tokens=self.block.visible_end if self.forwards else 0,
+            cached_tokens=self.cached_tokens,
         )

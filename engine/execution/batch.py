@@ -109,8 +109,11 @@ class Batch:
     watched: tuple[Watched, ...]
 
 
-def lay_out(plans: Sequence[StepPlan], page_size: int) -> FlatBatch:
-    """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need."""
+def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
+    """Flattens the plans in order. Raises AssertionError if a plan does not compute the rows that its targets need.
+
+    Rows of positions whose keys and values are final write to the slot `dump`: others may be reading these.
+    """
     counts = [len(plan.rows) for plan in plans]
     rows = np.concatenate([plan.rows for plan in plans])
     horizons = np.concatenate([plan.horizons for plan in plans])
@@ -124,13 +127,19 @@ def lay_out(plans: Sequence[StepPlan], page_size: int) -> FlatBatch:
     return FlatBatch(
         ids=np.concatenate([plan.request.ids[plan.rows] for plan in plans]),
         positions=rows,
-        write_slots=np.concatenate([plan.request.slots[plan.rows] for plan in plans]),
+        write_slots=np.concatenate([_write_slots(plan, dump) for plan in plans]),
         horizons=horizons,
         logit_rows=_logit_rows(plans, rows, np.repeat(np.arange(len(plans)), counts)),
         spans=tuple(spans[False]),
         watched=tuple(spans[True]),
         page_size=page_size,
     )
+
+
+def _write_slots(plan: StepPlan, dump: int) -> Ids:
+    request, rows = plan.request, plan.rows
+    slots = request.slots[rows]
+    return np.where(rows < request.committed, dump, slots) if rows[0] < request.committed else slots
 
 
 def _arrived(slots: slice | Uploaded) -> slice | Tensor:

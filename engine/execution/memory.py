@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.core.config import EngineConfig
-from engine.core.params import DiffusionParams
+from engine.core.config import EngineConfig, ModelSpec
+from engine.core.params import DiffusionParams, block_length, resolved
 from engine.execution.budget import kv_bytes_per_token, step_bytes
 from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
 from engine.models import find
@@ -60,7 +60,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
     canvas_pages = -(-max_model_len // config.page_size)
-    opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams()) // config.page_size)
+    opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
 
     def footprint(dtype: torch.dtype) -> Footprint:
         weight_bytes, per_token = geometry.num_parameters * dtype.itemsize, kv_bytes_per_token(geometry, dtype)
@@ -86,8 +86,9 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     )
 
 
-def _opening(max_model_len: int, diffusion: DiffusionParams) -> int:
+def _opening(max_model_len: int, diffusion: DiffusionParams, spec: ModelSpec) -> int:
     """Positions that are visible while the first block is open, of a canvas whose first half is the prompt."""
-    if diffusion.lookahead is None:
+    lookahead = resolved(diffusion, spec).lookahead
+    if lookahead is None:
         return max_model_len
-    return min(max_model_len // 2 + diffusion.block_length + diffusion.lookahead, max_model_len)
+    return min(max_model_len // 2 + block_length(diffusion, spec) + lookahead, max_model_len)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import ConfigError
-from engine.core.params import DiffusionParams
+from engine.core.params import DiffusionParams, block_length
 from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
@@ -187,16 +187,21 @@ def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
 
     A refresh of a canvas is indivisible. If it filled a step, one request would have all steps to itself: its blocks
     are smaller and go first, so that no other refresh is computed before this request needs its next refresh.
+    Block-causal models have no refreshes. They compute the open block and the one before it, and prompts in parts.
     """
     max_model_len = choose_max_model_len(config, spec)
-    block = min(DiffusionParams().block_length + spec.shift, max_model_len)
-    least = max_model_len + config.max_running_requests * block
+    block = min(block_length(DiffusionParams(), spec) + spec.shift, max_model_len)
+    running = config.max_running_requests
+    if spec.is_block_causal:
+        least, what = 2 * block * running, f"two blocks, {2 * block} rows,"
+    else:
+        least = max_model_len + running * block
+        what = f"a refresh of max_model_len, {max_model_len} rows, and beside it a block's {block}"
     max_batch_rows = config.max_batch_rows or max(MIN_BATCH_ROWS, least)
     if max_batch_rows < least:
         raise ConfigError(
-            f"max_batch_rows is {max_batch_rows}: it must hold a refresh of max_model_len, {max_model_len} rows, and "
-            f"beside it a block's {block} for each of max_running_requests, {config.max_running_requests}: at least "
-            f"{least}; leave it out, or lower one of the others"
+            f"max_batch_rows is {max_batch_rows}: it must hold {what} for each of max_running_requests, {running}: "
+            f"at least {least}; leave it out, or lower one of the others"
         )
     return max_batch_rows
 

@@ -47,15 +47,17 @@ def prepare(
     *,
     mask_id: int,
     page_size: int,
+    dump: int,
     device: torch.device,
     graphs: Graphs | None = None,
 ) -> PreparedStep:
     """Host work only, but for the copy to the device, which it does not wait for. `needs` are of each plan's policy.
 
-    A batch that one of the `graphs` takes goes through the smallest of them.
+    `dump` is the slot of the pool that no row reads. A batch that one of the `graphs` takes goes through the smallest
+    of them.
     """
     upload = Upload(device)
-    flat = lay_out(plans, page_size)
+    flat = lay_out(plans, page_size, dump)
     graph = graphs.taking(flat) if graphs else None
     batch = graph.add(flat, upload) if graph else flat.add_to(upload)
     scoring = Scoring(plans, mask_id, needs, upload)

@@ -93,6 +93,7 @@ def _try(runner: Runner, scheduler: Scheduler, spec: ModelSpec) -> None:
             needs(plans),
             mask_id=spec.mask_id,
             page_size=page_size,
+            dump=runner.pool.dump,
             device=runner.device,
             graphs=runner.graphs,
         )
@@ -123,7 +124,7 @@ def _plain(canvas: int) -> Submission:
         request_id="warm-up",
         prompt_ids=(),
         sampling=SamplingParams(max_tokens=canvas),
-        diffusion=DiffusionParams(cache="none", unmask="threshold", block_length=canvas),
+        diffusion=DiffusionParams(unmask="threshold", block_length=canvas),
     )
 
 
@@ -135,7 +136,7 @@ def _costly(canvas: int) -> Submission:
         sampling=SamplingParams(
             max_tokens=canvas, temperature=0.8, top_p=0.9, repetition_penalty=1.2, logprobs=MAX_LOGPROBS
         ),
-        diffusion=DiffusionParams(cache="none", unmask="entropy", block_length=canvas),
+        diffusion=DiffusionParams(unmask="entropy", block_length=canvas),
     )
 
 

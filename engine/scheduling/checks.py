@@ -11,16 +11,16 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
-from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.params import MAX_BLOCK, DiffusionParams, SamplingParams, block_length, resolved
 from engine.core.ranges import Ge, Gt, Le, Lt
-from engine.core.request import Submission, count_blocks, positions_to_fill
+from engine.core.request import Submission, count_blocks, first_block_start, positions_to_fill
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS
 
 Constraint = Ge | Gt | Le | Lt
 
 
-def check(submission: Submission, spec: ModelSpec) -> None:
+def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLOCK) -> None:
     """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
     _check_prompt(submission.prompt_ids, spec)
     _check_holes(submission, spec)
@@ -30,12 +30,14 @@ def check(submission: Submission, spec: ModelSpec) -> None:
     _check_ranges(submission.diffusion, _DIFFUSION_RANGES, "diffusion.")
     for name, choices in _DIFFUSION_CHOICES.items():
         _check_name(f"diffusion.{name}", getattr(submission.diffusion, name), choices)
-    _check_name("diffusion.cache", submission.diffusion.cache, CACHES)
-    _check_cache(submission.diffusion.cache, spec)
+    _check_name("diffusion.cache", submission.diffusion.cache, ("auto", *CACHES))
+    _check_cache(resolved(submission.diffusion, spec).cache, spec)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
+    _check_unmask(submission.diffusion.unmask, spec)
+    _check_block(submission.diffusion, spec, max_batch_rows)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
-    _check_steps(submission, spec.max_model_len)
+    _check_steps(submission, spec)
 
 
 def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
@@ -87,12 +89,45 @@ def _check_cache(cache: str, spec: ModelSpec) -> None:
     if CACHES[cache].fits(spec):
         return
     fitting = ", ".join(name for name, policy in CACHES.items() if policy.fits(spec)) or "none that this engine has"
-    attention = "attends in both directions" if spec.attention == "full" else "is block-causal"
+    attention = "is block-causal" if spec.is_block_causal else "attends in both directions"
     raise InvalidRequest(
         f"diffusion.cache is {cache!r}, which does not fit the model: it {attention} ({spec.family}). "
         f"Caches that fit it: {fitting}.",
         "diffusion.cache",
     )
+
+
+def _check_unmask(unmask: str, spec: ModelSpec) -> None:
+    if not spec.is_block_causal or not UNMASKS[unmask].cuts_canvas:
+        return
+    fitting = ", ".join(name for name, policy in UNMASKS.items() if not policy.cuts_canvas)
+    raise InvalidRequest(
+        f"diffusion.unmask is {unmask!r}, which sets the length of blocks itself; the model is block-causal "
+        f"({spec.family}), and its blocks have one length. Policies that fit it: {fitting}.",
+        "diffusion.unmask",
+    )
+
+
+def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: int) -> None:
+    sub_block, length = diffusion.sub_block_length, block_length(diffusion, spec)
+    if spec.is_block_causal and length > max_batch_rows:
+        raise InvalidRequest(
+            f"diffusion.block_length is {length}; this engine computes at most {max_batch_rows} positions at once.",
+            "diffusion.block_length",
+        )
+    if sub_block is None:
+        return
+    if not spec.is_block_causal:
+        raise InvalidRequest(
+            f"diffusion.sub_block_length is {sub_block}; it is for block-causal models, and this one attends in both "
+            f"directions ({spec.family}).",
+            "diffusion.sub_block_length",
+        )
+    if length % sub_block:
+        raise InvalidRequest(
+            f"diffusion.sub_block_length is {sub_block}, which does not divide the block's {length} tokens.",
+            "diffusion.sub_block_length",
+        )
 
 
 def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
@@ -126,11 +161,12 @@ def _check_holes(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"The holes are {total} tokens long together, but max_tokens is {max_tokens}.", "prompt")
 
 
-def _check_steps(submission: Submission, max_model_len: int) -> None:
+def _check_steps(submission: Submission, spec: ModelSpec) -> None:
     steps = submission.diffusion.steps
     if steps is None:
         return
-    blocks = count_blocks(positions_to_fill(submission, max_model_len), submission.diffusion.block_length)
+    answer, length = positions_to_fill(submission, spec), block_length(submission.diffusion, spec)
+    blocks = count_blocks(answer, first_block_start(int(answer[0]), length, spec), length)
     if steps < blocks:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",

@@ -1,4 +1,7 @@
-"""Which KV pages are free. Hands out page numbers; knows nothing of requests, tensors or what a page holds.
+"""The KV pages: which are free, which are held by how many requests, which may be shared and under which key.
+
+Hands out page numbers; knows nothing of requests, tensors or what a page holds. A page with a key stays in the pool
+when nobody holds it any more, until its room is needed: the one that was held least recently goes first.
 
 Attention reads keys and values in place if the pages of a page table are neighbours. So the pages right behind a
 table's last one are taken first, then the lowest run that is long enough, and scattered pages only if there is no such
@@ -18,15 +21,27 @@ class PagePool:
     def __init__(self, num_pages: int, page_size: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self._free = np.ones(num_pages, dtype=np.bool_)
+        self._holders = np.zeros(num_pages, np.int64)
+        self._empty = np.ones(num_pages, dtype=np.bool_)
+        """Pages that nobody holds and that have no key."""
+        self._page_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._idle: dict[int, None] = {}
+        """Pages with a key that nobody holds, in the order in which they were given back."""
 
     @property
     def num_free(self) -> int:
-        return int(self._free.sum())
+        """Pages that nobody holds."""
+        return int(np.count_nonzero(self._holders == 0))
 
     @property
     def num_used(self) -> int:
         return self.num_pages - self.num_free
+
+    @property
+    def num_kept(self) -> int:
+        """Free pages that still hold what may be shared."""
+        return len(self._idle)
 
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""
@@ -36,14 +51,16 @@ class PagePool:
         """Takes `count` free pages, ascending, to append to the page table `table`; None if too few are free.
 
         They are the pages right behind the table's last one if these are free, else neighbours of each other if
-        possible.
+        possible. Pages that hold what may be shared are only taken where there are too few others.
         """
-        free = np.flatnonzero(self._free)
-        if len(free) < count:
+        if self.num_free < count:
             return None
+        while np.count_nonzero(self._empty) < count:
+            self._forget(next(iter(self._idle)))
+        free = np.flatnonzero(self._empty)
         first = self._first(free, count, table)
         pages = free[first : first + count]
-        self._free[pages] = False
+        self._empty[pages], self._holders[pages] = False, 1
         return tuple(int(page) for page in pages)
 
     @staticmethod
@@ -59,12 +76,49 @@ class PagePool:
         return int(runs[0]) if len(runs) else 0
 
     def release(self, pages: Iterable[int]) -> None:
-        """Marks pages as free."""
+        """Gives pages back, each for one of its holders."""
         for page in pages:
-            assert not self._free[page], f"page {page} is released twice; this is a bug"
-            self._free[page] = True
+            assert self._holders[page], f"page {page} is released twice; this is a bug"
+            self._holders[page] -= 1
+            if not self._holders[page]:
+                if page in self._key_of:
+                    self._idle[page] = None
+                else:
+                    self._empty[page] = True
+
+    def publish(self, page: int, key: bytes) -> None:
+        """Lets others adopt a page that is held and will not be written any more. The first page of a key stays it."""
+        assert self._holders[page], f"page {page} is published by nobody; this is a bug"
+        if key not in self._page_of and page not in self._key_of:
+            self._page_of[key], self._key_of[page] = page, key
+
+    def adopt(self, key: bytes) -> int | None:
+        """Takes the page with this key for one holder more; None if there is none."""
+        if (page := self._page_of.get(key)) is not None:
+            self._holders[page] += 1
+            self._idle.pop(page, None)
+        return page
+
+    def has(self, key: bytes) -> bool:
+        """Whether `adopt` would find a page."""
+        return key in self._page_of
+
+    def withdraw(self, pages: Iterable[int]) -> tuple[int, ...]:
+        """Keeps anybody from adopting these pages from now on. Returns those that have a single holder."""
+        alone = tuple(page for page in pages if self._holders[page] == 1)
+        for page in pages:
+            self._forget(page)
+        return alone
 
     def slots(self, pages: tuple[int, ...], num_tokens: int) -> Ids:
         """[num_tokens] the slots of the first positions of a page table."""
         slots = np.asarray(pages, np.int64)[:, None] * self.page_size + np.arange(self.page_size)
         return slots.reshape(-1)[:num_tokens]
+
+    def _forget(self, page: int) -> None:
+        """Takes a page's key away. If nobody holds it, it is empty then."""
+        if (key := self._key_of.pop(page, None)) is not None:
+            del self._page_of[key]
+        if page in self._idle:
+            del self._idle[page]
+            self._empty[page] = True

@@ -1,7 +1,7 @@
-"""Which requests run, with which rows: admission by pages, a row budget per step, writing back a step's outcome.
+"""Which requests run, with which rows: admission, a row budget per step, writing back a step's outcome.
 
 The only writer of `Request`. Sees plans and host arrays, never tensors. A request's cache policy decides which rows it
-wants.
+wants, `residency` which pages it holds.
 """
 
 import time
@@ -14,10 +14,10 @@ import numpy as np
 from engine.cache.policies import CACHES
 from engine.core.output import FinishReason, Output
 from engine.core.plan import Choice, StepPlan
-from engine.core.request import Block, Request
+from engine.core.request import Block, Ids, Request
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
-from engine.scheduling.safe_state import Claim, is_safe
+from engine.scheduling.residency import Residency
 from engine.unmask.policies import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
@@ -30,32 +30,36 @@ SPARING_STEPS = 256
 class Scheduler:
     """Continuous batching: a request joins and leaves at any step.
 
-    Requests are admitted in order of arrival and take pages as their blocks open, as long as the state stays safe
-    (`safe_state`), so that none is ever preempted. While a running request waits for pages, none is admitted. Each step
-    takes as many plans as the row budget holds, smallest first: so the blocks of short requests share a forward with
-    the refreshes of long ones. Every `OLDEST_FIRST_EVERY` steps it takes the oldest first, so that large plans do not
-    starve.
+    Requests are admitted in order of arrival and take pages as their blocks open (`Residency`). While a running request
+    waits for pages, none is admitted. Each step takes as many plans as the row budget holds, smallest first: so the
+    blocks of short requests share a forward with the refreshes of long ones. Every `OLDEST_FIRST_EVERY` steps it takes
+    the oldest first, so that large plans do not starve. Rows that are left go to a part of a plan that can be cut.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int) -> None:
+    def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int, shares_prefixes: bool = False) -> None:
         self.pool = pool
         self.max_batch_rows = max_batch_rows
         self.max_running = max_running
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         """Those passed over longest come first."""
+        self.residency = Residency(pool, shares_prefixes=shares_prefixes)
         self.num_stalled = 0
         """Running requests that had to wait for pages of their open block in the last step."""
+        self.num_preemptions = 0
+        """How often a request had to give its pages back."""
         self.faults = Faults()
         """Faults of requests whose policies raised. The caller takes them and aborts these requests."""
-        self._step = 0
+        self._step = self._arrivals = 0
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
     def add(self, request: Request) -> None:
         """Queues a request and opens its first block. `Engine` checks that it fits an empty pool and the row budget."""
+        self._arrivals += 1
+        request.arrival = self._arrivals
         self.waiting.append(request)
         with self.faults.of(request):
-            _open_block(request, 0, request.answer_start)
+            _open_block(request, 0, request.first_block_start)
 
     def abort(self, request_id: str, reason: FinishReason) -> Output | None:
         """Ends a request now and frees its pages. Returns its last output, or None if it is not queued or running."""
@@ -63,7 +67,7 @@ class Scheduler:
             for request in queue:
                 if request.id == request_id:
                     queue.remove(request)
-                    self.pool.release(request.pages)
+                    self.residency.leave(request)
                     return _output(request, (), reason)
         return None
 
@@ -74,24 +78,20 @@ class Scheduler:
 
     def schedule(self) -> list[StepPlan]:
         """Admits what fits and returns this step's plans: at least one if there is any request without a fault."""
-        ready = [request for request in self.running if self._take_pages(request)]
-        self.num_stalled = len(self.running) - len(ready)
-        if not self.num_stalled:
-            ready += self._admit()
+        stalled = self._grow()
+        self.num_stalled = len(stalled)
+        if not stalled:
+            self._admit()
         plans: list[StepPlan] = []
-        for request in ready:
-            if request not in self.faults:
+        for request in self.running:
+            if request not in self.faults and request not in stalled:
                 with self.faults.of(request):
+                    self.residency.catch_up(request)
                     plans.append(CACHES[request.diffusion.cache].plan(request))
         self._step += 1
         if self._step % OLDEST_FIRST_EVERY:
             plans.sort(key=lambda plan: len(plan.rows))
-        chosen: list[StepPlan] = []
-        rows = 0
-        for plan in plans:
-            if not chosen or rows + len(plan.rows) <= self._row_budget:
-                chosen.append(plan)
-                rows += len(plan.rows)
+        chosen = self._within_budget(self.residency.without_repeats(plans))
         served = {plan.request.id for plan in chosen}
         self.running.sort(key=lambda request: request.id in served)
         return chosen
@@ -103,48 +103,73 @@ class Scheduler:
             request = choice.plan.request
             with self.faults.of(request):
                 _write(choice)
+                self.residency.share(request)
                 if output := self._close_block(request):
                     outputs.append(output)
         return outputs
+
+    def withdraw(self, request: Request) -> Ids:
+        """Keeps anybody from adopting pages of a request at fault. Returns the slots that only it holds."""
+        return self.residency.withdraw(request)
 
     @property
     def _row_budget(self) -> int:
         return self._lowered_rows if self._step <= self._lowered_until else self.max_batch_rows
 
-    def _admit(self) -> list[Request]:
-        """Moves waiting requests that fit to `running`, in order of arrival, and returns them."""
-        admitted: list[Request] = []
-        while self.waiting and len(self.running) < self.max_running and self._take_pages(self.waiting[0]):
-            request = self.waiting.popleft()
-            request.admitted_at = time.monotonic()
+    def _within_budget(self, plans: Sequence[StepPlan]) -> list[StepPlan]:
+        """The plans that fit, in order, and parts of others in the rows that these leave; always at least one."""
+        chosen: list[StepPlan] = []
+        rows, budget = 0, self._row_budget
+        for plan in plans:
+            taken: StepPlan | None = plan
+            if rows + len(plan.rows) > budget:
+                taken = CACHES[plan.request.diffusion.cache].cut(plan, budget - rows) or (None if chosen else plan)
+            if taken:
+                chosen.append(taken)
+                rows += len(taken.rows)
+        return chosen
+
+    def _grow(self) -> list[Request]:
+        """Takes the pages that open blocks lack, for the oldest requests first. Returns requests that get none now."""
+        lacking = [request for request in self.running if self.residency.lacks(request)]
+        stalled = []
+        for request in sorted(lacking, key=lambda request: request.arrival):
+            if request not in self.running:
+                continue  # it has just been preempted
+            while not self.residency.grow(request, self.running):
+                if (victim := self._youngest_after(request)) is None:
+                    stalled.append(request)
+                    break
+                self._preempt(victim)
+        return stalled
+
+    def _youngest_after(self, request: Request) -> Request | None:
+        """The last running request that came after this one and can resume as if it had never stopped."""
+        younger = (
+            other
+            for other in self.running
+            if other.arrival > request.arrival and other.spec.is_block_causal and not other.block.step
+        )
+        return max(younger, key=lambda other: other.arrival, default=None)
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the queue, with its tokens and without its pages."""
+        self.num_preemptions += 1
+        self.running.remove(request)
+        self.residency.leave(request)
+        request.is_preempted = True
+        self.waiting = deque(sorted((request, *self.waiting), key=lambda waiting: waiting.arrival))
+
+    def _admit(self) -> None:
+        """Moves waiting requests that fit to `running`, in order of arrival."""
+        while self.waiting and len(self.running) < self.max_running:
+            request = self.waiting[0]
+            if not self.residency.enter(request, self.running):
+                return
+            self.waiting.popleft()
+            if request.admitted_at is None:
+                request.admitted_at = time.monotonic()
             self.running.append(request)
-            admitted.append(request)
-        return admitted
-
-    def _take_pages(self, request: Request) -> bool:
-        """Takes the pages that its visible positions lack, if that is safe; returns whether all have a slot."""
-        pool = self.pool
-        count = pool.pages_for(request.block.visible_end) - len(request.pages)
-        if count <= 0:
-            return True
-        if count > pool.num_free or not self._can_spare(count, request):
-            return False
-        pages = pool.allocate(count, request.pages)
-        assert pages is not None, "fewer free pages than counted; this is a bug"
-        request.pages += pages
-        request.slots = pool.slots(request.pages, len(request.pages) * pool.page_size)
-        return True
-
-    def _can_spare(self, count: int, taker: Request) -> bool:
-        """Whether all running requests and the taker could end one after the other if it took `count` pages more."""
-        pool = self.pool
-        claims = [self._claim(request) for request in self.running if request is not taker]
-        held, missing = self._claim(taker)
-        return is_safe(pool.num_free - count, [*claims, Claim(held + count, missing - count)])
-
-    def _claim(self, request: Request) -> Claim:
-        held = len(request.pages)
-        return Claim(held, self.pool.pages_for(request.canvas_end) - held)
 
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
@@ -167,7 +192,7 @@ class Scheduler:
             _open_block(request, block.index + 1, block.end)
         else:
             self.running.remove(request)
-            self.pool.release(request.pages)
+            self.residency.leave(request)
         return output
 
 
@@ -194,12 +219,21 @@ def _open_block(request: Request, index: int, start: int) -> None:
 def _write(choice: Choice) -> None:
     plan, scores, chosen, _ = choice
     request, positions = plan.request, plan.targets[chosen]
+    request.forwards += 1
+    request.rows_computed += len(plan.rows)
+    block, computed = request.block, int(plan.rows[-1]) + 1
+    block.is_computed |= computed >= block.end
+    if request.spec.is_block_causal:
+        # What was computed in the open block held masks. All before it is final, in the order in which it is computed.
+        request.committed = max(request.committed, min(computed, block.start))
+        request.is_prefilled |= request.committed == block.start
+    if not len(plan.targets):
+        return
     assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
-    request.block.step += 1
-    request.forwards += 1
-    request.rows_computed += len(plan.rows)
+    block.step += 1
+    request.decoding_steps += 1
     _record(choice)
     if scores.logprobs is not None:
         request.logprobs.update(zip(positions.tolist(), scores.logprobs.of(chosen), strict=True))

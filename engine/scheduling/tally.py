@@ -51,7 +51,7 @@ class DecodingStats:
     """One reading of the counters since the engine's start. The defaults are the values before the first step."""
 
     denoising_steps: int = 0
-    """Steps of requests: a forward counts once for each request in it."""
+    """Steps of requests that decoded tokens: a forward counts once for each request in it."""
     tokens_decoded: int = 0
     """Masks turned into tokens, discarded tokens included."""
     tokens_forced: int = 0
@@ -150,24 +150,26 @@ class Tally:
             return
         gains = [int(np.count_nonzero(choice.chosen)) for choice in choices]
         rows = [len(choice.plan.rows) for choice in choices]
-        in_block = needed = full = open_positions = prompts = 0
+        in_block = needed = full = open_positions = prompts = denoising_steps = 0
         for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
             plan = choice.plan
             request = plan.request
             block = request.block
-            end = block.visible_end
+            end = int(plan.horizons[-1])
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)
-            open_positions += block.end - block.start
+            if decodes := bool(len(plan.targets)):
+                open_positions += block.end - block.start
+            denoising_steps += decodes
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
                 prompts += request.num_prompt_tokens
             account.decoded += gain
-            account.steps += 1
+            account.steps += decodes
             account.block_length = block.end - block.start
         counts, num_rows = self._counts, sum(rows)
-        counts["denoising_steps"] += len(choices)
+        counts["denoising_steps"] += denoising_steps
         counts["tokens_decoded"] += sum(gains)
         counts["tokens_forced"] += sum(choice.is_forced for choice in choices)
         counts["cache_lookups"] += needed
@@ -177,7 +179,7 @@ class Tally:
         self._rows[RowKind.BLOCK] += in_block
         self._rows[RowKind.REFRESH] += num_rows - in_block
         self._confidence.add(np.concatenate([choice.scores.confidence[choice.chosen] for choice in choices]))
-        self._tokens_per_forward.add(gains)
+        self._tokens_per_forward.add([gain for gain in gains if gain])
         self._batch_requests.add([len(choices)])
         self._batch_rows.add([num_rows])
         self._step_tokens.add([sum(gains) + prompts])

@@ -45,7 +45,7 @@ def parameters(plans: Sequence[StepPlan]) -> Parameters:
     records = np.empty(len(plans), _RECORD)
     for name in ("seed", "temperature", "top_p", "top_k", "min_p"):
         records[name] = [getattr(plan.request.sampling, name) for plan in plans]
-    records["step"] = [plan.request.forwards for plan in plans]
+    records["step"] = [plan.request.decoding_steps for plan in plans]
     records = np.repeat(records, counts)
     records["position"] = np.concatenate([plan.targets for plan in plans])
     return records

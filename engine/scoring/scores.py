@@ -40,7 +40,7 @@ class Scoring:
 
     def __init__(self, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs], upload: Upload) -> None:
         """`needs` has what each plan's policy needs."""
-        self._plans, self._mask_id, self._needs = plans, mask_id, needs
+        self._plans, self._mask_id, self._needs, self._device = plans, mask_id, needs, upload.device
         # Plain plans go apart: what a request's targets go through then depends on that request alone.
         self._is_plain = [_is_plain(plan, need) for plan, need in zip(plans, needs, strict=True)]
         counts = [len(plan.targets) for plan in plans]
@@ -67,7 +67,9 @@ class Scoring:
 
     def read(self, launched: "Launched") -> list[Scores]:
         """One `Scores` for each plan. Waits for the device."""
-        host = _to_host([column for group in launched for column in group])
+        columns = [column for group in launched for column in group]
+        # Without any target, a number of no meaning: the step still ends when the device has computed it.
+        host = _to_host(columns or [[torch.zeros(1, device=self._device)]])
         first, last = len(launched.plain), len(launched.plain) + len(launched.others)
         return list(self._split(host[:first], host[first:last], host[last:]))
 
@@ -93,6 +95,9 @@ class Scoring:
         logprobs = iter(received(columns.pop(), asked) if self._num_top is not None else [None] * len(asked))
         firsts = {True: 0, False: 0}
         for plan, need, is_plain in zip(self._plans, self._needs, self._is_plain, strict=True):
+            if not len(plan.targets):
+                yield Scores(plan.targets, plan.targets, np.empty(0))
+                continue
             first = firsts[is_plain]
             some = slice(first, first + len(plan.targets))
             firsts[is_plain] = some.stop
@@ -110,8 +115,10 @@ class Scoring:
 
 
 def _is_plain(plan: StepPlan, need: Needs) -> bool:
-    """Whether the best tokens and their log-odds are all that is asked of the plan's logits."""
+    """Whether the best tokens and their log-odds are all that is asked of the plan's logits, if anything is."""
     sampling = plan.request.sampling
+    if not len(plan.targets):
+        return True
     return need == Needs() and not sampling.temperature and sampling.logprobs is None and not is_edited(sampling)
 
 

@@ -57,7 +57,7 @@ def _threshold(request: Request) -> float:
 def _steps(request: Request) -> int:
     """Steps over which the open block's threshold falls, fixed when it opened."""
     params, block = request.diffusion, request.block
-    before = request.history.mean_confidence[: request.forwards - block.step]
+    before = request.history.mean_confidence[: request.decoding_steps - block.step]
     if not before:
         return params.initial_steps
     steps = params.initial_steps + int((params.max_steps - params.initial_steps) * (1 - _mean(before[-2:])))

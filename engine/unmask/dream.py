@@ -59,7 +59,7 @@ class Dream(UnmaskPolicy):
         schedule = dream_schedule(block.num_masked, steps, diffusion.eps)
         certainty = self._certainty(diffusion.alg, scores)
         if diffusion.alg_temp:
-            noise = uniform(request.sampling.seed, scores.positions, request.forwards)
+            noise = uniform(request.sampling.seed, scores.positions, request.decoding_steps)
             certainty = certainty / diffusion.alg_temp - np.log(-np.log(noise))
         return top(certainty, int(schedule[min(block.step, len(schedule) - 1)]))
 

@@ -16,6 +16,7 @@ from engine.core.request import Floats, Mask, Request, Submission
 from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream
+from engine.unmask.sdar import EntropyBounded, LowConfidenceDynamic, LowConfidenceStatic, Sequential, is_confident
 
 
 def scheduled_tokens(request: Request) -> int:
@@ -44,18 +45,21 @@ class Random(UnmaskPolicy):
     """As many as LLaDA's schedule says, anywhere in the block (its `random` remasking)."""
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        order = uniform(request.sampling.seed, scores.positions, request.forwards)
+        order = uniform(request.sampling.seed, scores.positions, request.decoding_steps)
         return top(order, scheduled_tokens(request))
 
 
 class Threshold(UnmaskPolicy):
-    """All targets whose confidence reaches the threshold, and the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1)."""
+    """All targets whose confidence reaches the threshold, and the best (Fast-dLLM, arXiv 2505.22618, Algorithm 1).
+
+    Block-causal models say themselves whether reaching it is enough (`ModelSpec.strict_threshold`).
+    """
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        return top(scores.log_odds, 1) | (scores.confidence >= request.diffusion.threshold)
+        return top(scores.log_odds, 1) | is_confident(request, scores)
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
-        return bool((scores.confidence < request.diffusion.threshold).all())
+        return not is_confident(request, scores).any()
 
 
 class Factor(UnmaskPolicy):
@@ -144,6 +148,10 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "entropy_bound": EntropyBound(),
     "certainty": Certainty(),
     "certainty_threshold": CertaintyThreshold(),
+    "sequential": Sequential(),
+    "low_confidence_static": LowConfidenceStatic(),
+    "low_confidence_dynamic": LowConfidenceDynamic(),
+    "entropy_bounded": EntropyBounded(),
 }
 
 
@@ -167,6 +175,8 @@ def select(plan: StepPlan, scores: Scores) -> Mask:
     """bool [targets] that the request's unmask policy selects, of the open block's targets only."""
     request, count = plan.request, plan.num_open
     chosen = np.zeros(len(plan.targets), dtype=np.bool_)
+    if not count:
+        return chosen
     chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
     return hold_back(request, scores, chosen) if request.sampling.bad_words else chosen
 

@@ -173,6 +173,7 @@ class FakeCuda:
             max_batch_rows=requests * spec.max_model_len,
             max_running_requests=requests,
             max_queued_requests=requests,
+            shares_prefixes=spec.is_block_causal,
         )
         return Engine(runner, info)
 

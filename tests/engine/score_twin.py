@@ -27,7 +27,7 @@ def plan(num_targets=8, decoded=(), forwards=0, **sampling):
     submission = Submission(request_id="r", prompt_ids=PROMPT, sampling=sampling, diffusion=diffusion)
     check(submission, SPEC)
     request = Request.new(submission, SPEC)
-    request.forwards = forwards
+    request.decoding_steps = forwards
     for offset, token in decoded:
         request.ids[len(PROMPT) + offset], request.masked[len(PROMPT) + offset] = token, False
         request.history.tokens.append(token)

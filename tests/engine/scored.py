@@ -41,6 +41,6 @@ def score(logits, plans, mask_id, needs=(), importance=()):
 def build(plans, device, page_size):
     """The batch of these plans on the device."""
     upload = Upload(device)
-    batch = lay_out(plans, page_size).add_to(upload)
+    batch = lay_out(plans, page_size, dump=0).add_to(upload)
     upload.send()
     return batch()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import engine.scoring.edits
-from engine import CACHES, UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.core.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
 from engine.core.plan import StepPlan
 from engine.core.ranges import Ge, Le
@@ -26,6 +26,7 @@ from engine.scoring.edits import edits
 from engine.unmask.dream import dream_schedule
 from engine.unmask.policies import effective, needs
 from tests.engine.scored import build, score
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 CONTEXT, PROMPT, VOCAB = 4096, 64, 1100
 ROOM = CONTEXT - PROMPT
@@ -59,10 +60,12 @@ SAMPLING = {
     "logprobs": [0, 20],
 }
 DIFFUSION = {
-    "cache": sorted(CACHES),
+    "cache": FULL_ATTENTION_CACHES,
     "unmask": sorted(UNMASKS),
     "block_length": [1, MAX_BLOCK],
+    "sub_block_length": [None],  # for block-causal models alone
     "steps": [1, MAX_STEPS],
+    "denoising_steps": [1, MAX_STEPS],
     "threshold": [0, 1],
     "factor": [1e-300, 1e300],
     "gamma": [0, 1e300],
@@ -86,6 +89,7 @@ DIFFUSION = {
 }
 BESIDE = {
     "steps": {"unmask": "dream"},
+    "denoising_steps": {"unmask": "low_confidence_dynamic"},
     "factor": {"unmask": "factor"},
     "gamma": {"unmask": "entropy_bound"},
     "alg": {"unmask": "dream", "steps": MAX_STEPS},

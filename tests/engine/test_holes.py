@@ -16,7 +16,7 @@ from engine import (
 )
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
-from engine.core.plan import CachePolicy, Scores
+from engine.core.plan import Scores
 from engine.core.request import Request
 from engine.scheduling.checks import check
 from engine.unmask.policies import UNMASKS
@@ -135,12 +135,7 @@ def test_steps_are_at_least_as_many_as_blocks_with_masks(engine, submission):
     assert caught.value.param == "diffusion.steps"
 
 
-def test_a_block_causal_model_says_why_not(monkeypatch):
-    class BlockCausal(CachePolicy):
-        def fits(self, spec):
-            return spec.attention == "block_causal"
-
-    monkeypatch.setitem(CACHES, "block", BlockCausal())
+def test_a_block_causal_model_says_why_not():
     spec = ModelSpec(
         family="sdar",
         vocab_size=300,

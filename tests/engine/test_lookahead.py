@@ -8,9 +8,9 @@ import pytest
 
 from engine import EngineConfig, load
 from engine.bench.reference import fixed, threshold
-from engine.cache.policies import CACHES
 from engine.core.request import Block
 from engine.unmask.policies import UNMASKS
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 from .visible_twin import decode
 
@@ -60,7 +60,7 @@ def test_a_lookahead_that_covers_the_canvas_changes_nothing(tiny, submission, ru
             "current_k": 8,
             "seed": 3,
         }
-        for cache, unmask in product(CACHES, UNMASKS)
+        for cache, unmask in product(FULL_ATTENTION_CACHES, UNMASKS)
     ]
     whole, covered, vast = (
         run(tiny, *(submission(number, **row, lookahead=some) for number, row in enumerate(rows)))
@@ -140,7 +140,7 @@ def test_d2_looks_no_farther_and_computes_what_becomes_visible(engine, submissio
     assert seen == 67
 
 
-@pytest.mark.parametrize("cache", sorted(CACHES))
+@pytest.mark.parametrize("cache", FULL_ATTENTION_CACHES)
 def test_text_behind_a_hole_is_always_visible(engine, submission, run, cache):
     """Holes before known text see all of the canvas; a hole at its end is an answer like any other."""
     inner = {"prompt": list(range(20, 40)), "holes": [(4, 12), (9, 20)], "gen_length": 32, "block_length": 8}
@@ -161,7 +161,7 @@ def test_mixed_lookaheads_on_a_pool_of_two_canvases(fixture, request, tiny, subm
             number,
             prompt=[rng.randrange(256) for _ in range(rng.randrange(3, 60))],
             gen_length=rng.choice((32, 64, 96)),
-            cache=rng.choice(sorted(CACHES)),
+            cache=rng.choice(FULL_ATTENTION_CACHES),
             threshold=0.6,
             block_length=rng.choice((8, 16)),
             lookahead=rng.choice((None, 0, 8, 24)),

@@ -10,7 +10,7 @@ import torch
 
 from engine import UNMASKS, DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
 from engine.bench.reference import DenseContext
-from engine.cache.policies import CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 from .faulty import outputs as answers
 
@@ -49,7 +49,7 @@ EDITS = [
 def test_a_request_is_itself_among_others_of_every_policy_temperature_and_edit(engine):
     """Every pair of policies; eight requests at a time, in random order, with and without log-probabilities."""
     rng = random.Random(4)
-    pairs = [(cache, unmask) for cache in sorted(CACHES) for unmask in sorted(UNMASKS)]
+    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)]
     asked = []
     for number, (cache, unmask) in enumerate(pairs):
         prompt = [rng.randrange(260) for _ in range(rng.randint(1, 30))]
@@ -167,9 +167,11 @@ def test_min_tokens_holds(engine, unmask):
     """A model that wants to end at once may do so behind them, and there it does."""
     eos, *_ = ends = sorted(engine.info.spec.eos_ids)
     asked = {"logit_bias": ((eos, 100.0), (8, 90.0)), "unmask": unmask, "stop_ids": frozenset({8})}
-    for [at_once] in answers(engine, *(ask(cache, cache=cache, **asked) for cache in CACHES)).values():
+    for [at_once] in answers(engine, *(ask(cache, cache=cache, **asked) for cache in FULL_ATTENTION_CACHES)).values():
         assert (at_once.token_ids, at_once.finish_reason, at_once.stop_id) == ((), FinishReason.STOP, eos)
-    for outputs in answers(engine, *(ask(cache, cache=cache, min_tokens=21, **asked) for cache in CACHES)).values():
+    for outputs in answers(
+        engine, *(ask(cache, cache=cache, min_tokens=21, **asked) for cache in FULL_ATTENTION_CACHES)
+    ).values():
         assert len(tokens_of(outputs)) == 21
         assert {*ends, 8, MASK}.isdisjoint(tokens_of(outputs))
         assert (outputs[-1].finish_reason, outputs[-1].stop_id) == (FinishReason.STOP, eos)

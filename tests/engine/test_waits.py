@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from engine import CACHES, UNMASKS, EngineConfig, SamplingParams, load
+from engine import UNMASKS, EngineConfig, SamplingParams, load
 from engine.kernels import proposals
 from engine.kernels.transfer import fill
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 READS = {"item", "tolist", "numpy", "cpu", "nonzero", "unique", "masked_select", "__bool__", "__int__", "__float__"}
 """Of tensors: each needs their values on the host, or as many places as they turn out to take."""
@@ -49,7 +50,7 @@ class Waits(TorchFunctionMode):
 
 def everything(submission):
     """Each cache with each unmask policy, and all edits among them."""
-    pairs = [(cache, unmask) for cache in sorted(CACHES) for unmask in sorted(UNMASKS)]
+    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)]
     for number, (cache, unmask) in enumerate(pairs):
         asked = submission(number, prompt=[5] * (3 + number % 9), cache=cache, unmask=unmask, block_length=16)
         yield replace(asked, sampling=SamplingParams(max_tokens=32, seed=number, **EDITS[number % len(EDITS)]))

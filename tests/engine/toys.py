@@ -1,5 +1,6 @@
 """A model's geometry for tests that compute with one of their own."""
 
+from engine.cache.policies import CACHES
 from engine.models.layers import TransformerConfig
 
 TOY = TransformerConfig(
@@ -14,3 +15,6 @@ TOY = TransformerConfig(
     norm_eps=1e-5,
     rope_theta=1e4,
 )
+
+FULL_ATTENTION_CACHES = sorted(name for name in CACHES if name not in ("block", "sub_block"))
+"""Cache policies of models that attend in both directions."""

@@ -110,11 +110,15 @@ class FakeEngine:
             max_batch_rows=2048,
             max_running_requests=4,
             max_queued_requests=4,
+            shares_prefixes=False,
         )
         self.stats = EngineStats(
             running=2,
             waiting=3,
             stalled=1,
+            preemptions=0,
+            prompt_tokens_looked_up=0,
+            prompt_tokens_found=0,
             kv_pages_used=5,
             kv_pages_total=128,
             forwards=70,

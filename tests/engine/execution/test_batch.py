@@ -62,9 +62,9 @@ def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, mo
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
     lay_out = step.lay_out
 
-    def padded(plans, page_size):
-        flat = lay_out(plans, page_size)
-        return flat.padded(rows_of(len(flat.ids)), engine.runner.pool.dump)
+    def padded(plans, page_size, dump):
+        flat = lay_out(plans, page_size, dump)
+        return flat.padded(rows_of(len(flat.ids)), dump)
 
     monkeypatch.setattr(step, "lay_out", padded)
     rows = golden[::5]
@@ -75,7 +75,7 @@ def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, mo
 def test_tables_and_tiles_say_on_the_device_what_spans_say_on_the_host(engine):
     """For kernels that walk page tables: each row is in one tile of its own sequence, each page in its place."""
     requests = [placed(pages) for pages in ((1, 3, 2, 4), (7, 5, 6, 0))]
-    flat = lay_out([CACHES["none"].plan(request) for request in requests], 4)
+    flat = lay_out([CACHES["none"].plan(request) for request in requests], 4, 32)
     tiles, table = tiles_of(flat.spans, 6), _table(flat.spans, 4)
     assert tiles.tolist() == [[0, 6, 0], [6, 6, 0], [12, 4, 0], [16, 6, 1], [22, 6, 1], [28, 4, 1]]
     assert table.tolist() == [list(request.pages) for request in requests]

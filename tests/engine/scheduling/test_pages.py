@@ -64,3 +64,54 @@ def test_pages_are_conserved(num_pages, moves):
         elif held:
             pool.release(held.pop(count % len(held)))
         assert pool.num_free == num_pages - sum(map(len, held))
+
+
+def test_a_shared_page_is_free_when_its_last_holder_gives_it_back():
+    pool = PagePool(4, 8)
+    (page,) = pool.allocate(1)
+    pool.publish(page, b"key")
+    assert pool.adopt(b"key") == page
+    pool.release([page])
+    assert pool.num_used == 1
+    pool.release([page])
+    assert (pool.num_used, pool.num_kept) == (0, 1)
+    assert pool.adopt(b"key") == page, "it still holds what it held"
+    assert pool.adopt(b"other") is None
+
+
+def test_pages_that_may_be_shared_go_last_and_the_least_recently_held_first():
+    pool = PagePool(4, 8)
+    first, second, third = (pool.allocate(1)[0] for _ in range(3))
+    for page, key in ((first, b"1"), (second, b"2"), (third, b"3")):
+        pool.publish(page, key)
+    pool.release([second, first, third])
+    assert pool.allocate(1) == (3,)
+    assert [pool.has(key) for key in (b"1", b"2", b"3")] == [True] * 3
+    assert pool.allocate(1) == (second,)
+    assert [pool.has(key) for key in (b"1", b"2", b"3")] == [True, False, True]
+    pool.release([pool.adopt(b"1")])
+    assert pool.allocate(1) == (third,)
+    assert pool.allocate(2) is None
+
+
+def test_the_first_page_of_a_key_stays_it():
+    pool = PagePool(4, 8)
+    first, second = pool.allocate(2)
+    pool.publish(first, b"key")
+    pool.publish(second, b"key")
+    pool.release([first, second])
+    assert pool.num_kept == 1
+    assert pool.adopt(b"key") == first
+
+
+def test_a_withdrawn_page_is_adopted_by_nobody():
+    pool = PagePool(4, 8)
+    pages = pool.allocate(3)
+    for page in pages:
+        pool.publish(page, bytes([page]))
+    held = pool.adopt(bytes([pages[1]]))
+    assert pool.withdraw(pages) == (pages[0], pages[2]), "the other has a second holder"
+    assert [pool.adopt(bytes([page])) for page in pages] == [None] * 3
+    pool.release(pages)
+    pool.release([held])
+    assert (pool.num_free, pool.num_kept) == (4, 0)

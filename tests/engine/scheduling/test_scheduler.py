@@ -6,7 +6,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.output import FinishReason
 from engine.core.params import DiffusionParams, SamplingParams
@@ -16,6 +15,7 @@ from engine.scheduling.pages import PagePool
 from engine.scheduling.safe_state import Claim, is_safe
 from engine.scheduling.scheduler import SPARING_STEPS, Scheduler
 from engine.unmask.policies import UNMASKS, effective, select
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 LONGEST = 96
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
@@ -74,7 +74,7 @@ class Traffic(RuleBasedStateMachine):
         prompt_len=st.integers(1, 40),
         max_tokens=st.integers(1, 50),
         block_length=st.sampled_from([1, 3, 8, 32]),
-        cache=st.sampled_from(sorted(CACHES)),
+        cache=st.sampled_from(sorted(name for name, policy in FULL_ATTENTION_CACHES.items() if policy.fits(SPEC))),
         unmask=st.sampled_from(sorted(UNMASKS)),
         threshold=st.floats(0, 1),
         current_k=st.integers(1, 12),

@@ -110,7 +110,7 @@ def test_every_policy_holds_back(unmask):
         asked.history.tokens.extend(tokens[chosen].tolist())
         asked.history.mean_confidence.append(0.9)
         asked.block.step += 1
-        asked.forwards += 1
+        asked.decoding_steps += 1
         steps += 1
         assert not found((1, 2), canvas_of(asked))
     assert steps > 1

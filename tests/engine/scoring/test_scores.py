@@ -121,7 +121,7 @@ def test_seeds_and_steps_give_other_draws():
     first, second = plan(seed=1, temperature=1.0), plan(seed=2, temperature=1.0)
     a, b = score(torch.cat([logits, logits]), [first, second], MASK)
     assert a.tokens.tolist() != b.tokens.tolist()
-    first.request.forwards = 1
+    first.request.decoding_steps = 1
     [c] = score(logits.clone(), [first], MASK)
     assert a.tokens.tolist() != c.tokens.tolist()
     assert MASK not in {*a.tokens, *b.tokens, *c.tokens}

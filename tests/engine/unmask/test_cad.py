@@ -70,7 +70,7 @@ def opened(start, end, step, confidence, **diffusion):
         1, 2 + start, 2 + end, num_masked=end - start, fresh=0, visible_end=request.canvas_end, step=step
     )
     request.history.mean_confidence = list(confidence)
-    request.forwards = len(confidence)
+    request.decoding_steps = len(confidence)
     return request
 
 

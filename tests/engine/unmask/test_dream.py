@@ -161,7 +161,7 @@ def decode_by_chance(asked):
         yield targets[chosen]
         asked.masked[targets[chosen]] = False
         asked.block.step += 1
-        asked.forwards += 1
+        asked.decoding_steps += 1
 
 
 def test_origin_reveals_each_mask_with_the_probability_of_its_step():

@@ -1,0 +1,154 @@
+"""Which pages a request holds: as many as its visible positions need, some of them shared with others.
+
+Pages come as blocks open. Requests of models that attend in both directions are never preempted, because their keys and
+values depend on when they were computed: they get pages as long as the state stays safe (`safe_state`). Those of
+block-causal models get what is free, share final pages with requests that have the same tokens (`prefix`), and may lose
+all pages at the beginning of a block: what they compute again is the same. Writes the fields of `Request` that say
+where its keys and values are.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from engine.core.plan import StepPlan
+from engine.core.request import Ids, Request
+from engine.scheduling.pages import PagePool
+from engine.scheduling.prefix import final_pages, page_keys
+from engine.scheduling.safe_state import Claim, is_safe
+
+
+class Residency:
+    """The pages of all running requests."""
+
+    def __init__(self, pool: PagePool, *, shares_prefixes: bool) -> None:
+        self.pool = pool
+        self.shares_prefixes = shares_prefixes
+        self.num_looked_up = self.num_found = 0
+        """Prompt tokens of admitted requests, and those of them whose keys and values were there."""
+
+    def enter(self, request: Request, running: Sequence[Request]) -> bool:
+        """Gives a waiting request its first pages; returns whether there are enough."""
+        found = self._adopt(request)
+        if not self._leaves_room(request, running) or not self.grow(request, running):
+            self.leave(request)
+            return False
+        self._found(request, found)
+        self.num_looked_up += request.num_prompt_tokens if self.shares_prefixes and not request.is_preempted else 0
+        return True
+
+    def catch_up(self, request: Request) -> None:
+        """Takes over pages that others have computed since the request entered, instead of computing the same."""
+        if self.shares_prefixes and not request.is_prefilled:
+            self._found(request, self._adopt(request))
+
+    def leave(self, request: Request) -> None:
+        """Takes all pages from a request. It keeps its tokens, and may enter again."""
+        # The last page first: of pages with a key, those that most answers begin with stay longest.
+        self.pool.release(reversed(request.pages))
+        request.pages, request.slots = (), np.empty(0, np.int64)
+        request.committed = request.num_shared_pages = 0
+        request.is_prefilled = request.block.is_computed = False
+
+    def lacks(self, request: Request) -> bool:
+        """Whether positions are visible that have no slot."""
+        return len(request.slots) < request.block.visible_end
+
+    def grow(self, request: Request, running: Iterable[Request]) -> bool:
+        """Takes the pages that its visible positions lack, if that is possible; returns whether all have a slot."""
+        pool = self.pool
+        count = pool.pages_for(request.block.visible_end) - len(request.pages)
+        if count > 0:
+            if count > pool.num_free or not (request.spec.is_block_causal or self._can_spare(count, request, running)):
+                return False
+            pages = pool.allocate(count, request.pages)
+            assert pages is not None, "fewer free pages than counted; this is a bug"
+            request.pages += pages
+            self._place(request)
+        return True
+
+    def share(self, request: Request) -> None:
+        """Lets others adopt the pages that have become final."""
+        if not self.shares_prefixes:
+            return
+        first, count = request.num_shared_pages, final_pages(request, self.pool.page_size, request.committed)
+        if first < count:
+            keys = page_keys(request, self.pool.page_size, count)
+            for page, key in zip(request.pages[first:count], keys[first:], strict=True):
+                self.pool.publish(page, key)
+            request.num_shared_pages = count
+
+    def without_repeats(self, plans: Sequence[StepPlan]) -> list[StepPlan]:
+        """The plans without those whose first rows another one of them computes, for the same tokens.
+
+        In the next step, these find the other's pages.
+        """
+        if not self.shares_prefixes:
+            return list(plans)
+        kept, under_way = [], set[bytes]()
+        for plan in plans:
+            keys = self._keys_to_compute(plan.request)
+            if keys and keys[0] in under_way:
+                continue
+            under_way.update(keys)
+            kept.append(plan)
+        return kept
+
+    def withdraw(self, request: Request) -> Ids:
+        """Keeps anybody from adopting the request's pages. Returns the slots that only it holds."""
+        alone = self.pool.withdraw(request.pages)
+        return self.pool.slots(alone, len(alone) * self.pool.page_size)
+
+    def _adopt(self, request: Request) -> int:
+        """Takes over final pages in place of those that the request lacks or has not computed. Returns their number."""
+        if not self.shares_prefixes:
+            return 0
+        size, first = self.pool.page_size, request.committed // self.pool.page_size
+        pages: list[int] = []
+        for key in page_keys(request, size, final_pages(request, size, request.block.start))[first:]:
+            if (page := self.pool.adopt(key)) is None:
+                break
+            pages.append(page)
+        if pages:
+            end = first + len(pages)
+            self.pool.release(request.pages[first:end])
+            request.pages = (*request.pages[:first], *pages, *request.pages[end:])
+            request.committed, request.num_shared_pages = end * size, end
+            self._place(request)
+        return len(pages)
+
+    def _found(self, request: Request, pages: int) -> None:
+        """Counts adopted pages, as far as they hold the prompt of a request that has not been here before."""
+        if pages and not request.is_preempted:
+            found = min(request.committed, request.num_prompt_tokens) - request.cached_tokens
+            request.cached_tokens += found
+            self.num_found += found
+
+    def _keys_to_compute(self, request: Request) -> list[bytes]:
+        """Keys of the whole pages before the open block that the request has still to compute."""
+        if request.is_prefilled:
+            return []
+        size = self.pool.page_size
+        count = final_pages(request, size, request.block.start)
+        return page_keys(request, size, count)[request.committed // size :]
+
+    def _leaves_room(self, request: Request, running: Sequence[Request]) -> bool:
+        """Whether every running request could still take a page: else the newcomer would soon have to leave again."""
+        if not request.spec.is_block_causal or not running:
+            return True
+        missing = self.pool.pages_for(request.block.visible_end) - len(request.pages)
+        return self.pool.num_free - missing >= len(running)
+
+    def _can_spare(self, count: int, taker: Request, running: Iterable[Request]) -> bool:
+        """Whether all running requests and the taker could end one after the other if it took `count` pages more."""
+        claims = [self._claim(request) for request in running if request is not taker]
+        held, missing = self._claim(taker)
+        return is_safe(self.pool.num_free - count, [*claims, Claim(held + count, missing - count)])
+
+    def _claim(self, request: Request) -> Claim:
+        held = len(request.pages)
+        return Claim(held, self.pool.pages_for(request.canvas_end) - held)
+
+    def _place(self, request: Request) -> None:
+        """Sets the slots of the request's positions."""
+        request.slots = self.pool.slots(request.pages, len(request.pages) * self.pool.page_size)
