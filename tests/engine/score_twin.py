@@ -105,7 +105,7 @@ def twin(raw, request, position, need):
     if asked.temperature:
         token = max(
             (token for token in drawable if narrowed[token] > -math.inf),
-            key=lambda token: narrowed[token] + asked.temperature * gumbel(asked, position, request.forwards, token),
+            key=lambda token: narrowed[token] + asked.temperature * gumbel(asked, position, request.decoding_steps, token),
         )
     seen = [logit / (asked.temperature or 1.0) for logit in narrowed] if need.processed else edited
     if need.vocabulary:

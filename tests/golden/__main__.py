@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from engine import LoadError
-from tests.golden import dream, fast_dllm, llada, logits, sdar
+from tests.golden import dream, fast_dllm, llada, logits, sdar, through_engine
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Family, differences, read_rows
 
@@ -49,13 +49,22 @@ def _generations(checkpoint: Checkpoint) -> Iterator[str]:
     paths = sorted(checkpoint.folder.glob("generations*.json"))
     if not paths:
         yield "no generations*.json"
+    engine = through_engine.engine_of(checkpoint.folder)
     for path in paths:
         rows = read_rows(path)
         taken = [row for row in rows if family.takes(row)]
-        differing = differences(taken, family.through_plain_loop(checkpoint, taken))
-        left_out = f" ({len(rows) - len(taken)} left out)" if len(taken) < len(rows) else ""
-        print(f"  {path.name}, plain loop: {len(taken) - len(differing)} of {len(taken)} rows{left_out}", flush=True)
-        yield from differing
+        requests = [(number, row) for number, row in enumerate(taken) if row["output"]]  # none asks for no token
+        submissions = [family.asked(row, str(number)) for number, row in requests]
+        wanted = [{"id": row.get("id", number), **family.expected(row)} for number, row in requests]
+        for way, right, made in (
+            ("plain loop", taken, family.through_plain_loop(checkpoint, taken)),
+            ("engine, one by one", wanted, through_engine.alone(engine, submissions)),
+            ("engine, one batch", wanted, through_engine.together(engine, submissions)),
+        ):
+            differing = differences(right, made)
+            left_out = f" ({len(rows) - len(right)} left out)" if len(right) < len(rows) else ""
+            print(f"  {path.name}, {way}: {len(right) - len(differing)} of {len(right)} rows{left_out}", flush=True)
+            yield from differing
 
 
 if __name__ == "__main__":

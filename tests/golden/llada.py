@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 
+from engine import DiffusionParams, SamplingParams, Submission
 from engine.bench.reference import Rule, decode, factor, fixed, threshold
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
+
+_ASKED = ("cache", "unmask", "block_length", "steps", "threshold", "factor")
 
 
 def takes(row: Row) -> bool:
@@ -23,6 +26,19 @@ def through_plain_loop(checkpoint: Checkpoint, rows: Iterable[Row]) -> Iterator[
             rule=_rule(row),
         )
         yield {"output": decoded.tokens, "nfe": decoded.forwards}
+
+
+def asked(row: Row, name: str) -> Submission:
+    return Submission(
+        request_id=name,
+        prompt_ids=row["prompt"],
+        sampling=SamplingParams(max_tokens=row["gen_length"], ignore_eos=True),
+        diffusion=DiffusionParams(lookahead=None, **{key: row[key] for key in _ASKED if key in row}),
+    )
+
+
+def expected(row: Row) -> Made:
+    return {"output": row["output"], "forwards": row["nfe"]}
 
 
 def _rule(row: Row) -> Rule:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from engine import DiffusionParams, SamplingParams, Submission
 from engine.bench.block_causal import decode_sdar
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
@@ -25,3 +26,24 @@ def through_plain_loop(checkpoint: Checkpoint, rows: Iterable[Row]) -> Iterator[
             "forwards": decoded.forwards,
             "denoise_per_block": decoded.denoise_per_block,
         }
+
+
+def asked(row: Row, name: str) -> Submission:
+    """As far as the row goes, stop tokens or not: the published sampler looks for them behind a whole block."""
+    given = {"threshold": row["threshold"], "gamma": row["eb_threshold"]}
+    return Submission(
+        request_id=name,
+        prompt_ids=row["prompt"],
+        sampling=SamplingParams(max_tokens=len(row["output"]), ignore_eos=True),
+        diffusion=DiffusionParams(
+            unmask=row["strategy"],
+            block_length=row["block_length"],
+            denoising_steps=row["steps"],
+            **{key: value for key, value in given.items() if value is not None},
+        ),
+    )
+
+
+def expected(row: Row) -> Made:
+    """The prompt and each finished block are computed in a forward that denoises: no other is needed."""
+    return {"output": row["output"], "forwards": row["forwards"]["denoise"]}

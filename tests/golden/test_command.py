@@ -40,7 +40,8 @@ def shortened(tmp_path):
 def test_what_is_reproduced(command, shortened, request, name):
     code, printed = command(shortened(request.getfixturevalue(name)))
     assert code == 0
-    assert "generations.json, plain loop: 2 of 2 rows" in printed
+    for way in ("plain loop", "engine, one by one", "engine, one batch"):
+        assert f"generations.json, {way}: 2 of 2 rows" in printed
 
 
 def test_the_pad_is_the_checkpoints(fast_dllm_tiny, tmp_path):
@@ -61,8 +62,9 @@ def test_a_token_that_differs(command, shortened, sdar_tiny):
     (folder / "generations.json").write_text(json.dumps(rows))
     code, printed = command(folder)
     assert code == 1
-    assert "plain loop: 1 of 2 rows" in printed
-    assert f"row {rows[1]['id']}: output" in printed
+    for way in ("plain loop", "engine, one by one", "engine, one batch"):
+        assert f"{way}: 1 of 2 rows" in printed
+    assert printed.count(f"row {rows[1]['id']}: output") == 3
 
 
 def test_a_folder_of_no_known_family(command, tmp_path):
