@@ -105,7 +105,9 @@ def twin(raw, request, position, need):
     if asked.temperature:
         token = max(
             (token for token in drawable if narrowed[token] > -math.inf),
-            key=lambda token: narrowed[token] + asked.temperature * gumbel(asked, position, request.decoding_steps, token),
+            key=lambda token: (
+                narrowed[token] + asked.temperature * gumbel(asked, position, request.decoding_steps, token)
+            ),
         )
     seen = [logit / (asked.temperature or 1.0) for logit in narrowed] if need.processed else edited
     if need.vocabulary:
