@@ -7,14 +7,15 @@ from typing import Literal
 from engine.cache.policies import CACHES
 from engine.core.errors import ConfigError
 
+_CACHES = [name for name, policy in CACHES.items() if policy.attention == "full"]  # as the measured models attend
 BASELINE, REFERENCE_DUAL = "reference/baseline", "reference/dual"
-METHODS = (BASELINE, "reference/prefix", REFERENCE_DUAL, *(f"engine/{cache}" for cache in CACHES))
+METHODS = (BASELINE, "reference/prefix", REFERENCE_DUAL, *(f"engine/{cache}" for cache in _CACHES))
 """`reference/` loops are dense and take the head over every row they compute; `engine/` is this engine, by cache.
 
 Methods of the engine see the whole canvas; `engine/dual+32` sees 32 positions behind the open block.
 """
 
-_ENGINE = re.compile(rf"engine/({'|'.join(CACHES)})\+(\d+)")
+_ENGINE = re.compile(rf"engine/({'|'.join(_CACHES)})\+(\d+)")
 
 
 @dataclass(frozen=True, slots=True)

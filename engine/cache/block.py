@@ -9,7 +9,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.core.config import ModelSpec
 from engine.core.plan import CachePolicy, StepPlan
 from engine.core.request import Ids, Request
 
@@ -22,8 +21,7 @@ class BlockCache(CachePolicy):
     it, and no row of the open block is computed yet.
     """
 
-    def fits(self, spec: ModelSpec) -> bool:
-        return spec.is_block_causal
+    attention = "block_causal"
 
     def plan(self, request: Request) -> StepPlan:
         block = request.block

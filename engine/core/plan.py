@@ -7,7 +7,7 @@ unmask policy says which targets become tokens. Independent of what makes a plan
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -138,9 +138,11 @@ class Choice(NamedTuple):
 class CachePolicy(Protocol):
     """Which rows to recompute; all other positions keep their last keys and values."""
 
+    attention: ClassVar[Literal["full", "block_causal"]] = "full"
+    """The attention of the models that it is for."""
+
     def fits(self, spec: ModelSpec) -> bool:
-        """Whether the policy fits the model. By default it fits models whose rows see the whole canvas."""
-        return not spec.is_block_causal
+        return spec.attention == self.attention
 
     def plan(self, request: Request) -> StepPlan: ...
 

@@ -16,5 +16,5 @@ TOY = TransformerConfig(
     rope_theta=1e4,
 )
 
-FULL_ATTENTION_CACHES = sorted(name for name in CACHES if name not in ("block", "sub_block"))
+FULL_ATTENTION_CACHES = sorted(name for name, policy in CACHES.items() if policy.attention == "full")
 """Cache policies of models that attend in both directions."""

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from engine import CACHES, METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
+from engine import METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
 from engine.bench.reference import DenseContext
 from engine.bench.timed_run import Turn
 from engine.kernels.attention import KVPool, Layout, PagedContext, Span, attend_spans
 from engine.models.synthetic import random_model
+from tests.engine.toys import FULL_ATTENTION_CACHES
 
 CPU = torch.device("cpu")
 TINY = EngineConfig(model="tiny")
@@ -90,7 +91,7 @@ def test_host_share_and_memory():
 
 
 def test_every_cache_policy_is_a_method_and_takes_turns():
-    assert {f"engine/{cache}" for cache in CACHES} <= set(METHODS)
+    assert {f"engine/{cache}" for cache in FULL_ATTENTION_CACHES} <= set(METHODS)
     seen = []
     bench_decode(
         TINY, Workload(**{**SHAPE, "repeats": 2}), ["engine/dual", "engine/window"], lambda *at: seen.append(at)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from engine import (
-    CACHES,
     GEOMETRIES,
     HARDWARE,
     METHODS,
@@ -29,7 +28,7 @@ from engine import (
     with_graphs,
 )
 from engine.models import dream
-from tests.engine.toys import TOY
+from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
 TINY = replace(TOY, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, ff_dim=6, vocab_size=10)
 SLOW = Hardware(name="by hand", flops=100.0, weight_flops=100.0, bandwidth=50.0, itemsize=2, weight_itemsize=2)
@@ -112,7 +111,12 @@ def test_rows_and_forwards_are_those_of_the_engine():
     """Of every method but d2, whose rows are the model's to say, and as many scored rows as the engine plans."""
     for batch in (1, 3):
         workload = Workload(prompt=24, gen=64, block=16, batch=batch, repeats=1, sample_steps=1000)
-        bounded = [f"engine/{cache}+{lookahead}" for cache in CACHES if cache != "d2" for lookahead in (0, 16, 40)]
+        bounded = [
+            f"engine/{cache}+{lookahead}"
+            for cache in FULL_ATTENTION_CACHES
+            if cache != "d2"
+            for lookahead in (0, 16, 40)
+        ]
         for row in bench_decode(EngineConfig(model="tiny"), workload, [*METHODS, *bounded]):
             predicted = predict(row.method, TINY, SLOW, workload, max_batch_rows=2048)
             assert predicted.forwards == row.forwards, row.method
