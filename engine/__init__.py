@@ -35,7 +35,7 @@ from engine.core.errors import (
 )
 from engine.core.histogram import Distribution
 from engine.core.output import FinishReason, Output, TokenLogprobs, Usage
-from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
+from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
 from engine.core.request import Hole, Submission
 from engine.demo.tasks import TASKS as DEMO_TASKS
 from engine.demo.tasks import Problem as DemoProblem
@@ -43,6 +43,8 @@ from engine.demo.tasks import problems as demo_problems
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
+from engine.models import find as find_model
+from engine.scheduling.checks import check as check_submission
 from engine.scheduling.tally import DecodingStats, Discard, RowKind
 from engine.unmask.policies import UNMASKS
 
@@ -103,13 +105,16 @@ __all__ = [
     "bench_decode",
     "bench_gpu",
     "bench_host",
+    "check_submission",
     "demo_problems",
+    "find_model",
     "forward_cost",
     "geometry_of",
     "load",
     "measure_hardware",
     "plan_memory",
     "predict",
+    "resolved",
     "steps",
     "with_fp8",
     "with_graphs",

@@ -72,6 +72,8 @@ class EngineStats:
     """How often a running request had to give its pages back, to get them again later."""
     kv_pages_used: int
     kv_pages_total: int
+    kv_pages_kept: int
+    """Pages that nobody holds, and that still have keys and values for requests that begin with the same tokens."""
     prompt_tokens_looked_up: int
     """Prompt tokens of admitted requests whose keys and values other requests might have computed."""
     prompt_tokens_found: int
@@ -166,6 +168,7 @@ class Engine:
             preemptions=self.scheduler.num_preemptions,
             kv_pages_used=pool.num_used,
             kv_pages_total=pool.num_pages,
+            kv_pages_kept=pool.num_kept,
             prompt_tokens_looked_up=self.scheduler.residency.num_looked_up,
             prompt_tokens_found=self.scheduler.residency.num_found,
             forwards=self._forwards,
