@@ -85,6 +85,7 @@ class RequestLog:
             "id": stats.submission.request_id,
             "model": self._model_name,
             "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
             "completion_tokens": usage.completion_tokens,
             "forwards": usage.forwards,
             "queue_seconds": _rounded(stats.queue_seconds),

@@ -57,6 +57,7 @@ class Tracing:
                 "gen_ai.response.id": stats.submission.request_id,
                 "gen_ai.response.finish_reasons": [str(stats.finish_reason)],
                 "gen_ai.usage.input_tokens": usage.prompt_tokens,
+                "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
                 "gen_ai.usage.output_tokens": usage.completion_tokens,
                 "unmask.forwards": usage.forwards,
                 "unmask.rows_computed": usage.rows_computed,

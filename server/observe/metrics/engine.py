@@ -35,6 +35,9 @@ class EngineMetrics(Collector):
         yield make.gauge("requests_stalled", "Requests that wait for KV pages of their open block.", stats.stalled)
         yield make.gauge("kv_pages_used", "KV pages that requests hold now.", stats.kv_pages_used)
         yield make.gauge("kv_pages_capacity", "KV pages in the pool.", stats.kv_pages_total)
+        yield make.gauge(
+            "kv_pages_kept", "KV pages that nobody holds, kept for prompts that begin alike.", stats.kv_pages_kept
+        )
         yield make.counter(
             "prompt_tokens", "Tokens of prompts, each once, as `usage` counts them.", self._tokens.prompt
         )
@@ -42,9 +45,13 @@ class EngineMetrics(Collector):
         yield make.counter("forwards", "Forwards of the model, each for a whole batch.", stats.forwards)
         rejected = {"queue_full": stats.rejected, **self._rejected}
         yield make.counters("requests_rejected", "Requests refused, by reason.", "reason", rejected)
-        # Always 0: a page is handed out only if all requests can still end without preemption
-        # (`engine.scheduling.safe_state`).
-        yield make.counter("preemptions", "Running requests that had to give their KV pages back.", 0)
+        yield make.counter("preemptions", "Running requests that had to give their KV pages back.", stats.preemptions)
+        yield make.counter(
+            "prompt_tokens_looked_up",
+            "Prompt tokens that the prefix cache was asked for.",
+            stats.prompt_tokens_looked_up,
+        )
+        yield make.counter("prompt_tokens_found", "Those whose KV it had.", stats.prompt_tokens_found)
         yield from self._decoding(stats.decoding)
 
     def _state(self) -> Iterator[Metric]:
@@ -74,6 +81,7 @@ class EngineMetrics(Collector):
                 "max_running_requests": str(info.max_running_requests),
                 "max_queued_requests": str(info.max_queued_requests),
                 "page_size": str(info.page_size),
+                "prefix_caching": str(info.shares_prefixes).lower(),
                 "default_cache": self._settings.diffusion.cache,
                 "default_unmask": self._settings.diffusion.unmask,
                 "default_lookahead": "null" if (n := self._settings.diffusion.lookahead) is None else str(n),

@@ -29,7 +29,6 @@ WHOLE = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
-PREEMPTIONS = (0.0, 1.0, 2.0, 5.0, 10.0)
 
 
 class VllmMetrics(Collector):
@@ -60,7 +59,6 @@ class VllmMetrics(Collector):
         self._longest = histogram("request_max_num_generation_tokens", "Of a prompt's longest answer.", lengths)
         self._max_tokens = histogram("request_params_max_tokens", "`max_tokens` of a request.", lengths)
         self._n = histogram("request_params_n", "`n` of a prompt.", CHOICES)
-        self._preemptions = histogram("request_num_preemptions", "None: no request is preempted.", PREEMPTIONS)
         success = Counter(
             "vllm:request_success",
             "Requests that ended, by reason.",
@@ -83,7 +81,6 @@ class VllmMetrics(Collector):
         self._whole.observe(stats.seconds)
         self._prompt.observe(stats.usage.prompt_tokens)
         self._generation.observe(stats.usage.completion_tokens)
-        self._preemptions.observe(0)
         if not stats.siblings.num_running:
             self._n.observe(stats.siblings.n)
             self._longest.observe(stats.siblings.longest)
@@ -117,7 +114,7 @@ class VllmMetrics(Collector):
                 "block_size": str(info.page_size),
                 "num_gpu_blocks": str(info.kv_tokens // info.page_size),
                 "cache_dtype": info.dtype,
-                "enable_prefix_caching": "False",
+                "enable_prefix_caching": str(info.shares_prefixes),
                 "kv_cache_memory_bytes": str(info.kv_bytes),
                 "kv_cache_size_tokens": str(info.kv_tokens),
                 "kv_cache_max_concurrency": str(info.kv_tokens / info.max_model_len),
@@ -125,9 +122,9 @@ class VllmMetrics(Collector):
         )
         yield make.counter("prompt_tokens", "Tokens of prompts, each once.", self._tokens.prompt)
         yield make.counter("generation_tokens", "Tokens of answers.", self._tokens.generation)
-        yield make.counter("num_preemptions", "None: no request is preempted.", 0)
-        yield make.counter("prefix_cache_queries", "None: there is no prefix cache.", 0)
-        yield make.counter("prefix_cache_hits", "None: there is no prefix cache.", 0)
+        yield make.counter("num_preemptions", "Running requests that gave their KV pages back.", stats.preemptions)
+        yield make.counter("prefix_cache_queries", "Prompt tokens looked up.", stats.prompt_tokens_looked_up)
+        yield make.counter("prefix_cache_hits", "Prompt tokens whose KV was there.", stats.prompt_tokens_found)
         yield make.counters(
             "admission_rejections", "Requests refused.", "reason", {"max_num_queued_reqs": stats.rejected}
         )

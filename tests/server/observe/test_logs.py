@@ -45,7 +45,8 @@ async def test_one_line_for_each_request(complete, caplog):
     assert 0 < line["first_block_seconds"] <= line["total_seconds"]
     assert line["queue_seconds"] is None
     assert (line["level"], line["logger"], line["message"]) == ("info", "server.observe.logs", "request")
-    assert f" id={answer['id']}-0 model=fake prompt_tokens=6 completion_tokens=7 forwards=4 queue_seconds=- " in text
+    tokens = "prompt_tokens=6 cached_tokens=0 completion_tokens=7"
+    assert f" id={answer['id']}-0 model=fake {tokens} forwards=4 queue_seconds=- " in text
 
 
 async def test_every_line_of_a_request_tells_whose_it_is(engine, tokenizer, caplog, monkeypatch):
