@@ -42,7 +42,10 @@ class AllowedHosts:
 
 
 class ApiKeys:
-    """Answers 401 to requests without a known key. If no keys are configured, all requests pass."""
+    """Answers 401 to requests without a known key. If no keys are configured, all requests pass.
+
+    Notes whose key it was, for `tenant_of`.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = PROBES) -> None:
         self._app = app
@@ -50,19 +53,28 @@ class ApiKeys:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or not self._digests or self._may_pass(scope):
+        if scope["type"] == "lifespan" or not self._digests:
+            await self._app(scope, receive, send)
+            return
+        known = self._known(Headers(scope=scope).get("authorization", ""))
+        if known:
+            scope.setdefault("state", {})["tenant"] = known.hex()
+        if known or route_path(scope) in self._open_paths:
             await self._app(scope, receive, send)
         else:
             await api_error(InvalidApiKey(), scope).response(scope, receive, send)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        return route_path(scope) in self._open_paths or self._known(Headers(scope=scope).get("authorization", ""))
-
-    def _known(self, authorization: str) -> bool:
+    def _known(self, authorization: str) -> bytes | None:
+        """The digest of the key, if it is a known one."""
         scheme, _, key = authorization.partition(" ")
         digest = _digest(key.strip().encode("latin-1"))
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, without early exit
-        return scheme.lower() == "bearer" and any(matches)
+        return digest if scheme.lower() == "bearer" and any(matches) else None
+
+
+def tenant_of(scope: Scope) -> str:
+    """The digest of the key that a request came with, in hexadecimal; empty where no keys are configured."""
+    return str(scope.get("state", {}).get("tenant", ""))
 
 
 def route_path(scope: Scope) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine import EngineLoop
+from engine import EngineLoop, resolved
 from server.errors import HANDLED, api_error
 from server.guards.auth import PROBES, AllowedHosts, ApiKeys
 from server.guards.deadline import RequestTimeLimit
@@ -47,6 +48,7 @@ def create_app(
         finally:
             await engine.stop(0.0)
 
+    settings = replace(settings, diffusion=resolved(settings.diffusion, engine.info.spec))
     config = settings.server
     app = Api(
         title="unmask",

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from engine import EngineUnavailable, InvalidRequest
+from server.guards.auth import tenant_of
 from server.guards.disconnect import unless_disconnected
 from server.http.openapi import events_of
 from server.http.sse import EventStream
@@ -97,7 +98,8 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     """Go on with a text, or fill the holes in it."""
     service.unsupported.check(body)
     with _in_words(ENGINE_NAMES):
-        writer, generation = await unless_disconnected(request.receive, from_completion(body, service))
+        converting = from_completion(body, service, tenant_of(request.scope))
+        writer, generation = await unless_disconnected(request.receive, converting)
         return await _respond(writer, generation, body, request, service)
 
 
@@ -113,7 +115,8 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     named = (name for name in ("max_completion_tokens", "max_tokens") if getattr(body, name) is not None)
     length = next(named, "messages")  # without a requested length, the messages are what is too long
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
-        writer, generation = await unless_disconnected(request.receive, from_chat(body, service))
+        converting = from_chat(body, service, tenant_of(request.scope))
+        writer, generation = await unless_disconnected(request.receive, converting)
         return await _respond(writer, generation, body, request, service)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from engine import DiffusionParams, InvalidRequest, SamplingParams
+from engine import DiffusionParams, InvalidRequest, ModelSpec, SamplingParams, resolved
 from server.schemas import DiffusionRequest, SamplingRequest
 from server.text.tokenizer import Tokenizer
 
@@ -71,13 +71,24 @@ async def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[
     return tuple(dict.fromkeys(tuple(ids) for ids in encoded if ids))
 
 
-def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams) -> DiffusionParams:
-    """The server's defaults, overridden by the request's fields. Raises InvalidRequest for an unknown field."""
+def cache_salt(tenant: str, salt: str) -> str:
+    """The engine's salt for a client's own: equal only where both the tenant and the client's salt are.
+
+    `tenant` is hexadecimal, or empty where all clients are one: no client's salt can say another tenant.
+    """
+    return sha256(f"{tenant}:{salt}".encode()).hexdigest()
+
+
+def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams, spec: ModelSpec) -> DiffusionParams:
+    """The server's defaults, overridden by the request's fields, with the model's own values where these leave them.
+
+    Raises InvalidRequest for an unknown field.
+    """
     if body is None:
-        return defaults
+        return resolved(defaults, spec)
     for name in body.model_extra or {}:
         known = ", ".join(DiffusionRequest.model_fields)
         raise InvalidRequest(
             f"`diffusion.{name:.100}` is not a known field; known are {known}.", f"diffusion.{name:.100}"
         )
-    return replace(defaults, **body.model_dump(exclude_unset=True))
+    return resolved(replace(defaults, **body.model_dump(exclude_unset=True)), spec)

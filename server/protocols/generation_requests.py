@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from engine import InvalidRequest
-from server.prompts.convert import diffusion_params, sampling_params
+from engine import InvalidRequest, ModelSpec
+from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
 from server.protocols.response import ChatForm, Extras, ResponseWriter, TextForm
 from server.protocols.service import Service
@@ -13,10 +13,16 @@ from server.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 
 
-async def from_completion(body: CompletionRequest, service: Service) -> tuple[ResponseWriter, GenerationRequest]:
-    """The generation request of a completion, and its response writer. Raises InvalidRequest, or ModelNotFound."""
-    model = service.models.resolve(body.model)
-    diffusion = diffusion_params(body.diffusion, service.diffusion)
+async def from_completion(
+    body: CompletionRequest, service: Service, tenant: str
+) -> tuple[ResponseWriter, GenerationRequest]:
+    """The generation request of a completion, and its response writer. Raises InvalidRequest, or ModelNotFound.
+
+    `tenant`: who shares keys and values, as `server.guards.auth` tells it.
+    """
+    model, spec = service.models.resolve(body.model), service.engine.info.spec
+    diffusion = diffusion_params(body.diffusion, service.diffusion, spec)
+    _check_direction(body, spec)
     prompts = await _prompts(body, service)
     is_infill = any(prompt.fills for prompt in prompts)
     if is_infill and body.echo and body.logprobs is not None:
@@ -48,8 +54,24 @@ async def from_completion(body: CompletionRequest, service: Service) -> tuple[Re
         echoes=body.echo,
         num_scored=body.logprobs if body.echo else None,
         is_tracked=sampling.logprobs is not None or body.return_token_ids,
+        cache_salt=cache_salt(tenant, body.cache_salt),
     )
     return writer, request
+
+
+def _check_direction(body: CompletionRequest, spec: ModelSpec) -> None:
+    """Raises InvalidRequest for what needs a model that sees what stands behind a mask."""
+    if not spec.is_block_causal:
+        return
+    blind = f"the model is block-causal ({spec.family}): it cannot see what stands behind a mask"
+    if body.suffix:
+        raise InvalidRequest(f"`suffix` is not for this model: {blind}. Leave it out.", "suffix")
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest(
+            f"`echo` with `logprobs` scores each token of the prompt given those behind it, and {blind}. "
+            "Leave one of them out.",
+            "logprobs",
+        )
 
 
 async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
@@ -73,10 +95,13 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     return prompts
 
 
-async def from_chat(body: ChatRequest, service: Service) -> tuple[ResponseWriter, GenerationRequest]:
-    """The generation request of a chat completion, and its response writer. Raises InvalidRequest, or ModelNotFound."""
+async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[ResponseWriter, GenerationRequest]:
+    """The generation request of a chat completion, and its response writer. Raises InvalidRequest, or ModelNotFound.
+
+    `tenant`: who shares keys and values, as `server.guards.auth` tells it.
+    """
     model = service.models.resolve(body.model)
-    diffusion = diffusion_params(body.diffusion, service.diffusion)
+    diffusion = diffusion_params(body.diffusion, service.diffusion, service.engine.info.spec)
     effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
     prompt = await service.conversations.read(
         body.messages, body, add_special_tokens=bool(body.add_special_tokens), variables=effort
@@ -105,6 +130,7 @@ async def from_chat(body: ChatRequest, service: Service) -> tuple[ResponseWriter
         keeps_stop=body.include_stop_str_in_output,
         skips_special=body.skip_special_tokens,
         is_tracked=body.logprobs or body.return_token_ids,
+        cache_salt=cache_salt(tenant, body.cache_salt),
     )
     return writer, request
 

@@ -24,6 +24,7 @@ from server.schemas import (
     CompletionResponse,
     CompletionUsage,
     DiffusionUsage,
+    PromptTokensDetails,
     StreamOptions,
 )
 from server.threads import in_thread_if_long
@@ -219,6 +220,7 @@ class ResponseWriter:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
             diffusion=DiffusionUsage(
                 cache=self.diffusion.cache,
                 unmask=self.diffusion.unmask,

@@ -69,7 +69,6 @@ CHOICES_OF = {"tools": "tool_choice", "functions": "function_call"}
 
 HARMLESS = frozenset(
     {
-        "cache_salt",
         "guided_decoding_backend",
         "guided_whitespace_pattern",
         "include_reasoning",

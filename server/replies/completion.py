@@ -4,12 +4,15 @@ A whole answer is the fold of the streamed one.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from engine import Usage
 from server.observe.observer import TokenCounts
 from server.replies.choice import NOTHING, Choice, Delta
+
+T = TypeVar("T")
 
 
 class Completion:
@@ -52,7 +55,14 @@ class Completion:
             forwards=sum(usage.forwards for usage in spent),
             rows_computed=sum(usage.rows_computed for usage in spent),
             visible_tokens=sum(usage.visible_tokens for usage in self._usages),
+            cached_tokens=sum(self._cached_tokens),
         )
+
+    @property
+    def _cached_tokens(self) -> Iterator[int]:
+        """Of each prompt: tokens that none of its choices had to compute. Those that siblings share were computed."""
+        for usages in self._by_prompt(self._usages):
+            yield min(usage.cached_tokens for usage in usages)
 
     @property
     def fills(self) -> list[str] | None:
@@ -108,8 +118,8 @@ class Completion:
     def _best(self, group: Sequence[Delta]) -> list[Delta]:
         return sorted(group, key=lambda delta: self._choices[delta.index].mean_logprob, reverse=True)[: self._num_kept]
 
-    def _by_prompt(self, deltas: Sequence[Delta]) -> list[Sequence[Delta]]:
-        return [deltas[start : start + self._per_prompt] for start in range(0, len(deltas), self._per_prompt)]
+    def _by_prompt(self, of_choices: Sequence[T]) -> list[Sequence[T]]:
+        return [of_choices[start : start + self._per_prompt] for start in range(0, len(of_choices), self._per_prompt)]
 
 
 def _joined(parts: Sequence[Delta]) -> Delta:

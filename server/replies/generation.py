@@ -51,6 +51,8 @@ class GenerationRequest:
     """Prompts are scored, with this many alternatives for each token; None: they are not scored."""
     is_tracked: bool = False
     """The answer has tokens besides the text."""
+    cache_salt: str = ""
+    """The engine's: it shares keys and values only among requests of the same salt."""
 
     @property
     def is_scoring_call(self) -> bool:
@@ -128,6 +130,7 @@ class Submitter:
                         sampling=replace(sampling, seed=seed, max_tokens=self._length(request, prompt)),
                         diffusion=diffusion,
                         holes=prompt.holes,
+                        cache_salt=request.cache_salt,
                     )
                 )
         num_ids = sum(len(prompt.ids) for prompt in request.prompts) + len(sampling.allowed_ids or ())

@@ -27,7 +27,7 @@ from server.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from server.schemas.usage import CompletionUsage, DiffusionUsage
+from server.schemas.usage import CompletionUsage, DiffusionUsage, PromptTokensDetails
 from server.schemas.wire import StreamOptions, WireRequest
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Message",
     "ModelCard",
     "ModelList",
+    "PromptTokensDetails",
     "Prompts",
     "SamplingRequest",
     "Status",

@@ -28,6 +28,7 @@ MAX_STOP_IDS = 128
 MAX_BIASES = 1024
 MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
+MAX_SALT_LENGTH = 512
 
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 
@@ -145,6 +146,8 @@ class SamplingRequest(WireRequest):
     """Send the answer as server-sent events: one chunk for each completed block, so usually of many tokens."""
     stream_options: StreamOptions | None = None
     """Only with `stream`, unless it asks for nothing."""
+    cache_salt: Annotated[str, Field(max_length=MAX_SALT_LENGTH), AfterValidator(check_unicode)] = ""
+    """Keys and values of this prompt are shared only with requests of the same salt, and of the same API key."""
     diffusion: DiffusionRequest | None = None
     """How the canvas is decoded; its fields are below. What is absent is as the server's settings say."""
 

@@ -22,9 +22,10 @@ class DiffusionUsage(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """Of the prompts' tokens: nothing is kept from one request for another, and all is text."""
+    """Of the prompts' tokens: all is text."""
 
     cached_tokens: int = 0
+    """Those whose keys and values were there from earlier requests; block-causal models alone can share them."""
     audio_tokens: int = 0
 
 
