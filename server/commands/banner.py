@@ -34,6 +34,6 @@ def _lengths(info: EngineInfo) -> list[int]:
 
 
 def _canvases(info: EngineInfo, tokens: int) -> int:
-    """How many canvases of `tokens` tokens the KV pool holds. Canvases do not share pages."""
+    """How many canvases of `tokens` tokens the KV pool holds, if none of them share pages."""
     pages = -(-tokens // info.page_size)
     return info.kv_tokens // (pages * info.page_size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from engine import ConfigError, DiffusionParams, EngineConfig, MemoryPlan, plan_memory
+from engine import ConfigError, DiffusionParams, EngineConfig, MemoryPlan, ModelSpec, plan_memory, resolved
 from server.arguments import Parser
 from server.settings.sources import add_dry_run, dashed
 from server.units import parameters, size
@@ -28,8 +28,10 @@ def take(argv: Sequence[str]) -> tuple[tuple[int, ...] | None, list[str]]:
     return (_bytes(given.memory),) if given.memory else COMMON_MEMORIES, rest
 
 
-def show(config: EngineConfig, diffusion: DiffusionParams, memories: Sequence[int], console: Console) -> None:
-    """Prints the plan for each memory. Raises what `plan_memory` raises."""
+def show(
+    config: EngineConfig, diffusion: DiffusionParams, spec: ModelSpec, memories: Sequence[int], console: Console
+) -> None:
+    """Prints the plan for each memory. `spec`: the model's. Raises what `plan_memory` raises."""
     plans = [plan_memory(config, memory, diffusion) for memory in memories]
     console.print(
         f"{plans[0].model} ({plans[0].family}): {parameters(plans[0].num_parameters)} parameters, "
@@ -38,15 +40,20 @@ def show(config: EngineConfig, diffusion: DiffusionParams, memories: Sequence[in
         soft_wrap=True,
     )
     console.print(_table(plans, memories))
-    bounded = (
-        "see all of their canvas" if diffusion.lookahead is None else f"look {diffusion.lookahead} positions ahead"
-    )
+    diffusion = resolved(diffusion, spec)
     console.print(
         f"In brackets: how many run at once if half of each canvas is prompt, when blocks of {diffusion.block_length} "
-        f"{bounded}",
+        f"{_view(diffusion, spec)}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _view(diffusion: DiffusionParams, spec: ModelSpec) -> str:
+    """What a block sees of the canvas behind it, in words."""
+    if spec.is_block_causal:
+        return "see nothing behind them"
+    return "see all of their canvas" if diffusion.lookahead is None else f"look {diffusion.lookahead} positions ahead"
 
 
 def _table(plans: Sequence[MemoryPlan], memories: Sequence[int]) -> Table:

@@ -155,7 +155,7 @@ _SECTIONS: Mapping[str, tuple[str, type]] = {
     "server": ("", ServerConfig),
     "diffusion": ("diffusion.", DiffusionParams),
 }
-_CHOICES = {"diffusion.cache": tuple(CACHES), "diffusion.unmask": tuple(UNMASKS)}
+_CHOICES = {"diffusion.cache": ("auto", *CACHES), "diffusion.unmask": tuple(UNMASKS)}
 _DEFAULTS = {"model": DEMO}
 
 
