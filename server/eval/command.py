@@ -7,12 +7,24 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engine import CACHES, DEMO_MODEL, DEMO_TASKS, UNMASKS, ConfigError, DiffusionParams, UnmaskError
+from engine import (
+    CACHES,
+    DEMO_MODEL,
+    DEMO_TASKS,
+    UNMASKS,
+    ConfigError,
+    DiffusionParams,
+    ModelSpec,
+    UnmaskError,
+    find_model,
+    resolved,
+)
 from server.arguments import Parser, count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
@@ -38,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     asked = _questions(args)
     policies = _policies(args)
-    reference = exact(args.block_length) if policies != [PolicyPair()] and not args.no_agreement else None
+    is_compared = policies != [PolicyPair()] and not args.no_agreement
+    reference = exact(policies[0].cache or "", policies[0].block_length) if is_compared else None
     draw = show.pyplot() if args.plot else None
     try:
         rows = asyncio.run(_run(args, asked, policies, reference))
@@ -68,8 +81,7 @@ async def _run(
     if args.base_url:
         answerer = remote.connected(args.base_url, args.model, options, args.api_key)
     else:
-        model = DEMO_MODEL if args.model in (None, DEMO) else args.model
-        answerer = local.running(model, options, args.concurrency)
+        answerer = local.running(_local_model(args), options, args.concurrency)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_terminal = sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
@@ -91,7 +103,8 @@ def _questions(args: argparse.Namespace) -> list[questions.Question]:
 def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     """The product of the lists; or the server's own policy if there is a `base_url` and no policy was named.
 
-    Raises ConfigError for invalid values.
+    For a local model, with its own cache and block where none were named. Raises ConfigError for invalid values, and
+    LoadError if there is no such model.
     """
     defaults = DiffusionParams()
     if args.base_url and not (args.cache or args.unmask):
@@ -110,7 +123,20 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
         except BadSetting as error:
             value = asked[error.key.removeprefix("diffusion.")]
             raise ConfigError(f"{error.key} {error}, not {value}") from None
-    return policies
+    if args.base_url:
+        return policies
+    spec = find_model(_local_model(args)).spec
+    return [_resolved(policy, spec) for policy in policies]
+
+
+def _resolved(policy: PolicyPair, spec: ModelSpec) -> PolicyPair:
+    """With the model's own cache and block where none were named."""
+    params = resolved(DiffusionParams(cache=policy.cache or "auto", block_length=policy.block_length), spec)
+    return replace(policy, cache=params.cache, block_length=params.block_length)
+
+
+def _local_model(args: argparse.Namespace) -> str:
+    return DEMO_MODEL if args.model in (None, DEMO) else str(args.model)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -154,7 +180,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--lookahead", type=_lookaheads, default=[None], metavar="N", help=f"positions behind the block; {CANVAS}: all "
         f"[default: {CANVAS if defaults.lookahead is None else defaults.lookahead}]",
     )  # fmt: skip
-    how.add_argument("--block-length", type=positive, default=defaults.block_length, help="[default: 32]")
+    how.add_argument(
+        "--block-length", type=positive, default=defaults.block_length, help="[default: the model's own, or 32]"
+    )
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")

@@ -59,7 +59,9 @@ class LocalModel:
 @asynccontextmanager
 async def running(model: str, options: Options, concurrency: int) -> AsyncIterator[LocalModel]:
     """Loads the model and runs its engine until the context ends. Raises LoadError or ConfigError."""
-    engine = EngineLoop(load(EngineConfig(model=model, max_running_requests=concurrency)))
+    # Without prefix caching, since the second policy's rows would be fewer than the first one's for the same prompts.
+    config = EngineConfig(model=model, max_running_requests=concurrency, prefix_caching=False)
+    engine = EngineLoop(load(config))
     tokenizer = Tokenizer.load(engine.info.folder)
     engine.start()
     try:

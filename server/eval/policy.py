@@ -55,9 +55,13 @@ class PolicyPair:
         return " ".join([self.unmask or "default", *([f"{self.value:g}"] if self.value is not None else [])])
 
     def diffusion(self, max_tokens: int) -> dict[str, object]:
-        """The fields that are not left to the server. `steps` follows from `tokens_per_step` and `max_tokens`."""
+        """The fields that are not left to the server. `steps` follows from `tokens_per_step` and `max_tokens`.
+
+        One token a step is a `steps` of null: whatever blocks the prompt and the canvas make.
+        """
         fields: dict[str, object] = {"cache": self.cache, "unmask": self.unmask, "block_length": self.block_length}
         fields |= zip(WINDOW, self.window, strict=False)
+        is_one_by_one = self.parameter == "tokens_per_step" and self.value == 1
         if self.parameter == "tokens_per_step":
             length = self.block_length or max_tokens
             canvas = -(-max_tokens // length) * length
@@ -66,19 +70,22 @@ class PolicyPair:
             fields[self.parameter] = self.value
         fields["lookahead"] = self.lookahead
         given = {name: value for name, value in fields.items() if value is not None}
-        return given | ({"lookahead": None} if self.lookahead == CANVAS else {})
+        nulls = {"lookahead": self.lookahead == CANVAS, "steps": is_one_by_one}
+        return given | dict.fromkeys(name for name, is_null in nulls.items() if is_null)
 
 
-def exact(block_length: int) -> PolicyPair:
-    """The reference policy, to which others are compared: recomputes the whole canvas, decodes one token a step."""
-    return PolicyPair(cache="none", unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
+def exact(cache: str, block_length: int | None) -> PolicyPair:
+    """The reference policy, to which those with this cache are compared: no stale rows, one token a step."""
+    is_block_causal = cache in CACHES and CACHES[cache].attention == "block_causal"
+    reference = "block" if is_block_causal else "none"
+    return PolicyPair(cache=reference, unmask="fixed", value=1, block_length=block_length, lookahead=CANVAS)
 
 
 def product(
     caches: Sequence[str],
     unmasks: Sequence[str],
     values: Mapping[str, Sequence[float]],
-    block_length: int,
+    block_length: int | None,
     windows: Mapping[str, Sequence[int]] | None = None,
     lookaheads: Sequence[Lookahead | None] = (None,),
 ) -> list[PolicyPair]:
@@ -87,7 +94,7 @@ def product(
     `windows` maps names of `WINDOW` to values; absent names keep their defaults, and so does a lookahead of None.
     """
     for name in caches:
-        _check("cache", name, CACHES)
+        _check("cache", name, ("auto", *CACHES))
     for name in unmasks:
         _check("unmask", name, UNMASKS)
     return [
