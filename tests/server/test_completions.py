@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from engine import DiffusionParams, FinishReason, RequestFailed
+from engine import DiffusionParams, FinishReason, RequestFailed, resolved
 from server.schemas import DiffusionRequest
 
 
@@ -142,7 +142,7 @@ async def test_every_parameter_of_the_engine_is_in_the_api(api, engine):
     given = {"alg": "topk_margin", "alg_temp": 0.5, "eps": 0.01, "factor": 2, "unmask": "dream"}
     await api.complete(diffusion=given)
     (submission,) = engine.submissions
-    assert submission.diffusion == DiffusionParams(**given, threshold=0.8)
+    assert submission.diffusion == resolved(DiffusionParams(**given, threshold=0.8), engine.info.spec)
     assert set(DiffusionRequest.model_fields) == {field.name for field in fields(DiffusionParams)}
 
 
@@ -150,8 +150,8 @@ async def test_null_is_a_value_where_the_field_says_what_it_means(api, engine):
     await api.complete(diffusion={"lookahead": None, "steps": None, "threshold": None})
     await api.complete(diffusion={"lookahead": 0})
     whole, none = engine.submissions
-    assert whole.diffusion == DiffusionParams(lookahead=None, threshold=0.8)
-    assert none.diffusion == DiffusionParams(lookahead=0, threshold=0.8)
+    assert (whole.diffusion.lookahead, whole.diffusion.steps, whole.diffusion.threshold) == (None, None, 0.8)
+    assert (none.diffusion.lookahead, none.diffusion.threshold) == (0, 0.8)
 
 
 async def test_absent_and_null_are_the_defaults(api, engine):
@@ -162,7 +162,7 @@ async def test_absent_and_null_are_the_defaults(api, engine):
     for submission in engine.submissions:
         assert submission.sampling.max_tokens == 16
         assert submission.sampling.temperature == 0
-        assert submission.diffusion == DiffusionParams(threshold=0.8)
+        assert submission.diffusion == resolved(DiffusionParams(threshold=0.8), engine.info.spec)
     seeds = {submission.sampling.seed for submission in engine.submissions}
     assert len(seeds) == 2, "requests without a seed share one"
 
