@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 
 from rich.table import Table
 
-from engine import METHODS, MODEL_SIZES, ConfigError, DecodeFigures, EngineConfig, Workload, bench_decode
+from engine import METHODS, MODEL_SIZES, ConfigError, DecodeFigures, EngineConfig, Workload, bench_decode, find_model
 from server.arguments import Parser
 from server.console import output, progress_bar
 
@@ -40,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     )
     if given.plot:
         _check_plot(given.plot)
+    if given.model:
+        _check_model(given.model)
     figures = _run(config, workload, given.methods)
     if given.json:
         sys.stdout.write(json.dumps({"rows": [asdict(row) for row in figures]}, indent=2) + "\n")
@@ -83,6 +85,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     decode.add_argument("--json", action="store_true", help="JSON on stdout instead of the table")
     decode.add_argument("--plot", type=Path, metavar="FILE", help="also draw tokens per second to this picture")
     return parser.parse_args(argv)
+
+
+def _check_model(model: str) -> None:
+    """Raises ConfigError for a model that the methods do not decode, LoadError if there is no such model."""
+    spec = find_model(model).spec
+    if spec.is_block_causal:
+        raise ConfigError(
+            f"{model} is block-causal ({spec.family}); bench decode measures models that attend in both directions"
+        )
 
 
 def _run(config: EngineConfig, workload: Workload, methods: Sequence[str]) -> list[DecodeFigures]:

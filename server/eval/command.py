@@ -130,8 +130,11 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
 
 
 def _resolved(policy: PolicyPair, spec: ModelSpec) -> PolicyPair:
-    """With the model's own cache and block where none were named."""
+    """With the model's own cache and block where none were named. Raises ConfigError for a cache that does not fit."""
     params = resolved(DiffusionParams(cache=policy.cache or "auto", block_length=policy.block_length), spec)
+    if not CACHES[params.cache].fits(spec):
+        fitting = ", ".join(name for name, cache in CACHES.items() if cache.fits(spec))
+        raise ConfigError(f"--cache {params.cache} does not fit the model ({spec.family}); these do: {fitting}")
     return replace(policy, cache=params.cache, block_length=params.block_length)
 
 

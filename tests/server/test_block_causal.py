@@ -285,6 +285,8 @@ def test_eval_measures_it_against_its_own_exact_decode(sdar_tiny, capsys):
     exact, other = json.loads(capsys.readouterr().out)["rows"]
     assert (exact["cache"], exact["block_length"], exact["agreement"]) == ("block", 4, 1.0)
     assert other["cache"] == "block"
+    assert main([*asked, "--cache", "dual"]) == 2
+    assert "--cache dual does not fit the model (sdar); these do: block, sub_block" in capsys.readouterr().err
 
 
 async def test_requests_of_full_attention_tell_their_effective_cache(api, engine):
@@ -292,3 +294,10 @@ async def test_requests_of_full_attention_tell_their_effective_cache(api, engine
     assert answer["usage"]["diffusion"]["cache"] == "dual"
     [submission] = engine.submissions
     assert submission.diffusion == resolved(replace(DiffusionParams(), threshold=0.8), engine.info.spec)
+
+
+def test_what_bench_decode_cannot_measure_is_one_line(sdar_tiny, capsys):
+    assert main(["bench", "decode", "--model", str(sdar_tiny)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "is block-causal (sdar)" in error
