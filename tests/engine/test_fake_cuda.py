@@ -1,12 +1,13 @@
 """Whole steps on a CUDA device that is not there: devices, dtypes, waits, copies and launches, without a GPU."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.roofline import QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
@@ -67,6 +68,44 @@ def test_small_steps_of_every_unmask_policy_and_edit_through_graphs(cuda, submis
         assert not waits
         assert cuda.copies == ONCE
         assert not [output for output in outputs if output.finish_reason == "error"]
+
+
+@pytest.mark.parametrize(("shift", "capture"), [(0, None), (1, rerun)])
+def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capture):
+    """Prompts in parts, finished blocks, first tokens from the row before the block, sub-blocks, every policy."""
+    spec = replace(SPEC, max_model_len=128, shift=shift, attention="block_causal", block_length=8)
+    engine = cuda.engine(replace(DREAM, qk_norm=True), spec, requests=40, kernel=paged_kernel, capture=capture)
+    engine.scheduler.max_batch_rows = 350
+    fitting = [name for name, policy in UNMASKS.items() if not policy.cuts_canvas]
+    for number, (unmask, cache) in enumerate(product(fitting, ["block", "sub_block"])):
+        own = SamplingParams(max_tokens=24, temperature=0.8 * (number % 3 == 0), ignore_eos=True)
+        diffusion = DiffusionParams(cache=cache, unmask=unmask, sub_block_length=4)
+        prompt = [5 + number] * (32 + number % 9)
+        asked = Submission(request_id=str(number), prompt_ids=prompt, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
+    for _ in range(5):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+    stats = engine.stats().decoding
+    assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
+
+
+def test_a_step_without_any_target_ends_when_the_device_has_computed_it(cuda):
+    spec = replace(SPEC, max_model_len=128, attention="block_causal", block_length=8)
+    engine = cuda.engine(LLADA, spec, requests=1, kernel=paged_kernel)
+    engine.scheduler.max_batch_rows = 40
+    own = SamplingParams(max_tokens=8, ignore_eos=True)
+    asked = Submission(request_id="long", prompt_ids=[5] * 96, sampling=own, diffusion=DiffusionParams())
+    engine.submit(engine.new_request(asked))
+    for _ in range(2):
+        with cuda.step() as (waits, _):
+            assert engine.step() == []
+        assert not waits
+        assert cuda.copies == ONCE
+    assert (engine.stats().decoding.denoising_steps, engine.stats().rows_computed) == (0, 80)
 
 
 def a_block_step(cuda, requests, num_layers, drawn=None, geometry=LLADA, capture=None):
