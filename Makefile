@@ -11,7 +11,7 @@ GPU ?= $(shell command -v nvidia-smi)
 PIP_INSTALL = install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
-.PHONY: help setup serve test test-slow test-wheel test-containers test-gpu lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -60,6 +60,21 @@ test-wheel: setup  ## the wheel, where no developers' tools are: whether it answ
 	.tools/wheel/bin/python -m pip $(PIP_INSTALL) --quiet .tools/wheel/dist/*.whl
 	.ci/answers .tools/wheel/bin/unmask
 
+# The newest Python that runs here; a command of this name may be there and run nothing.
+NEWEST ?= $(shell for python in python3.14 python3.13 python3.12; do \
+	$$python -c "" 2>/dev/null && echo $$python && break; done)
+FAST := tests/test_tiny.py tests/test_architecture.py tests/engine/test_golden.py tests/engine/scheduling \
+	tests/engine/cache tests/engine/unmask tests/server/settings tests/server/test_completions.py tests/server/test_chat.py
+
+test-newest:  ## a fast part of the tests on the newest Python at hand, or on NEWEST=python3.13; left out where there is none
+ifeq ($(NEWEST),)
+	@echo "No Python from 3.12 on is at hand: left out."
+else
+	$(NEWEST) -m venv .tools/newest
+	.tools/newest/bin/python -m pip $(PIP_INSTALL) --quiet -e '.[dev]'
+	OMP_NUM_THREADS=1 .tools/newest/bin/python -m pytest -q -p no:cacheprovider --numprocesses auto --maxprocesses 4 $(FAST)
+endif
+
 test-gpu:  ## the tests that need a GPU, by PYTHON's own torch, transformers, safetensors and pytest; installs nothing
 	$(PYTHON) -m pytest -q -c tests/gpu/pytest.ini -m gpu tests/gpu
 
@@ -75,7 +90,7 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
 	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
 
-check: lint lint-deploy test test-slow test-wheel test-containers  ## what CI runs
+check: lint lint-deploy test test-slow test-wheel test-newest test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
 	-@umount --recursive .tools/containers/storage/overlay 2>/dev/null

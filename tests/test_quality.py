@@ -35,8 +35,9 @@ def test_five_points_are_too_many_to_lose(cache):
 
 
 def test_the_exact_decode_is_what_it_says():
-    fields = {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 64, "lookahead": None}
-    assert exact(32).diffusion(64) == fields
+    fields = {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": None, "lookahead": None}
+    assert exact("dual", 32).diffusion(64) == fields
+    assert exact("block", 4).diffusion(64) == fields | {"cache": "block", "block_length": 4}
 
 
 @pytest.mark.slow
