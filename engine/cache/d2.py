@@ -21,6 +21,8 @@ class D2Cache(CachePolicy):
     A block's first step also computes the positions that become visible with it.
     """
 
+    reads_history = True
+
     def plan(self, request: Request) -> StepPlan:
         visible_end = request.block.visible_end
         chosen = np.ones(visible_end, dtype=np.bool_) if request.forwards == 0 else _chosen(request)

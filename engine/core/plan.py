@@ -140,6 +140,8 @@ class CachePolicy(Protocol):
 
     attention: ClassVar[Literal["full", "block_causal"]] = "full"
     """The attention of the models that it is for."""
+    reads_history: ClassVar[bool] = False
+    """Whether it needs more of a request's `History` than what the last step decoded."""
 
     def fits(self, spec: ModelSpec) -> bool:
         return spec.attention == self.attention
@@ -159,6 +161,8 @@ class UnmaskPolicy(Protocol):
 
     The parameter `block_length` does not apply then.
     """
+    reads_history: ClassVar[bool] = False
+    """Whether it needs more of a request's `History` than what the last step decoded."""
 
     def block_length(self, request: Request) -> int:
         """Length in positions of the block that opens now; the canvas may end before."""

@@ -81,7 +81,10 @@ class Block:
 
 @dataclass(slots=True)
 class History:
-    """Results of the steps so far, for policies that use them. Arrays cover the canvas, prompt included."""
+    """Results of the steps so far. Arrays cover the canvas, prompt included.
+
+    `decoded` is kept for every request, all else for those whose policies read it (`reads_history`).
+    """
 
     confidence: Floats
     """[end] of each position's proposal when it was last scored; 0 where it never was."""

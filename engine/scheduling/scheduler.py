@@ -240,12 +240,15 @@ def _write(choice: Choice) -> None:
 
 
 def _record(choice: Choice) -> None:
-    """Writes scores and choice into the request's history, which its policies read."""
+    """Writes scores and choice into the request's history, as far as its policies read them."""
     plan, scores, chosen, _ = choice
-    history, confidence = plan.request.history, scores.confidence
+    history, diffusion = plan.request.history, plan.request.diffusion
+    history.decoded = plan.targets[chosen]
+    if not (CACHES[diffusion.cache].reads_history or UNMASKS[diffusion.unmask].reads_history):
+        return
+    confidence = scores.confidence
     history.confidence[plan.targets] = confidence
     history.mean_confidence.append(float(confidence[: plan.num_open].sum()) / plan.num_open)
-    history.decoded = plan.targets[chosen]
     history.tokens.extend(scores.tokens[chosen].tolist())
     if scores.importance is not None:
         history.importance[: len(scores.importance)] = scores.importance

@@ -27,6 +27,7 @@ class Cad(UnmaskPolicy):
     """
 
     cuts_canvas = True
+    reads_history = True
 
     def block_length(self, request: Request) -> int:
         params, confidence = request.diffusion, request.history.mean_confidence
