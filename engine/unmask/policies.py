@@ -174,11 +174,10 @@ def needs(plans: Sequence[StepPlan]) -> list[Needs]:
 def select(plan: StepPlan, scores: Scores) -> Mask:
     """bool [targets] that the request's unmask policy selects, of the open block's targets only."""
     request, count = plan.request, plan.num_open
+    chosen = np.zeros(len(plan.targets), dtype=np.bool_)
     if not count:
-        return np.zeros(len(plan.targets), dtype=np.bool_)
-    chosen = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
-    if count < len(plan.targets):
-        chosen = np.concatenate([chosen, np.zeros(len(plan.targets) - count, dtype=np.bool_)])
+        return chosen
+    chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
     return hold_back(request, scores, chosen) if request.sampling.bad_words else chosen
 
 
