@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from engine.assemble import load
+from engine.assemble import check_settings, load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.bench.gpu.command import add_arguments as add_gpu_arguments
 from engine.bench.gpu.command import run as bench_gpu
@@ -44,7 +44,6 @@ from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
 from engine.models import find as find_model
-from engine.scheduling.checks import check as check_submission
 from engine.scheduling.tally import DecodingStats, Discard, RowKind
 from engine.unmask.policies import UNMASKS
 
@@ -105,7 +104,7 @@ __all__ = [
     "bench_decode",
     "bench_gpu",
     "bench_host",
-    "check_submission",
+    "check_settings",
     "demo_problems",
     "find_model",
     "forward_cost",

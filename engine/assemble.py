@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from engine.core.config import EngineConfig, ModelSpec
-from engine.core.errors import CapacityError
+from engine.core.errors import CapacityError, ConfigError, InvalidRequest
+from engine.core.params import DiffusionParams, SamplingParams
+from engine.core.request import Submission
 from engine.engine import Engine, EngineInfo
 from engine.execution.budget import kv_pool_pages
 from engine.execution.graphs import shapes_of
@@ -32,6 +34,8 @@ from engine.kernels.compiled import check_compiler, find_code_folder
 from engine.models import find, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import locate
+from engine.scheduling.checks import check
+from engine.unmask.policies import effective
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]
 """Called with the phase, the number of its tensors or forwards that are done, and their total number."""
@@ -59,6 +63,23 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
         if is_memory_short(error):
             raise CapacityError(f"memory runs out while {config.model} is loaded on {device}") from error
         raise
+
+
+def check_settings(config: EngineConfig, diffusion: DiffusionParams) -> ModelSpec:
+    """The model as an engine of this config would serve it, from its `config.json` alone.
+
+    Raises LoadError if it cannot be served, ConfigError on settings that contradict each other, and on parameters with
+    which every request would be refused.
+    """
+    spec = find(config.model, config.revision).spec
+    spec = replace(spec, max_model_len=choose_max_model_len(config, spec))
+    sampling = SamplingParams(max_tokens=1)
+    shortest = Submission(request_id="", prompt_ids=[spec.mask_id], sampling=sampling, diffusion=diffusion)
+    try:
+        check(effective(shortest), spec, choose_max_batch_rows(config, spec))
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
+    return spec
 
 
 def assemble(

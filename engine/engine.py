@@ -185,7 +185,10 @@ class Engine:
 
     def _score(self, plans: Sequence[StepPlan]) -> tuple[list[StepPlan], list[Scores]]:
         """The plans that could be computed, and their scores: in one forward, or in several where one fails."""
-        return in_halves(plans, self._forward_and_score, self.scheduler.faults, self.scheduler.lower_budget)
+        scheduler = self.scheduler
+        return in_halves(
+            plans, self._forward_and_score, scheduler.faults, scheduler.lower_budget, scheduler.is_divisible
+        )
 
     def _choose(self, plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Choice]:
         """Without the choices that failed."""
@@ -223,8 +226,11 @@ class Engine:
         """Ends the requests that failed in this step."""
         faults = self.scheduler.faults.take()
         report(faults)
+        outputs = []
         for fault in faults:
             if fault.request in self.scheduler.running:
                 self.runner.clear(self.scheduler.withdraw(fault.request))
-        outputs = (self.abort(fault.request.id, FinishReason.ERROR) for fault in faults)
-        return [output for output in outputs if output]
+            # One after the other: of requests that share pages, the last one clears them.
+            if output := self.abort(fault.request.id, FinishReason.ERROR):
+                outputs.append(output)
+        return outputs

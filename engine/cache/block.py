@@ -36,7 +36,7 @@ class BlockCache(CachePolicy):
         request, length = plan.request, plan.request.block_length
         first = int(plan.rows[0])
         end = min((first + max_rows) // length * length, request.block.start)
-        if end <= first:
+        if not first < end < first + len(plan.rows):
             return None
         return replace(plan, rows=plan.rows[: end - first], horizons=plan.horizons[: end - first], targets=_NONE)
 

@@ -38,7 +38,7 @@ class EngineConfig:
     """Longest prompt plus canvas, in tokens; None takes the model's own limit."""
     max_batch_rows: int | None = None
     """Rows that one forward may compute: at least a refresh of `max_model_len` with a block of 32 beside it for each of
-    `max_running_requests`, which is what None takes, or 2,048."""
+    `max_running_requests`, or two blocks for each where the model is block-causal. None takes that, or 2,048."""
     max_running_requests: int = 64
     """Requests that may hold KV pages at once."""
     max_queued_requests: int = 256

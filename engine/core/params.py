@@ -108,7 +108,7 @@ class DiffusionParams:
     32 for others. dream (one block) and cad have their own."""
     sub_block_length: Annotated[int, Ge(1), Le(MAX_BLOCK)] | None = None
     """Block-causal models: positions of a block decoded together before the block's next ones, in tokens; null is the
-    whole block (Fast-dLLM v2, arXiv 2509.26328)."""
+    whole block (Fast-dLLM v2, arXiv 2509.26328). Each takes at least one step, whatever a schedule says."""
     steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
     denoising_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None

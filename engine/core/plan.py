@@ -149,7 +149,10 @@ class CachePolicy(Protocol):
     def plan(self, request: Request) -> StepPlan: ...
 
     def cut(self, plan: StepPlan, max_rows: int) -> StepPlan | None:
-        """The first part of a plan, of at most `max_rows` rows; None if no part of it can be computed alone."""
+        """A first part of a plan, of at most `max_rows` rows; None if no part of it can be computed alone.
+
+        Computing it is progress: the request's next plan has fewer rows.
+        """
         return None
 
 

@@ -165,7 +165,7 @@ class Request:
     page_keys: list[bytes] = field(default_factory=list)
     """Keys of its first pages (`scheduling.prefix`), as far as they were asked for."""
     num_shared_pages: int = 0
-    """Its first pages that it has adopted, or that others may adopt."""
+    """Its first pages whose keys are known to the pool: adopted, published, or equal to a page that was."""
     is_prefilled: bool = False
     """Whether all before its open block has been computed since it got its first pages."""
     cached_tokens: int = 0

@@ -27,13 +27,15 @@ def in_halves(
     work: Callable[[Sequence[StepPlan]], Sequence[Result]],
     faults: Faults,
     on_memory_short: Callable[[int], None],
+    is_divisible: Callable[[StepPlan], bool] = lambda _: False,
 ) -> tuple[list[StepPlan], list[Result]]:
     """Calls `work` with all plans at once. Returns the plans that succeed, in order, and the result of each.
 
     If `work` raises, its plans are retried in halves, down to single plans: a plan that raises alone is at fault. Keys
     and values are a pure function of what a step reads, so that a retry writes the same ones again. If memory is short,
     `on_memory_short` is called with the number of rows, cached memory is released to the device, and a single plan is
-    retried once. Raises DeviceLost if the device itself has failed: all later calls would fail, too.
+    retried once. If that fails and the plan `is_divisible`, it is left out: a later step computes a part of it. Raises
+    DeviceLost if the device itself has failed: all later calls would fail, too.
     """
     served: list[StepPlan] = []
     results: list[Result] = []
@@ -51,7 +53,7 @@ def in_halves(
                 raise DeviceLost(f"The device has failed: {error}") from error
             is_short = is_memory_short(error)
             is_last_try = len(part) == 1 and not (is_short and part[0].request.id not in given_room)
-            if is_last_try:
+            if is_last_try and not (is_short and is_divisible(part[0])):
                 faults.add(part[0].request, error)
         # Outside the except clause, because the exception keeps the failed attempt's tensors in memory.
         if is_short:

@@ -13,7 +13,7 @@ from engine.core.params import DiffusionParams, block_length, resolved
 from engine.execution.budget import kv_bytes_per_token, step_bytes
 from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
 from engine.models import find
-from engine.scheduling.safe_state import most_alike
+from engine.scheduling.safe_state import most_alike, most_alike_growing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
     canvas_pages = -(-max_model_len // config.page_size)
+    alike = most_alike_growing if description.spec.is_block_causal else most_alike
     opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
 
     def footprint(dtype: torch.dtype) -> Footprint:
@@ -72,7 +73,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
             kv_bytes_per_token=per_token,
             kv_tokens=pages * config.page_size,
             canvases=pages // canvas_pages,
-            openings=most_alike(pages, opening_pages, canvas_pages),
+            openings=alike(pages, opening_pages, canvas_pages),
         )
 
     return MemoryPlan(

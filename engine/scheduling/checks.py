@@ -110,7 +110,7 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
 
 def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: int) -> None:
     sub_block, length = diffusion.sub_block_length, block_length(diffusion, spec)
-    if spec.is_block_causal and length > max_batch_rows:
+    if spec.is_block_causal and min(length, spec.max_model_len) > max_batch_rows:
         raise InvalidRequest(
             f"diffusion.block_length is {length}; this engine computes at most {max_batch_rows} positions at once.",
             "diffusion.block_length",

@@ -99,6 +99,9 @@ class PagePool:
             self._idle.pop(page, None)
         return page
 
+    def num_holders(self, page: int) -> int:
+        return int(self._holders[page])
+
     def has(self, key: bytes) -> bool:
         """Whether `adopt` would find a page."""
         return key in self._page_of

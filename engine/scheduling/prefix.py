@@ -15,7 +15,7 @@ KEY_BYTES = 16
 
 
 def final_pages(request: Request, page_size: int, end: int) -> int:
-    """Number of pages that depend on no position from `end` on, which is the end of a block."""
+    """Number of pages that depend on no position from `end` on."""
     length = request.block_length
     if page_size % length == 0:
         return end // page_size

@@ -7,6 +7,7 @@ all pages at the beginning of a block: what they compute again is the same. Writ
 where its keys and values are.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,18 +30,22 @@ class Residency:
 
     def enter(self, request: Request, running: Sequence[Request]) -> bool:
         """Gives a waiting request its first pages; returns whether there are enough."""
-        found = self._adopt(request)
+        self._adopt(request)
         if not self._leaves_room(request, running) or not self.grow(request, running):
             self.leave(request)
             return False
-        self._found(request, found)
-        self.num_looked_up += request.num_prompt_tokens if self.shares_prefixes and not request.is_preempted else 0
+        if self.shares_prefixes and not request.is_preempted:
+            self.num_looked_up += request.num_prompt_tokens
+            self._count_found(request, 0)
         return True
 
     def catch_up(self, request: Request) -> None:
         """Takes over pages that others have computed since the request entered, instead of computing the same."""
         if self.shares_prefixes and not request.is_prefilled:
-            self._found(request, self._adopt(request))
+            before = request.committed
+            self._adopt(request)
+            if not request.is_preempted:
+                self._count_found(request, before)
 
     def leave(self, request: Request) -> None:
         """Takes all pages from a request. It keeps its tokens, and may enter again."""
@@ -56,8 +61,7 @@ class Residency:
 
     def grow(self, request: Request, running: Iterable[Request]) -> bool:
         """Takes the pages that its visible positions lack, if that is possible; returns whether all have a slot."""
-        pool = self.pool
-        count = pool.pages_for(request.block.visible_end) - len(request.pages)
+        pool, count = self.pool, self.missing(request)
         if count > 0:
             if count > pool.num_free or not (request.spec.is_block_causal or self._can_spare(count, request, running)):
                 return False
@@ -85,24 +89,33 @@ class Residency:
         """
         if not self.shares_prefixes:
             return list(plans)
-        kept, under_way = [], set[bytes]()
-        for plan in plans:
+        under_way, waiting = set[bytes](), set[str]()
+        # Who is furthest leads, and among equals the oldest: so nobody computes what another one has begun.
+        for plan in sorted(plans, key=lambda plan: (-plan.request.committed, plan.request.arrival)):
             keys = self._keys_to_compute(plan.request)
             if keys and keys[0] in under_way:
-                continue
+                waiting.add(plan.request.id)
             under_way.update(keys)
-            kept.append(plan)
-        return kept
+        return [plan for plan in plans if plan.request.id not in waiting]
+
+    def freed_by(self, requests: Iterable[Request]) -> int:
+        """How many pages would be free if these requests gave all of theirs back."""
+        holders = Counter(page for request in requests for page in request.pages)
+        return sum(self.pool.num_holders(page) == count for page, count in holders.items())
+
+    def missing(self, request: Request) -> int:
+        """How many pages its visible positions lack."""
+        return self.pool.pages_for(request.block.visible_end) - len(request.pages)
 
     def withdraw(self, request: Request) -> Ids:
         """Keeps anybody from adopting the request's pages. Returns the slots that only it holds."""
         alone = self.pool.withdraw(request.pages)
         return self.pool.slots(alone, len(alone) * self.pool.page_size)
 
-    def _adopt(self, request: Request) -> int:
-        """Takes over final pages in place of those that the request lacks or has not computed. Returns their number."""
+    def _adopt(self, request: Request) -> None:
+        """Takes over final pages in place of those that the request lacks or has not computed."""
         if not self.shares_prefixes:
-            return 0
+            return
         size, first = self.pool.page_size, request.committed // self.pool.page_size
         pages: list[int] = []
         for key in page_keys(request, size, final_pages(request, size, request.block.start))[first:]:
@@ -115,14 +128,13 @@ class Residency:
             request.pages = (*request.pages[:first], *pages, *request.pages[end:])
             request.committed, request.num_shared_pages = end * size, end
             self._place(request)
-        return len(pages)
 
-    def _found(self, request: Request, pages: int) -> None:
-        """Counts adopted pages, as far as they hold the prompt of a request that has not been here before."""
-        if pages and not request.is_preempted:
-            found = min(request.committed, request.num_prompt_tokens) - request.cached_tokens
-            request.cached_tokens += found
-            self.num_found += found
+    def _count_found(self, request: Request, before: int) -> None:
+        """Counts prompt tokens in adopted pages: those whose keys and values have become final without a step."""
+        prompt = request.num_prompt_tokens
+        found = min(request.committed, prompt) - min(before, prompt)
+        request.cached_tokens += found
+        self.num_found += found
 
     def _keys_to_compute(self, request: Request) -> list[bytes]:
         """Keys of the whole pages before the open block that the request has still to compute."""
@@ -133,11 +145,11 @@ class Residency:
         return page_keys(request, size, count)[request.committed // size :]
 
     def _leaves_room(self, request: Request, running: Sequence[Request]) -> bool:
-        """Whether every running request could still take a page: else the newcomer would soon have to leave again."""
-        if not request.spec.is_block_causal or not running:
+        """Whether a page is left for each running request that may take more: else the newcomer would soon give way."""
+        if not request.spec.is_block_causal:
             return True
-        missing = self.pool.pages_for(request.block.visible_end) - len(request.pages)
-        return self.pool.num_free - missing >= len(running)
+        growing = sum(self.pool.pages_for(other.canvas_end) > len(other.pages) for other in running)
+        return self.pool.num_free - self.missing(request) >= growing or not running
 
     def _can_spare(self, count: int, taker: Request, running: Iterable[Request]) -> bool:
         """Whether all running requests and the taker could end one after the other if it took `count` pages more."""

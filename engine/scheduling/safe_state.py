@@ -25,6 +25,13 @@ def most_alike(pages: int, opening: int, canvas: int) -> int:
     return max(pages - (canvas - opening), 0) // opening if pages >= canvas else 0
 
 
+def most_alike_growing(pages: int, opening: int, canvas: int) -> int:
+    """The same for requests that may be preempted: admission leaves a page for each one that may still grow."""
+    if opening >= canvas:
+        return pages // canvas
+    return (pages + 1) // (opening + 1) if pages >= canvas else 0
+
+
 def is_safe(free: int, claims: Iterable[Claim]) -> bool:
     """Whether all requests can end with `free` pages free. Fewest missing pages first: no other order gets further."""
     for claim in sorted(claims, key=lambda claim: claim.missing):

@@ -108,6 +108,10 @@ class Scheduler:
                     outputs.append(output)
         return outputs
 
+    def is_divisible(self, plan: StepPlan) -> bool:
+        """Whether a later step may compute the plan in parts."""
+        return CACHES[plan.request.diffusion.cache].cut(plan, len(plan.rows) - 1) is not None
+
     def withdraw(self, request: Request) -> Ids:
         """Keeps anybody from adopting pages of a request at fault. Returns the slots that only it holds."""
         return self.residency.withdraw(request)
@@ -123,7 +127,9 @@ class Scheduler:
         for plan in plans:
             taken: StepPlan | None = plan
             if rows + len(plan.rows) > budget:
-                taken = CACHES[plan.request.diffusion.cache].cut(plan, budget - rows) or (None if chosen else plan)
+                # A lowered budget may be less than a block, which is the least that can be computed.
+                room = budget - rows if chosen else max(budget, plan.request.block_length)
+                taken = CACHES[plan.request.diffusion.cache].cut(plan, room) or (None if chosen else plan)
             if taken:
                 chosen.append(taken)
                 rows += len(taken.rows)
@@ -136,21 +142,29 @@ class Scheduler:
         for request in sorted(lacking, key=lambda request: request.arrival):
             if request not in self.running:
                 continue  # it has just been preempted
-            while not self.residency.grow(request, self.running):
-                if (victim := self._youngest_after(request)) is None:
+            if not self.residency.grow(request, self.running):
+                for victim in (victims := self._who_gives_way(request)):
+                    self._preempt(victim)
+                if not victims or not self.residency.grow(request, self.running):
                     stalled.append(request)
-                    break
-                self._preempt(victim)
         return stalled
 
-    def _youngest_after(self, request: Request) -> Request | None:
-        """The last running request that came after this one and can resume as if it had never stopped."""
-        younger = (
+    def _who_gives_way(self, request: Request) -> list[Request]:
+        """The youngest requests whose pages are enough for this one; none if those of all together are not.
+
+        They came after it, and can resume as if they had never stopped.
+        """
+        younger = [
             other
             for other in self.running
             if other.arrival > request.arrival and other.spec.is_block_causal and not other.block.step
-        )
-        return max(younger, key=lambda other: other.arrival, default=None)
+        ]
+        younger.sort(key=lambda other: -other.arrival)
+        needed = self.residency.missing(request) - self.pool.num_free
+        for count in range(1, len(younger) + 1):
+            if self.residency.freed_by(younger[:count]) >= needed:
+                return younger[:count]
+        return []
 
     def _preempt(self, request: Request) -> None:
         """Back to the queue, with its tokens and without its pages."""
@@ -223,16 +237,18 @@ def _write(choice: Choice) -> None:
     request.rows_computed += len(plan.rows)
     block, computed = request.block, int(plan.rows[-1]) + 1
     block.is_computed |= computed >= block.end
+    is_in_block = True
     if request.spec.is_block_causal:
         # What was computed in the open block held masks. All before it is final, in the order in which it is computed.
         request.committed = max(request.committed, min(computed, block.start))
         request.is_prefilled |= request.committed == block.start
+        is_in_block = computed > block.start
     if not len(plan.targets):
         return
     assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
-    block.step += 1
+    block.step += is_in_block  # the first token of a block whose logits are shifted comes before its first step
     request.decoding_steps += 1
     _record(choice)
     if scores.logprobs is not None:

@@ -32,7 +32,7 @@ class RowKind(StrEnum):
     BLOCK = "block"
     """It belongs to the open block, or carries the logits of its first position."""
     REFRESH = "refresh"
-    """It lies outside the open block: its keys and values are renewed."""
+    """It lies outside the open block: its keys and values are computed first, or renewed."""
 
 
 class Discard(StrEnum):

@@ -19,12 +19,7 @@ from engine import (
     Engine,
     EngineConfig,
     EngineLoop,
-    InvalidRequest,
-    ModelSpec,
-    SamplingParams,
-    Submission,
-    check_submission,
-    find_model,
+    check_settings,
     load,
 )
 from server.commands import dry_run
@@ -39,7 +34,7 @@ from server.observe import logs
 from server.observe.observability import tracer_of
 from server.settings.environment import service_links
 from server.settings.sources import load_settings
-from server.settings.tree import ServerConfig, Settings
+from server.settings.tree import ServerConfig
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -50,12 +45,13 @@ def main(argv: Sequence[str]) -> int:
     memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
     if memories:
-        dry_run.show(settings.engine, settings.diffusion, check_model(settings), memories, output(110))
+        spec = check_settings(settings.engine, settings.diffusion)
+        dry_run.show(settings.engine, settings.diffusion, spec, memories, output(110))
         return 0
     logs.set_up(settings.server)
     if links := service_links(os.environ):
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
-    check_model(settings)
+    check_settings(settings.engine, settings.diffusion)  # weights take minutes to read
     settings = replace(settings, server=effective_config(settings.server))
     tracer = tracer_of(settings)
     with ExitStack() as stack:
@@ -78,23 +74,6 @@ def main(argv: Sequence[str]) -> int:
     if tracer:
         tracer.shutdown()  # sends the spans that are still buffered
     return server.exit_code
-
-
-def check_model(settings: Settings) -> ModelSpec:
-    """What the model is, from its `config.json` alone: weights take minutes to read.
-
-    Raises LoadError if it cannot be served, ConfigError for defaults of `diffusion` with which every request to it
-    would be refused.
-    """
-    spec = find_model(settings.engine.model, settings.engine.revision).spec
-    shortest = Submission(
-        request_id="", prompt_ids=[spec.mask_id], sampling=SamplingParams(max_tokens=1), diffusion=settings.diffusion
-    )
-    try:
-        check_submission(shortest, spec)
-    except InvalidRequest as error:
-        raise ConfigError(str(error)) from None
-    return spec
 
 
 def effective_config(config: ServerConfig) -> ServerConfig:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine import DiffusionParams, SamplingParams, Submission
-from engine.cache.block import BlockCache, SubBlockCache
+from engine.cache.block import BlockCache
 from engine.cache.policies import CACHES
 from engine.kernels import native, proposals
 from tests.engine.faulty import FaultyRunner, find, outputs
@@ -228,9 +228,32 @@ def test_temperature_and_seed_are_the_requests_own_also_when_it_is_preempted(sda
     assert {name: answer[0] for name, answer in cramped.items()} == {name: answer[0] for name, answer in roomy.items()}
 
 
-def test_sub_blocks_are_one_policy_more(sdar_tiny):
-    assert isinstance(CACHES["sub_block"], SubBlockCache)
-    engine = engine_of(sdar_tiny)
-    [one] = [conversation("r", [1, 2, 3])]
-    one = replace(one, diffusion=replace(one.diffusion, sub_block_length=2, cache="sub_block"))
-    assert len(outputs(engine, one)["r"][-1].token_ids) <= 4
+def test_a_block_longer_than_the_context_is_the_context(fast_dllm_tiny, run):
+    engine = engine_of(fast_dllm_tiny, max_model_len=5, max_running_requests=1, max_batch_rows=10)
+    assert len(run(engine, conversation("short", [1, 2], max_tokens=3))["short"][0]) == 3
+
+
+def test_of_two_requests_at_fault_that_share_pages_the_last_one_clears_them(sdar_tiny, run):
+    engine = engine_of(sdar_tiny, **SMALL)
+    engine.runner.pool.values.zero_()
+    run(engine, conversation("before", list(range(64)), max_tokens=4))
+
+    def fault(batch):
+        spoilt = engine.scheduler.running[0].slots[:64]
+        engine.runner.pool.values[:, :, spoilt] = torch.nan
+        return torch.ones(len(batch.ids), dtype=torch.bool)
+
+    engine.runner = FaultyRunner(engine.runner, fault)
+    made = outputs(engine, *(conversation(name, list(range(64)), max_tokens=4) for name in ("one", "two")))
+    assert [ended[-1].finish_reason for ended in made.values()] == ["error", "error"]
+    assert not engine.runner.pool.values[:, :, : engine.runner.pool.dump].isnan().any()
+
+
+def test_a_schedule_has_its_steps_where_logits_are_shifted_too(fast_dllm_tiny, run):
+    """The first token of a block comes before the block's first step, from the forward that finishes the one before."""
+    one = conversation("r", list(range(8)), max_tokens=32)
+    for schedule in ({"unmask": "fixed", "steps": 8}, {"unmask": "low_confidence_static", "denoising_steps": 2}):
+        asked = replace(one, diffusion=DiffusionParams(block_length=8, **schedule))
+        [(tokens, _, usage)] = run(engine_of(fast_dllm_tiny), asked).values()
+        assert len(tokens) == 32
+        assert usage.forwards == 4 * (1 + 2), schedule

@@ -9,8 +9,10 @@ import torch
 from engine import FinishReason
 from engine.execution.isolate import is_memory_short
 from engine.scheduling import scheduler
+from tests.golden.through_engine import engine_of
 
 from .faulty import FaultyRunner, outputs
+from .test_block_causal import conversation
 
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -113,3 +115,24 @@ def test_errors_are_what_torch_calls_them():
     assert is_memory_short(caught.value)
     for error in (ValueError("out of memory"), AssertionError(), RuntimeError("shapes do not match")):
         assert not is_memory_short(error)
+
+
+def test_a_prompt_that_can_be_computed_in_parts_is_smaller_next_time(sdar_tiny):
+    """Down to what fits; the answer is what it is with all memory."""
+    prompt = [number % 250 for number in range(200)]
+    asked = conversation("long", prompt, max_tokens=12)
+    expected = outputs(engine_of(sdar_tiny), asked)["long"]
+    engine, seen = engine_of(sdar_tiny), []
+    engine.runner = FaultyRunner(engine.runner, at_most(60, OUT_OF_MEMORY[0], seen))
+    made = outputs(engine, asked)["long"]
+    assert [output.token_ids for output in made] == [output.token_ids for output in expected]
+    assert made[-1].finish_reason is FinishReason.LENGTH
+    assert sum(rows > 60 for rows in seen) <= 4
+
+
+def test_a_lowered_budget_is_never_less_than_a_block(sdar_tiny):
+    engine, seen = engine_of(sdar_tiny), []
+    engine.runner = FaultyRunner(engine.runner, lambda batch: seen.append(len(batch.ids)))
+    engine.scheduler.lower_budget(5)
+    assert outputs(engine, conversation("long", list(range(200)), max_tokens=8))["long"][-1].finish_reason
+    assert max(seen) == 4, "the model's block"

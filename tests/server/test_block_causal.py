@@ -248,6 +248,14 @@ async def test_a_full_pool_preempts_and_says_so(sdar):
     assert float(preempted.split()[-1]) > 0
 
 
+async def test_what_only_choices_of_one_prompt_share_is_not_cached(sdar):
+    """Whether the prompt comes at once or in parts."""
+    for rows in (2048, 32):
+        async with sdar({"max_batch_rows": rows, "max_running_requests": 4, "page_size": 8}) as http:
+            assert await cached(http, n=3) == 0
+            assert await cached(http, n=3) == WHOLE_PAGES
+
+
 def test_without_prefix_caching_nothing_is_found(serve, sdar_tiny):
     with serve(str(sdar_tiny), "--no-prefix-caching") as url:
         body = {"prompt": LONG, "max_tokens": 4}
@@ -258,7 +266,11 @@ def test_without_prefix_caching_nothing_is_found(serve, sdar_tiny):
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
     ("setting", "value", "fitting"),
-    [("cache", "dual", "block, sub_block"), ("unmask", "cad", "threshold"), ("sub_block_length", "3", "divide")],
+    [
+        ("cache", "dual", "block, sub_block"),
+        ("unmask", "cad", "threshold"),
+        ("sub_block_length", "3", "divide"),
+    ],
 )
 def test_defaults_that_do_not_fit_end_the_start(sdar_tiny, monkeypatch, capsys, flags, setting, value, fitting):
     monkeypatch.setattr(serve_command, "load", None)  # no weight is read
@@ -267,6 +279,12 @@ def test_defaults_that_do_not_fit_end_the_start(sdar_tiny, monkeypatch, capsys, 
     assert error.count("\n") == 1
     assert f"diffusion.{setting} is" in error
     assert fitting in error
+
+
+def test_a_default_block_that_no_step_can_hold_ends_the_start(sdar_tiny, monkeypatch, capsys):
+    monkeypatch.setattr(serve_command, "load", None)
+    assert main(["serve", str(sdar_tiny), "--diffusion.block_length", "4096", "--max-batch-rows", "512"]) == 2
+    assert "diffusion.block_length is 4096; this engine computes at most 512" in capsys.readouterr().err
 
 
 def test_a_block_causal_cache_does_not_fit_other_models(llada_tiny, capsys):

@@ -56,6 +56,14 @@ def test_every_start_takes_a_step(forwards, llada_tiny, limits):
     assert engine.stats().forwards == engine.stats().kv_pages_used == engine.stats().decoding.batch_rows.count == 0
 
 
+@pytest.mark.parametrize("kv_cache_tokens", [256, 4096])
+def test_block_causal_models_are_tried_with_as_many_requests(graphs, forwards, sdar_tiny, kv_cache_tokens):
+    """Also in a small pool: these canvases are one open block, and take no page later."""
+    limits = {"max_model_len": 256, "kv_cache_tokens": kv_cache_tokens}
+    load(EngineConfig(model=str(sdar_tiny), device="cpu", compile=True, **limits))
+    assert forwards == [[32] * 8, [32] * 2, [1]]
+
+
 @pytest.mark.parametrize("limits", LIMITS)
 def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, caplog, limits):
     caplog.set_level(logging.INFO)

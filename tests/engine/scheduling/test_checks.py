@@ -67,3 +67,4 @@ def test_a_block_is_no_larger_than_a_step():
     with pytest.raises(InvalidRequest, match="at most 3 positions at once") as caught:
         check(asked("auto"), BLOCK_CAUSAL, max_batch_rows=3)
     assert caught.value.param == "diffusion.block_length"
+    check(asked("auto"), replace(BLOCK_CAUSAL, max_model_len=6), max_batch_rows=6)

@@ -15,6 +15,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Choice, Scores
 from engine.core.request import Request, Submission
 from engine.scheduling.pages import PagePool
+from engine.scheduling.safe_state import most_alike_growing
 from engine.scheduling.scheduler import Scheduler
 from engine.unmask.policies import UNMASKS, select
 
@@ -143,6 +144,10 @@ class Crowd(RuleBasedStateMachine):
         assert self.scheduler.abort(request_id, FinishReason.ABORT).finish_reason is FinishReason.ABORT
         del self.live[request_id]
 
+    @rule(rows=st.integers(1, 100))
+    def memory_runs_out(self, rows):
+        self.scheduler.lower_budget(rows)
+
     @precondition(lambda self: self.live)
     @rule()
     def step(self):
@@ -150,7 +155,9 @@ class Crowd(RuleBasedStateMachine):
         plans, outputs = self.world.step()
         assert not self.scheduler.faults.take()
         assert plans, "requests are here, so somebody's turn it is"
-        assert sum(len(plan.rows) for plan in plans) <= self.scheduler.max_batch_rows
+        rows = sum(len(plan.rows) for plan in plans)
+        longest = max(plan.request.block_length for plan in plans)
+        assert rows <= max(self.scheduler._row_budget, longest) <= self.scheduler.max_batch_rows
         for plan in plans:
             masked, committed = before[plan.request.id]
             progress = plan.request.masked.sum() < masked or plan.request.committed > committed
@@ -199,14 +206,16 @@ def crowd(count, prompt, **own):
     return [Request.new(submission(number, prompt, **own), spec()) for number in range(count)]
 
 
-@pytest.mark.parametrize("max_batch_rows", [1000, 64])
+@pytest.mark.parametrize("max_batch_rows", [1000, 64, 20])
 def test_a_common_prefix_is_computed_once_though_all_come_at_once(max_batch_rows):
+    """Also where the budget is less than the prompt, which then comes in parts."""
     requests = crowd(16, PREFIXES[0][:41], max_tokens=3)
     world = Simulated(200, 8, max_batch_rows=max_batch_rows, max_running=16)
     drain(world, requests)
     common = 40
     assert world.rows == common + 16 * 4 * 3, "and each computes its own block in three steps"
-    assert sorted(request.cached_tokens for request in requests) == [0] + [common] * 15
+    assert [request.cached_tokens for request in requests] == [0] + [common] * 15, "the oldest computes all of it"
+    assert world.scheduler.residency.num_found == 15 * common
 
 
 def test_requests_of_another_salt_or_another_block_length_share_nothing():
@@ -250,3 +259,43 @@ def test_a_request_that_resumes_finds_its_pages_if_they_are_still_there():
     world.step()
     assert world.rows - rows <= 8 + 4 + 4, "no more than what its last page lacked, and the open block"
     assert request.cached_tokens == 0, "its own tokens are not another request's"
+
+
+def test_requests_that_cannot_grow_need_no_room_beside_them():
+    world = Simulated(16, 8, max_running=16)
+    for request in crowd(16, [1, 2], max_tokens=4):
+        world.scheduler.add(request)
+    world.step()
+    assert len(world.scheduler.running) == 16
+
+
+@pytest.mark.parametrize(("pages", "prompt", "expected"), [(16, 16, 5), (17, 16, 6), (13, 40, 2)])
+def test_as_many_run_at_once_as_the_plan_says(pages, prompt, expected):
+    """Each opens with so many pages, and may grow to more: one page stays free for each but the last."""
+    world = Simulated(pages, 8, max_batch_rows=1000, max_running=64)
+    for request in crowd(16, PREFIXES[0][: prompt - 4], max_tokens=30):
+        request.cache_salt = request.id  # they share nothing
+        world.scheduler.add(request)
+    world.step()
+    assert (
+        len(world.scheduler.running) == most_alike_growing(pages, -(-prompt // 8), -(-(prompt + 26) // 8)) == expected
+    )
+
+
+def test_nobody_gives_way_where_that_would_not_be_enough():
+    world = Simulated(13, 8, max_batch_rows=1000, shares_prefixes=False)
+    old, middle, young = (
+        Request.new(submission(number, PREFIXES[0][:prompt], max_tokens=tokens), spec())
+        for number, (prompt, tokens) in enumerate([(28, 60), (28, 60), (4, 4)])
+    )
+    for request in (old, middle, young):
+        world.scheduler.add(request)
+    world.step()
+    taken = world.pool.allocate(world.pool.num_free)
+    young.block.step, middle.block.step = 0, 1  # one is in the middle of its block
+    old.block.visible_end = 64
+    old.block.end = 64
+    assert world.scheduler._who_gives_way(old) == []
+    middle.block.step = 0
+    assert world.scheduler._who_gives_way(old) == [young, middle]
+    world.pool.release(taken)
