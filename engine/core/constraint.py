@@ -13,6 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+NEVER = 2**30
+"""The distance of a state from which no accepted end can be reached."""
+GROUP = 64
+"""Entries of a group in `Constraint.groups`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Constraint:
@@ -57,12 +62,34 @@ class Constraint:
 
     @property
     def num_classes(self) -> int:
-        return self.step.shape[1]
+        return int(self.step.shape[1])
+
+    @property
+    def least_tokens(self) -> int:
+        """The length in tokens of its shortest answer; `NEVER` if there is none."""
+        return int(self.distance[0])
 
     @cached_property
-    def least_tokens(self) -> int:
-        """The length in tokens of its shortest answer."""
-        return int(self.distance[0])
+    def edges_by_dst(self) -> NDArray[np.int64]:
+        """[edges] indices of the edges, ascending by the state that they lead to."""
+        return np.argsort(self.edge_dst, kind="stable")
+
+    @cached_property
+    def groups(self) -> tuple[NDArray[np.int32], ...]:
+        """Tables that reduce something of each token to something of each class, in an order that is always the same.
+
+        The first, int32 [groups, `GROUP`], has the tokens of each group, ascending, which are of one class. Each later
+        one has the groups of the one before it, and the last one is a group for each class. A group that is not full
+        ends with the number of tokens, or of groups.
+        """
+        order = np.argsort(self.classes, kind="stable")
+        items, owner = order, self.classes[order]
+        tables: list[NDArray[np.int32]] = []
+        while not tables or len(tables[-1]) > self.num_classes:
+            table, owner = _grouped(items, owner, self.num_classes)
+            tables.append(table)
+            items = np.arange(len(table))
+        return tuple(tables)
 
     def advanced(self, state: int, tokens: NDArray[np.int64]) -> int:
         """The state after these tokens [count]; behind the answer, any token may stand."""
@@ -71,3 +98,66 @@ class Constraint:
                 break
             state = int(self.step[state, token_class])
         return state
+
+    def without(self, tokens: NDArray[np.int64]) -> "Constraint":
+        """The same where these tokens [count] fit nowhere. Its states keep their numbers; some may be dead now."""
+        classes = self.classes.copy()
+        classes[tokens] = 0
+        is_left = np.bincount(classes, minlength=self.num_classes) > 0
+        step = np.where(is_left, self.step, self.dead)
+        distance = self._distances(is_left)
+        return _made(classes, step, distance, self.accepts)
+
+    def _distances(self, is_left: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """[states] anew where only some classes (bool [classes]) have tokens."""
+        has_class = np.logical_or.reduceat(is_left[self.label_classes], self.label_start[:-1])
+        inner = has_class[self.edge_label] & (self.edge_dst < self.num_states)
+        src, dst = self.edge_src[inner], self.edge_dst[inner]
+        distance = np.where(self.accepts, 0, NEVER).astype(np.int32)
+        while True:
+            nearer = distance.copy()
+            np.minimum.at(nearer, src, np.minimum(distance[dst], NEVER - 1) + 1)
+            if (nearer == distance).all():
+                return distance
+            distance = nearer
+
+
+def _grouped(
+    items: NDArray[np.int64], owner: NDArray[np.int64], num_classes: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """One table of `Constraint.groups`, and the class of each of its groups; `items` [count] have ascending owners."""
+    counts = np.bincount(owner, minlength=num_classes)
+    sizes = np.maximum(-(-counts // GROUP), 1)
+    place = np.arange(len(items)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((int(sizes.sum()), GROUP), len(items), np.int32)
+    table[np.repeat(np.cumsum(sizes) - sizes, counts) + place // GROUP, place % GROUP] = items
+    return table, np.repeat(np.arange(num_classes), sizes)
+
+
+def _made(
+    classes: NDArray[np.int64], step: NDArray[np.int32], distance: NDArray[np.int32], accepts: NDArray[np.bool_]
+) -> Constraint:
+    """The constraint of this table, whose steps into states that are dead are left out."""
+    end = len(distance)
+    is_live = np.append(distance < NEVER, [True, False])
+    step = np.where(is_live[:, None] & is_live[step], step, end + 1).astype(np.int32)
+    src, token_class = np.nonzero(step[: end + 1] <= end)
+    dst = step[src, token_class]
+    order = np.lexsort((token_class, dst, src))
+    src, dst, token_class = src[order], dst[order], token_class[order]
+    first = np.flatnonzero(np.diff(src, prepend=-1) | np.diff(dst, prepend=-1))
+    labels: dict[bytes, int] = {}
+    sets = np.split(token_class.astype(np.int32), first[1:])
+    label = [labels.setdefault(one.tobytes(), len(labels)) for one in sets if len(one)]
+    contents = [np.frombuffer(one, np.int32) for one in labels]
+    return Constraint(
+        classes=classes,
+        step=step,
+        edge_src=src[first].astype(np.int32),
+        edge_dst=dst[first].astype(np.int32),
+        edge_label=np.array(label, np.int32),
+        label_start=np.cumsum([0, *(len(one) for one in contents)]).astype(np.int32),
+        label_classes=np.concatenate([np.empty(0, np.int32), *contents]),
+        distance=distance,
+        accepts=accepts,
+    )

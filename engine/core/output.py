@@ -11,7 +11,7 @@ class FinishReason(StrEnum):
     """Why a request ended, in OpenAI's words where there is one."""
 
     STOP = "stop"
-    """An end-of-sequence or stop token."""
+    """An end-of-sequence or stop token, or the last position of an answer that a constraint completes there."""
     LENGTH = "length"
     """`max_tokens` are reached."""
     ABORT = "abort"

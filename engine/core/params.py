@@ -8,6 +8,7 @@ from math import inf
 from typing import Annotated, Literal
 
 from engine.core.config import ModelSpec
+from engine.core.constraint import Constraint
 from engine.core.ranges import Ge, Gt, Le, Lt
 
 MAX_LOGPROBS = 20
@@ -89,6 +90,13 @@ class SamplingParams:
     They are the model's own, of the step that decodes the token: before any edit, temperature or `top_p`. The mask
     token has its share of the probability, but is not among the most probable ones.
     """
+    constraint: Constraint | None = None
+    """The language that the answer is a whole text of, whatever else is asked; None is any text.
+
+    Proposals are then drawn from, and scored by, the posterior given that the answer is valid and ends within
+    `max_tokens`. `min_p`, `top_p` and `top_k` look at the tokens that may stand at a position. Bad words of several
+    tokens give way where only they are valid.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +166,9 @@ class DiffusionParams:
     """cad: the same for a model that is not sure at all."""
     confidence_method: Literal["softmax", "entropy"] = "softmax"
     """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
+    guidance: Literal["posterior", "model"] = "posterior"
+    """Structured outputs: tokens and confidences of the valid answers alone, or the model's own proposals as long as
+    these can become a valid answer, which takes more steps."""
 
 
 def block_length(diffusion: DiffusionParams, spec: ModelSpec) -> int:

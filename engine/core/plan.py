@@ -104,6 +104,9 @@ class Scores:
     """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
+    valid: "Scores | None" = None
+    """To be taken in place of these scores if what is chosen by them cannot become a valid answer any more; only where
+    a constraint leaves the proposals to the model."""
 
     @cached_property
     def confidence(self) -> Floats:

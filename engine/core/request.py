@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.config import ModelSpec
+from engine.core.constraint import Constraint
 from engine.core.output import TokenLogprobs, Usage
 from engine.core.params import DiffusionParams, SamplingParams, block_length, resolved
 
@@ -126,6 +127,17 @@ def first_block_start(answer_start: int, length: int, spec: ModelSpec) -> int:
     return answer_start // length * length if spec.is_block_causal else answer_start
 
 
+def effective_constraint(sampling: SamplingParams, spec: ModelSpec) -> Constraint | None:
+    """The constraint where tokens that `allowed_ids` and `bad_words` rule out everywhere fit nowhere."""
+    words = {word[0] for word in sampling.bad_words if len(word) == 1}
+    if sampling.constraint is None or not (words or sampling.allowed_ids is not None):
+        return sampling.constraint
+    is_allowed = np.full(spec.vocab_size, sampling.allowed_ids is None)
+    is_allowed[list(sampling.allowed_ids or ())] = True
+    is_allowed[list(words)] = False
+    return sampling.constraint.without(np.flatnonzero(~is_allowed))
+
+
 def count_blocks(answer: Ids, start: int, length: int) -> int:
     """Number of blocks of this length, cut from `start` on, that hold any of these positions."""
     if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
@@ -153,6 +165,10 @@ class Request:
     masked: Mask
     block: Block
     history: History
+    constraint: Constraint | None = None
+    """Of the sampling parameters, without the tokens that these rule out."""
+    state: int = 0
+    """The constraint's state before the open block."""
     pages: tuple[int, ...] = ()
     """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
@@ -208,6 +224,7 @@ class Request:
             masked=masked,
             block=Block.opened(masked, start, end, index=0, fresh=0, lookahead=diffusion.lookahead),
             history=History.empty(len(masked)),
+            constraint=effective_constraint(sampling, spec),
             cache_salt=submission.cache_salt,
         )
 

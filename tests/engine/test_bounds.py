@@ -25,6 +25,7 @@ from engine.scheduling.tally import Tally
 from engine.scoring.edits import edits
 from engine.unmask.dream import dream_schedule
 from engine.unmask.policies import effective, needs
+from tests.engine.automata import automaton
 from tests.engine.scored import build, score
 from tests.engine.toys import FULL_ATTENTION_CACHES
 
@@ -58,6 +59,7 @@ SAMPLING = {
     "stop_ids": [frozenset(range(MAX_STOP_IDS))],
     "ignore_eos": [False, True],
     "logprobs": [0, 20],
+    "constraint": [automaton(VOCAB, [dict.fromkeys(range(VOCAB - 2), 0)], [0], [VOCAB - 2])],
 }
 DIFFUSION = {
     "cache": FULL_ATTENTION_CACHES,
@@ -85,6 +87,7 @@ DIFFUSION = {
     "initial_steps": [1, MAX_STEPS],
     "max_steps": [1, MAX_STEPS],
     "confidence_method": ["softmax", "entropy"],
+    "guidance": ["posterior", "model"],
 }
 BLOCK_CAUSAL_ALONE = {"sub_block_length"}
 """A model that attends in both directions refuses them."""
@@ -110,6 +113,7 @@ BESIDE = {
     "initial_steps": {"unmask": "cad", "max_steps": MAX_STEPS},
     "max_steps": {"unmask": "cad", "initial_steps": 1},
     "confidence_method": {"unmask": "cad"},
+    "constraint": {"ignore_eos": False},
     "min_tokens": {"stop_ids": frozenset(range(MAX_STOP_IDS))},
 }
 """With what each of them matters."""
