@@ -13,6 +13,7 @@ import torch
 from engine.core.errors import DeviceLost
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.scheduling.faults import Faults
+from engine.scoring.reach import is_completable
 from engine.unmask.policies import is_forced, select
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,19 @@ def in_halves(
 
 
 def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) -> list[Choice]:
-    """What each request's unmask policy selects. NaN scores, and errors that a policy raises, go to `faults`."""
+    """What each request's unmask policy selects. NaN scores, and errors that a policy raises, go to `faults`.
+
+    Where a constraint leaves the proposals to the model, the selected ones must be able to become a valid answer; if
+    they are not, the policy selects among those that are.
+    """
     choices = []
     for plan, score in zip(plans, scores, strict=True):
         with faults.of(plan.request):
             _check(score)
             chosen = select(plan, score)
+            if score.valid is not None and not is_completable(plan.request, plan.targets[chosen], score.tokens[chosen]):
+                score = score.valid
+                chosen = select(plan, score)
             choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen)))
     return choices
 

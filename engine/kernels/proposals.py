@@ -166,11 +166,11 @@ def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
-    noisy = _noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
-    return noisy.argmax(dim=-1)
+    perturbed = noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
+    return perturbed.argmax(dim=-1)
 
 
-def _noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> Tensor:
+def noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> Tensor:
     """logits [rows, vocab] + temperature * Gumbel noise, -inf for the mask. states [rows]: hashes of all but tokens."""
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     uniform = (continued(states[:, None], tokens).float() + 0.5) / 2.0**32
@@ -178,9 +178,9 @@ def _noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) ->
     uniform = uniform.clamp(max=1.0 - 2.0**-24)
     # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
     gumbel = -torch.log(-torch.log1p(-uniform))
-    noisy = logits + temperature[:, None] * gumbel
-    noisy[:, mask_id] = -torch.inf
-    return noisy
+    perturbed = logits + temperature[:, None] * gumbel
+    perturbed[:, mask_id] = -torch.inf
+    return perturbed
 
 
 @torch.no_grad()
@@ -195,9 +195,9 @@ def _agree_for(own: TritonProposals, device: torch.device, dtype: torch.dtype) -
     token, odds = own.best_token(logits, mask_id)
     best, expected = _best_token(logits.float(), mask_id)
     counts, heat = torch.arange(rows, device=device), torch.linspace(0.1, 2.0, rows, device=device)
-    noisy = _noisy(logits.float(), heat, hashed(counts, counts, counts), mask_id)
+    perturbed = noisy(logits.float(), heat, hashed(counts, counts, counts), mask_id)
     drawn = own.draw(logits, heat, counts, counts, counts, mask_id)[:, None]
-    is_drawn = noisy.gather(-1, drawn) >= noisy.amax(dim=-1, keepdim=True) - 1e-3
+    is_drawn = perturbed.gather(-1, drawn) >= perturbed.amax(dim=-1, keepdim=True) - 1e-3
     return torch.equal(token, best) and torch.allclose(odds, expected, atol=1e-4) and bool(is_drawn.all())
 
 
@@ -212,7 +212,7 @@ def _agrees(own: Kernel) -> bool:
     logits, some = linear(hidden, weight), torch.arange(rows)
     heat, states = torch.linspace(0.1, 2.0, rows), hashed(some)
     best, expected = _best_token(logits, mask_id)
-    leaders = _noisy(logits, heat, states, mask_id).topk(2)
+    leaders = noisy(logits, heat, states, mask_id).topk(2)
     (token, token_odds), (proposed, proposed_odds) = (
         own.best_token(logits, mask_id),
         own.propose(hidden, weight, mask_id),

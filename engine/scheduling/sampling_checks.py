@@ -6,9 +6,10 @@ Ranges of single parameters are declared with them (`engine.core.params`). Error
 from collections.abc import Collection
 
 from engine.core.config import ModelSpec
+from engine.core.constraint import NEVER
 from engine.core.errors import InvalidRequest
 from engine.core.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIAS, MAX_BIASED, MAX_STOP_IDS, SamplingParams
-from engine.core.request import Submission
+from engine.core.request import Submission, effective_constraint
 from engine.scoring.bans import banned_everywhere, leaves_any
 
 
@@ -40,6 +41,8 @@ def check_sampling(submission: Submission, spec: ModelSpec) -> None:
             words = "only holds the mask token, which is never drawn" if sampling.allowed_ids else "is empty"
             raise InvalidRequest(f"allowed_token_ids {words}; it must hold a token to draw.", "allowed_token_ids")
     _check_that_some_token_is_left(submission, spec)
+    if sampling.constraint is not None:
+        _check_constraint(submission, spec)
 
 
 def _check_bias(sampling: SamplingParams, spec: ModelSpec) -> None:
@@ -80,4 +83,30 @@ def _check_that_some_token_is_left(submission: Submission, spec: ModelSpec) -> N
     if sampling.min_tokens and ends_early and not leaves_any(sampling, spec, banned | stops):
         raise InvalidRequest(
             f"min_tokens is {sampling.min_tokens}, but only tokens that end the answer may be drawn.", "min_tokens"
+        )
+
+
+def _check_constraint(submission: Submission, spec: ModelSpec) -> None:
+    """The constraint says where the answer ends, and it is decided over all of the answer's positions."""
+    sampling = submission.sampling
+    constraint = effective_constraint(sampling, spec)
+    assert constraint is not None
+    assert len(constraint.classes) == spec.vocab_size, "a constraint over another vocabulary"
+    if submission.holes:
+        raise InvalidRequest("Structured outputs cannot fill holes; the answer must come after the prompt.", "prompt")
+    for param, is_set in (
+        ("stop_token_ids", bool(sampling.stop_ids)),
+        ("min_tokens", sampling.min_tokens > 0),
+        ("ignore_eos", sampling.ignore_eos),
+    ):
+        if is_set:
+            raise InvalidRequest(f"{param} cannot be combined with structured outputs, which say what ends.", param)
+    if constraint.least_tokens >= NEVER:
+        param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"
+        raise InvalidRequest(f"{param} leaves no answer that the structured output allows.", param)
+    if constraint.least_tokens > sampling.max_tokens:
+        raise InvalidRequest(
+            f"max_tokens is {sampling.max_tokens}, but the shortest answer that the structured output allows takes "
+            f"{constraint.least_tokens} tokens.",
+            "max_tokens",
         )

@@ -195,11 +195,15 @@ class Scheduler:
         filled = request.answer_positions[slice(*np.searchsorted(request.answer_positions, (block.start, end)))]
         request.completion_tokens += len(filled)
         reason = FinishReason.STOP if end < limit else FinishReason.LENGTH if limit == request.output_end else None
+        if request.constraint and reason is not FinishReason.STOP:
+            request.state = request.constraint.advanced(request.state, request.ids[filled])
+            if reason and request.constraint.accepts[request.state]:
+                reason = FinishReason.STOP
         is_asked = request.sampling.logprobs is not None
         output = replace(
             _output(request, tuple(request.ids[filled].tolist()), reason),
             logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
-            stop_id=int(request.ids[end]) if reason is FinishReason.STOP else None,
+            stop_id=int(request.ids[end]) if end < limit else None,
         )
         # Last, because a request that has left `running` can no longer be failed: all that may raise comes before.
         if reason is None:

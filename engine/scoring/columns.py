@@ -15,6 +15,7 @@ from engine.core.plan import Needs
 from engine.core.request import Request
 from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import Upload
+from engine.scoring.classes import ClassSlice
 from engine.scoring.edits import Edit, Edits
 from engine.scoring.logprobs import Reported
 from engine.scoring.sampling import Shaping, parameters
@@ -31,10 +32,15 @@ class ScoredSlice:
         edits: Mapping[Request, Edit],
         num_top: int | None,
         with_entropy: bool,
+        classes: ClassSlice | None,
         upload: Upload,
     ) -> None:
-        """`edits`, `num_top` (`logprobs.num_reported`) and `with_entropy` are of the whole step."""
+        """`classes` are of the slice's constrained targets. All others are of the whole step.
+
+        `num_top` is `logprobs.num_reported`.
+        """
         self.some, plans, needs = targets
+        self.classes = classes
         counts = [len(plan.targets) for plan in plans]
         total = sum(counts)
         self._reported = Reported(plans, num_top, upload) if num_top is not None else None
@@ -51,16 +57,18 @@ class ScoredSlice:
         if with_entropy:
             self._spread = Rows(owned_by([need.entropy or need.margin for need in needs], counts), total, upload)
 
-    def __call__(self, logits: Tensor, mask_id: int) -> list[Tensor]:
-        """logits [targets, vocab], which are overwritten -> columns [targets].
+    def __call__(self, logits: Tensor, mask_id: int) -> tuple[list[Tensor], list[Tensor]]:
+        """logits [targets, vocab], which are overwritten -> columns [targets], and those of `ClassSlice.reduced`.
 
-        These are tokens, entropy and margin if any target of the step needs them, and log-odds; then `Reported.table`
-        if any request asks for log-probabilities.
+        The first are tokens, entropy and margin if any target of the step needs them, and log-odds; then
+        `Reported.table` if any request asks for log-probabilities.
         """
+        raw = self.classes.unedited(logits) if self.classes else []
         unedited = self._reported.unedited(logits) if self._reported else None
         logits = logits.float()
         if self._edits:
             self._edits.apply(logits)
+        reduced = self.classes.reduced(logits, raw, mask_id) if self.classes else []
         cut = self._cut.of(logits) if self._cut else None
         tokens, odds = cut.best_token(logits, mask_id) if cut else best_token(logits, mask_id)
         if shaping := self._shaping:
@@ -75,7 +83,7 @@ class ScoredSlice:
         columns.append(odds)
         if self._reported and unedited is not None:
             columns.append(self._reported.table(unedited, tokens, mask_id))
-        return columns
+        return columns, reduced
 
 
 class VocabularyCut:

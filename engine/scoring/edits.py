@@ -22,6 +22,8 @@ from engine.scoring.bans import banned_everywhere, bans
 LARGEST_PENALTY = 1e30
 """Repetition penalties are clipped to this and its inverse: float32 logits stay finite, and still far from others."""
 
+GIVING_WAY = -1e4
+"""The logit of a banned token where only banned ones may be valid: of a request with a constraint."""
 
 _EDITS = attrgetter(
     "allowed_ids",
@@ -155,11 +157,11 @@ class _Allowed:
 class _Bans:
     """Tokens that `min_tokens` and bad words of several tokens rule out at single targets."""
 
-    def __init__(self, targets: Ids, tokens: Ids, upload: Upload) -> None:
-        self._targets, self._tokens = upload.add(targets), upload.add(tokens)
+    def __init__(self, targets: Ids, tokens: Ids, value: float, upload: Upload) -> None:
+        self._targets, self._tokens, self._value = upload.add(targets), upload.add(tokens), value
 
     def apply(self, logits: Tensor) -> None:
-        fill(logits, (self._targets.tensor, self._tokens.tensor), -torch.inf)
+        fill(logits, (self._targets.tensor, self._tokens.tensor), self._value)
 
 
 def _parts(asked: Sequence[_Asked], upload: Upload) -> Iterator[_Changes | _Allowed | _Bans]:
@@ -169,11 +171,14 @@ def _parts(asked: Sequence[_Asked], upload: Upload) -> Iterator[_Changes | _Allo
     limited = [each for each in asked if each.edit.allowed is not None]
     if allowed := [each.edit.allowed for each in limited if each.edit.allowed is not None]:
         yield _Allowed(limited, allowed, upload)
-    rows, tokens = [], []
-    for plan, start, _ in asked:
-        if plan.request.sampling.min_tokens or plan.request.sampling.bad_words:
-            indices, banned = bans(plan.request, plan.targets)
-            rows.append(start + indices)
-            tokens.append(banned)
-    if any(len(part) for part in rows):
-        yield _Bans(np.concatenate(rows), np.concatenate(tokens), upload)
+    for value in (-np.inf, GIVING_WAY):
+        rows, tokens = [], []
+        for plan, start, _ in asked:
+            sampling = plan.request.sampling
+            gives_way = sampling.constraint is not None
+            if (sampling.min_tokens or sampling.bad_words) and gives_way == (value == GIVING_WAY):
+                indices, banned = bans(plan.request, plan.targets)
+                rows.append(start + indices)
+                tokens.append(banned)
+        if any(len(part) for part in rows):
+            yield _Bans(np.concatenate(rows), np.concatenate(tokens), value, upload)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.core.noise import hashed
 from engine.core.plan import StepPlan
 from engine.core.request import Ids
 from engine.kernels import proposals
@@ -139,6 +140,12 @@ def draw(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
     """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
     temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
+
+
+def noisy(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
+    """logits [rows, vocab] + temperature * the noise of `draw`, of which it takes the largest."""
+    temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
+    return proposals.noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
 
 
 def _heat(rows: Columns) -> Tensor:

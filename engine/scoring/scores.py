@@ -3,6 +3,7 @@
 Knows what policies need, not which they are: `engine.unmask.policies` decides what becomes of a proposal.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from engine.core.plan import Needs, Scores, StepPlan
-from engine.core.request import Floats
+from engine.core.request import Floats, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.columns import ScoredSlice
 from engine.scoring.edits import edits, is_edited
 from engine.scoring.logprobs import num_reported, received
+from engine.scoring.posterior import Constrained
 from engine.scoring.slices import Logits, Rows, owned_by, target_slices
 
 
@@ -27,6 +29,8 @@ class Launched(NamedTuple):
     others: Sequence[Sequence[Tensor]]
     """What `ScoredSlice` gives for all other targets."""
     importance: Sequence[Sequence[Tensor]]
+    classes: Sequence[Sequence[Tensor]]
+    """What `ClassSlice` gives for constrained targets, slice by slice and group by group."""
 
 
 class Scoring:
@@ -51,8 +55,9 @@ class Scoring:
         asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
         self._num_top, changes = num_reported(asked), edits(asked)
         self._with_entropy = any(need.entropy or need.margin for need in its_needs)
+        self._constrained = Constrained(asked, its_needs, upload)
         self._slices = [
-            ScoredSlice(targets, changes, self._num_top, self._with_entropy, upload)
+            ScoredSlice(targets, changes, self._num_top, self._with_entropy, self._constrained.slice(targets), upload)
             for targets in target_slices(asked, its_needs)
         ]
 
@@ -63,15 +68,31 @@ class Scoring:
         with the rest.
         """
         plain, others = list(self._proposals(logits)), list(self._columns(logits))
-        return Launched([*zip(*plain, strict=True)], [*zip(*others, strict=True)], [[one] for one in importance])
+        launched = Launched(
+            [*zip(*plain, strict=True)],
+            [*zip(*(columns for columns, _ in others), strict=True)],
+            [[one] for one in importance],
+            [[one] for _, reduced in others for one in reduced],
+        )
+        self._constrained.lay_out()
+        return launched
 
     def read(self, launched: "Launched") -> list[Scores]:
         """One `Scores` for each plan. Waits for the device."""
         columns = [column for group in launched for column in group]
         # Without any target, a number of no meaning: the step still ends when the device has computed it.
         host = _to_host(columns or [[torch.zeros(1, device=self._device)]])
-        first, last = len(launched.plain), len(launched.plain) + len(launched.others)
-        return list(self._split(host[:first], host[first:last], host[last:]))
+        ends = np.cumsum([len(group) for group in launched]).tolist()
+        plain, others, importance, classes = (host[slice(*ends)] for ends in itertools.pairwise((0, *ends)))
+        scores = list(self._split(plain, others, importance))
+        return self._constrained.applied(scores, self._class_columns(classes))
+
+    def _class_columns(self, classes: Sequence[Floats]) -> Iterator[tuple[Request, dict[str, Floats]]]:
+        """The columns of each constrained request's targets, slice by slice."""
+        groups = iter(classes)
+        for one in self._slices:
+            if one.classes:
+                yield from one.classes.split(itertools.islice(groups, one.classes.num_groups))
 
     def _proposals(self, logits: Logits) -> Iterator[tuple[Tensor, Tensor]]:
         """Tokens and log-odds of the plain plans' targets, slice by slice."""
@@ -81,7 +102,7 @@ class Scoring:
                 some = slice(first, min(first + own.proposed_at_once, self._num_plain))
                 yield own.propose(some, self._mask_id)
 
-    def _columns(self, logits: Logits) -> Iterator[Sequence[Tensor]]:
+    def _columns(self, logits: Logits) -> Iterator[tuple[Sequence[Tensor], Sequence[Tensor]]]:
         """What `ScoredSlice` gives for all other targets, slice by slice."""
         if self._slices:
             own = self._others.part(logits)
@@ -119,6 +140,8 @@ def _is_plain(plan: StepPlan, need: Needs) -> bool:
     sampling = plan.request.sampling
     if not len(plan.targets):
         return True
+    if sampling.constraint is not None:
+        return False
     return need == Needs() and not sampling.temperature and sampling.logprobs is None and not is_edited(sampling)
 
 

@@ -121,7 +121,7 @@ def test_rows_may_lie_apart(kernel):
     for logits in (wide[:, 500:5500], wide[::2, :5000]):
         assert_as_torch(kernel, logits, mask_id=11)
         heat, states = torch.full((len(logits),), 0.8), hashed(torch.arange(len(logits)))
-        expected = proposals._noisy(logits, heat, states, 11).argmax(dim=-1)
+        expected = proposals.noisy(logits, heat, states, 11).argmax(dim=-1)
         assert kernel.draw(logits, heat, states, 11)[0].tolist() == expected.tolist()
         weight = torch.randn(300, 5000)
         torch.testing.assert_close(kernel.product(logits, weight), logits @ weight.T, atol=1e-3, rtol=1e-5)
@@ -133,7 +133,7 @@ def test_noise_is_torchs(kernel, rows, vocab):
     logits, heat = torch.randn(rows, vocab), torch.linspace(0.0, 2.0, rows)
     states, mask_id = hashed(torch.arange(rows) + 7), vocab // 2
     tokens, *leaders = kernel.draw(logits, heat, states, mask_id)
-    expected = torch.cat((proposals._noisy(logits, heat, states, mask_id), torch.full((rows, 1), -torch.inf)), dim=-1)
+    expected = torch.cat((proposals.noisy(logits, heat, states, mask_id), torch.full((rows, 1), -torch.inf)), dim=-1)
     torch.testing.assert_close(torch.stack(leaders, dim=-1), expected.topk(2).values, atol=1e-5, rtol=1e-6)
     is_clear = leaders[0] - leaders[1] > 1e-4
     assert tokens[is_clear].tolist() == expected.argmax(dim=-1)[is_clear].tolist()
@@ -156,7 +156,7 @@ def test_noise_of_the_smallest_and_largest_hashes(kernel, hash_):
     states = torch.tensor([((last_bits_undone(hash_) ^ 4321) - 0x9E3779B9) % 2**32])
     token, best, second = kernel.draw(logits, torch.ones(1), states, 9)
     assert (token.item(), second.item()) == (4321, -torch.inf)
-    torch.testing.assert_close(best, proposals._noisy(logits, torch.ones(1), states, 9).amax(dim=-1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(best, proposals.noisy(logits, torch.ones(1), states, 9).amax(dim=-1), atol=1e-6, rtol=0)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_draw_that_is_too_close_is_torchs(by_torch):
     arguments = logits, torch.full((4,), 1e-6), *rows_of(4), 17
     assert (
         proposals.draw(*arguments)[[0, 1, 3]].tolist()
-        == proposals._noisy(logits, arguments[1], hashed(*arguments[2:5]), 17).argmax(dim=-1)[[0, 1, 3]].tolist()
+        == proposals.noisy(logits, arguments[1], hashed(*arguments[2:5]), 17).argmax(dim=-1)[[0, 1, 3]].tolist()
     )
     assert by_torch == [1, 1]
 

@@ -1,0 +1,251 @@
+"""What the logits of constrained targets say of each class of tokens: reductions on the device, a slice at a time.
+
+Every sum has an order that only the constraint's vocabulary decides (`Constraint.groups`): by elementwise additions, so
+that neither the batch nor the device changes a bit of it. Knows classes, and nothing of states.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.core.constraint import GROUP, Constraint
+from engine.core.plan import Needs, StepPlan
+from engine.core.request import Floats, Ids, Mask, Request
+from engine.kernels.transfer import Upload
+from engine.scoring.sampling import DRAWING, NARROWING, Columns, divide_by_temperature, narrow, noisy, parameters
+from engine.scoring.slices import Rows, TargetSlice
+
+CUT = 1e4
+"""Taken off logits that `top_p`, `top_k` and `min_p` exclude: these tokens are drawn only if nothing else is valid."""
+
+
+class Style(NamedTuple):
+    """What is asked of a request's classes."""
+
+    is_drawn: bool
+    is_narrowed: bool
+    """Whether `top_p`, `top_k` or `min_p` change the draw or the scores."""
+    is_processed: bool
+    """Whether scores are of the distribution that tokens are drawn from."""
+    has_spread: bool
+    """Whether entropies or margins are needed."""
+    is_reported: bool
+    """Whether log-probabilities are."""
+
+    @classmethod
+    def of(cls, plan: StepPlan, need: Needs) -> "Style":
+        sampling = plan.request.sampling
+        is_drawn = sampling.temperature > 0
+        narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+        return cls(
+            is_drawn=is_drawn,
+            is_narrowed=narrows and (is_drawn or need.processed),
+            is_processed=need.processed and (is_drawn or narrows),
+            has_spread=need.entropy or need.margin or need.by_entropy,
+            is_reported=sampling.logprobs is not None,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that `ClassSlice` gives, in order."""
+        drawn = ("noisy", "drawn", "drawn_logit", "tempered") if self.is_drawn else ()
+        spread = ("moment",) if self.has_spread else ()
+        return ("best", "token", "second", "rest", *spread, *drawn, *(("logprob",) if self.is_reported else ()))
+
+
+class Asked(NamedTuple):
+    """What a step asks of one request's classes."""
+
+    constraint: Constraint
+    style: Style
+    targets: Ids
+    """[rows] the targets that the constraint ties together: the plan's first ones."""
+    allowed: Mask | None
+    """bool [rows, classes] which may stand there, for `top_p`, `top_k` and `min_p`."""
+
+
+class Tables:
+    """`Constraint.groups` on the device once the upload is sent."""
+
+    def __init__(self, constraint: Constraint, upload: Upload) -> None:
+        self._tables = [upload.add(table) for table in constraint.groups]
+        counts = np.bincount(constraint.classes, minlength=constraint.num_classes)
+        self._owner = upload.add(np.repeat(np.arange(constraint.num_classes), np.maximum(-(-counts // GROUP), 1)))
+        self._classes = upload.add(constraint.classes)
+
+    @property
+    def classes(self) -> Tensor:
+        """[vocab]"""
+        return self._classes.tensor
+
+    @property
+    def members(self) -> Tensor:
+        """[groups, `GROUP`] tokens of the first table."""
+        return self._tables[0].tensor
+
+    def grouped(self, logits: Tensor) -> Tensor:
+        """logits [targets, vocab] -> [targets, groups, `GROUP`], -inf where a group is not full."""
+        return _gathered(logits, self.members, -torch.inf)
+
+    def of_groups(self, values: Tensor) -> Tensor:
+        """[targets, classes] -> [targets, groups, 1] the value of each group's class."""
+        return values.index_select(1, self._owner.tensor)[..., None]
+
+    def largest(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each class the largest value and its token, of equals the one with the lowest id: [targets, classes]."""
+        place = grouped.argmax(dim=-1, keepdim=True)
+        values = grouped.gather(-1, place).squeeze(-1)
+        tokens = self.members.long().expand(len(grouped), -1, -1).gather(-1, place).squeeze(-1)
+        for table in self._tables[1:]:
+            wider = _gathered(values, table.tensor, -torch.inf)
+            place = wider.argmax(dim=-1, keepdim=True)
+            values = wider.gather(-1, place).squeeze(-1)
+            tokens = _gathered(tokens, table.tensor, 0).gather(-1, place).squeeze(-1)
+        return values, tokens
+
+    def total(self, grouped: Tensor) -> Tensor:
+        """[targets, classes] sums of values [targets, groups, `GROUP`]."""
+        values = _halved(grouped)
+        for table in self._tables[1:]:
+            values = _halved(_gathered(values, table.tensor, 0.0))
+        return values
+
+
+class ClassSlice:
+    """The constrained targets of one slice, in groups that share a constraint and a style."""
+
+    def __init__(
+        self,
+        targets: TargetSlice,
+        asked: Mapping[Request, Asked],
+        tables: Mapping[Constraint, Tables],
+        upload: Upload,
+    ) -> None:
+        """`asked` and `tables` are of the whole step."""
+        members: dict[tuple[Constraint, Style], list[_Part]] = {}
+        starts = np.cumsum([0, *(len(plan.targets) for plan in targets.plans)]).tolist()
+        for plan, start in zip(targets.plans, starts, strict=False):
+            one = asked.get(plan.request)
+            if one is None:
+                continue
+            rows = np.searchsorted(one.targets, plan.targets)
+            rows = rows[rows < len(one.targets)]
+            if len(rows):
+                members.setdefault((one.constraint, one.style), []).append(_Part(plan, start, rows, one))
+        total = int(starts[-1])
+        self._groups = [
+            _Group(parts, style, tables[constraint], total, upload) for (constraint, style), parts in members.items()
+        ]
+
+    def unedited(self, logits: Tensor) -> list[Tensor | None]:
+        """What `reduced` takes: logits [targets, vocab] as the model gave them, before any edit."""
+        return [group.rows.of(logits).float().clone() if group.style.is_reported else None for group in self._groups]
+
+    def reduced(self, logits: Tensor, unedited: Sequence[Tensor | None], mask_id: int) -> list[Tensor]:
+        """logits [targets, vocab] float32, edited -> for each group float64 [its targets, columns, classes]."""
+        return [group.reduced(logits, raw, mask_id) for group, raw in zip(self._groups, unedited, strict=True)]
+
+    def split(self, columns: Iterable[Floats]) -> Iterable[tuple[Request, dict[str, Floats]]]:
+        """What `reduced` gave, on the host -> each request's columns [its targets here, classes], by name."""
+        for group, values in zip(self._groups, columns, strict=True):
+            yield from group.split(values)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups)
+
+
+class _Part(NamedTuple):
+    plan: StepPlan
+    start: int
+    """Index of the plan's first target in the slice."""
+    rows: Ids
+    """Which of the request's rows are here, ascending: the plan's first targets."""
+    asked: Asked
+
+
+class _Group:
+    def __init__(self, parts: Sequence[_Part], style: Style, tables: Tables, total: int, upload: Upload) -> None:
+        self._parts, self.style, self._tables = parts, style, tables
+        self.rows = Rows(np.concatenate([part.start + np.arange(len(part.rows)) for part in parts]), total, upload)
+        trimmed = np.concatenate([np.arange(len(part.plan.targets)) < len(part.rows) for part in parts])
+        rows = parameters([part.plan for part in parts])[trimmed]
+        self._drawing = Columns(rows, DRAWING, upload) if style.is_drawn or style.is_processed else None
+        self._narrowing = self._allowed = None
+        if style.is_narrowed:
+            self._narrowing = Columns(rows, NARROWING, upload)
+            masks = [part.asked.allowed[part.rows] for part in parts if part.asked.allowed is not None]
+            self._allowed = upload.add(np.concatenate(masks))
+
+    def split(self, values: Floats) -> Iterable[tuple[Request, dict[str, Floats]]]:
+        first = 0
+        for part in self._parts:
+            own = values[first : first + len(part.rows)]
+            first += len(part.rows)
+            yield part.plan.request, {name: own[:, number] for number, name in enumerate(self.style.columns)}
+
+    def reduced(self, logits: Tensor, unedited: Tensor | None, mask_id: int) -> Tensor:
+        edited = self.rows.of(logits)
+        narrowed = self._narrowed(edited)
+        scored = edited
+        if self.style.is_processed and self._drawing:
+            scored = divide_by_temperature(narrowed, self._drawing)
+        columns = _spread(scored, self._tables, self.style.has_spread)
+        candidates = columns[1]
+        if self.style.is_drawn and self._drawing:
+            perturbed = self._tables.grouped(noisy(narrowed, self._drawing, mask_id))
+            value, candidates = self._tables.largest(perturbed)
+            tempered = _log_sum_exp(divide_by_temperature(narrowed, self._drawing), self._tables)
+            columns += [value, candidates, scored.gather(-1, candidates), tempered]
+        if unedited is not None:
+            columns.append(unedited.gather(-1, candidates) - unedited.logsumexp(dim=-1, keepdim=True))
+        return torch.stack([column.double() for column in columns], dim=1)
+
+    def _narrowed(self, logits: Tensor) -> Tensor:
+        """The logits, less `CUT` where the request's parameters exclude a token among those that may stand there."""
+        if self._narrowing is None or self._allowed is None:
+            return logits
+        may_stand = self._allowed.tensor.index_select(1, self._tables.classes)
+        possible = logits.masked_fill(~may_stand, -torch.inf)
+        kept = narrow(possible, self._narrowing, possible.argmax(dim=-1))
+        return torch.where(kept == -torch.inf, logits - CUT, logits)
+
+
+def _spread(logits: Tensor, tables: Tables, with_moment: bool) -> list[Tensor]:
+    """Of each class [targets, classes]: its best logit, that token, its second best logit, and sums over all but the
+    best: of weights relative to the second best, and of weights times their logarithms."""
+    grouped = tables.grouped(logits)
+    best, token = tables.largest(grouped)
+    others = grouped.masked_fill(tables.members == tables.of_groups(token), -torch.inf)
+    second, _ = tables.largest(others)
+    weights = (others - tables.of_groups(_finite(second))).exp_()
+    columns = [best, token, second, tables.total(weights)]
+    return [*columns, tables.total(torch.xlogy(weights, weights))] if with_moment else columns
+
+
+def _log_sum_exp(logits: Tensor, tables: Tables) -> Tensor:
+    """[targets, classes] of logits [targets, vocab]."""
+    grouped = tables.grouped(logits)
+    best, _ = tables.largest(grouped)
+    return best + tables.total((grouped - tables.of_groups(_finite(best))).exp_()).log()
+
+
+def _finite(values: Tensor) -> Tensor:
+    """0 in place of -inf, from which nothing can be taken off."""
+    return values.masked_fill(values == -torch.inf, 0.0)
+
+
+def _gathered(values: Tensor, table: Tensor, filling: float) -> Tensor:
+    """values [targets, count] at a table's entries: [targets, groups, `GROUP`]; entries of `count` are the filling."""
+    padded = torch.nn.functional.pad(values, (0, 1), value=filling)
+    return padded.index_select(1, table.view(-1)).view(len(values), -1, GROUP)
+
+
+def _halved(values: Tensor) -> Tensor:
+    """Sums over the last dimension, of `GROUP` entries: always the same pairs."""
+    while (width := values.shape[-1]) > 1:
+        values = values[..., : width // 2] + values[..., width // 2 :]
+    return values.squeeze(-1)
