@@ -70,11 +70,6 @@ class Constraint:
         return int(self.distance[0])
 
     @cached_property
-    def edges_by_dst(self) -> NDArray[np.int64]:
-        """[edges] indices of the edges, ascending by the state that they lead to."""
-        return np.argsort(self.edge_dst, kind="stable")
-
-    @cached_property
     def groups(self) -> tuple[NDArray[np.int32], ...]:
         """Tables that reduce something of each token to something of each class, in an order that is always the same.
 

@@ -1,12 +1,14 @@
 """The most probable way through the live edges of some spans, draws from all ways, and what each class gains by them.
 
 Positions are independent given the model, and the automaton ties them together: a chain, with one pass from the right
-and one from the left. Sums are logarithms in float64, for all constrained requests of a step in one pass, and in an
-order that depends on each request alone. Knows live edges (`engine.scoring.reach`) and values of classes, no logits.
+and one from the left. For all constrained requests of a step in one pass, in float64, and in an order that depends on
+each request alone. Knows live edges (`engine.scoring.reach`) and numbers of classes, but no logits.
 
-A position that the step has no logits of says nothing: all live edges that leave a state there weigh the same, and
-together as much as one token. What stands there later keeps the answer completable all the same, since it is chosen
-with its own logits and with the tokens around it known.
+What is said of classes stands side by side, request by request: `columns` are [rows, classes] of each, raveled.
+
+A position that the step has no logits of says nothing: the live edges that leave a state there weigh the same, and as
+much as one token together. What is decoded there later is chosen with its own logits, and with the tokens around it
+known, so that the answer stays completable.
 """
 
 from collections.abc import Sequence
@@ -14,15 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.core.constraint import Constraint
 from engine.core.noise import uniform
 from engine.core.request import Floats, Ids, Mask
 from engine.scoring.reach import OPEN, UNSCORED, Reach
 
-LEAST = -600.0
-"""Logarithm of the least that an edge weighs beside the best one at its position, where classes' gains are summed."""
 NOTHING = -1e9
 """Logarithm of the weight of a class whose tokens the model gives none."""
+LEAST = 1e-300
+"""The least posterior probability."""
 
 
 class Draw(NamedTuple):
@@ -33,224 +34,197 @@ class Draw(NamedTuple):
     step: int
 
 
-class Edges(NamedTuple):
-    """Live edges in one order, place by place, and those next to each other that share a state."""
-
-    at: Ids
-    """[live] which edge."""
-    place: Ids
-    """[live]"""
-    first: Ids
-    """[groups] index of each group's first live edge."""
-    group: Ids
-    """[live] the group of each."""
-    state: Ids
-    """[groups] the state that its edges share."""
-    edges_of: Ids
-    """[places + 1] where each place's live edges begin."""
-    groups_of: Ids
-    """[places + 1] where each place's groups begin."""
-
-
 class Chain:
-    """The sums over some spans' ways. `values` are of labels, span by span: [rows, labels], raveled (`by_label`)."""
+    """The sums over all ways of some spans. What needs no logits is worked out when it is made."""
 
     def __init__(self, reach: Reach) -> None:
         assert reach.is_possible().all(), "a constraint that nothing can satisfy any more; this is a bug"
         self._reach = reach
-        self._forth = _ordered(reach.live, np.arange(len(reach.src)), reach.src)
-        self._back = _ordered(reach.live[:, reach.by_dst], reach.by_dst, reach.dst)
-        self._bases = np.cumsum([0, *(span.num_rows * _num_labels(span.constraint) for span in reach.spans)])
-        self._forth_value, self._back_value = self._value_of(self._forth), self._value_of(self._back)
-        fan = np.bincount(self._forth.group)
-        self._evenly = -np.log(fan)[self._forth.group]
-        back_order = np.lexsort((self._forth.at, self._forth.place))
-        wanted = self._back.place * len(reach.src) + self._back.at
-        known = (self._forth.place * len(reach.src) + self._forth.at)[back_order]
-        self._back_evenly = self._evenly[back_order[np.searchsorted(known, wanted)]]
+        # Live edges, place by place, and those next to each other that leave one state: a group.
+        self._place, self._at = np.nonzero(reach.live)
+        self._owner, self._src, self._dst = reach.owner[self._at], reach.src[self._at], reach.dst[self._at]
+        is_first = np.append(True, (np.diff(self._place) != 0) | (np.diff(self._src) != 0))[: len(self._at)]
+        self._first, self._group = np.flatnonzero(is_first), np.cumsum(is_first) - 1
+        places = np.arange(reach.num_places + 1)
+        self._edges_of = np.searchsorted(self._place, places).tolist()
+        self._groups_of = np.searchsorted(self._place[self._first], places).tolist()
+        self._name_values()
+        self._even = np.flatnonzero(self._value == self._num_values)
+        """Live edges of positions without logits."""
+        self._evenly = -np.log(np.bincount(self._group)[self._group[self._even]])
+
+    def of_labels(self, columns: Floats, is_best: Mask) -> Floats:
+        """[values] what each label that a live edge has weighs: the log-sum-exp of its classes' `columns`.
+
+        For spans that `is_best` (bool [spans]) marks, the largest of its classes' numbers.
+        """
+        numbers = np.maximum(columns[self._members], NOTHING)
+        most: Floats = np.maximum.reduceat(numbers, self._member_first) if len(numbers) else np.empty(0)
+        sums = ~is_best[self._value_owner]
+        if sums.any():
+            shares = np.add.reduceat(np.exp(numbers - most[self._member_of]), self._member_first)
+            most = most + np.where(sums, np.log(shares), 0.0)
+        return most
 
     def behind(self, values: Floats, is_best: Mask) -> Floats:
         """[places + 1, states] the logarithm of what all ways from there to the end weigh together.
 
         For spans that `is_best` (bool [spans]) marks, what the best of these ways weighs.
         """
-        reach, edges = self._reach, self._forth
-        weights = np.where(self._is_even(is_best), 0.0, self._weights(values, edges, self._forth_value, self._evenly))
+        reach = self._reach
+        weights = self._weights(values, np.where(is_best[self._owner[self._even]], 0.0, self._evenly))
         behind = np.where(reach.viable, 0.0, -np.inf)
-        sums = ~is_best[reach.owner[edges.at[edges.first]]]
+        sums = ~is_best[self._owner[self._first]]
         for place in range(reach.num_places - 1, -1, -1):
-            behind[place] = -np.inf
-            some, groups = _at(edges.edges_of, place), _at(edges.groups_of, place)
+            onwards, here = behind[place + 1], behind[place]
+            here[:] = -np.inf
+            some, groups = self._slices(place)
             if some.stop > some.start:
-                through = weights[some] + behind[place + 1][reach.dst[edges.at[some]]]
-                behind[place, edges.state[groups]] = _sum(through, edges, some, groups, sums[groups])
-            behind[place, reach.fixed_src[place]] = behind[place + 1][reach.fixed_dst[place]]
+                through = weights[some] + onwards[self._dst[some]]
+                here[self._src[self._first[groups]]] = self._sums(through, some, groups, sums[groups])
+            here[reach.fixed_src[place]] = onwards[reach.fixed_dst[place]]
         return behind
 
-    def ahead(self, values: Floats) -> Floats:
-        """[places + 1, states] the logarithm of what all ways from the span's start to there weigh together."""
-        reach, edges = self._reach, self._back
-        weights = self._weights(values, edges, self._back_value, self._back_evenly)
-        ahead = np.full(reach.viable.shape, -np.inf)
-        ahead[reach.firsts, reach.starts] = 0.0
-        for place in range(reach.num_places):
-            some, groups = _at(edges.edges_of, place), _at(edges.groups_of, place)
-            if some.stop > some.start:
-                through = weights[some] + ahead[place][reach.src[edges.at[some]]]
-                ahead[place + 1, edges.state[groups]] = _sum(through, edges, some, groups, None)
-            np.logaddexp.at(ahead[place + 1], reach.fixed_dst[place], ahead[place][reach.fixed_src[place]])
-        return ahead
+    def gains(self, values: Floats, behind: Floats) -> Floats:
+        """Like columns: the logarithm of what a token's probability is to be multiplied by.
 
-    def gains(self, ahead: Floats, behind: Floats) -> list[Floats]:
-        """For each span [rows, classes]: the logarithm of what a token's probability is to be multiplied by.
-
-        The products are its posterior probabilities, but for a factor of the row. -inf for what may not stand there.
+        The products are posterior probabilities, but for a factor of the row. -inf for what may not stand there.
         """
-        reach, edges = self._reach, self._forth
-        scored = self._forth_value >= 0
-        at, place, value = edges.at[scored], edges.place[scored], self._forth_value[scored]
-        through = ahead[place, reach.src[at]] + behind[place + 1, reach.dst[at]]
-        row = place * len(reach.spans) + reach.owner[at]
-        first = np.flatnonzero(np.diff(row, prepend=-1))
-        most = np.repeat(np.maximum.reduceat(through, first), np.diff(np.append(first, len(row)))) if len(row) else 0.0
-        weights = np.exp(np.maximum(through - most, LEAST))
-        shares: Floats = np.bincount(value, weights, minlength=int(self._bases[-1])).astype(np.float64)
-        return [
-            _of_classes(span.constraint, shares[base:end].reshape(span.num_rows, -1))
-            for span, base, end in zip(reach.spans, self._bases[:-1], self._bases[1:], strict=True)
-        ]
+        posterior = np.bincount(self._value, self._posterior(values, behind), self._num_values + 1)[:-1]
+        shares = (np.log(np.maximum(posterior, LEAST)) - values)[self._member_of]
+        most = np.full(self.num_columns, -np.inf)
+        np.maximum.at(most, self._members, shares)
+        total = np.bincount(self._members, np.exp(shares - most[self._members]), self.num_columns)
+        with np.errstate(divide="ignore"):
+            return np.asarray(most + np.log(total))
 
-    def walk(self, values: Floats, behind: Floats, draws: Sequence[Draw]) -> list[Ids]:
-        """For each span [rows] the label of the edge that the best way takes there, or a way that is drawn.
+    def walk(self, columns: Floats, behind: Floats, draws: Sequence[Draw]) -> list[Ids]:
+        """For each span the class [rows] that the best way takes at its targets, or a way that is drawn.
 
-        `values` are the labels' best logits, with noise where a request draws, and `behind` what is behind its edges at
-        its temperature: the largest sum is then a draw from all ways by their weights.
+        `columns` are the classes' best logits, with noise where a request draws, and `behind` what is behind its edges
+        at its temperature: the largest sum is then a draw from all ways by their weights.
         """
-        reach, edges = self._reach, self._forth
-        heat = np.array([draw.temperature or 1.0 for draw in draws])[reach.owner[edges.at]]
-        sums = self._weights(values, edges, self._forth_value, self._noise(draws))
-        sums += heat * behind[edges.place + 1, reach.dst[edges.at]]
-        best = np.flatnonzero(sums == np.maximum.reduceat(sums, edges.first)[edges.group])
-        best = best[np.searchsorted(edges.group[best], np.arange(len(edges.first)))]  # the first of each group
-        onwards = np.zeros(reach.viable.shape, np.int64)  # the state, and the edge to it, that follow each state
-        taken = np.full(reach.viable.shape, -1)
-        onwards[edges.place[edges.first], edges.state] = reach.dst[edges.at[best]]
-        taken[edges.place[edges.first], edges.state] = edges.at[best]
-        for place in range(reach.num_places):
-            onwards[place, reach.fixed_src[place]] = reach.fixed_dst[place]
+        reach = self._reach
+        values = self.of_labels(columns, np.ones(len(reach.spans), np.bool_))
+        heat = np.array([draw.temperature or 1.0 for draw in draws])
+        sums = self._weights(values, self._noise(draws))
+        sums += heat[self._owner] * behind[self._place + 1, self._dst]
+        best = np.flatnonzero(sums == np.maximum.reduceat(sums, self._first)[self._group])
+        best = best[np.searchsorted(self._group[best], np.arange(len(self._first)))]  # the first of each group
+        taken = np.empty(reach.viable.shape, np.int64)  # the live edge that follows each state
+        taken[self._place[self._first], self._src[self._first]] = best
         state, ways = reach.starts.copy(), np.empty((reach.num_places, len(reach.spans)), np.int64)
         for place in range(reach.num_places):
+            onwards = np.arange(len(reach.viable[place]))
+            _, groups = self._slices(place)
+            onwards[self._src[self._first[groups]]] = self._dst[best[groups]]
+            onwards[reach.fixed_src[place]] = reach.fixed_dst[place]
             ways[place] = taken[place, state]
-            state = np.where(place >= reach.firsts, onwards[place, state], state)
-        return [self._labels(number, ways[:, number]) for number in range(len(reach.spans))]
+            state = np.where(place >= reach.firsts, onwards[state], state)
+        return [self._classes(columns, number, ways[:, number]) for number in range(len(reach.spans))]
 
-    def _labels(self, number: int, way: Ids) -> Ids:
-        """[rows] of the edges [places] on a span's way."""
+    def _classes(self, columns: Floats, number: int, way: Ids) -> Ids:
+        """[rows] the best class of each label on a span's way [places] of live edges, at its targets."""
         span = self._reach.spans[number]
-        edges = way[self._reach.firsts[number] :][span.rows != UNSCORED]
-        return np.asarray(self._reach.label[edges], np.int64)
+        values = self._value[way[self._reach.firsts[number] :][span.rows != UNSCORED]]
+        starts, counts = self._member_first[values], self._member_counts[values]
+        first = np.cumsum(counts) - counts
+        row = np.repeat(np.arange(len(values)), counts)
+        members = self._members[np.arange(len(row)) + np.repeat(starts - first, counts)]
+        numbers = columns[members]
+        best = np.flatnonzero(numbers == np.maximum.reduceat(numbers, first)[row])
+        best = best[np.searchsorted(row[best], np.arange(len(values)))]
+        return np.asarray((members[best] - self.column_starts[number]) % span.constraint.num_classes)
 
-    def _value_of(self, edges: Edges) -> Ids:
-        """[live] the index of each edge's value, or `UNSCORED`."""
+    def _name_values(self) -> None:
+        """Numbers the labels that live edges have at scored positions, and finds the columns of their classes."""
+        spans = self._reach.spans
+        automata = [span.constraint for span in spans]
+        rows, widths = np.array([span.num_rows for span in spans]), np.array([one.num_classes for one in automata])
+        labels = np.array([len(one.label_start) - 1 for one in automata])
+        self.column_starts = np.cumsum(np.append(0, rows * widths))
+        """[spans + 1] where each one's columns begin."""
+        self.num_columns = int(self.column_starts[-1])
+        starts = np.cumsum(np.append(0, rows * labels))
+        row = self._rows()[self._place, self._owner]
+        named = starts[self._owner] + row * labels[self._owner] + self._reach.label[self._at]
+        is_used = np.zeros(int(starts[-1]) + 1, np.bool_)
+        is_used[np.where(row == UNSCORED, starts[-1], named)] = True
+        is_used[-1] = False
+        used, number = np.flatnonzero(is_used), np.cumsum(is_used) - 1
+        self._num_values = len(used)
+        self._value = np.where(row == UNSCORED, self._num_values, number[named])
+        """[live] the value of each edge's label; `_num_values` where there are no logits."""
+        self._value_owner = np.searchsorted(starts, used, side="right") - 1
+        """[values] the span of each."""
+        row, label = np.divmod(used - starts[self._value_owner], labels[self._value_owner])
+        ends = np.concatenate([one.label_start[1:] for one in automata])
+        begins = np.concatenate([one.label_start[:-1] for one in automata])
+        label += np.cumsum(np.append(0, labels))[self._value_owner]
+        self._member_counts = (ends - begins)[label]
+        self._member_first = np.cumsum(self._member_counts) - self._member_counts
+        """[values] where each one's classes begin among the members."""
+        self._member_of = np.repeat(np.arange(self._num_values), self._member_counts)
+        offsets = np.cumsum([0, *(len(one.label_classes) for one in automata[:-1])])
+        begin = (begins[label] + offsets[self._value_owner] - self._member_first)[self._member_of]
+        classes = np.concatenate([one.label_classes for one in automata])[np.arange(len(self._member_of)) + begin]
+        base = self.column_starts[self._value_owner] + row * widths[self._value_owner]
+        self._members = base[self._member_of] + classes
+        """[members] the column of each class of each value."""
+
+    def _rows(self) -> Ids:
+        """[places, spans] which of the span's targets stands there, or `UNSCORED`."""
+        rows = np.full((self._reach.num_places, len(self._reach.spans)), UNSCORED)
+        for number, span in enumerate(self._reach.spans):
+            rows[self._reach.firsts[number] :, number] = np.where(span.fixed == OPEN, span.rows, UNSCORED)
+        return rows
+
+    def _slices(self, place: int) -> tuple[slice, slice]:
+        """The live edges of a place, and their groups."""
+        return (
+            slice(self._edges_of[place], self._edges_of[place + 1]),
+            slice(self._groups_of[place], self._groups_of[place + 1]),
+        )
+
+    def _weights(self, values: Floats, even: Floats) -> Floats:
+        """[live] of each edge: the value of its label, or what `even` has of edges without logits."""
+        weights: Floats = np.concatenate((values, np.zeros(1)))[self._value]
+        weights[self._even] = even
+        return weights
+
+    def _sums(self, through: Floats, some: slice, groups: slice, is_sum: Mask) -> Floats:
+        """[groups] log-sum-exp of what goes through each group's edges; where not `is_sum`, the largest."""
+        first = self._first[groups] - some.start
+        most = np.maximum.reduceat(through, first)
+        if not is_sum.any():
+            return np.asarray(most)
+        total = np.log(np.add.reduceat(np.exp(through - most[self._group[some] - groups.start]), first))
+        return np.asarray(most + np.where(is_sum, total, 0.0))
+
+    def _posterior(self, values: Floats, behind: Floats) -> Floats:
+        """[live] with which probability the way goes through each edge."""
         reach = self._reach
-        rows = np.full((reach.num_places, len(reach.spans)), UNSCORED)
-        for number, span in enumerate(reach.spans):
-            rows[reach.firsts[number] :, number] = np.where(span.fixed == OPEN, span.rows, UNSCORED)
-        owner = reach.owner[edges.at]
-        row = rows[edges.place, owner]
-        widths = np.array([_num_labels(span.constraint) for span in reach.spans])
-        value = self._bases[owner] + row * widths[owner] + reach.label[edges.at]
-        return np.asarray(np.where(row == UNSCORED, UNSCORED, value))
-
-    def _weights(self, values: Floats, edges: Edges, value_of: Ids, unscored: Floats) -> Floats:
-        """[live] of each edge: the value of its label, or the one of `unscored` [live]."""
-        return np.where(value_of == UNSCORED, unscored, values[value_of] if len(values) else 0.0)
-
-    def _is_even(self, is_best: Mask) -> Mask:
-        """bool [live] edges of positions without logits where only the best way counts: all weigh nothing there."""
-        return np.asarray((self._forth_value == UNSCORED) & is_best[self._reach.owner[self._forth.at]])
+        weights = self._weights(values, self._evenly)
+        onwards = np.exp(weights + behind[self._place + 1, self._dst] - behind[self._place, self._src])
+        states = behind.shape[1]
+        ahead: Floats = np.zeros(states)
+        for place in range(reach.num_places):
+            ahead[reach.starts[reach.firsts == place]] = 1.0
+            some, _ = self._slices(place)
+            onwards[some] *= ahead[self._src[some]]
+            fixed = np.bincount(reach.fixed_dst[place], ahead[reach.fixed_src[place]], states)
+            ahead = np.asarray(np.bincount(self._dst[some], onwards[some], states) + fixed, np.float64)
+        return np.asarray(onwards)
 
     def _noise(self, draws: Sequence[Draw]) -> Floats:
-        """[live] what is added to edges of positions without logits: Gumbel noise, hashed as that of a token."""
-        reach, edges = self._reach, self._forth
-        noise = np.zeros(len(edges.at))
-        for number, (draw, span) in enumerate(zip(draws, reach.spans, strict=True)):
-            own = np.flatnonzero((reach.owner[edges.at] == number) & (self._forth_value == UNSCORED))
-            if draw.temperature and len(own):
-                position = span.start + edges.place[own] - reach.firsts[number]
-                state = reach.dst[edges.at[own]] - reach.offsets[number]
+        """[even] what is added to edges of positions without logits: Gumbel noise, hashed as that of a token."""
+        owner, reach = self._owner[self._even], self._reach
+        noise = np.zeros(len(owner))
+        for number in np.unique(owner).tolist():
+            draw, own = draws[number], np.flatnonzero(owner == number)
+            if draw.temperature:
+                position = reach.spans[number].start + self._place[self._even[own]] - reach.firsts[number]
+                state = self._dst[self._even[own]] - reach.offsets[number]
                 gumbel = -np.log(-np.log1p(-uniform(draw.seed, position, draw.step, state)))
                 noise[own] = draw.temperature * (gumbel + self._evenly[own])
         return noise
-
-
-def by_label(constraint: Constraint, values: Floats, is_sum: bool) -> Floats:
-    """[rows, labels] of values [rows, classes]: the largest of each label's classes, or their log-sum-exp."""
-    finite = np.maximum(values[:, constraint.label_classes], NOTHING)
-    starts = constraint.label_start[:-1]
-    most = np.maximum.reduceat(finite, starts, axis=1)
-    if not is_sum:
-        return np.asarray(most)
-    shares = np.exp(finite - np.repeat(most, np.diff(constraint.label_start), axis=1))
-    return np.asarray(most + np.log(np.add.reduceat(shares, starts, axis=1)))
-
-
-def best_class(constraint: Constraint, values: Floats, labels: Ids) -> Ids:
-    """[rows] the class of the largest of the `values` [rows, classes] among those of each row's label [rows]."""
-    starts = constraint.label_start[labels]
-    counts = constraint.label_start[labels + 1] - starts
-    first = np.cumsum(counts) - counts
-    row = np.repeat(np.arange(len(labels)), counts)
-    classes = constraint.label_classes[np.arange(len(row)) - np.repeat(first - starts, counts)]
-    found = values[row, classes]
-    best = np.flatnonzero(found == np.maximum.reduceat(found, first)[row])
-    return np.asarray(classes[best[np.searchsorted(row[best], np.arange(len(labels)))]], np.int64)
-
-
-def _num_labels(constraint: Constraint) -> int:
-    return len(constraint.label_start) - 1
-
-
-def _ordered(live: Mask, edges: Ids, states: Ids) -> Edges:
-    """The live ones (bool [places, edges]) of these edges, which are ascending by their state in `states`."""
-    place, index = np.nonzero(live)
-    at = edges[index]
-    state = states[at]
-    is_first = np.append(True, (np.diff(place) != 0) | (np.diff(state) != 0))[: len(at)]
-    first = np.flatnonzero(is_first)
-    places = np.arange(len(live) + 1)
-    return Edges(
-        at=at,
-        place=place,
-        first=first,
-        group=np.cumsum(is_first) - 1,
-        state=state[first],
-        edges_of=np.searchsorted(place, places),
-        groups_of=np.searchsorted(place[first], places),
-    )
-
-
-def _at(starts: Ids, place: int) -> slice:
-    return slice(int(starts[place]), int(starts[place + 1]))
-
-
-def _sum(values: Floats, edges: Edges, some: slice, groups: slice, is_sum: Mask | None) -> Floats:
-    """[groups] log-sum-exp of the values of each group's edges; where not `is_sum`, the largest."""
-    first = edges.first[groups] - some.start
-    most = np.maximum.reduceat(values, first)
-    if is_sum is not None and not is_sum.any():
-        return np.asarray(most)
-    total = np.log(np.add.reduceat(np.exp(values - most[edges.group[some] - groups.start]), first))
-    return np.asarray(most + (total if is_sum is None else np.where(is_sum, total, 0.0)))
-
-
-def _of_classes(constraint: Constraint, shares: Floats) -> Floats:
-    """[rows, classes] log of the sums over the labels that hold each class, of shares [rows, labels]."""
-    order = np.argsort(constraint.label_classes, kind="stable")
-    classes = constraint.label_classes[order]
-    label = np.repeat(np.arange(_num_labels(constraint)), np.diff(constraint.label_start))[order]
-    first = np.flatnonzero(np.diff(classes, prepend=-1))
-    gains = np.full((len(shares), constraint.num_classes), -np.inf)
-    with np.errstate(divide="ignore"):
-        gains[:, classes[first]] = np.log(np.add.reduceat(shares[:, label], first, axis=1))
-    return gains

@@ -52,8 +52,8 @@ class Style(NamedTuple):
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that `ClassSlice` gives, in order."""
         drawn = ("noisy", "drawn", "drawn_logit", "tempered") if self.is_drawn else ()
-        spread = ("moment",) if self.has_spread else ()
-        return ("best", "token", "second", "rest", *spread, *drawn, *(("logprob",) if self.is_reported else ()))
+        spread = ("second", "moment") if self.has_spread else ()
+        return ("best", "token", "rest", "total", *spread, *drawn, *(("logprob",) if self.is_reported else ()))
 
 
 class Asked(NamedTuple):
@@ -72,6 +72,7 @@ class Tables:
 
     def __init__(self, constraint: Constraint, upload: Upload) -> None:
         self._tables = [upload.add(table) for table in constraint.groups]
+        self._last = len(constraint.classes) - 1
         counts = np.bincount(constraint.classes, minlength=constraint.num_classes)
         self._owner = upload.add(np.repeat(np.arange(constraint.num_classes), np.maximum(-(-counts // GROUP), 1)))
         self._classes = upload.add(constraint.classes)
@@ -95,10 +96,13 @@ class Tables:
         return values.index_select(1, self._owner.tensor)[..., None]
 
     def largest(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each class the largest value and its token, of equals the one with the lowest id: [targets, classes]."""
+        """Of each class the largest value and its token, of equals the one with the lowest id: [targets, classes].
+
+        An empty class has -inf, and a token of no meaning.
+        """
         place = grouped.argmax(dim=-1, keepdim=True)
         values = grouped.gather(-1, place).squeeze(-1)
-        tokens = self.members.long().expand(len(grouped), -1, -1).gather(-1, place).squeeze(-1)
+        tokens = self.members.long().expand(len(grouped), -1, -1).gather(-1, place).squeeze(-1).clamp(max=self._last)
         for table in self._tables[1:]:
             wider = _gathered(values, table.tensor, -torch.inf)
             place = wider.argmax(dim=-1, keepdim=True)
@@ -215,15 +219,19 @@ class _Group:
 
 
 def _spread(logits: Tensor, tables: Tables, with_moment: bool) -> list[Tensor]:
-    """Of each class [targets, classes]: its best logit, that token, its second best logit, and sums over all but the
-    best: of weights relative to the second best, and of weights times their logarithms."""
+    """Of each class [targets, classes]: its best logit, that token, the log-sum-exp of all but the best, and of all.
+
+    With the moment, also its second best logit, and the sum of weights times their logarithms, relative to that logit,
+    over all but the best.
+    """
     grouped = tables.grouped(logits)
     best, token = tables.largest(grouped)
     others = grouped.masked_fill(tables.members == tables.of_groups(token), -torch.inf)
     second, _ = tables.largest(others)
     weights = (others - tables.of_groups(_finite(second))).exp_()
-    columns = [best, token, second, tables.total(weights)]
-    return [*columns, tables.total(torch.xlogy(weights, weights))] if with_moment else columns
+    rest = second + tables.total(weights).log()
+    columns = [best, token, rest, torch.logaddexp(best, rest)]
+    return [*columns, second, tables.total(torch.xlogy(weights, weights))] if with_moment else columns
 
 
 def _log_sum_exp(logits: Tensor, tables: Tables) -> Tensor:

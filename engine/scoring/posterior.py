@@ -12,11 +12,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.constraint import Constraint
 from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Floats, Ids, Request
 from engine.kernels.transfer import Upload
-from engine.scoring.chain import Chain, Draw, best_class, by_label
+from engine.scoring.chain import Chain, Draw
 from engine.scoring.classes import Asked, ClassSlice, Style, Tables
 from engine.scoring.reach import Reach, Span
 from engine.scoring.slices import TargetSlice
@@ -79,16 +78,12 @@ class Constrained:
 
     def _valid(self, columns: Sequence[Columns], scores: Sequence[Scores]) -> dict[int, Scores]:
         """By the identity of a plan's scores: what takes their place."""
-        assert self._chain
-        assert self._reach
-        constraints = [span.constraint for span in self._reach.spans]
         is_broken = [_is_broken(one) for one in columns]
         columns = [
             {name: np.zeros_like(values) for name, values in one.items()} if broken else one
             for one, broken in zip(columns, is_broken, strict=True)
         ]
-        chosen = _classes_on_way(self._chain, constraints, columns, self._plans)
-        gains = self._gains(constraints, columns)
+        chosen, gains = self._chosen(columns), self._gains(columns)
         by_positions = {id(one.positions): one for one in scores}
         valid = {}
         for plan, need, one, classes, gain, broken in zip(
@@ -102,19 +97,35 @@ class Constrained:
             valid[id(before)] = after if is_posterior else replace(before, valid=after)
         return valid
 
-    def _gains(self, constraints: Sequence[Constraint], columns: Sequence[Columns]) -> list[Floats]:
+    def _chosen(self, columns: Sequence[Columns]) -> list[Ids]:
+        """[rows] of each plan: the classes of the proposed tokens, along the best way or a drawn one."""
+        assert self._chain
+        draws = [
+            Draw(plan.request.sampling.temperature, plan.request.sampling.seed, plan.request.decoding_steps)
+            for plan in self._plans
+        ]
+        is_best = np.array([not draw.temperature for draw in draws])
+        weights = _raveled(["best" if best else "tempered" for best in is_best], columns)
+        candidates = weights if is_best.all() else _raveled(["best" if best else "noisy" for best in is_best], columns)
+        behind = self._chain.behind(self._chain.of_labels(weights, is_best), is_best)
+        return self._chain.walk(candidates, behind, draws)
+
+    def _gains(self, columns: Sequence[Columns]) -> list[Floats]:
         """[rows, classes] of each plan; nothing where its scores are to be the model's own."""
         assert self._chain
         none = [np.zeros_like(one["best"]) for one in columns]
         is_model = [plan.request.diffusion.guidance == "model" for plan in self._plans]
         if all(is_model):
             return none
-        totals = [by_label(each, _total(one), is_sum=True) for each, one in zip(constraints, columns, strict=True)]
-        values = _raveled(totals)
-        gains = self._chain.gains(
-            self._chain.ahead(values), self._chain.behind(values, np.zeros(len(columns), np.bool_))
+        are_sums = np.zeros(len(columns), np.bool_)
+        values = self._chain.of_labels(_raveled(["total"] * len(columns), columns), are_sums)
+        gains = np.split(
+            self._chain.gains(values, self._chain.behind(values, are_sums)), self._chain.column_starts[1:-1]
         )
-        return [zeros if model else gain for zeros, model, gain in zip(none, is_model, gains, strict=True)]
+        return [
+            zeros if model else gain.reshape(zeros.shape)
+            for zeros, model, gain in zip(none, is_model, gains, strict=True)
+        ]
 
 
 class Posterior:
@@ -125,7 +136,6 @@ class Posterior:
         self._columns, self._classes, self._gains = columns, classes, gains
         self._rows = np.arange(len(classes))
         self._best = columns["best"] + gains
-        self._second = columns["second"] + gains
 
     @property
     def tokens(self) -> Ids:
@@ -140,11 +150,11 @@ class Posterior:
     @property
     def log_odds(self) -> Floats:
         """[rows] of the proposed tokens: what they weigh against all others, which are summed without them."""
-        total = _total(self._columns)
+        total = self._columns["total"]
         logit = self._proposed("drawn_logit" if "drawn" in self._columns else "best")
         of_class = total[self._rows, self._classes]
         is_best = self.tokens == self._proposed("token")
-        without = np.where(is_best, _rest(self._columns)[self._rows, self._classes], _less(of_class, logit))
+        without = np.where(is_best, self._proposed("rest"), _less(of_class, logit))
         others = total + self._gains
         gain = self._gains[self._rows, self._classes]
         others[self._rows, self._classes] = without + gain
@@ -155,9 +165,9 @@ class Posterior:
         """[rows] in nats. Terms are relative to the best token, and of one sign."""
         top = self._best.max(axis=1, keepdims=True)
         others, _ = self._others(top)
-        shift = self._second - top
-        inside = np.exp(shift)
-        with_shift = np.where(inside > 0, inside * (self._columns["moment"] + shift * self._columns["rest"]), 0.0)
+        shift = self._columns["second"] + self._gains - top
+        inside, rest = np.exp(shift), np.exp(self._columns["rest"] + self._gains - top)
+        with_shift = np.where(inside > 0, inside * self._columns["moment"] + shift * rest, 0.0)
         best = np.exp(self._best - top)
         of_best = np.where(best > 0, best * (self._best - top), 0.0)
         return np.asarray(np.log1p(others) - (with_shift.sum(axis=1) + of_best.sum(axis=1)) / (1.0 + others))
@@ -167,7 +177,7 @@ class Posterior:
         """[rows] how much more probable the best token is than the second best."""
         top = self._best.max(axis=1, keepdims=True)
         others, leader = self._others(top)
-        runners = np.concatenate((self._best, self._second), axis=1)
+        runners = np.concatenate((self._best, self._columns["second"] + self._gains), axis=1)
         runners[self._rows, leader] = -np.inf
         return np.asarray(-np.expm1(runners.max(axis=1) - top[:, 0]) / (1.0 + others))
 
@@ -176,30 +186,11 @@ class Posterior:
         leader = self._best.argmax(axis=1)
         weights = np.exp(self._best - top)
         weights[self._rows, leader] = 0.0
-        inside = np.exp(self._second - top)
-        return weights.sum(axis=1) + np.where(inside > 0, inside * self._columns["rest"], 0.0).sum(axis=1), leader
+        inside = np.exp(self._columns["rest"] + self._gains - top)
+        return weights.sum(axis=1) + inside.sum(axis=1), leader
 
     def _proposed(self, name: str) -> Floats:
         return self._columns[name][self._rows, self._classes]
-
-
-def _classes_on_way(
-    chain: Chain, constraints: Sequence[Constraint], columns: Sequence[Columns], plans: Sequence[StepPlan]
-) -> list[Ids]:
-    """[rows] of each plan: the classes of the proposed tokens, along the best way or a drawn one."""
-    draws = [
-        Draw(plan.request.sampling.temperature, plan.request.sampling.seed, plan.request.decoding_steps)
-        for plan in plans
-    ]
-    is_best = np.array([not draw.temperature for draw in draws])
-    weights = [
-        by_label(each, one["tempered"], is_sum=True) if "tempered" in one else by_label(each, one["best"], is_sum=False)
-        for each, one in zip(constraints, columns, strict=True)
-    ]
-    wanted = [one["noisy" if "noisy" in one else "best"] for one in columns]
-    values = [by_label(each, one, is_sum=False) for each, one in zip(constraints, wanted, strict=True)]
-    labels = chain.walk(_raveled(values), chain.behind(_raveled(weights), is_best), draws)
-    return [best_class(each, one, some) for each, one, some in zip(constraints, wanted, labels, strict=True)]
 
 
 def _replaced(scores: Scores, posterior: Posterior, need: Needs) -> Scores:
@@ -233,16 +224,6 @@ def _is_broken(columns: Mapping[str, Floats]) -> bool:
     return any(bool(np.isnan(values).any() or np.isposinf(values).any()) for values in columns.values())
 
 
-def _rest(columns: Columns) -> Floats:
-    """[rows, classes] log-sum-exp of all of a class's logits but the best."""
-    return columns["second"] + np.log(columns["rest"])
-
-
-def _total(columns: Columns) -> Floats:
-    """[rows, classes] log-sum-exp of a class's logits."""
-    return np.logaddexp(columns["best"], _rest(columns))
-
-
 def _less(total: Floats, logit: Floats) -> Floats:
     """log(exp(total) - exp(logit)), for a logit that is no more than half of it."""
     return total + np.log1p(-np.exp(np.minimum(logit - total, 0.0)))
@@ -254,5 +235,6 @@ def _log_sum_exp(values: Floats) -> Floats:
     return np.asarray(most + np.log(np.exp(values - most[:, None]).sum(axis=1)))
 
 
-def _raveled(values: Sequence[Floats]) -> Floats:
-    return np.concatenate([one.reshape(-1) for one in values])
+def _raveled(names: Sequence[str], columns: Sequence[Columns]) -> Floats:
+    """The named column of each request, side by side."""
+    return np.concatenate([one[name].reshape(-1) for name, one in zip(names, columns, strict=True)])

@@ -4,7 +4,7 @@ Works on all constrained requests of a step at once: their states and edges stan
 constraints (`engine.core.constraint`), but no scores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,9 @@ class Span:
         """The span of a plan whose request has a constraint."""
         rows = np.full(plan.request.canvas_end, UNSCORED)
         rows[plan.targets] = np.arange(len(plan.targets))
-        return cls.on(plan.request, plan.request.ids, plan.request.masked, rows)
+        span = cls.on(plan.request, plan.request.ids, plan.request.masked, rows)
+        assert span.state != span.constraint.dead, "tokens that the constraint does not allow; this is a bug"
+        return span
 
     @classmethod
     def on(cls, request: Request, ids: Ids, masked: Mask, rows: Ids) -> "Span":
@@ -83,11 +85,6 @@ class Reach:
         self.src = shift + np.concatenate([one.edge_src for one in automata])
         self.dst = shift + np.concatenate([one.edge_dst for one in automata])
         self.label = np.concatenate([one.edge_label for one in automata])
-        edge_offsets = np.cumsum([0, *counts[:-1]])
-        self.by_dst = np.concatenate(
-            [one.edges_by_dst + offset for one, offset in zip(automata, edge_offsets, strict=True)]
-        )
-        """[edges] indices of the edges, ascending by the state that they lead to."""
         self.starts = self.offsets[:-1] + np.array([span.state for span in spans])
         """[spans] the state of each before its first place."""
         self.live = np.zeros((self.num_places, len(self.src)), np.bool_)
@@ -118,38 +115,34 @@ class Reach:
     def _ahead(self) -> Mask:
         """The states that can be reached from the left; marks the edges that leave them."""
         ahead = np.zeros((self.num_places + 1, int(self.offsets[-1])), np.bool_)
-        ahead[self.firsts, self.starts] = [span.state != span.constraint.dead for span in self.spans]
-        is_open, held = self._occupied()
-        for place in range(self.num_places):
-            live = self.live[place] = ahead[place][self.src] & is_open[place][self.owner]
-            ahead[place + 1][self.dst[live]] = True
-            src, dst = self._through_tokens(ahead[place], held[place])
-            ahead[place + 1][dst] = True
-            self.fixed_src.append(src)
-            self.fixed_dst.append(dst)
+        ahead[self.firsts, self.starts] = True
+        is_open = np.zeros((self.num_places, len(self.spans)), np.bool_)
+        for number, span in enumerate(self.spans):
+            is_open[self.firsts[number] :, number] = span.fixed == OPEN
+        for place, (src, dst) in enumerate(self._through_tokens()):
+            here, onwards = ahead[place], ahead[place + 1]
+            live = self.live[place] = here[self.src] & is_open[place][self.owner]
+            onwards[self.dst[live]] = True
+            reached = here[src]
+            self.fixed_src.append(src[reached])
+            self.fixed_dst.append(dst[reached])
+            onwards[self.fixed_dst[-1]] = True
         return ahead
 
-    def _occupied(self) -> tuple[Mask, list[list[tuple[int, int]]]]:
-        """bool [places, spans] where a span has a masked position; the (span, class) pairs of each place's tokens."""
-        is_open = np.zeros((self.num_places, len(self.spans)), np.bool_)
-        held: list[list[tuple[int, int]]] = [[] for _ in range(self.num_places)]
+    def _through_tokens(self) -> Iterator[tuple[Ids, Ids]]:
+        """For each place, from each state to the one behind the token that a span holds there."""
+        pairs: list[list[Ids]] = [[np.empty((2, 0), np.int64)] for _ in range(self.num_places)]
         for number, span in enumerate(self.spans):
-            first = int(self.firsts[number])
-            is_open[first:, number] = span.fixed == OPEN
-            for place in np.flatnonzero(span.fixed != OPEN).tolist():
-                held[first + place].append((number, int(span.fixed[place])))
-        return is_open, held
-
-    def _through_tokens(self, ahead: Mask, held: Sequence[tuple[int, int]]) -> tuple[Ids, Ids]:
-        """From each state ahead to the one behind the token: behind the answer, any token may stand."""
-        pairs = [np.empty((2, 0), np.int64)]
-        for number, token_class in held:
-            constraint, offset = self.spans[number].constraint, self.offsets[number]
-            src = np.flatnonzero(ahead[offset : self.offsets[number + 1]])
-            dst = np.where(src == constraint.end, constraint.end, constraint.step[src, token_class])
-            pairs.append(offset + np.stack((src, dst))[:, dst <= constraint.end])
-        src, dst = np.concatenate(pairs, axis=1)
-        return src, dst
+            constraint, offset = span.constraint, int(self.offsets[number])
+            places = np.flatnonzero(span.fixed != OPEN)
+            to = constraint.step[: constraint.end + 1, span.fixed[places]].T
+            to[:, constraint.end] = constraint.end  # behind the answer, any token may stand
+            for place, dst in zip((self.firsts[number] + places).tolist(), to, strict=True):
+                src = np.flatnonzero(dst <= constraint.end)
+                pairs[place].append(np.stack((src, dst[src])) + offset)
+        for held in pairs:
+            src, dst = np.concatenate(held, axis=1)
+            yield src, dst
 
     def _keep_viable(self) -> None:
         """Leaves, from the right, what leads to a state from which the answer can end in time."""
@@ -170,8 +163,10 @@ def is_completable(request: Request, positions: Ids, tokens: Ids) -> bool:
     ids, masked = request.ids.copy(), request.masked.copy()
     ids[positions], masked[positions] = tokens, False
     span = Span.on(request, ids, masked, np.full(len(ids), UNSCORED))
+    if span.state == span.constraint.dead:
+        return False
     if not len(span.fixed):
-        return span.state <= span.constraint.end and bool(_ends(span)[span.state])
+        return bool(_ends(span)[span.state])
     return bool(Reach([span]).is_possible()[0])
 
 

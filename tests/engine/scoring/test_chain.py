@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.scoring.chain import Chain, Draw, best_class, by_label
+from engine.scoring.chain import Chain, Draw
 from engine.scoring.reach import OPEN, Reach, Span
 from tests.engine.automata import AUTOMATA, STOP, VOCAB
 from tests.engine.chain_twin import Twin
@@ -46,15 +46,16 @@ def test_maximum_total_and_marginals(name, fixed, room, seed, scale):
     assert bool(reach.is_possible()[0]) == bool(twin.valid)
     assume(twin.valid and None in fixed)
     chain, (sums, most) = Chain(reach), class_columns(constraint, logits, fixed)
-    totals, best = by_label(constraint, sums, is_sum=True).ravel(), by_label(constraint, most, is_sum=False).ravel()
-    behind, ahead = chain.behind(totals, np.array([False])), chain.ahead(totals)
-    assert behind[0, 0] == pytest.approx(twin.log_total, abs=1e-9)
-    values = chain.behind(best, np.array([True]))
-    assert values[0, 0] == pytest.approx(twin.best, abs=1e-9)
-    [labels] = chain.walk(best, values, [Draw(0.0, 0, 0)])
-    classes = best_class(constraint, most, labels)
+    is_sum, is_best = np.array([False]), np.array([True])
+    totals = chain.of_labels(sums.ravel(), is_sum)
+    behind = chain.behind(totals, is_sum)
+    start = reach.firsts[0], reach.starts[0]
+    assert behind[start] == pytest.approx(twin.log_total, abs=1e-9)
+    values = chain.behind(chain.of_labels(most.ravel(), is_best), is_best)
+    assert values[start] == pytest.approx(twin.best, abs=1e-9)
+    [classes] = chain.walk(most.ravel(), values, [Draw(0.0, 0, 0)])
     assert most[np.arange(len(classes)), classes].sum() == pytest.approx(twin.best, abs=1e-9)
-    [gains] = chain.gains(ahead, behind)
+    gains = chain.gains(totals, behind).reshape(sums.shape)
     marginals, is_open = twin.marginals(), [token is None for token in fixed]
     weights = logits[is_open] + gains[:, constraint.classes]
     weights = np.exp(weights - weights.max(axis=1, keepdims=True))
