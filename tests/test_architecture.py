@@ -34,6 +34,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "settings": "arguments",
     "schemas": "settings",
     "text": "",
+    "structured": "",
     "guards": "errors",
     "observe": "errors settings text guards",
     "prompts": "schemas text",
@@ -63,6 +64,7 @@ NO_ENGINE = (
     "server.text.marks",
     "server.text.turns",
     "server.http.health",
+    "server.structured",
 )
 """They run in small processes of their own."""
 SCRIPTS = ("engine.demo.plot", "engine.demo.evaluate", "engine.demo.train")

@@ -197,6 +197,15 @@ class Tokenizer:
             known = self._bytes[id_] = self._read_bytes(id_)
         return known
 
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether each token adds the same bytes to a text wherever it stands."""
+        return self._is_byte_level
+
+    def spellings(self, size: int) -> list[bytes]:
+        """The bytes of the tokens 0 to `size` - 1; empty for special tokens and unknown ids, which no text holds."""
+        return [b"" if id_ in self._special_ids else self.bytes_of(id_) for id_ in range(size)]
+
     def bytes_behind(self, id_: int, before: int | None) -> bytes:
         """The bytes of the token after the token `before`, on which its leading space may depend."""
         if before is None or self._is_byte_level or self._byte_token(id_):

@@ -1,0 +1,40 @@
+"""How large a constraint may become while it is compiled, and how long that may take."""
+
+from dataclasses import dataclass, field
+from time import thread_time
+
+from server.structured.refusals import TooLarge
+
+
+@dataclass(slots=True)
+class Budget:
+    """Bounds of one compilation. Its time begins when it is made."""
+
+    nodes: int = 200_000
+    """Nodes of a nondeterministic automaton."""
+    states: int = 32_000
+    """States of an automaton; twice as many before equal ones are merged."""
+    entries: int = 32_000_000
+    """States times classes of tokens, before equal ones are merged."""
+    seconds: float = 5.0
+    """CPU time of this thread."""
+    _deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._deadline = thread_time() + self.seconds
+
+    def check_time(self) -> None:
+        if thread_time() > self._deadline:
+            raise TooLarge(f"it takes more than {self.seconds:g} s to compile")
+
+    def check_nodes(self, count: int) -> None:
+        if count > self.nodes:
+            raise TooLarge(f"more than {self.nodes:,} nodes")
+
+    def check_states(self, count: int, *, is_minimal: bool) -> None:
+        if count > self.states * (1 if is_minimal else 2):
+            raise TooLarge(f"more than {self.states:,} states")
+
+    def check_entries(self, count: int) -> None:
+        if count > self.entries:
+            raise TooLarge(f"more than {self.entries:,} pairs of a state and a class of tokens")

@@ -1,0 +1,35 @@
+"""Why a constraint is refused, in the user's words: the cause, and the place in the constraint where it lies."""
+
+
+class Refused(Exception):
+    """A constraint that cannot be served. `place` is a JSON pointer (`#/properties/a`), or empty."""
+
+    def __init__(self, cause: str, place: str = "") -> None:
+        super().__init__(cause, place)
+        self.cause = cause
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.cause}" if self.place else self.cause
+
+
+class Malformed(Refused):
+    """It is no schema, regex or grammar at all."""
+
+
+class Unsupported(Refused):
+    """It asks for what is not enforced here."""
+
+
+class NoValue(Refused):
+    """Nothing finite fits, within the nesting that is allowed."""
+
+    def __str__(self) -> str:
+        return f"no value fits: {super().__str__()}"
+
+
+class TooLarge(Refused):
+    """It needs more nodes, states or time than the budget has. `place` is what takes the most, if that is known."""
+
+    def __str__(self) -> str:
+        return f"too large: {self.cause}" + (f"; shorten {self.place}" if self.place else "")

@@ -1,0 +1,119 @@
+"""Regexes mean what Python's mean, as far as both have them; what is not supported is named."""
+
+import re
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.structured.budget import Budget
+from server.structured.expressions import automaton
+from server.structured.refusals import Malformed, NoValue, Refused, Unsupported
+from server.structured.regex import parsed
+
+from .walks import walks
+
+
+def compiled(pattern, *, is_search=False):
+    return automaton(parsed(pattern), Budget(), is_search=is_search)
+
+
+ATOMS = ["a", "b", "é", r"\d", r"\w", r"[^a]", "[a-c]", ".", r"\.", "[é-ü]", r"\x61", r"\u00e9", r"[\d\-x]"]
+TEXTS = st.text(alphabet="abcé1. -ü€\n", max_size=6)
+patterns = st.recursive(
+    st.sampled_from(ATOMS),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map("".join),
+        st.lists(inner, min_size=2, max_size=3).map(lambda items: f"(?:{'|'.join(items)})"),
+        st.tuples(inner, st.sampled_from(["*", "+", "?", "{2}", "{0,2}", "{1,}", "*?"])).map(
+            lambda pair: f"({pair[0]}){pair[1]}"
+        ),
+    ),
+    max_leaves=6,
+)
+anchored = st.tuples(st.sampled_from(["", "^"]), patterns, st.sampled_from(["", r"$"])).map("".join)
+
+
+@given(anchored, st.lists(TEXTS, min_size=1, max_size=8), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_the_same_texts_match_as_in_python(pattern, texts, is_search):
+    found = compiled(pattern, is_search=is_search)
+    expected = re.compile(pattern.replace("$", r"\Z"), re.ASCII)
+    for text in texts:
+        matched = expected.search(text) if is_search else expected.fullmatch(text)
+        assert found.matches(text) == bool(matched), text
+
+
+@given(anchored)
+@settings(max_examples=20, deadline=None)
+def test_what_is_generated_matches_in_python(pattern):
+    for text in walks(compiled(pattern), 0, 5):
+        assert re.fullmatch(pattern, text.decode())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"(^a|b)c$", ["ac", "xbc"], ["xac", "bcx"]),
+        (r"x(a|$)", ["xa", "bx", "xab"], ["xb"]),
+        (r"^$", [""], ["a"]),
+        (r"^(?:yes|no)$", ["yes", "no"], ["yesno", "ayes"]),
+        (r"(?<year>\d{4})(?P<rest>x)?", ["2026", "2026x"], ["202"]),
+        (r"a{,2}", ["a{,2}"], ["aa"]),
+        (r"[]a]", [], ["]", "a"]),
+        (r"\cJ|a", None, None),
+    ],
+)
+def test_searches(pattern, yes, no):
+    if yes is None or not yes:
+        with pytest.raises(Refused):
+            compiled(pattern, is_search=True)
+        return
+    found = compiled(pattern, is_search=True)
+    assert [text for text in yes if not found.matches(text)] == []
+    assert [text for text in no if found.matches(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("(?=a)b", "look-ahead"),
+        ("(?!a)b", "look-ahead"),
+        ("(?<=a)b", "look-behind"),
+        ("(?<!a)b", "look-behind"),
+        ("(?i)a", "flag"),
+        ("(?>a)b", "atomic group"),
+        (r"(a)\1", "back-reference"),
+        (r"(?P<x>a)\k<x>", "back-reference"),
+        (r"\bcat\b", "word boundary"),
+        (r"\p{L}", "Unicode property"),
+        (r"\Aa", r"\\A"),
+        ("a++", "possessive"),
+        ("a{5000}", "4096"),
+        ("[[:alpha:]]", "POSIX"),
+        ("^*a", "anchor"),
+    ],
+)
+def test_what_is_not_supported_is_named(pattern, name):
+    with pytest.raises(Unsupported, match=name):
+        parsed(pattern)
+
+
+@pytest.mark.parametrize("pattern", ["(", ")", "[a", "*", "a{2,1}", "[z-a]", "\\", r"\u{110000}", "a|*"])
+def test_what_is_no_regex_is_said(pattern):
+    with pytest.raises(Malformed, match="at character"):
+        parsed(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(" * 5000 + ")" * 5000, "a" * 20000, "|" * 20000, "(a*)*" * 1000, "((a?){9}){40}"]
+)
+def test_hostile_regexes_end(pattern):
+    with suppress(Refused):
+        compiled(pattern)
+
+
+def test_a_regex_that_nothing_matches_is_refused():
+    with pytest.raises(NoValue):
+        compiled("a^b")
