@@ -1,9 +1,13 @@
 """How large a constraint may become while it is compiled, and how long that may take."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import thread_time
+from typing import TypeVar
 
-from server.structured.refusals import TooLarge
+from server.structured.refusals import NoValue, TooLarge
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(slots=True)
@@ -38,3 +42,17 @@ class Budget:
     def check_entries(self, count: int) -> None:
         if count > self.entries:
             raise TooLarge(f"more than {self.entries:,} pairs of a state and a class of tokens")
+
+
+def shallower(compiled: Callable[[int], _Made], depth: int) -> _Made:
+    """What `compiled` makes of nesting `depth` deep, or of the deepest nesting with which it is not too large."""
+    too_large: TooLarge | None = None
+    for levels in range(depth, 0, -1):
+        try:
+            return compiled(levels)
+        except TooLarge as error:
+            too_large = too_large or error
+        except NoValue as error:
+            raise too_large or error from None
+    assert too_large
+    raise too_large

@@ -1,5 +1,8 @@
 """Why a constraint is refused, in the user's words: the cause, and the place in the constraint where it lies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Refused(Exception):
     """A constraint that cannot be served. `place` is a JSON pointer (`#/properties/a`), or empty."""
@@ -33,3 +36,12 @@ class TooLarge(Refused):
 
     def __str__(self) -> str:
         return f"too large: {self.cause}" + (f"; shorten {self.place}" if self.place else "")
+
+
+@contextmanager
+def placed(place: str) -> Iterator[None]:
+    """Gives `place` to refusals that have none yet."""
+    try:
+        yield
+    except Refused as error:
+        raise type(error)(error.cause, error.place or place) from None

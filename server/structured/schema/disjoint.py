@@ -1,0 +1,100 @@
+"""Whether no value fits two schemas, where that can be proved; `oneOf` is only then what `anyOf` is."""
+
+from itertools import combinations
+from typing import Any
+
+from server.structured.refusals import Unsupported
+from server.structured.schema.instances import Instances, equal, type_of
+from server.structured.schema.keywords import TYPES, enforced, inside
+
+
+def check_disjoint(options: list[Any], instances: Instances, place: str) -> None:
+    """Raises Unsupported if a value may fit two of the options; `place` is that of their `oneOf`."""
+    for (one, a), (other, b) in combinations(enumerate(options), 2):
+        if not _Proof(instances, place).holds(enforced(a, inside(place, one)), enforced(b, inside(place, other))):
+            raise Unsupported(
+                f"branches {one} and {other} of this `oneOf` may fit one value; use `anyOf`, or tell them apart by "
+                "`type`, or by a `const` of a required property",
+                place,
+            )
+
+
+class _Proof:
+    def __init__(self, instances: Instances, place: str) -> None:
+        self._instances = instances
+        self._place = place
+
+    def holds(self, a: Any, b: Any) -> bool:
+        if a is False or b is False:
+            return True
+        if a is True or b is True:
+            return False
+        return (
+            not _types(a) & _types(b)
+            or self._values_differ(a, b)
+            or _bounds_differ(a, b)
+            or (_types(a) & _types(b) == {"object"} and self._objects_differ(a, b))
+        )
+
+    def _values_differ(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
+        mine, theirs = _values(a), _values(b)
+        if mine is not None and theirs is not None:
+            return not any(equal(value, other) for value in mine for other in theirs)
+        values, schema = (mine, b) if mine is not None else (theirs, a)
+        if values is None:
+            return False
+        try:
+            return not any(self._instances.fit(value, schema, self._place) for value in values)
+        except Unsupported:
+            return False
+
+    def _objects_differ(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
+        return self._members_differ(a, b) or _is_closed(a, b) or _is_closed(b, a)
+
+    def _members_differ(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
+        """Whether a property that both require is told apart."""
+        mine, theirs = a.get("properties", {}), b.get("properties", {})
+        shared = set(a.get("required", [])) & set(b.get("required", [])) & mine.keys() & theirs.keys()
+        return any(
+            self.holds(enforced(mine[name], self._place), enforced(theirs[name], self._place)) for name in shared
+        )
+
+
+def _is_closed(closed: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether one requires a property that the other does not allow."""
+    if closed.get("additionalProperties") is not False or "patternProperties" in closed:
+        return False
+    return any(name not in closed.get("properties", {}) for name in other.get("required", []))
+
+
+def _bounds_differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether both are of numbers, and one begins where the other has ended."""
+    if not (_types(a) & _types(b) <= {"number", "integer"}):
+        return False
+    return any(
+        low in one and high in other and (one[low] > other[high] or (one[low] == other[high] and is_exclusive))
+        for one, other in ((a, b), (b, a))
+        for low, high, is_exclusive in (
+            ("minimum", "maximum", False),
+            ("minimum", "exclusiveMaximum", True),
+            ("exclusiveMinimum", "maximum", True),
+            ("exclusiveMinimum", "exclusiveMaximum", True),
+        )
+    )
+
+
+def _values(schema: dict[str, Any]) -> list[Any] | None:
+    if "const" in schema:
+        return [schema["const"]]
+    return schema.get("enum")
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    """The types that a value of the schema may have; an integer is a number, too."""
+    named = schema.get("type")
+    if named is None:
+        values = _values(schema)
+        found = set(TYPES) if values is None else {type_of(value) for value in values}
+    else:
+        found = {named} if isinstance(named, str) else set(named)
+    return found | {"number"} if "integer" in found else found
