@@ -1,0 +1,114 @@
+r"""The automaton of answers with tool calls, as Qwen, Ling and their kin write them. Parses nothing and sees no HTTP.
+
+A call is `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`; calls are joined by a line break.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from server.structured.automaton import Automaton, determinised
+from server.structured.budget import Budget, shallower
+from server.structured.nfa import Nfa
+from server.structured.refusals import Malformed, TooLarge
+from server.structured.schema.schema import MAX_DEPTH, write_schema
+from server.structured.schema.strings import dumped
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+MAX_TOOLS = 128
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    name: str
+    parameters: Any = None
+    """The JSON Schema of its arguments; None if it takes none."""
+
+
+def automaton(
+    tools: Sequence[Tool],
+    choice: Literal["auto", "required"] | str,
+    budget: Budget,
+    *,
+    is_parallel: bool = True,
+    content: Any = None,
+) -> Automaton:
+    """The automaton of answers by `choice`: `auto`, `required`, or the name of the one tool that is called once.
+
+    Under `auto`, text that is no call comes first: any without the mark of a call, or a JSON text of the schema
+    `content`, and then no calls. (A request whose choice is `none` has no constraint.)
+    """
+    _check(tools)
+    is_named = choice not in ("auto", "required")
+    called = [tool for tool in tools if tool.name == choice] if is_named else list(tools)
+    if not called:
+        raise Malformed(f"there is no tool {choice!r:.200}")
+
+    def compiled(depth: int) -> Automaton:
+        nfa = Nfa(budget)
+        start = nfa.node()
+        end = nfa.node()
+        entry = start
+        if choice == "auto" and content is None:
+            entry = _write_text(nfa, start, end)
+        elif choice == "auto":
+            nfa.link(write_schema(nfa, start, content, depth, "#", "flexible"), end)
+        nfa.link(_write_calls(nfa, entry, called, depth, is_parallel=is_parallel and not is_named), end)
+        return determinised(nfa, start, end)
+
+    return shallower(compiled, MAX_DEPTH)
+
+
+def _check(tools: Sequence[Tool]) -> None:
+    if len(tools) > MAX_TOOLS:
+        raise TooLarge(f"more than {MAX_TOOLS} tools")
+    for tool in tools:
+        if not NAME.fullmatch(tool.name):
+            raise Malformed(f"a tool's name has 1 to 64 of the letters a-z, A-Z, 0-9, _ and -, not {tool.name!r:.200}")
+    if len({tool.name for tool in tools}) < len(tools):
+        raise Malformed("two tools have the same name")
+
+
+def _write_text(nfa: Nfa, start: int, end: int) -> int:
+    """Any text without the mark, up to `end`, or to calls, which begin at the node that is returned.
+
+    Knuth, Morris and Pratt: node i is where the last i letters are the mark's first ones. Calls may begin at each of
+    them, since a beginning of the mark may be text.
+    """
+    mark = OPEN.encode()
+    nodes = [nfa.node() for _ in mark]
+    calls = nfa.node()
+    nfa.link(start, nodes[0])
+    for length, node in enumerate(nodes):
+        nfa.link(node, end)
+        nfa.link(node, calls)
+        for byte in range(256):
+            read = mark[:length] + bytes([byte])
+            behind = next(size for size in range(len(read), -1, -1) if read.endswith(mark[:size]))
+            if behind < len(mark):
+                nfa.edge(node, byte, byte, nodes[behind])
+    return calls
+
+
+def _write_calls(nfa: Nfa, start: int, tools: list[Tool], depth: int, *, is_parallel: bool) -> int:
+    """One call, or more."""
+    entry = nfa.node()
+    nfa.link(start, entry)
+    end = _write_call(nfa, entry, tools, depth)
+    if is_parallel:
+        nfa.link(nfa.literal(end, b"\n"), entry)
+    return end
+
+
+def _write_call(nfa: Nfa, start: int, tools: list[Tool], depth: int) -> int:
+    head = nfa.literal(start, f"{OPEN}\n".encode())
+    end = nfa.node()
+    for tool in tools:
+        schema = NO_PARAMETERS if tool.parameters is None else tool.parameters
+        named = nfa.literal(head, b'{"name": ' + dumped(tool.name).encode() + b', "arguments": ')
+        place = f"tools/{tool.name}/parameters"
+        nfa.link(nfa.literal(write_schema(nfa, named, schema, depth, place, "flexible"), b"}"), end)
+    return nfa.literal(end, f"\n{CLOSE}".encode())

@@ -1,0 +1,86 @@
+"""A call that is made is valid, and is made where the choice says so."""
+
+import json
+import re
+
+import jsonschema
+import pytest
+
+from server.structured import tools
+from server.structured.budget import Budget
+from server.structured.refusals import Malformed, TooLarge, Unsupported
+from server.structured.tools import Tool
+
+from .walks import walks
+
+WEATHER = {
+    "type": "object",
+    "properties": {"location": {"type": "string"}, "unit": {"enum": ["c", "f"]}},
+    "required": ["location"],
+    "additionalProperties": False,
+}
+TOOLS = [Tool("get_weather", WEATHER), Tool("now")]
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+PARIS = '<tool_call>\n{"name": "get_weather", "arguments": {"location": "Paris"}}\n</tool_call>'
+BAD = '<tool_call>\n{"name": "get_weather", "arguments": {"unit": "c"}}\n</tool_call>'
+TEXTS = [
+    "",
+    "Hello <tool_cal",
+    NOW,
+    f"{NOW}\n{PARIS}",
+    f"Well: <{PARIS}",
+    BAD,
+    f"{NOW}{PARIS}",
+    f"{NOW} and",
+    f"a{BAD}",
+]
+
+
+@pytest.mark.parametrize(
+    ("choice", "is_parallel", "accepted"),
+    [
+        ("auto", True, [0, 1, 2, 3, 4]),
+        ("auto", False, [0, 1, 2, 4]),
+        ("required", True, [2, 3]),
+        ("required", False, [2]),
+        ("now", True, [2]),
+        ("get_weather", True, []),
+    ],
+)
+def test_which_answers_are_accepted(choice, is_parallel, accepted):
+    found = tools.automaton(TOOLS, choice, Budget(), is_parallel=is_parallel)
+    assert [index for index, text in enumerate(TEXTS) if found.matches(text)] == accepted
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "get_weather"])
+def test_every_call_is_valid(choice):
+    schemas = {tool.name: tool.parameters or tools.NO_PARAMETERS for tool in TOOLS}
+    for raw in walks(tools.automaton(TOOLS, choice, Budget()), 0, 40):
+        text = raw.decode(errors="replace")
+        calls = re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text)
+        assert len(calls) == text.count("<tool_call>")
+        assert choice == "auto" or calls
+        for call in map(json.loads, calls):
+            assert choice in ("auto", "required", call["name"])
+            jsonschema.validate(call["arguments"], schemas[call["name"]])
+
+
+def test_content_of_a_schema_stands_instead_of_free_text():
+    found = tools.automaton(TOOLS, "auto", Budget(), content={"type": "integer"})
+    assert [found.matches(text) for text in ("12", NOW, "Hello", "")] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("called", "choice", "error"),
+    [
+        ([Tool("a b")], "auto", Malformed),
+        ([Tool("a"), Tool("a")], "auto", Malformed),
+        ([Tool("a")], "b", Malformed),
+        ([], "required", Malformed),
+        ([Tool(f"t{number}") for number in range(129)], "auto", TooLarge),
+        ([Tool("a", {"not": {}})], "auto", Unsupported),
+    ],
+)
+def test_what_is_refused(called, choice, error):
+    with pytest.raises(error):
+        tools.automaton(called, choice, Budget())
