@@ -21,16 +21,18 @@ from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import differences, read_rows
 from tests.golden.through_engine import alone, engine_of, together
 
-WAYS = [
-    pytest.param({}, id="as it starts"),
-    pytest.param({"prefix_caching": False}, id="without sharing"),
-    pytest.param({"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8}, id="room for one"),
-    pytest.param({"max_model_len": 256, "kv_cache_tokens": 320, "page_size": 5}, id="pages across blocks"),
-    pytest.param(
-        {"max_model_len": 256, "max_running_requests": 2, "max_batch_rows": 128, "prefix_caching": False},
-        id="prompts in parts",
-    ),
-]
+WAYS = {
+    "as it starts": {},
+    "without sharing": {"prefix_caching": False},
+    "room for one": {"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8},
+    "pages across blocks": {"max_model_len": 256, "kv_cache_tokens": 320, "page_size": 5},
+    "prompts in parts": {
+        "max_model_len": 256,
+        "max_running_requests": 2,
+        "max_batch_rows": 128,
+        "prefix_caching": False,
+    },
+}
 SMALL = {"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8}
 
 
@@ -49,8 +51,11 @@ def rows_of(family, folder, most=256):
     return [row for row in rows if -(-(len(row["prompt"]) + len(row["output"])) // 64) * 64 <= most]
 
 
-@pytest.mark.parametrize("settings", WAYS)
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("settings", "stride"),
+    [*((way, 6) for way in WAYS.values()), *(pytest.param(way, 1, marks=pytest.mark.slow) for way in WAYS.values())],
+    ids=[*WAYS, *WAYS],
+)
 def test_golden_rows_in_one_batch(family, folder, settings, stride):
     if "max_batch_rows" in settings and family is fast_dllm:
         settings = {**settings, "max_batch_rows": 136}  # two blocks of 32, and a row before each, of two requests
