@@ -33,6 +33,8 @@ WAYS = {
         "prefix_caching": False,
     },
 }
+EVERY_ROW = ("as it starts", "without sharing", "room for one")
+"""Ways that all rows go; the others take every sixth."""
 SMALL = {"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8}
 
 
@@ -53,8 +55,10 @@ def rows_of(family, folder, most=256):
 
 @pytest.mark.parametrize(
     ("settings", "stride"),
-    [*((way, 6) for way in WAYS.values()), *(pytest.param(way, 1, marks=pytest.mark.slow) for way in WAYS.values())],
-    ids=[*WAYS, *WAYS],
+    [
+        *(pytest.param(way, 6, id=name) for name, way in WAYS.items()),
+        *(pytest.param(WAYS[name], 1, id=f"{name}, all", marks=pytest.mark.slow) for name in EVERY_ROW),
+    ],
 )
 def test_golden_rows_in_one_batch(family, folder, settings, stride):
     if "max_batch_rows" in settings and family is fast_dllm:
