@@ -191,7 +191,7 @@ class Crowd(RuleBasedStateMachine):
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+TestCrowd.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
 
 
 def drain(world, requests):
