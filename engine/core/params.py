@@ -99,6 +99,11 @@ class SamplingParams:
     """
 
 
+def banned_everywhere(sampling: SamplingParams) -> frozenset[int]:
+    """The tokens of bad words that are a single token."""
+    return frozenset(word[0] for word in sampling.bad_words if len(word) == 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusionParams:
     """How the canvas is decoded: two policies, and the parameters of all policies under their papers' names.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine.core.config import ModelSpec
 from engine.core.constraint import Constraint
 from engine.core.output import TokenLogprobs, Usage
-from engine.core.params import DiffusionParams, SamplingParams, block_length, resolved
+from engine.core.params import DiffusionParams, SamplingParams, banned_everywhere, block_length, resolved
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -129,12 +129,12 @@ def first_block_start(answer_start: int, length: int, spec: ModelSpec) -> int:
 
 def effective_constraint(sampling: SamplingParams, spec: ModelSpec) -> Constraint | None:
     """The constraint where tokens that `allowed_ids` and `bad_words` rule out everywhere fit nowhere."""
-    words = {word[0] for word in sampling.bad_words if len(word) == 1}
-    if sampling.constraint is None or not (words or sampling.allowed_ids is not None):
+    banned = banned_everywhere(sampling)
+    if sampling.constraint is None or not (banned or sampling.allowed_ids is not None):
         return sampling.constraint
     is_allowed = np.full(spec.vocab_size, sampling.allowed_ids is None)
     is_allowed[list(sampling.allowed_ids or ())] = True
-    is_allowed[list(words)] = False
+    is_allowed[list(banned)] = False
     return sampling.constraint.without(np.flatnonzero(~is_allowed))
 
 

@@ -57,8 +57,8 @@ class Kernel:
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, spans: Ids, horizons: Ids) -> Tensor:
         """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
 
-        `spans` int64 [spans, 4] are `Span`s. Row i sees the first `horizons[i]` keys of its span, at least one. Rows
-        outside all spans are undefined.
+        `spans` int64 [spans, 4] are `SpanAddress`es. Row i sees the first `horizons[i]` keys of its span, at least one.
+        Rows outside all spans are undefined.
         """
         out = q.new_empty(q.shape)
         tensors = _tensors(out, q, keys, values)
@@ -100,8 +100,10 @@ class Kernel:
     def write(self, kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
         """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim].
 
-        `slots` are int64 [rows], or a slice without a step.
+        `slots` are contiguous int64 [rows], or a slice without a step; all of them are slots of `kept`, which the
+        kernel does not check.
         """
+        assert isinstance(slots, slice) or (slots.is_contiguous() and slots.dtype == torch.int64)
         where = (None, slots.start) if isinstance(slots, slice) else (slots.data_ptr(), 0)
         self._written(kept.data_ptr(), kept.stride(0), *_rows(new), *where, *new.shape, torch.get_num_threads())
 

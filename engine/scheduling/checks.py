@@ -17,7 +17,7 @@ from engine.core.request import Submission, count_blocks, first_block_start, pos
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS
 
-Constraint = Ge | Gt | Le | Lt
+Bound = Ge | Gt | Le | Lt
 
 
 def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLOCK) -> None:
@@ -40,16 +40,16 @@ def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLO
     _check_steps(submission, spec)
 
 
-def _ranges(params: type) -> dict[str, tuple[Constraint, ...]]:
-    """Field -> its constraints, from the annotations."""
+def _ranges(params: type) -> dict[str, tuple[Bound, ...]]:
+    """Field -> its bounds, from the annotations."""
     hints = get_type_hints(params, include_extras=True)
-    return {field.name: tuple(_constraints(hints[field.name])) for field in fields(params)}
+    return {field.name: tuple(_bounds(hints[field.name])) for field in fields(params)}
 
 
-def _constraints(hint: Any) -> Iterable[Constraint]:
-    for part in (hint, *get_args(hint)):  # `Annotated[int, …] | None` has its constraints one level down
+def _bounds(hint: Any) -> Iterable[Bound]:
+    for part in (hint, *get_args(hint)):  # `Annotated[int, …] | None` has its bounds one level down
         if get_origin(part) is Annotated:
-            yield from (extra for extra in part.__metadata__ if isinstance(extra, Constraint))
+            yield from (extra for extra in part.__metadata__ if isinstance(extra, Bound))
 
 
 def _choices(params: type) -> dict[str, tuple[str, ...]]:
@@ -62,7 +62,7 @@ _DIFFUSION_RANGES = _ranges(DiffusionParams)
 _DIFFUSION_CHOICES = _choices(DiffusionParams)
 
 
-def _check_ranges(params: object, ranges: Mapping[str, Sequence[Constraint]], prefix: str) -> None:
+def _check_ranges(params: object, ranges: Mapping[str, Sequence[Bound]], prefix: str) -> None:
     for name, constraints in ranges.items():
         value = getattr(params, name)
         for constraint in constraints:
@@ -139,7 +139,7 @@ def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
 def _check_holes(submission: Submission, spec: ModelSpec) -> None:
     if not submission.holes:
         return
-    if spec.attention != "full":
+    if spec.is_block_causal:
         raise InvalidRequest(
             f"The model is block-causal ({spec.family}): it cannot see what stands behind a gap while it fills it. "
             "Infilling needs a model that attends in both directions.",

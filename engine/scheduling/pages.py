@@ -102,10 +102,6 @@ class PagePool:
     def num_holders(self, page: int) -> int:
         return int(self._holders[page])
 
-    def has(self, key: bytes) -> bool:
-        """Whether `adopt` would find a page."""
-        return key in self._page_of
-
     def withdraw(self, pages: Iterable[int]) -> tuple[int, ...]:
         """Keeps anybody from adopting these pages from now on. Returns those that have a single holder."""
         alone = tuple(page for page in pages if self._holders[page] == 1)

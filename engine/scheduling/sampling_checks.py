@@ -8,9 +8,17 @@ from collections.abc import Collection
 from engine.core.config import ModelSpec
 from engine.core.constraint import NEVER
 from engine.core.errors import InvalidRequest
-from engine.core.params import MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIAS, MAX_BIASED, MAX_STOP_IDS, SamplingParams
+from engine.core.params import (
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIAS,
+    MAX_BIASED,
+    MAX_STOP_IDS,
+    SamplingParams,
+    banned_everywhere,
+)
 from engine.core.request import Submission, effective_constraint
-from engine.scoring.bans import banned_everywhere, leaves_any
+from engine.scoring.bans import leaves_any
 
 
 def check_ids(ids: Collection[int], spec: ModelSpec, param: str) -> None:
@@ -89,9 +97,10 @@ def _check_that_some_token_is_left(submission: Submission, spec: ModelSpec) -> N
 def _check_constraint(submission: Submission, spec: ModelSpec) -> None:
     """The constraint says where the answer ends, and it is decided over all of the answer's positions."""
     sampling = submission.sampling
+    assert sampling.constraint is not None
+    assert len(sampling.constraint.classes) == spec.vocab_size, "a constraint over another vocabulary"
     constraint = effective_constraint(sampling, spec)
     assert constraint is not None
-    assert len(constraint.classes) == spec.vocab_size, "a constraint over another vocabulary"
     if submission.holes:
         raise InvalidRequest("Structured outputs cannot fill holes; the answer must come after the prompt.", "prompt")
     for param, is_set in (
@@ -101,8 +110,10 @@ def _check_constraint(submission: Submission, spec: ModelSpec) -> None:
     ):
         if is_set:
             raise InvalidRequest(f"{param} cannot be combined with structured outputs, which say what ends.", param)
+    param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"
+    if not (constraint.classes == constraint.num_classes - 1).any():
+        raise InvalidRequest(f"{param} rules out all tokens that end an answer; structured outputs need one.", param)
     if constraint.least_tokens >= NEVER:
-        param = "bad_words" if sampling.allowed_ids is None else "allowed_token_ids"
         raise InvalidRequest(f"{param} leaves no answer that the structured output allows.", param)
     if constraint.least_tokens > sampling.max_tokens:
         raise InvalidRequest(

@@ -1,7 +1,7 @@
 """Which tokens may not be drawn where: `bad_words` on a canvas that is filled in any order, and `min_tokens`.
 
-Works on host arrays of one request's positions and ids; knows no logits. `banned_everywhere` has the tokens that are
-banned at every position, `bans` those whose ban depends on the position or on the tokens around it.
+Works on host arrays of one request's positions and ids; knows no logits. `bans` has the tokens whose ban depends on the
+position or on the tokens around it.
 """
 
 from collections import defaultdict
@@ -11,14 +11,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from engine.core.config import ModelSpec
-from engine.core.params import SamplingParams
+from engine.core.params import SamplingParams, banned_everywhere
 from engine.core.plan import Scores
 from engine.core.request import Ids, Mask, Request
-
-
-def banned_everywhere(sampling: SamplingParams) -> frozenset[int]:
-    """The tokens of bad words that are a single token."""
-    return frozenset(word[0] for word in sampling.bad_words if len(word) == 1)
 
 
 def leaves_any(sampling: SamplingParams, spec: ModelSpec, banned: Set[int]) -> bool:

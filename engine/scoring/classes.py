@@ -1,7 +1,8 @@
 """What the logits of constrained targets say of each class of tokens: reductions on the device, a slice at a time.
 
-Every sum has an order that only the constraint's vocabulary decides (`Constraint.groups`): by elementwise additions, so
-that neither the batch nor the device changes a bit of it. Knows classes, and nothing of states.
+Every sum over a class has an order that only the constraint's vocabulary decides (`Constraint.groups`): by elementwise
+additions, so that the batch does not change a bit of it. Log-probabilities of the whole vocabulary are torch's, to
+rounding. Knows classes, and nothing of states.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

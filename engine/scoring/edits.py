@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.core.params import SamplingParams
+from engine.core.params import SamplingParams, banned_everywhere
 from engine.core.plan import StepPlan
 from engine.core.request import Ids, Request
 from engine.kernels.transfer import Upload, Uploaded, fill
-from engine.scoring.bans import banned_everywhere, bans
+from engine.scoring.bans import bans
 
 LARGEST_PENALTY = 1e30
 """Repetition penalties are clipped to this and its inverse: float32 logits stay finite, and still far from others."""

@@ -1,8 +1,9 @@
 """From what logits say of classes to proposals that are parts of one valid answer, and how sure the model is of them.
 
 Each proposal's scores are of its posterior: of the model's distribution at its position, given that the answer is of
-the constraint's language and ends in time. So any of the proposals may become tokens. Knows the columns of
-`engine.scoring.classes` on the host, and the chain (`engine.scoring.chain`) that ties positions together.
+the constraint's language and ends in time. So any of the proposals may become tokens. (With `guidance: model` scores
+are of the model's own distribution.) Knows the columns of `engine.scoring.classes` on the host, and the chain
+(`engine.scoring.chain`) that ties positions together.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +18,11 @@ from engine.core.request import Floats, Ids, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.chain import Chain, Draw
 from engine.scoring.classes import Asked, ClassSlice, Style, Tables
-from engine.scoring.reach import Reach, Span
+from engine.scoring.reach import OpenSpan, Reach
 from engine.scoring.slices import TargetSlice
 
 Number = TypeVar("Number", np.int64, np.float64)
-Columns = dict[str, Floats]
+ClassColumns = dict[str, Floats]
 """Of one request's scored targets, by the names of `Style.columns`: [rows, classes]."""
 
 
@@ -35,7 +36,7 @@ class Constrained:
         self._needs: list[Needs] = []
         spans = []
         for plan, need in zip(plans, needs, strict=True):
-            if plan.request.constraint is not None and len(plan.targets) and (span := Span.of(plan)).num_rows:
+            if plan.request.constraint is not None and len(plan.targets) and (span := OpenSpan.of(plan)).num_rows:
                 self._plans.append(plan)
                 self._needs.append(need)
                 spans.append(span)
@@ -56,14 +57,14 @@ class Constrained:
         if self._reach:
             self._chain = Chain(self._reach)
 
-    def applied(self, scores: Sequence[Scores], parts: Iterable[tuple[Request, Columns]]) -> list[Scores]:
+    def applied(self, scores: Sequence[Scores], parts: Iterable[tuple[Request, ClassColumns]]) -> list[Scores]:
         """The scores [plans] of all plans of the step, those of constrained ones anew.
 
         `parts` have the columns of a request's targets, in order; a request may have several.
         """
         if self._chain is None:
             return list(scores)
-        found: dict[Request, list[Columns]] = {plan.request: [] for plan in self._plans}
+        found: dict[Request, list[ClassColumns]] = {plan.request: [] for plan in self._plans}
         for request, columns in parts:
             found[request].append(columns)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,7 +77,7 @@ class Constrained:
             allowed = reach.allowed(number) if style.is_narrowed else None
             yield plan.request, Asked(span.constraint, style, plan.targets[: span.num_rows], allowed)
 
-    def _valid(self, columns: Sequence[Columns], scores: Sequence[Scores]) -> dict[int, Scores]:
+    def _valid(self, columns: Sequence[ClassColumns], scores: Sequence[Scores]) -> dict[int, Scores]:
         """By the identity of a plan's scores: what takes their place."""
         is_broken = [_is_broken(one) for one in columns]
         columns = [
@@ -97,7 +98,7 @@ class Constrained:
             valid[id(before)] = after if is_posterior else replace(before, valid=after)
         return valid
 
-    def _chosen(self, columns: Sequence[Columns]) -> list[Ids]:
+    def _chosen(self, columns: Sequence[ClassColumns]) -> list[Ids]:
         """[rows] of each plan: the classes of the proposed tokens, along the best way or a drawn one."""
         assert self._chain
         draws = [
@@ -110,7 +111,7 @@ class Constrained:
         behind = self._chain.behind(self._chain.of_labels(weights, is_best), is_best)
         return self._chain.walk(candidates, behind, draws)
 
-    def _gains(self, columns: Sequence[Columns]) -> list[Floats]:
+    def _gains(self, columns: Sequence[ClassColumns]) -> list[Floats]:
         """[rows, classes] of each plan; nothing where its scores are to be the model's own."""
         assert self._chain
         none = [np.zeros_like(one["best"]) for one in columns]
@@ -131,7 +132,7 @@ class Constrained:
 class Posterior:
     """The distributions of one request's scored targets, each a model's distribution with gains of its classes."""
 
-    def __init__(self, columns: Columns, classes: Ids, gains: Floats) -> None:
+    def __init__(self, columns: ClassColumns, classes: Ids, gains: Floats) -> None:
         """`classes` [rows] of the proposed tokens, `gains` [rows, classes] in logarithms."""
         self._columns, self._classes, self._gains = columns, classes, gains
         self._rows = np.arange(len(classes))
@@ -215,7 +216,7 @@ def _over(values: NDArray[Number], first: NDArray[Number]) -> NDArray[Number]:
     return np.concatenate((first, values[len(first) :]))
 
 
-def _joined(parts: Sequence[Columns]) -> Columns:
+def _joined(parts: Sequence[ClassColumns]) -> ClassColumns:
     return parts[0] if len(parts) == 1 else {name: np.concatenate([one[name] for one in parts]) for name in parts[0]}
 
 
@@ -235,6 +236,6 @@ def _log_sum_exp(values: Floats) -> Floats:
     return np.asarray(most + np.log(np.exp(values - most[:, None]).sum(axis=1)))
 
 
-def _raveled(names: Sequence[str], columns: Sequence[Columns]) -> Floats:
+def _raveled(names: Sequence[str], columns: Sequence[ClassColumns]) -> Floats:
     """The named column of each request, side by side."""
     return np.concatenate([one[name].reshape(-1) for name, one in zip(names, columns, strict=True)])

@@ -21,7 +21,7 @@ UNSCORED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class OpenSpan:
     """Positions of one request's open block that its answer may reach, from the first masked one on."""
 
     constraint: Constraint
@@ -37,7 +37,7 @@ class Span:
     """Positions of the answer behind the span."""
 
     @classmethod
-    def of(cls, plan: StepPlan) -> "Span":
+    def of(cls, plan: StepPlan) -> "OpenSpan":
         """The span of a plan whose request has a constraint."""
         rows = np.full(plan.request.canvas_end, UNSCORED)
         rows[plan.targets] = np.arange(len(plan.targets))
@@ -46,7 +46,7 @@ class Span:
         return span
 
     @classmethod
-    def on(cls, request: Request, ids: Ids, masked: Mask, rows: Ids) -> "Span":
+    def on(cls, request: Request, ids: Ids, masked: Mask, rows: Ids) -> "OpenSpan":
         """The span of a canvas with these tokens and masks; `rows` [canvas] are of its positions."""
         constraint, block = request.constraint, request.block
         assert constraint is not None
@@ -70,7 +70,7 @@ class Reach:
     shorter than the longest begins later. States and edges of all spans are numbered through.
     """
 
-    def __init__(self, spans: Sequence[Span]) -> None:
+    def __init__(self, spans: Sequence[OpenSpan]) -> None:
         self.spans = spans
         self.num_places = max(len(span.fixed) for span in spans)
         self.firsts = self.num_places - np.array([len(span.fixed) for span in spans])
@@ -162,7 +162,7 @@ def is_completable(request: Request, positions: Ids, tokens: Ids) -> bool:
     """Whether the answer can still be finished in time if these positions of the open block become these tokens."""
     ids, masked = request.ids.copy(), request.masked.copy()
     ids[positions], masked[positions] = tokens, False
-    span = Span.on(request, ids, masked, np.full(len(ids), UNSCORED))
+    span = OpenSpan.on(request, ids, masked, np.full(len(ids), UNSCORED))
     if span.state == span.constraint.dead:
         return False
     if not len(span.fixed):
@@ -170,6 +170,6 @@ def is_completable(request: Request, positions: Ids, tokens: Ids) -> bool:
     return bool(Reach([span]).is_possible()[0])
 
 
-def _ends(span: Span) -> NDArray[np.bool_]:
+def _ends(span: OpenSpan) -> NDArray[np.bool_]:
     """bool [states + 1] in which a span may end: END, and those near enough to an accepted end."""
     return np.append(span.constraint.distance <= span.room, True)

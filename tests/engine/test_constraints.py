@@ -203,7 +203,9 @@ def test_edits_and_narrowing_leave_answers_valid(llada_tiny, run):
         ("min_tokens", {"min_tokens": 1}, "min_tokens"),
         ("ignore_eos", {"ignore_eos": True}, "ignore_eos"),
         ("bad_words", {"bad_words": ((7,),)}, "leaves no answer"),
-        ("allowed_token_ids", {"allowed_ids": frozenset({44, 100})}, "leaves no answer"),
+        ("bad_words", {"bad_words": ((257,),)}, "all tokens that end an answer"),
+        ("allowed_token_ids", {"allowed_ids": frozenset({44, 100, 257})}, "leaves no answer"),
+        ("allowed_token_ids", {"allowed_ids": frozenset(range(257))}, "all tokens that end an answer"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(engine, param, sampling, words):

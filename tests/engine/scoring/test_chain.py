@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.scoring.chain import Chain, Draw
-from engine.scoring.reach import OPEN, Reach, Span
+from engine.scoring.reach import OPEN, OpenSpan, Reach
 from tests.engine.automata import AUTOMATA, STOP, VOCAB
 from tests.engine.chain_twin import Twin
 
@@ -19,7 +19,7 @@ def span(constraint, fixed, room):
     classes = [OPEN if token is None else int(constraint.classes[token]) for token in fixed]
     is_open = np.array([token is None for token in fixed])
     rows = np.where(is_open, np.cumsum(is_open) - 1, -1)
-    return Span(constraint, 0, 0, np.array(classes), rows, room)
+    return OpenSpan(constraint, 0, 0, np.array(classes), rows, room)
 
 
 def class_columns(constraint, logits, fixed):
