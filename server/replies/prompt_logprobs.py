@@ -1,4 +1,4 @@
-"""PromptLogprobs of prompts: the pseudo-log-likelihood of their tokens.
+"""Scores of prompts: the pseudo-log-likelihood of their tokens.
 
 A diffusion model has no probability of a token given only the tokens before it. It has the probability of a token given
 all the others: one forward for each token, in which that token is masked (Salazar et al., arXiv 1910.14659).
@@ -31,7 +31,7 @@ PromptLogprobs = list[TokenLogprobs | None]
 
 
 class PromptScorer:
-    """PromptLogprobs prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
+    """Scores prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
 
     def __init__(self, engine: EngineLoop) -> None:
         self._engine = engine

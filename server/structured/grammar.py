@@ -161,6 +161,8 @@ class _Reader:
                 least, most = int(first), int(last) if last else None if separator else int(first)
             else:
                 return item
+            if most is not None and most < least:
+                self._fail("a repetition's bounds are the wrong way round")
             if max(least, most or 0) > MAX_REPEAT:
                 raise Unsupported(f"a repetition of more than {MAX_REPEAT} in a grammar is not supported")
             self._at += 1

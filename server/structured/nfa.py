@@ -46,12 +46,14 @@ class Nfa:
     def words(self, start: int, texts: Iterable[bytes]) -> int:
         """One of these texts. Beginnings that are equal are written once."""
         end = self.node()
-        known = {b"": start}
+        known: dict[tuple[int, int], int] = {}
         for text in sorted(set(texts)):
-            for length in range(1, len(text) + 1):
-                if text[:length] not in known:
-                    known[text[:length]] = self.literal(known[text[: length - 1]], text[length - 1 : length])
-            self.link(known[text], end)
+            node = start
+            for byte in text:
+                if (node, byte) not in known:
+                    known[node, byte] = self.literal(node, bytes([byte]))
+                node = known[node, byte]
+            self.link(node, end)
         return end
 
     def character(self, start: int, ranges: Ranges) -> int:

@@ -29,8 +29,17 @@ CLASSES = {
 CONTROLS = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "0": 0x00}
 REFUSED = {"b": "word boundary", "B": "word boundary", "p": "Unicode property", "P": "Unicode property"}
 REFUSED |= dict.fromkeys("123456789k", "back-reference")
-GROUPS = {"=": "look-ahead", "!": "look-ahead", "<=": "look-behind", "<!": "look-behind", ">": "atomic group"}
-BOUNDS = re.compile(r"\{(\d{1,9})(,(\d{1,9})?)?\}")
+GROUPS = {
+    "=": "look-ahead",
+    "!": "look-ahead",
+    "<=": "look-behind",
+    "<!": "look-behind",
+    ">": "atomic group",
+    "P=": "back-reference",
+}
+BOUNDS = re.compile(r"\{(\d+)(,(\d+)?)?\}", re.ASCII)
+MAX_BOUND_DIGITS = 9
+"""More repetitions than any text has."""
 NAME = re.compile(r"P?<\w+>")
 CODES = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}")
 
@@ -93,6 +102,8 @@ class _Reader:
         if not found:
             return None
         self._at = found.end()
+        if max(len(found[1]), len(found[3] or "")) > MAX_BOUND_DIGITS:
+            raise Unsupported(f"a repetition's bounds of more than {MAX_BOUND_DIGITS} digits are not supported")
         least = int(found[1])
         return least, (int(found[3]) if found[3] else None) if found[2] else least
 

@@ -5,6 +5,7 @@ Enforces the same keywords as the automaton does. A pattern is read by its autom
 
 from collections.abc import Iterator
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from server.structured import expressions, regex
@@ -163,7 +164,8 @@ def _is_within(count: int, schema: dict[str, Any], what: str) -> bool:
 
 def _is_between(value: Decimal, schema: dict[str, Any]) -> bool:
     limits = {keyword: Decimal(str(schema[keyword])) for keyword in schema if keyword in _COMPARED}
-    is_multiple = "multipleOf" not in schema or value % Decimal(str(schema["multipleOf"])) == 0
+    # Decimals have no remainder of numbers that are far apart.
+    is_multiple = "multipleOf" not in schema or Fraction(value) % Fraction(str(schema["multipleOf"])) == 0
     return bool(is_multiple) and all(bool(_COMPARED[keyword](value, limit)) for keyword, limit in limits.items())
 
 

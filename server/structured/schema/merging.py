@@ -21,7 +21,7 @@ def merged(one: Any, other: Any, place: str) -> Schema:
     a, b = _narrowed(a, b, place), _narrowed(b, a, place)
     both = {**a, **b}
     for keyword in a.keys() & b.keys():
-        if a[keyword] != b[keyword] or keyword in ("enum", "const"):
+        if not equal(a[keyword], b[keyword]) or keyword in ("enum", "const"):
             both[keyword] = _both(keyword, a[keyword], b[keyword], place)
     return False if both.get("type") == [] else both
 

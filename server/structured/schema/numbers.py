@@ -35,7 +35,7 @@ class Bound:
         return not self.is_exclusive
 
     def mirrored(self) -> "Bound":
-        return Bound(-self.value, self.is_exclusive)
+        return Bound(self.value.copy_negate(), self.is_exclusive)  # `-` would round to 28 digits
 
 
 def number(schema: dict[str, Any], budget: Budget, place: str) -> Automaton:
@@ -161,8 +161,8 @@ def _naturals(low: int, high: int | None) -> Expression:
 
 def _between(low: str, high: str) -> Expression:
     """The digits from `low` to `high`, which are equally many."""
-    if not low:
-        return _EMPTY
+    if not low.strip("0") and not high.strip("9"):  # any digits; also where none are left
+        return Repeated(_digit(0, 9), len(low), len(low))
     first, last, behind = int(low[0]), int(high[0]), len(low) - 1
     if first == last:
         return Joined((_digit(first, first), _between(low[1:], high[1:])))

@@ -20,7 +20,7 @@ def write_object(writer: Writer, start: int, schema: dict[str, Any], depth: int,
     opened = writer.nfa.literal(start, b"{")
     end = writer.nfa.node()
     if properties:
-        _check_count(schema, len(properties), len(required), place)
+        _check_count(schema, len(properties), len(required), place, is_open=further is not False)
         properties = {
             name: sub
             for name, sub in properties.items()
@@ -69,15 +69,16 @@ def _further(schema: dict[str, Any], is_declared: bool, place: str) -> tuple[Any
     return merged({"pattern": pattern}, names, where), extra, where
 
 
-def _check_count(schema: dict[str, Any], declared: int, required: int, place: str) -> None:
+def _check_count(schema: dict[str, Any], declared: int, required: int, place: str, *, is_open: bool) -> None:
+    """`is_open`: whether names that are not declared may follow, which nobody counts."""
     least, most = schema.get("minProperties", 0), schema.get("maxProperties")
     if most is not None and most < required:
         raise NoValue("more properties are required than may be there", place)
-    for keyword, is_open in (
+    for keyword, is_unsure in (
         ("minProperties", least > required),
-        ("maxProperties", most is not None and most < declared),
+        ("maxProperties", most is not None and (most < declared or is_open)),
     ):
-        if is_open:
+        if is_unsure:
             raise Unsupported(f"`{keyword}` beside `properties` is not supported", inside(place, keyword))
 
 

@@ -41,6 +41,7 @@ def test_which_texts_are_accepted(text, yes, no):
         ('start: ("a"', Malformed, "cannot be read"),
         ('start "a"', Malformed, "`:` is missing"),
         ("", Malformed, "no rule"),
+        ('root ::= "x"{3,1}', Malformed, "the wrong way round"),
         ('start: ["a"]', Unsupported, "Lark"),
         ("%import common.NUMBER\nstart: NUMBER", Unsupported, "%import"),
         ('start.2: "a"', Unsupported, "priorities"),

@@ -114,6 +114,12 @@ def test_hostile_regexes_end(pattern):
         compiled(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["a{1,10000000000}", "a{10000000000}", "(?P<x>a)(?P=x)"])
+def test_what_would_be_read_otherwise_than_it_is_meant_is_refused(pattern):
+    with pytest.raises(Unsupported):
+        compiled(pattern)
+
+
 def test_a_regex_that_nothing_matches_is_refused():
     with pytest.raises(NoValue):
         compiled("a^b")
