@@ -33,7 +33,8 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "errors": "",
     "settings": "arguments",
     "schemas": "settings",
-    "text": "",
+    "jobs": "",
+    "text": "jobs",
     "structured": "",
     "guards": "errors",
     "observe": "errors settings text guards",
@@ -60,7 +61,7 @@ ENGINE_PACKAGES = {"torch", "transformers", "safetensors", "numpy", "huggingface
 with these. tests/test_bare_machine.py runs it there."""
 NO_ENGINE = (
     "server.text.encoder",
-    "server.text.worker",
+    "server.jobs.worker",
     "server.text.marks",
     "server.text.turns",
     "server.http.health",

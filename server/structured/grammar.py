@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-from server.structured import expressions, regex
 from server.structured.automaton import Automaton, determinised
 from server.structured.budget import Budget, shallower
-from server.structured.expressions import MAX_REPEAT
 from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, NoValue, Unsupported, placed
+from server.structured.regex import expressions, regex
+from server.structured.regex.expressions import MAX_REPEAT
 
 MAX_DEPTH = 8
 """How often a rule may be within itself."""

@@ -6,7 +6,7 @@ Everything that writes takes the node where it begins and returns the node where
 from collections.abc import Iterable
 
 from server.structured.budget import Budget
-from server.structured.code_points import Range, Ranges, spellings
+from server.structured.regex.code_points import Range, Ranges, spellings
 
 
 class Nfa:

@@ -1,6 +1,6 @@
 """Turns texts and conversations into token ids, with a checkpoint's own tokenizer and chat template.
 
-Both may run forever: a template is a program, and a tokenizer has regular expressions. So `server.text.worker` runs
+Both may run forever: a template is a program, and a tokenizer has regular expressions. So `server.jobs.worker` runs
 this module in a process that can be killed; it imports neither the engine nor torch, and knows nothing of HTTP.
 """
 

@@ -1,6 +1,6 @@
 """Conversion between strings and token ids by a checkpoint's own tokenizer, and the spelling of single tokens.
 
-Texts become tokens in another process (`server.text.workers`), which can be killed if a tokenizer or template hangs.
+Texts become tokens in another process (`server.jobs`), which can be killed if a tokenizer or template hangs.
 Tokens become text here.
 """
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import transformers
 from tokenizers import AddedToken
@@ -17,12 +17,19 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from engine import InvalidRequest, LoadError
-from server.text.encoder import Unreadable
+from server.jobs.workers import Failed, TookTooLong, Workers
+from server.text.encoder import TooLong, Unreadable
 from server.text.turns import texts as texts_in
-from server.text.workers import TookTooLong, Workers
 
 JOB_CHARACTERS = 65536
 """The texts of a list are encoded in jobs of up to this many characters."""
+SECONDS = 2.0
+"""Processor time of a job, to which `SECONDS_PER_CHARACTER` adds."""
+SECONDS_PER_CHARACTER = 1e-5
+"""Processor time for each character of a job's texts: ten times what tokenizers usually need."""
+Lane = Literal["texts", "chats"]
+Job = Literal["encode", "encode_parts", "locate", "converse"]
+"""The methods of `Encoder` that a job may call."""
 
 
 class Tokenizer:
@@ -49,7 +56,9 @@ class Tokenizer:
             raise LoadError("its decoder searches by a regular expression, which could hang the server")
         self._bytes: dict[int, bytes] = {}
         """Cache of each token's bytes; at most as many entries as the vocabulary."""
-        self._workers = Workers(self._setup)
+        self._workers = Workers(
+            "server.text.encoder:Encoder", self._setup, lanes=get_args(Lane), raises=(Unreadable, TooLong)
+        )
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -69,7 +78,8 @@ class Tokenizer:
 
     async def start(self) -> None:
         """Starts the worker process, and returns when it answers. Without this call, the first text starts it."""
-        await self._workers.start()
+        for lane in get_args(Lane):
+            await self._ask(lane, "encode", characters=0, texts=[], add_special_tokens=False)
 
     def close(self) -> None:
         """Ends the worker process."""
@@ -90,7 +100,7 @@ class Tokenizer:
     ) -> list[list[int]]:
         """The tokens of each part of one text. Special tokens go only before the first part and after the last."""
         with _told_of("The tokenizer", param):
-            ids: list[list[int]] = await self._workers.ask(
+            ids: list[list[int]] = await self._ask(
                 "texts",
                 "encode_parts",
                 characters=sum(map(len, parts)),
@@ -114,7 +124,7 @@ class Tokenizer:
         By default no special tokens are added, because templates write them. Raises InvalidRequest, or TooLong.
         """
         with _told_of("The model's chat template", "messages"):
-            ids: list[int] = await self._workers.ask(
+            ids: list[int] = await self._ask(
                 "chats",
                 "converse",
                 characters=sum(map(len, texts_in(turns))),
@@ -162,6 +172,13 @@ class Tokenizer:
             "variables": dict(self.roles),
         }
 
+    async def _ask(self, lane: Lane, do: Job, *, characters: int, **given: Any) -> Any:
+        """What the method of `Encoder` returns. `characters`: of its texts, for the bound on processor time.
+
+        Raises Unreadable, TooLong, TookTooLong, Failed, or EngineUnavailable.
+        """
+        return await self._workers.ask(lane, do, seconds=SECONDS + SECONDS_PER_CHARACTER * characters, **given)
+
     async def _read(
         self, do: Literal["encode", "locate"], texts: Sequence[str], add_special_tokens: bool, param: str
     ) -> list[list[int]]:
@@ -169,7 +186,7 @@ class Tokenizer:
         read: list[list[int]] = []
         for batch in _batches(texts):
             with _told_of("The tokenizer", param):
-                read += await self._workers.ask(
+                read += await self._ask(
                     "texts",
                     do,
                     characters=sum(map(len, batch)),
@@ -258,12 +275,12 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 @contextmanager
 def _told_of(subject: str, param: str) -> Iterator[None]:
-    """Turns TookTooLong and Unreadable into InvalidRequest, with `subject` in the message."""
+    """Turns TookTooLong, Failed and Unreadable into InvalidRequest, with `subject` in the message."""
     try:
         yield
     except TookTooLong:
         raise InvalidRequest(f"{subject} takes too long over this.", param) from None
-    except Unreadable as error:
+    except (Failed, Unreadable) as error:
         raise InvalidRequest(f"{subject} {error}.", param) from None
 
 

@@ -8,10 +8,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from server.structured import expressions, regex
 from server.structured.automaton import Automaton
 from server.structured.budget import Budget
 from server.structured.refusals import NoValue, placed
+from server.structured.regex import expressions, regex
 from server.structured.schema.formats import FORMATS
 from server.structured.schema.keywords import enforced, inside
 from server.structured.schema.references import References

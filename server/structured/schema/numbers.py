@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from server.structured import regex
 from server.structured.automaton import Automaton, determinised, intersection
 from server.structured.budget import Budget
-from server.structured.code_points import Ranges
-from server.structured.expressions import Characters, Either, Expression, Joined, Repeated, text, write
 from server.structured.nfa import Nfa
 from server.structured.refusals import NoValue, Unsupported
+from server.structured.regex import regex
+from server.structured.regex.code_points import Ranges
+from server.structured.regex.expressions import Characters, Either, Expression, Joined, Repeated, text, write
 from server.structured.schema.keywords import inside
 
 MAX_DIGITS = 400

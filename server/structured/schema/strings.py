@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-from server.structured import expressions, regex
 from server.structured.automaton import Automaton, determinised, difference, embed, intersection
-from server.structured.code_points import ALL, Ranges, complement
-from server.structured.code_points import intersection as common
-from server.structured.expressions import MAX_REPEAT, Characters, Expression, Repeated
 from server.structured.nfa import Nfa
 from server.structured.refusals import NoValue, TooLarge, Unsupported, placed
+from server.structured.regex import expressions, regex
+from server.structured.regex.code_points import ALL, Ranges, complement
+from server.structured.regex.code_points import intersection as common
+from server.structured.regex.expressions import MAX_REPEAT, Characters, Expression, Repeated
 from server.structured.schema.formats import FORMATS
 from server.structured.schema.keywords import inside
 

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from server.structured.automaton import determinised, difference, embed, intersection
 from server.structured.budget import Budget
-from server.structured.code_points import MAX_CODE_POINT, complement, union
-from server.structured.expressions import automaton
 from server.structured.nfa import Nfa
 from server.structured.refusals import NoValue, TooLarge
-from server.structured.regex import parsed
+from server.structured.regex.code_points import MAX_CODE_POINT, complement, union
+from server.structured.regex.expressions import automaton
+from server.structured.regex.regex import parsed
 
 
 def compiled(pattern, *, is_search=False, **bounds):

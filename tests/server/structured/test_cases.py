@@ -7,9 +7,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from server.structured import choice, expressions, regex
+from server.structured import choice
 from server.structured.budget import Budget
 from server.structured.refusals import Refused
+from server.structured.regex import expressions, regex
 from server.structured.schema import schema
 
 from .walks import walks

@@ -9,10 +9,10 @@ from engine import DEMO_MODEL
 from engine.core.constraint import Constraint
 from server.structured.automaton import NEVER
 from server.structured.budget import Budget
-from server.structured.expressions import automaton
 from server.structured.lift import lift
 from server.structured.refusals import NoValue, TooLarge
-from server.structured.regex import parsed
+from server.structured.regex.expressions import automaton
+from server.structured.regex.regex import parsed
 from server.structured.vocabulary import Vocabulary
 from server.text.tokenizer import Tokenizer
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.structured.budget import Budget
-from server.structured.expressions import automaton
 from server.structured.refusals import Malformed, NoValue, Refused, Unsupported
-from server.structured.regex import parsed
+from server.structured.regex.expressions import automaton
+from server.structured.regex.regex import parsed
 
 from .walks import walks
 

@@ -14,7 +14,8 @@ from tokenizers import Regex, decoders, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from engine import EngineUnavailable, InvalidRequest, LoadError
-from server.text import workers
+from server.jobs import workers
+from server.text import tokenizer as texts
 from server.text.tokenizer import Tokenizer
 
 HANGING = {
@@ -52,7 +53,7 @@ def hostile(tokenizer_folder):
 
 @pytest.fixture(autouse=True)
 def _little_time(monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS", 0.3)
+    monkeypatch.setattr(texts, "SECONDS", 0.3)
 
 
 async def say(tokenizer, content, **options):
@@ -102,7 +103,7 @@ async def test_one_that_hangs_while_it_is_compiled(tokenizer_folder):
 
 
 async def test_texts_are_read_while_a_conversation_hangs(hostile, monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS", 1.0)
+    monkeypatch.setattr(texts, "SECONDS", 1.0)
     hanging = asyncio.create_task(say(hostile, "power"))
     await asyncio.sleep(0)
     for _ in range(5):
@@ -117,7 +118,7 @@ async def test_a_pattern_that_hangs_is_ended(hostile, monkeypatch):
         await hostile.encode([("a" * 18 + " ") * 3000], param="suffix")
     assert told.value.param == "suffix"
     # The library of patterns has a limit of its own, which it may reach late on a busy machine.
-    monkeypatch.setattr(workers, "SECONDS", 30.0)
+    monkeypatch.setattr(texts, "SECONDS", 30.0)
     with pytest.raises(InvalidRequest, match="ran out of memory, or crashed"):
         await hostile.encode(["a" * 300])
     assert await hostile.encode(["hi"]) == [list(b"hi")]
@@ -157,7 +158,7 @@ async def test_a_child_that_died_is_replaced(hostile):
 
 
 async def test_one_that_waits_too_long_is_a_503(hostile, monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS", 1.0)
+    monkeypatch.setattr(texts, "SECONDS", 1.0)
     hanging = asyncio.create_task(say(hostile, "power"))
     await asyncio.sleep(0)
     monkeypatch.setattr(workers, "PATIENCE_SECONDS", 0.01)
@@ -175,7 +176,7 @@ async def test_it_has_neither_torch_nor_keys(hostile):
 
 
 async def test_close_ends_it_whatever_it_does(tokenizer_folder, monkeypatch):
-    monkeypatch.setattr(workers, "SECONDS", 100.0)
+    monkeypatch.setattr(texts, "SECONDS", 100.0)
     tokenizer = tokenizer_of(tokenizer_folder)
     await tokenizer.start()
     of = pids(tokenizer)
@@ -189,7 +190,7 @@ async def test_close_ends_it_whatever_it_does(tokenizer_folder, monkeypatch):
 
 ORPHAN = """
 import asyncio, sys
-from server.text import workers
+from server.text import tokenizer as texts
 from tests.server.text.test_workers import pids, say, tokenizer_of
 
 async def main(seconds):
@@ -198,7 +199,7 @@ async def main(seconds):
     print(*pids(tokenizer), flush=True)
     await say(tokenizer, "loops")
 
-workers.SECONDS = 1.0
+texts.SECONDS = 1.0
 asyncio.run(main(1.0))
 """
 

@@ -1,7 +1,7 @@
-"""The server's side of the worker process: sends jobs to it, and receives results or errors.
+"""The server's side of a worker process: sends jobs to it, and receives results or errors.
 
-Each kind of job has a lane of its own, so that a conversation that hangs delays only conversations. A lane does one job
-at a time, first come, first served.
+Each kind of job has a lane of its own, so that one that hangs delays only its kind. A lane does one job at a time,
+first come, first served.
 """
 
 import asyncio
@@ -18,68 +18,73 @@ from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 from engine import EngineUnavailable
-from server.text.encoder import TooLong, Unreadable
-from server.text.worker import Job
 
-Lane = Literal["texts", "chats"]
-LANES: Sequence[Lane] = ("texts", "chats")
-SECONDS = 2.0
-"""Processor time of a job, to which `SECONDS_PER_CHARACTER` adds."""
-SECONDS_PER_CHARACTER = 1e-5
-"""Processor time for each character of a job's texts: ten times what tokenizers usually need."""
 PATIENCE_SECONDS = 60.0
 """A request waits this long for its job, time in the queue included."""
 MAX_ANSWER_BYTES = 2**28
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""The process forks, so its libraries must not start threads."""
 
 
 class TookTooLong(Exception):
     """The job was ended for exceeding its processor time."""
 
 
-class Workers:
-    """The worker process of one checkpoint. `setup` makes the arguments of `Encoder`, for each new process.
+class Failed(Exception):
+    """The job raised something unexpected, ran out of memory, or crashed. The message is a predicate."""
 
-    The first job or `start` starts the process. If it has died, the next job starts another.
+
+class Workers:
+    """A worker process, whose jobs call the methods of one object.
+
+    The first job starts the process. If it has died, the next job starts another.
     """
 
-    def __init__(self, setup: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        of: str,
+        setup: Callable[[], Mapping[str, Any]],
+        *,
+        lanes: Sequence[str],
+        raises: Sequence[type[Exception]],
+    ) -> None:
+        """`of`: the object's class, as `module:class`. `setup` makes its arguments, for each new process.
+
+        `raises`: exceptions of jobs that are raised here again, with the same arguments.
+        """
+        self._of = of
         self._setup = setup
-        self._threads = {lane: ThreadPoolExecutor(1, f"reads {lane}") for lane in LANES}
+        self._raises = {error.__name__: error for error in raises}
+        self._threads = {lane: ThreadPoolExecutor(1, f"job {lane}") for lane in lanes}
         self._numbers = itertools.count()
         self._lock = Lock()
         self._process: _Process | None = None
 
-    async def start(self) -> None:
-        """Returns when both lanes answer."""
-        for lane in LANES:
-            await self.ask(lane, "encode", characters=0, texts=[], add_special_tokens=False)
+    async def ask(self, lane: str, do: str, *, seconds: float, **given: Any) -> Any:
+        """What the object's method `do` returns, which may take so many seconds of processor time.
 
-    async def ask(self, lane: Lane, do: Job, *, characters: int, **given: Any) -> Any:
-        """What the method `do` of `Encoder` returns. `characters`: of its texts, for the bound on processor time.
-
-        Raises Unreadable, TooLong, TookTooLong, or EngineUnavailable.
+        Raises what `raises` lists, TookTooLong, Failed, or EngineUnavailable.
         """
-        seconds = SECONDS + SECONDS_PER_CHARACTER * characters
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 told = await loop.run_in_executor(self._threads[lane], self._ask, lane, do, seconds, given)
         except TimeoutError:
-            raise EngineUnavailable("Too many long texts are being read; try again later.") from None
+            raise EngineUnavailable("Too much is being read; try again later.") from None
         match told:
             case {"result": result}:
                 return result
-            case {"unreadable": why}:
-                raise Unreadable(why)
-            case {"too_long": length}:
-                raise TooLong(length)
+            case {"raised": name, "with": args} if name in self._raises:
+                raise self._raises[name](*args)
+            case {"raised": _, "text": text}:
+                raise Failed(f"cannot read this: {text}")
             case {"ended": "time"}:
                 raise TookTooLong
             case _:
-                raise Unreadable("ran out of memory, or crashed")
+                raise Failed("ran out of memory, or crashed")
 
     def close(self) -> None:
         """Kills the process, whatever it is doing. Does nothing if there is none."""
@@ -88,10 +93,10 @@ class Workers:
                 self._process.end()
             self._process = None
 
-    def _ask(self, lane: Lane, do: Job, seconds: float, given: Mapping[str, Any]) -> Any:
+    def _ask(self, lane: str, do: str, seconds: float, given: Mapping[str, Any]) -> Any:
         """Runs in the lane's thread. Raises EngineUnavailable if the process dies."""
         with self._lock:
-            process = self._process = self._process or _Process(self._setup())
+            process = self._process = self._process or _Process(self._of, self._setup(), list(self._threads))
         number = next(self._numbers)
         job = json.dumps({"number": number, "do": do, "seconds": seconds, "given": given}).encode()
         try:
@@ -102,7 +107,7 @@ class Workers:
                 process.end()
                 if self._process is process:
                     self._process = None
-            raise EngineUnavailable("The process that reads texts has ended; try again.") from None
+            raise EngineUnavailable("A process that reads requests has ended; try again.") from None
 
 
 def _exchange(connection: Connection, job: bytes, number: int) -> Any:
@@ -117,33 +122,34 @@ def _exchange(connection: Connection, job: bytes, number: int) -> Any:
 
 
 class _Process:
-    """One run of `server.text.worker`. The process is killed when this object is garbage-collected."""
+    """One run of `server.jobs.worker`. The process is killed when this object is garbage-collected."""
 
-    def __init__(self, setup: Mapping[str, Any]) -> None:
-        pairs = [Pipe() for _ in LANES]
+    def __init__(self, of: str, setup: Mapping[str, Any], lanes: Sequence[str]) -> None:
+        pairs = [Pipe() for _ in lanes]
         theirs = [pair[1] for pair in pairs]
         descriptors = [connection.fileno() for connection in theirs]
         environ = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")}
         process = subprocess.Popen(  # noqa: S603 - no argument comes from a request
-            [sys.executable, "-P", "-m", "server.text.worker", *map(str, descriptors)],
+            [sys.executable, "-P", "-m", "server.jobs.worker", of, *map(str, descriptors)],
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,
-            env={**environ, "PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"},
+            env={**environ, "PYTHONPATH": os.pathsep.join(sys.path), **ONE_THREAD},
             start_new_session=True,  # Ctrl-C reaches only the server, which ends this process after draining
         )
         for connection in theirs:
             connection.close()
         self.pid = process.pid
-        self.connections: Mapping[Lane, Connection] = dict(zip(LANES, (pair[0] for pair in pairs), strict=True))
+        self.connections: Mapping[str, Connection] = dict(zip(lanes, (pair[0] for pair in pairs), strict=True))
         self.end = weakref.finalize(self, _end, process)
+        self._setup_lane = lanes[0]
         self._setup: bytes | None = json.dumps(setup).encode()
         self._lock = Lock()
 
     def set_up(self) -> None:
-        """Sends the arguments of `Encoder` before the first job; later calls do nothing."""
+        """Sends the object's arguments before the first job; later calls do nothing."""
         with self._lock:
             if self._setup:
-                self.connections[LANES[0]].send_bytes(self._setup)
+                self.connections[self._setup_lane].send_bytes(self._setup)
             self._setup = None
 
 

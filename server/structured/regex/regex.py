@@ -7,9 +7,9 @@ by name. Classes like `\d` are ECMAScript's.
 import re
 from typing import NoReturn
 
-from server.structured.code_points import MAX_CODE_POINT, Range, Ranges, complement, union
-from server.structured.expressions import MAX_REPEAT, Anchor, Characters, Either, Expression, Joined, Repeated
 from server.structured.refusals import Malformed, Unsupported
+from server.structured.regex.code_points import MAX_CODE_POINT, Range, Ranges, complement, union
+from server.structured.regex.expressions import MAX_REPEAT, Anchor, Characters, Either, Expression, Joined, Repeated
 
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))

@@ -11,9 +11,9 @@ import numpy as np
 
 from server.structured.automaton import Automaton, determinised, minimal
 from server.structured.budget import Budget
-from server.structured.code_points import ALL, Ranges
 from server.structured.nfa import Nfa
 from server.structured.refusals import NoValue, Unsupported
+from server.structured.regex.code_points import ALL, Ranges
 
 MAX_REPEAT = 4096
 """Repetitions that may be counted."""
