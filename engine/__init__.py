@@ -22,6 +22,7 @@ from engine.bench.roofline import (
 from engine.bench.timed_run import Workload
 from engine.cache.policies import CACHES
 from engine.core.config import EngineConfig, ModelSpec
+from engine.core.constraint import Constraint
 from engine.core.errors import (
     CapacityError,
     ConfigError,
@@ -63,6 +64,7 @@ __all__ = [
     "UNMASKS",
     "CapacityError",
     "ConfigError",
+    "Constraint",
     "ContextLengthExceeded",
     "Cost",
     "DecodeFigures",

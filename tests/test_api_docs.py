@@ -43,9 +43,6 @@ def test_what_is_called_absent_is(demo_server):
 @pytest.mark.parametrize(
     "field",
     [
-        {"response_format": {"type": "json_object"}},
-        {"guided_regex": "a+"},
-        {"structured_outputs": {"regex": "a+"}},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"prompt_logprobs": 1},
         {"use_beam_search": True},

@@ -18,8 +18,11 @@ from server.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     DiffusionRequest,
+    JsonSchemaFormat,
+    ResponseFormat,
     SamplingRequest,
     StreamOptions,
+    StructuredOutputs,
     TokenizeRequest,
 )
 from server.settings.tree import options
@@ -110,6 +113,9 @@ _TABLES: Mapping[str, Callable[[], str]] = {
     "chat": lambda: _fields(ChatRequest, without=SamplingRequest.model_fields),
     "sampling": lambda: _fields(SamplingRequest),
     "stream_options": lambda: _fields(StreamOptions),
+    "response_format": lambda: _fields(ResponseFormat),
+    "json_schema": lambda: _fields(JsonSchemaFormat),
+    "structured_outputs": lambda: _fields(StructuredOutputs),
     "diffusion": lambda: _fields(
         DiffusionRequest, defaults={o.name: o.default for o in options().values() if o.section == "diffusion"}
     ),

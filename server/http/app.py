@@ -46,6 +46,7 @@ def create_app(
             async with stats_lines(engine, observability.observers.tokens):
                 yield
         finally:
+            service.constraints.close()
             await engine.stop(0.0)
 
     settings = replace(settings, diffusion=resolved(settings.diffusion, engine.info.spec))
@@ -59,7 +60,7 @@ def create_app(
         redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
     observability = make_observability(engine, tokenizer, settings, tracer)
-    app.state.service = Service.around(engine, tokenizer, settings, observability.observers)
+    service = app.state.service = Service.around(engine, tokenizer, settings, observability)
     app.router.routes.extend(router.routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)

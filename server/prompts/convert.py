@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from engine import DiffusionParams, InvalidRequest, ModelSpec, SamplingParams, resolved
+from engine import Constraint, DiffusionParams, InvalidRequest, ModelSpec, SamplingParams, resolved
 from server.schemas import DiffusionRequest, SamplingRequest
 from server.text.tokenizer import Tokenizer
 
@@ -14,7 +14,13 @@ ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids"
 
 
 async def sampling_params(
-    body: SamplingRequest, tokenizer: Tokenizer, *, max_tokens: int, temperature: float, logprobs: int | None
+    body: SamplingRequest,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    temperature: float,
+    logprobs: int | None,
+    constraint: Constraint | None,
 ) -> SamplingParams:
     """The parameters, without a seed, which `seeds` makes. `temperature`: the server's default.
 
@@ -36,6 +42,7 @@ async def sampling_params(
         stop_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
+        constraint=constraint,
     )
 
 

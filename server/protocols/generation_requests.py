@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 from engine import InvalidRequest, ModelSpec
+from server.constraints import Compiled
+from server.prompts.constraints import compiled
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
 from server.protocols.response import ChatForm, Extras, ResponseWriter, TextForm
 from server.protocols.service import Service
 from server.replies.generation import GenerationRequest
 from server.replies.logprobs import LogprobWriter
-from server.schemas import ChatRequest, CompletionRequest, SamplingRequest
+from server.schemas import ChatRequest, CompletionRequest, ConstraintUsage, SamplingRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 
 
@@ -29,16 +31,22 @@ async def from_completion(
         raise InvalidRequest("With holes to fill, `logprobs` is of the fills: leave `echo` out.", "logprobs")
     drawn = max(body.best_of or 1, body.n)
     default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
+    constraint = await compiled(body, service.constraints, service.json_whitespace)
+    if constraint:
+        _check_constrained(body, is_infill=is_infill)
     sampling = await sampling_params(
         body,
         service.tokenizer,
         max_tokens=default if body.num_asked is None else body.num_asked,
         temperature=service.temperature,
         logprobs=0 if drawn > body.n and body.logprobs is None else body.logprobs,
+        constraint=constraint.constraint if constraint else None,
     )
     extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
     form = TextForm(extras=extras)
-    writer = ResponseWriter(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    writer = ResponseWriter(
+        form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
+    )
     request = GenerationRequest(
         response_id=writer.id,
         prompts=prompts,
@@ -74,6 +82,17 @@ def _check_direction(body: CompletionRequest, spec: ModelSpec) -> None:
         )
 
 
+def _check_constrained(body: CompletionRequest, *, is_infill: bool) -> None:
+    """Raises InvalidRequest for what a constraint cannot be combined with, and the engine has other words for."""
+    if is_infill:
+        raise InvalidRequest(
+            "What an answer must be can be said of one that stands behind the prompt, not of text that fills holes.",
+            "suffix" if body.suffix else "prompt",
+        )
+    if body.echo and body.logprobs is not None:
+        raise InvalidRequest("`echo` with `logprobs` scores a prompt, which nothing constrains; leave it out.", "echo")
+
+
 async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     special = body.add_special_tokens is not False
     if body.suffix:
@@ -107,16 +126,20 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         body.messages, body, add_special_tokens=bool(body.add_special_tokens), variables=effort
     )
     asked = body.max_completion_tokens or body.max_tokens
+    constraint = await compiled(body, service.constraints, service.json_whitespace)
     sampling = await sampling_params(
         body,
         service.tokenizer,
         max_tokens=asked or service.default_max_tokens,
         temperature=service.temperature,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint.constraint if constraint else None,
     )
     extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
     form = ChatForm(extras=extras, service_tier=body.service_tier, metadata=body.metadata)
-    writer = ResponseWriter(form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion)
+    writer = ResponseWriter(
+        form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
+    )
     request = GenerationRequest(
         response_id=writer.id,
         prompts=[prompt],
@@ -141,4 +164,14 @@ def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], 
         logprobs=writer if has_logprobs else None,
         prompt_ids=[prompt.ids for prompt in prompts for _ in range(body.n)] if body.return_token_ids else None,
         stop_ids=frozenset(body.stop_token_ids),
+    )
+
+
+def _usage(constraint: Compiled | None) -> ConstraintUsage | None:
+    if constraint is None:
+        return None
+    return ConstraintUsage(
+        compile_ms=round(1000 * constraint.seconds, 1),
+        cached=constraint.is_cached,
+        states=constraint.constraint.num_states,
     )

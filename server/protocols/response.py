@@ -23,6 +23,7 @@ from server.schemas import (
     CompletionChoice,
     CompletionResponse,
     CompletionUsage,
+    ConstraintUsage,
     DiffusionUsage,
     PromptTokensDetails,
     StreamOptions,
@@ -176,6 +177,7 @@ class ResponseWriter:
     """The server's fingerprint, from `server.protocols.service`."""
     diffusion: DiffusionParams
     """The parameters that the answer is decoded with, the server's defaults included."""
+    constraint: ConstraintUsage | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(16))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -229,6 +231,7 @@ class ResponseWriter:
                 rows_computed=usage.rows_computed,
                 visible_tokens=usage.visible_tokens,
                 tokens_per_forward=usage.tokens_per_forward,
+                constraint=self.constraint,
                 fills=completion.fills,
             ),
         )

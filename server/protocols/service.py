@@ -7,14 +7,16 @@ from hashlib import sha256
 from importlib.metadata import version
 
 from engine import DiffusionParams, EngineInfo, EngineLoop
+from server.constraints import Constraints
 from server.errors import ModelNotFound
-from server.observe.observer import Observers
+from server.observe.observability import Observability
 from server.prompts.conversation import ConversationReader
 from server.prompts.prompts import PromptReader
 from server.protocols.unsupported import UnsupportedFields
 from server.replies.generation import Submitter
 from server.schemas import ModelCard
 from server.settings.tree import Settings
+from server.structured.schema.writer import Whitespace
 from server.text.tokenizer import Tokenizer
 
 
@@ -53,17 +55,22 @@ class Service:
     models: ServedModels
     prompts: PromptReader
     conversations: ConversationReader
+    constraints: Constraints
     submitter: Submitter
     unsupported: UnsupportedFields
     temperature: float
     default_max_tokens: int
     diffusion: DiffusionParams
+    json_whitespace: Whitespace
     fingerprint: str
     """Hash of everything besides the request that determines an answer: with the same fingerprint, a `seed` repeats."""
 
     @classmethod
-    def around(cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, observers: Observers) -> "Service":
+    def around(
+        cls, engine: EngineLoop, tokenizer: Tokenizer, settings: Settings, observability: Observability
+    ) -> "Service":
         """The service of one model."""
+        config = settings.server
         max_model_len = engine.info.max_model_len
         prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
         return cls(
@@ -72,11 +79,19 @@ class Service:
             models=ServedModels(settings.model_names, settings.own_name, max_model_len),
             prompts=prompts,
             conversations=ConversationReader(tokenizer, prompts),
-            submitter=Submitter(engine, tokenizer, prompts, observers),
+            constraints=Constraints(
+                tokenizer,
+                engine.info.spec,
+                observability.metrics.constraints,
+                is_enabled=config.structured,
+                cache_bytes=config.structured_cache_mb * 2**20,
+            ),
+            submitter=Submitter(engine, tokenizer, prompts, observability.observers),
             unsupported=UnsupportedFields(),
-            temperature=settings.server.temperature,
-            default_max_tokens=settings.server.default_max_tokens,
+            temperature=config.temperature,
+            default_max_tokens=config.default_max_tokens,
             diffusion=settings.diffusion,
+            json_whitespace=config.json_whitespace,
             fingerprint=_fingerprint(engine.info, settings),
         )
 
@@ -90,5 +105,5 @@ def _fingerprint(info: EngineInfo, settings: Settings) -> str:
         settings.engine.attention,
         settings.engine.compile,
     )
-    defaults = (settings.diffusion, settings.server.temperature)
+    defaults = (settings.diffusion, settings.server.temperature, settings.server.json_whitespace)
     return "fp_" + sha256(repr((version("unmask"), running, defaults)).encode()).hexdigest()[:10]

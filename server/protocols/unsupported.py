@@ -27,12 +27,7 @@ NEUTRAL_VALUES: Mapping[str, tuple[object, ...]] = {
     "spaces_between_special_tokens": (True,),
     "truncate_prompt_tokens": (-1,),
     "prompt_embeds": ("", []),
-    "response_format": ({"type": "text"}, {}),
-    "structured_outputs": ({},),
-    "guided_json": ({}, ""),
-    "guided_regex": ("",),
-    "guided_choice": ([],),
-    "guided_grammar": ("",),
+    "guided_whitespace_pattern": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -70,7 +65,6 @@ CHOICES_OF = {"tools": "tool_choice", "functions": "function_call"}
 HARMLESS = frozenset(
     {
         "guided_decoding_backend",
-        "guided_whitespace_pattern",
         "include_reasoning",
         "metadata",
         "moderation",

@@ -18,6 +18,7 @@ from server.schemas.completions import CompletionChoice, CompletionRequest, Comp
 from server.schemas.logprobs import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
 from server.schemas.sampling import DiffusionRequest, SamplingRequest
 from server.schemas.server import ErrorResponse, LoadResponse, ModelCard, ModelList, Status, VersionResponse
+from server.schemas.structured import ConstrainedRequest, JsonSchemaFormat, ResponseFormat, StructuredOutputs
 from server.schemas.template import Message, TemplateRequest
 from server.schemas.tokens import (
     AddedToken,
@@ -27,7 +28,7 @@ from server.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from server.schemas.usage import CompletionUsage, DiffusionUsage, PromptTokensDetails
+from server.schemas.usage import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails
 from server.schemas.wire import StreamOptions, WireRequest
 
 __all__ = [
@@ -46,20 +47,25 @@ __all__ = [
     "CompletionRequest",
     "CompletionResponse",
     "CompletionUsage",
+    "ConstrainedRequest",
+    "ConstraintUsage",
     "DetokenizeRequest",
     "DetokenizeResponse",
     "DiffusionRequest",
     "DiffusionUsage",
     "ErrorResponse",
+    "JsonSchemaFormat",
     "LoadResponse",
     "Message",
     "ModelCard",
     "ModelList",
     "PromptTokensDetails",
     "Prompts",
+    "ResponseFormat",
     "SamplingRequest",
     "Status",
     "StreamOptions",
+    "StructuredOutputs",
     "TemplateRequest",
     "TokenizeRequest",
     "TokenizeResponse",

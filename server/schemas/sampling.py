@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from engine import DiffusionParams
+from server.schemas.structured import ConstrainedRequest
 from server.schemas.wire import INT64, StreamOptions, WireRequest, check_unicode, spelled_off, whole_numbers
 from server.settings.tree import options
 
@@ -89,7 +90,7 @@ class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_
     nullable = frozenset(option.name for option in _DIFFUSION.values() if option.is_nullable)
 
 
-class SamplingRequest(WireRequest):
+class SamplingRequest(ConstrainedRequest):
     """What every request for text may say."""
 
     model: Annotated[str, Field(max_length=256)] = ""

@@ -1,6 +1,19 @@
 """The wire types of what an answer has cost."""
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
+
+from server.schemas.wire import IfGiven
+
+
+class ConstraintUsage(BaseModel):
+    """What making the answer's constraint has cost."""
+
+    compile_ms: float
+    """Milliseconds that compiling took, when it was compiled."""
+    cached: bool
+    """Whether that was for an earlier request."""
+    states: int
+    """States of its automaton."""
 
 
 class DiffusionUsage(BaseModel):
@@ -17,7 +30,9 @@ class DiffusionUsage(BaseModel):
     visible_tokens: int
     """Positions of prompt and canvas that came to have keys and values, over all choices; the others were spared."""
     tokens_per_forward: float
-    fills: list[str] | None = Field(default=None, exclude_if=lambda fills: fills is None)
+    constraint: IfGiven[ConstraintUsage] = None
+    """Only with a constraint."""
+    fills: IfGiven[list[str]] = None
     """Of infilling: the text of each hole, in the order of choices and of holes in them."""
 
 

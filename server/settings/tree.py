@@ -79,6 +79,12 @@ class ServerConfig:
     """Seconds that running requests get to finish after SIGTERM or Ctrl-C."""
     stuck_after: Annotated[Seconds, Field(gt=0)] = 60.0
     """Seconds without a sign of life from the engine after which /health answers 503."""
+    structured: bool = True
+    """Take requests that say what their answer must be: `response_format`, `structured_outputs`, tools."""
+    structured_cache_mb: Annotated[int, Field(ge=0)] = 256
+    """Megabytes of compiled constraints that are kept for later requests."""
+    json_whitespace: Literal["flexible", "compact", "spaced"] = "flexible"
+    """Space behind the commas and colons of JSON answers: one or none, as the model likes; none; or one."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe messages that are logged."""
     log_format: Literal["text", "json"] = "text"

@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 
 class Refused(Exception):
     """A constraint that cannot be served. `place` is a JSON pointer (`#/properties/a`), or empty."""
+
+    reason: ClassVar[str]
+    """The kind of cause, in a word."""
 
     def __init__(self, cause: str, place: str = "") -> None:
         super().__init__(cause, place)
@@ -19,13 +23,19 @@ class Refused(Exception):
 class Malformed(Refused):
     """It is no schema, regex or grammar at all."""
 
+    reason = "malformed"
+
 
 class Unsupported(Refused):
     """It asks for what is not enforced here."""
 
+    reason = "unsupported"
+
 
 class NoValue(Refused):
     """Nothing finite fits, within the nesting that is allowed."""
+
+    reason = "no_value"
 
     def __str__(self) -> str:
         return f"no value fits: {super().__str__()}"
@@ -33,6 +43,8 @@ class NoValue(Refused):
 
 class TooLarge(Refused):
     """It needs more nodes, states or time than the budget has. `place` is what takes the most, if that is known."""
+
+    reason = "too_large"
 
     def __str__(self) -> str:
         return f"too large: {self.cause}" + (f"; shorten {self.place}" if self.place else "")

@@ -18,7 +18,8 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
         {"stream_options": {"include_usage": None}},
         {"guided_json": {}, "guided_regex": "", "guided_choice": [], "guided_grammar": ""},
         {"guided_decoding_backend": "outlines", "guided_whitespace_pattern": ""},
-        {"structured_outputs": {"json": None, "regex": None}},
+        {"structured_outputs": {}},
+        {"structured_outputs": {"json": None, "regex": None, "json_object": False}},
         {"response_format": {}},
         {"response_format": {"type": "text", "json_schema": None}},
         {"truncate_prompt_tokens": -1},
@@ -39,7 +40,7 @@ async def test_what_asks_for_nothing_is_the_same_as_nothing(ask, engine, body):
     response = await ask(**{"seed": 1, **body})
     assert response.status_code == 200, response.text
     assert response.json()["choices"] == plain["choices"]
-    for field in ("max_tokens", "logprobs", "stop_ids"):
+    for field in ("max_tokens", "logprobs", "stop_ids", "constraint"):
         assert len({getattr(submission.sampling, field) for submission in engine.submissions}) == 1
 
 
@@ -57,10 +58,8 @@ async def test_minus_one_is_no_seed(ask, engine):
         ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
         ({"tools": {}, "tool_choice": "none"}, "tools"),
         ({"functions": [{"name": "add"}], "tool_choice": "none"}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern"),
         ({"web_search_options": {}}, "web_search_options"),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
 from engine import EngineLoop
+from server.observe.metrics.constraints import ConstraintMetrics
 from server.observe.metrics.engine import EngineMetrics
 from server.observe.metrics.http import HttpMetrics
 from server.observe.metrics.requests import RequestMetrics
@@ -22,11 +23,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """A registry, and the observers and HTTP counters that fill it."""
+    """A registry, and what fills it."""
 
     registry: CollectorRegistry
     observers: Sequence[Observer]
     http: HttpMetrics
+    constraints: ConstraintMetrics
 
 
 def make_metrics(engine: EngineLoop, tokens: TokenCounts, settings: Settings) -> Metrics:
@@ -38,4 +40,4 @@ def make_metrics(engine: EngineLoop, tokens: TokenCounts, settings: Settings) ->
     observers: list[Observer] = [RequestMetrics(registry, model_name, max_model_len)]
     if settings.server.metrics_compat == "vllm":
         observers.append(VllmMetrics(registry, engine, tokens, model_name))
-    return Metrics(registry, observers, http)
+    return Metrics(registry, observers, http, ConstraintMetrics(registry, model_name))

@@ -1,0 +1,71 @@
+"""Compiles specs to automata over one vocabulary. Runs in a worker process, so takes and gives what JSON can write."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+
+from server.structured import choice, grammar, tools
+from server.structured.automaton import Automaton
+from server.structured.budget import Budget
+from server.structured.lift import Lifted, lift
+from server.structured.regex import expressions, regex
+from server.structured.schema import schema
+from server.structured.schema.writer import Whitespace
+from server.structured.spec import Kind, Spec
+from server.structured.vocabulary import Vocabulary
+
+BYTES_AS = "latin-1"
+"""Each byte is the character of the same number."""
+
+
+class Compiler:
+    """The vocabulary of one tokenizer. To make one takes seconds for a hundred thousand tokens."""
+
+    def __init__(self, spellings: Sequence[str], stop_ids: Sequence[int]) -> None:
+        """`spellings`: each token's bytes, as `BYTES_AS` writes them. `stop_ids`: the tokens that end an answer."""
+        self._vocabulary = Vocabulary([spelling.encode(BYTES_AS) for spelling in spellings])
+        self._stop_ids = stop_ids
+
+    def ready(self) -> None:
+        """Does nothing: it answers once the vocabulary is made."""
+
+    def compile(self, kind: Kind, source: str, whitespace: Whitespace) -> str:
+        """A packed `Lifted`. Raises the exceptions of `server.structured.refusals`."""
+        budget = Budget()
+        return packed(lift(automaton(Spec(kind, source, whitespace), budget), self._vocabulary, self._stop_ids, budget))
+
+
+def automaton(spec: Spec, budget: Budget) -> Automaton:
+    """The automaton over bytes. Raises Malformed, Unsupported, NoValue or TooLarge."""
+    source = json.loads(spec.source)
+    match spec.kind:
+        case "schema":
+            return schema.automaton(source, budget, spec.whitespace)
+        case "regex":
+            return expressions.automaton(regex.parsed(source), budget, is_search=False)
+        case "choice":
+            return choice.automaton(source, budget)
+        case "grammar":
+            return grammar.automaton(source, budget)
+        case "tools":
+            called = [tools.Tool(name, parameters) for name, parameters in source["tools"]]
+            return tools.automaton(
+                called, source["choice"], budget, is_parallel=source["is_parallel"], content=source["content"]
+            )
+
+
+def packed(lifted: Lifted) -> str:
+    """As text, which JSON can hold."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **lifted)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str) -> Lifted:
+    """What `packed` was given."""
+    with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
+        return cast(Lifted, dict(arrays))
