@@ -27,6 +27,7 @@ from server.text.tokenizer import Tokenizer
 from .fake_engine import EOS, FakeEngine
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+MODEL = FakeEngine().info.spec
 HOSTILE = "(a|b)*a(a|b){14}(c|d)*c(c|d){14}"
 
 
@@ -170,7 +171,7 @@ def make(tokenizer, told):
     """Constraints of the byte tokenizer."""
     made = []
 
-    def make(of=tokenizer, model=FakeEngine().info.spec, **options):
+    def make(of=tokenizer, model=MODEL, **options):
         options = {"is_enabled": True, "cache_bytes": 2**20, **options}
         made.append(Constraints(of, model, told, **options))
         return made[-1]
@@ -255,7 +256,7 @@ async def test_a_tokenizer_whose_tokens_have_no_bytes_of_their_own_is_refused(ma
 
 async def test_the_mask_is_no_token_of_an_answer(make):
     """Even if the vocabulary spells it."""
-    made = await make(model=replace(FakeEngine().info.spec, mask_id=ord("m"))).compiled(spec.of_regex("[a-z]*"))
+    made = await make(model=replace(MODEL, mask_id=ord("m"))).compiled(spec.of_regex("[a-z]*"))
     assert accepts(made.constraint, "lan")
     assert not accepts(made.constraint, "man")
     assert made.constraint.classes[EOS] == made.constraint.num_classes - 1
