@@ -238,10 +238,3 @@ def test_a_fault_in_one_chain_is_its_own(llada_tiny, run):
             ends[output.request_id] = output
     assert ends["1"].finish_reason is FinishReason.ERROR
     assert [ends[name].token_ids for name in ("0", "2")] == [tuple(whole[name][0]) for name in ("0", "2")]
-
-
-@pytest.mark.slow
-def test_every_policy_with_every_cache_and_temperature(llada_tiny, sdar_tiny, run):
-    check_crowd(llada_tiny, run, 260, [257], FULL, 1000)
-    spec = load(EngineConfig(model=str(sdar_tiny))).info.spec
-    check_crowd(sdar_tiny, run, spec.vocab_size, sorted(spec.eos_ids), CAUSAL, 350)

@@ -8,6 +8,7 @@ import warnings
 
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 pytestmark = [
     pytest.mark.slow,
@@ -72,6 +73,16 @@ class TestLangChain:
         pieces = [piece async for piece in chat.astream(MESSAGES)]
         await chat.root_async_client.close()  # LangChain keeps it, and its socket, to the end
         assert "".join(piece.content for piece in pieces) == expected[1]
+
+    @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+    def test_structured_output(self, chat, method):
+        class Sum(BaseModel):
+            who: str = Field(max_length=8)
+            count: int
+
+        schema = Sum if method == "json_schema" else None
+        answer = chat.with_structured_output(schema, method=method).invoke(MESSAGES, max_tokens=80)
+        assert isinstance(answer, Sum if schema else dict)
 
     def test_a_wrong_key(self, options):
         from langchain_openai import ChatOpenAI
