@@ -35,7 +35,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "schemas": "settings",
     "jobs": "",
     "text": "jobs",
-    "structured": "",
+    "structured": "text",
     "guards": "errors",
     "observe": "errors settings text guards",
     "constraints": "jobs structured text",
@@ -63,6 +63,7 @@ with these. tests/test_bare_machine.py runs it there."""
 NO_ENGINE = (
     "server.text.encoder",
     "server.jobs.worker",
+    "server.text.hermes",
     "server.text.marks",
     "server.text.turns",
     "server.http.health",

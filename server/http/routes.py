@@ -156,7 +156,8 @@ async def tokenize(body: TokenizeRequest, service: Shared) -> TokenizeResponse:
         [ids] = await service.tokenizer.encode([body.prompt], add_special_tokens=special)
     else:
         special = bool(body.add_special_tokens)
-        ids = list((await service.conversations.read(body.messages, body, add_special_tokens=special)).ids)
+        prompt = await service.conversations.read(body.messages, body, add_special_tokens=special, tools=body.tools)
+        ids = list(prompt.ids)
     strings = await service.tokenizer.pieces(ids) if body.return_token_strs else None
     max_model_len = service.engine.info.max_model_len
     return TokenizeResponse(count=len(ids), max_model_len=max_model_len, tokens=ids, token_strs=strings)

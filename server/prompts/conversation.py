@@ -5,6 +5,7 @@ itself and continue in another role.
 """
 
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from engine import InvalidRequest
 from server.prompts.prompts import Prompt, PromptReader
-from server.schemas import Message, TemplateRequest
+from server.schemas import Message, TemplateRequest, Tool
 from server.text.encoder import TooLong
 from server.text.tokenizer import Tokenizer
-from server.text.turns import texts
+from server.text.turns import NoObject, texts
 
 RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 """Names that control the renderer itself (`chat_template`, `tokenize`, ...) and are no variables of a template."""
@@ -34,12 +35,15 @@ class ConversationReader:
         options: TemplateRequest,
         *,
         add_special_tokens: bool,
+        tools: Sequence[Tool] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:
-        """The conversation as a prompt. `variables`: for the template; `chat_template_kwargs` overrides them.
+        """The conversation as a prompt. `tools`: those that the model sees.
 
-        Raises InvalidRequest if the model has no template, a variable has a reserved name, or the template fails, and
-        ContextLengthExceeded for too many characters.
+        `variables`: for the template; `chat_template_kwargs` overrides them.
+
+        Raises InvalidRequest if the model has no template, a variable has a reserved name, the arguments of a call are
+        no object, or the template fails, and ContextLengthExceeded for too many characters.
         """
         if not self._tokenizer.has_chat_template:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
@@ -50,16 +54,24 @@ class ConversationReader:
                     "chat_template_kwargs",
                 )
         turns = [message.for_template for message in messages]
-        self._prompts.check_length(texts(turns), "messages")
+        shown = [tool.for_template for tool in tools]
+        shown_texts = [json.dumps(tool, ensure_ascii=False) for tool in shown]
+        self._prompts.check_length(shown_texts, "tools")
+        self._prompts.check_length([*texts(turns), *shown_texts], "messages")
         try:
             ids = await self._tokenizer.converse(
                 turns,
                 {**(variables or {}), **options.chat_template_kwargs},
                 max_characters=self._prompts.max_characters,
+                tools=shown,
                 add_generation_prompt=options.opens_answer,
                 continue_final_message=options.continue_final_message,
                 add_special_tokens=add_special_tokens,
             )
+        except NoObject as error:
+            called = f"tool_calls.{error.call}.function" if messages[error.turn].tool_calls else "function_call"
+            path = f"messages.{error.turn}.{called}.arguments"
+            raise InvalidRequest(f"`{path}` must be the JSON text of an object.", path) from None
         except TooLong as error:
             raise self._prompts.too_long(error.characters, "messages") from None
         return Prompt(ids=ids)

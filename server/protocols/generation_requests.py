@@ -7,11 +7,12 @@ from server.constraints import Compiled
 from server.prompts.constraints import compiled
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
-from server.protocols.response import ChatForm, Extras, ResponseWriter, TextForm
+from server.protocols.forms import ChatForm, Extras, TextForm
+from server.protocols.response import ResponseWriter
 from server.protocols.service import Service
 from server.replies.generation import GenerationRequest
 from server.replies.logprobs import LogprobWriter
-from server.schemas import ChatRequest, CompletionRequest, ConstraintUsage, SamplingRequest
+from server.schemas import ChatRequest, CompletionRequest, ConstraintUsage, NamedTool, SamplingRequest
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 
 
@@ -123,7 +124,11 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
     diffusion = diffusion_params(body.diffusion, service.diffusion, service.engine.info.spec)
     effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
     prompt = await service.conversations.read(
-        body.messages, body, add_special_tokens=bool(body.add_special_tokens), variables=effort
+        body.messages,
+        body,
+        add_special_tokens=bool(body.add_special_tokens),
+        tools=body.shown_tools,
+        variables=effort,
     )
     asked = body.max_completion_tokens or body.max_tokens
     constraint = await compiled(body, service.constraints, service.json_whitespace)
@@ -136,7 +141,13 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         constraint=constraint.constraint if constraint else None,
     )
     extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
-    form = ChatForm(extras=extras, service_tier=body.service_tier, metadata=body.metadata)
+    form = ChatForm(
+        extras=extras,
+        service_tier=body.service_tier,
+        metadata=body.metadata,
+        has_tools=bool(body.shown_tools),
+        is_named=isinstance(body.tool_choice, NamedTool),
+    )
     writer = ResponseWriter(
         form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
     )
@@ -152,6 +163,7 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         stops=body.stop,
         keeps_stop=body.include_stop_str_in_output,
         skips_special=body.skip_special_tokens,
+        reads_calls=bool(body.shown_tools),
         is_tracked=body.logprobs or body.return_token_ids,
         cache_salt=cache_salt(tenant, body.cache_salt),
     )

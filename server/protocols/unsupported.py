@@ -53,8 +53,10 @@ REASONS: Mapping[str, str] = {
     "chat_template": "a conversation is rendered with the model's own template",
     "max_completion_tokens": "completions have `max_tokens`",
     "prompt_logprobs": "`echo` with `logprobs` scores a prompt",
-    "tools": "no tool is called; they may stand beside a `tool_choice` of `none`",
-    "functions": "none is called; they may stand beside a `function_call` of `none`",
+    "tools": "chat completions have them",
+    "tool_choice": "chat completions have it",
+    "functions": "their newer name is `tools`",
+    "function_call": "its newer name is `tool_choice`",
     "top_logprobs": "in completions `logprobs` is the number of alternatives",
 }
 """Reasons and alternatives, which the error message quotes."""

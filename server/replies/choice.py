@@ -11,6 +11,7 @@ from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
 from server.replies.passage import Passage, Token, shifted
+from server.replies.tool_calls import CallDelta, Part, ToolCallReader
 from server.threads import in_thread_if_long
 
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
@@ -41,16 +42,21 @@ class EmptyStream:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What one completed block adds to one choice."""
+    """What one completed block adds to one choice. With calls in it, several deltas: each has text, or one call."""
 
     index: int
     text: str
     """Empty if the block has no visible text, or none that is final yet."""
+    calls: Sequence[CallDelta] = ()
+    has_called: bool = False
+    """Whether the choice has called tools so far, with all the arguments."""
     tokens: Sequence[Token] = ()
-    """The tokens that begin in `text`, if the request asked for tokens."""
+    """The tokens that begin in the text or calls of the block, if the request asked for tokens. Only in its first
+    delta."""
     prompt_tokens: Sequence[Token] = ()
     """The tokens of a scored prompt. Only in the first delta of a choice."""
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | None = None
+    """Only in the last delta of a choice."""
     stop: str | int | None = None
     """The stop string or stop token that ended the choice."""
     usage: Usage
@@ -70,16 +76,19 @@ class Choice:
         *,
         literals: Sequence[str] = (),
         prompt_tokens: Sequence[Token] = (),
+        reader: ToolCallReader | None = None,
     ) -> None:
         """`literals`: the texts before, between and after the passages; without any, all are empty.
 
-        `prompt_tokens`: the tokens of the scored prompt, which is the first literal.
+        `prompt_tokens`: the tokens of the scored prompt, which is the first literal. `reader`: finds calls in the text;
+        None leaves all of it text.
         """
         self.index = index
         self._stream = stream
         self._passages = passages
         self._literals = literals or [""] * (len(passages) + 1)
         self._prompt_tokens = prompt_tokens
+        self._reader = reader
         self._open = 0
         """Index of the passage that the next token belongs to."""
         self._num_taken = 0
@@ -96,7 +105,10 @@ class Choice:
         return sum(self._logprobs) / len(self._logprobs) if self._logprobs else -inf
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """One for each block. Raises RequestFailed, or EngineUnavailable if the server shuts down before the end."""
+        """One or more for each block.
+
+        Raises RequestFailed, or EngineUnavailable if the server shuts down before the end.
+        """
         text, prompt_tokens = self._literals[0], self._prompt_tokens
         async for output in self._stream:
             reason: FinishReason | None = output.finish_reason
@@ -113,14 +125,16 @@ class Choice:
                     usage = replace(usage, completion_tokens=self._passages[0].num_tokens)
             if reason is not None:
                 self._stream.finish(reason, usage)
-            yield Delta(
-                index=self.index,
-                text=text + more,
+            *before, last = self._parts(text + more, last=reason is not None)
+            for part in before:
+                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens)
+                tokens, prompt_tokens = [], ()
+            yield replace(
+                self._delta(last, usage),
                 tokens=tokens,
                 prompt_tokens=prompt_tokens,
                 finish_reason=reason,
                 stop=stop,
-                usage=usage,
                 fills=tuple(self._texts) if reason and self._is_fill else None,
             )
             if reason is not None:
@@ -130,6 +144,15 @@ class Choice:
 
     def abort(self) -> None:
         self._stream.abort()
+
+    def _parts(self, text: str, *, last: bool) -> list[Part]:
+        """The text and calls that have become final; empty text if there are none."""
+        return (self._reader.push(text, last=last) if self._reader else [text]) or [""]
+
+    def _delta(self, part: Part, usage: Usage) -> Delta:
+        text, calls = (part, ()) if isinstance(part, str) else ("", (part,))
+        has_called = self._reader is not None and self._reader.has_called and not self._reader.is_amid_call
+        return Delta(index=self.index, text=text, calls=calls, has_called=has_called, usage=usage)
 
     @property
     def _is_fill(self) -> bool:

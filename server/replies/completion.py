@@ -11,6 +11,7 @@ from typing import TypeVar
 from engine import Usage
 from server.observe.observer import TokenCounts
 from server.replies.choice import NOTHING, Choice, Delta
+from server.replies.tool_calls import whole_calls
 
 T = TypeVar("T")
 
@@ -125,4 +126,5 @@ class Completion:
 def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
     tokens = [token for part in parts for token in part.tokens]
-    return replace(parts[-1], text=text, tokens=tokens, prompt_tokens=parts[0].prompt_tokens)
+    calls = whole_calls(call for part in parts for call in part.calls)
+    return replace(parts[-1], text=text, calls=calls, tokens=tokens, prompt_tokens=parts[0].prompt_tokens)

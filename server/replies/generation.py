@@ -14,6 +14,7 @@ from server.replies.completion import Completion
 from server.replies.passage import Passage, Token
 from server.replies.prompt_logprobs import PromptScorer
 from server.replies.stop_strings import StopStrings
+from server.replies.tool_calls import ToolCallReader
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 from server.threads import in_thread_if_long
@@ -49,6 +50,8 @@ class GenerationRequest:
     """The text begins with the prompt's; with infilling, it includes everything around the fills."""
     num_scored: int | None = None
     """Prompts are scored, with this many alternatives for each token; None: they are not scored."""
+    reads_calls: bool = False
+    """Tool calls in the text are told apart from it."""
     is_tracked: bool = False
     """The answer has tokens besides the text."""
     cache_salt: str = ""
@@ -107,6 +110,7 @@ class Submitter:
                     self._passages(request, prompt),
                     literals=prompt.literals if request.echoes else (),
                     prompt_tokens=scored[number],
+                    reader=ToolCallReader() if request.reads_calls else None,
                 )
             )
         num_prompt_tokens = [len(prompt.ids) for prompt in request.prompts]

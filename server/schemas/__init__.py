@@ -28,11 +28,15 @@ from server.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
+from server.schemas.tools import CalledFunction, CalledTool, CalledToolDelta, FunctionDelta, NamedTool, Tool
 from server.schemas.usage import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails
 from server.schemas.wire import StreamOptions, WireRequest
 
 __all__ = [
     "AddedToken",
+    "CalledFunction",
+    "CalledTool",
+    "CalledToolDelta",
     "ChatChoice",
     "ChatChunk",
     "ChatChunkChoice",
@@ -54,11 +58,13 @@ __all__ = [
     "DiffusionRequest",
     "DiffusionUsage",
     "ErrorResponse",
+    "FunctionDelta",
     "JsonSchemaFormat",
     "LoadResponse",
     "Message",
     "ModelCard",
     "ModelList",
+    "NamedTool",
     "PromptTokensDetails",
     "Prompts",
     "ResponseFormat",
@@ -70,6 +76,7 @@ __all__ = [
     "TokenizeRequest",
     "TokenizeResponse",
     "TokenizerInfo",
+    "Tool",
     "TopLogprob",
     "VersionResponse",
     "WireRequest",

@@ -9,10 +9,11 @@ from engine import MAX_LOGPROBS
 from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
+from server.schemas.tools import AnyToolChoice, CalledTool, CalledToolDelta, Tool, ToolChoice, check_choice
 from server.schemas.usage import CompletionUsage
 from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 MAX_LABELS = 16
@@ -42,12 +43,29 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     """Answer with each token's log-probability in the step that decoded it."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     """With `logprobs`: also those of this many of the most probable tokens."""
+    tool_choice: AnyToolChoice | None = None
+    """Whether tools are called: `auto` leaves it to the model, `required` is one call or more, `none` is no call, and
+    then the model does not see `tools`. The name of a function calls this one, once. Absent is `auto` with `tools`."""
+    parallel_tool_calls: bool = True
+    """Whether the answer may hold more than one call."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """Handed to the chat template, under this name."""
     service_tier: _Label | None = None
     """Comes back with the answer; there is one tier."""
     metadata: Annotated[dict[_Key, _Label], Field(max_length=MAX_LABELS)] | None = None
     """Comes back with a whole answer; at most 16 texts of 512 characters, under names of 64."""
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The tools that the model sees."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _of_the_tools(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
+        if "tools" in info.data:  # else they are what is wrong
+            check_choice(choice, info.data["tools"])
+        return choice
 
     @field_validator("top_logprobs")
     @classmethod
@@ -61,8 +79,10 @@ class ChatMessage(BaseModel):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """null only where tools may be called, and there is no text."""
     refusal: None = None
+    tool_calls: IfGiven[list[CalledTool]] = None
 
 
 class ChatChoice(BaseModel):
@@ -95,8 +115,11 @@ class ChatResponse(BaseModel):
 class ChatDelta(BaseModel):
     """What a block adds to the answer; the role comes once, before everything."""
 
-    role: Literal["assistant"] | None = Field(default=None, exclude_if=lambda role: role is None)
-    content: str
+    role: IfGiven[Literal["assistant"]] = None
+    content: IfGiven[str] = None
+    """Absent only where tools may be called, and there is no text."""
+    tool_calls: IfGiven[list[CalledToolDelta]] = None
+    """One entry: a chunk holds text, or one piece of one call."""
 
 
 class ChatChunkChoice(BaseModel):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.schemas.tools import Tools
 from server.schemas.wire import WireRequest, check_unicode
 
 MAX_MESSAGES = 1024
@@ -73,12 +74,12 @@ class FunctionCall(WireRequest):
     """What the assistant called."""
 
     name: Name
-    arguments: Text
-    """JSON as it came; models write wrong JSON at times."""
+    arguments: Text = ""
+    """The JSON text of an object; empty is an object without members. It is parsed where it is rendered."""
 
 
 class ToolCall(WireRequest):
-    """A call within a message of the assistant, as an application's history has it; none is ever made here."""
+    """A call within a message of the assistant, as an application's history has it."""
 
     id: Name | None = None
     type: Literal["function"] = "function"
@@ -96,9 +97,9 @@ class Message(WireRequest):
     name: Name | None = None
     """For templates that show it."""
     tool_call_id: Name | None = None
-    """For templates that show it."""
+    """Of a tool: the call that this is the result of. For templates that show it."""
     tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS)] = Field(default_factory=list)
-    """Of the assistant, for templates that show them."""
+    """Of the assistant: what it called."""
     function_call: FunctionCall | None = None
     """The older form of a single one of `tool_calls`."""
     reasoning_content: Text | None = None
@@ -183,6 +184,8 @@ def _check_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 class TemplateRequest(WireRequest):
     """What a request may tell the chat template, which is always the model's own."""
 
+    tools: Tools = Field(default_factory=list)
+    """Functions that the model may call; at most 128, each of its own name."""
     continue_final_message: bool = False
     """Leave the last message open, for the answer to go on with it."""
     add_generation_prompt: bool | None = None

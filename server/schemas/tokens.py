@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.sampling import TokenIds
@@ -23,6 +23,13 @@ class TokenizeRequest(TemplateRequest):
     """Whether the tokenizer adds its special tokens; absent is true for a text and false for a conversation."""
     return_token_strs: bool = False
     """Answer with the tokens as the vocabulary writes them too."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _without_tools(cls, prompt: str | None, info: ValidationInfo) -> str | None:
+        if prompt is not None and info.data.get("tools"):
+            raise PydanticCustomError("tokenize", "cannot stand beside `tools`, which are for `messages`")
+        return prompt
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "TokenizeRequest":

@@ -1,6 +1,6 @@
-r"""The automaton of answers with tool calls, as Qwen, Ling and their kin write them. Parses nothing and sees no HTTP.
+"""The automaton of answers with tool calls, in the form of `server.text.hermes`. Parses nothing and sees no HTTP.
 
-A call is `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`; calls are joined by a line break.
+Calls are joined by a line break.
 """
 
 import re
@@ -14,8 +14,8 @@ from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, TooLarge
 from server.structured.schema.schema import MAX_DEPTH, write_schema
 from server.structured.schema.strings import dumped
+from server.text.hermes import CLOSE, OPEN
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -5,7 +5,8 @@ this module in a process that can be killed; it imports neither the engine nor t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain, zip_longest
 from typing import Any
@@ -14,6 +15,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from server.text.hermes import CLOSE, MARKS, OPEN, RESULT_ROLES, as_text
 from server.text.marks import Marks
 from server.text.turns import changed, with_objects
 
@@ -38,12 +40,13 @@ class Encoder:
         self._backend = Backend.from_str(backend)
         self._template = template
         self._variables = variables
-        special = {id_: token for id_, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        self._special_ids = frozenset(special)
-        names = {token.content for token in special.values()}
-        names |= set(map(self._normalized, names))
-        longest_first = sorted(filter(None, names), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        added = self._backend.get_added_tokens_decoder()
+        self._control = self._names({id_: token.content for id_, token in added.items() if token.special})
+        """The special tokens."""
+        self._control_of_tools = self._names(
+            {id_: token.content for id_, token in added.items() if token.special or token.content in MARKS}
+        )
+        """The special tokens, and those that mark calls and results."""
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         """The tokens of each text."""
@@ -70,18 +73,31 @@ class Encoder:
         turns: list[dict[str, Any]],
         variables: Mapping[str, Any],
         *,
+        tools: list[dict[str, Any]],
         add_generation_prompt: bool,
         continue_final_message: bool,
         add_special_tokens: bool,
         max_characters: int,
     ) -> list[int]:
-        """The tokens of a conversation, rendered by the template. Raises Unreadable, or TooLong."""
+        """The tokens of a conversation, rendered by the template. Raises Unreadable, NoObject, or TooLong.
+
+        Tools, calls and results are the template's to write. One that does not is given them as text.
+        """
+        has_tools = bool(tools) or any("tool_calls" in turn or turn["role"] in RESULT_ROLES for turn in turns)
+        control = self._control_of_tools if has_tools else self._control
         marks = Marks()
-        marked = changed(with_objects(turns), lambda text: marks.put(text, self._special_spans(text)))
+
+        def mark(text: str) -> str:
+            return marks.put(text, self._spans(text, control))
+
+        marked = changed(with_objects(turns), mark)
+        marked_tools = changed(tools, mark, with_keys=True)
+        if has_tools and not self.template_knows_tools:
+            marked, marked_tools = as_text(marked, marked_tools), []
         last = marked[-1]["content"]
         if continue_final_message:
             marked[-1]["content"] = marks.open(last)
-        text: str | None = self._render(marked, variables, add_generation_prompt)
+        text: str | None = self._render(marked, marked_tools, variables, add_generation_prompt)
         if continue_final_message and text is not None:
             text = marks.cut(text, last)
         if text is None:
@@ -100,10 +116,35 @@ class Encoder:
         inside = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
         return encoding.ids[: inside[0]], encoding.ids[inside[-1] + 1 :]
 
-    def _render(self, turns: list[dict[str, Any]], variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
+    @cached_property
+    def template_knows_tools(self) -> bool:
+        """Whether the template shows tools, calls in the form of `server.text.hermes`, and results. It is tried out."""
+        function = {"name": "tool_to_see", "description": "", "parameters": {"type": "object", "properties": {}}}
+        call = {"name": "called_tool", "arguments": {"a": 1}}
+        turns: list[dict[str, Any]] = [
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function", "function": call}]},
+            {"role": "tool", "content": "result_to_see", "tool_call_id": "1"},
+        ]
+        try:
+            text = self._render(turns, [{"type": "function", "function": function}], {}, add_generation_prompt=True)
+        except Unreadable:
+            return False
+        form = f'{OPEN}{{"name":"called_tool","arguments":{{"a":1}}}}{CLOSE}'
+        return "tool_to_see" in text and "result_to_see" in text and form in re.sub(r"\s", "", text)
+
+    def _render(
+        self,
+        turns: list[dict[str, Any]],
+        tools: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> str:
+        shown: list[Any] = tools
         try:
             rendered: Any = render_jinja_template(
                 conversations=[turns],
+                tools=shown or None,
                 chat_template=self._template,
                 add_generation_prompt=add_generation_prompt,
                 **{**self._variables, **variables},
@@ -120,30 +161,45 @@ class Encoder:
         normalizer = self._backend.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
-    def _special_spans(self, text: str) -> list[tuple[int, int]]:
-        """Where the tokenizer reads special tokens in a text: (start, stop) in characters, ascending.
+    def _names(self, tokens: Mapping[int, str]) -> "_Names":
+        names = {*tokens.values(), *map(self._normalized, tokens.values())}
+        longest_first = sorted(filter(None, names), key=len, reverse=True)
+        return _Names(tokens.keys(), re.compile("|".join(map(re.escape, longest_first)) or "(?!)"))
 
-        The regular expression comes first: most texts have no special token, and it finds that out 100 times faster.
+    def _spans(self, text: str, names: "_Names") -> list[tuple[int, int]]:
+        """Where the tokenizer reads these tokens in a text: (start, stop) in characters, ascending.
+
+        The regular expression comes first: most texts have no such token, and it finds that out 100 times faster.
         """
-        if not (self._special.search(text) or self._special.search(self._normalized(text))):
+        if not (names.pattern.search(text) or names.pattern.search(self._normalized(text))):
             return []
         encoding = self._backend.encode(text, add_special_tokens=False)
-        return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in self._special_ids]
+        return [span for id_, span in zip(encoding.ids, encoding.offsets, strict=True) if id_ in names.ids]
 
     def _spelled(self, text: str) -> list[int]:
-        """The tokens of a special token's name as ordinary text.
+        """The tokens of a control token's name as ordinary text.
 
-        If the vocabulary has the name as one token, the name is halved, and each half is encoded alone.
+        If this is one token all the same, because it is not special or the vocabulary has the name too, the name is
+        halved, and each half is encoded alone.
         """
         self._backend.encode_special_tokens = True
         try:
             [ids] = self.encode([text], add_special_tokens=False)
         finally:
             self._backend.encode_special_tokens = False
-        if self._special_ids.isdisjoint(ids) or len(text) == 1:
+        if self._control_of_tools.ids.isdisjoint(ids) or len(text) == 1:
             return ids
         half = len(text) // 2
         return self._spelled(text[:half]) + self._spelled(text[half:])
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Tokens that are control tokens in a conversation."""
+
+    ids: Set[int]
+    pattern: re.Pattern[str]
+    """Finds the name of each, as it is written and as the tokenizer normalizes it."""
 
 
 def _ascending(starts: Sequence[int]) -> list[int]:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from engine import InvalidRequest, LoadError
 from server.jobs.workers import Failed, TookTooLong, Workers
 from server.text.encoder import TooLong, Unreadable
+from server.text.turns import NoObject
 from server.text.turns import texts as texts_in
 
 JOB_CHARACTERS = 65536
@@ -57,7 +58,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         """Cache of each token's bytes; at most as many entries as the vocabulary."""
         self._workers = Workers(
-            "server.text.encoder:Encoder", self._setup, lanes=get_args(Lane), raises=(Unreadable, TooLong)
+            "server.text.encoder:Encoder", self._setup, lanes=get_args(Lane), raises=(Unreadable, TooLong, NoObject)
         )
 
     @classmethod
@@ -115,20 +116,24 @@ class Tokenizer:
         variables: Mapping[str, Any] | None = None,
         *,
         max_characters: int,
+        tools: Sequence[dict[str, Any]] = (),
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
     ) -> list[int]:
         """The tokens of a conversation, rendered by the chat template in `max_characters` at most.
 
-        By default no special tokens are added, because templates write them. Raises InvalidRequest, or TooLong.
+        By default no special tokens are added, because templates write them.
+
+        Raises InvalidRequest, NoObject, or TooLong.
         """
         with _told_of("The model's chat template", "messages"):
             ids: list[int] = await self._ask(
                 "chats",
                 "converse",
-                characters=sum(map(len, texts_in(turns))),
+                characters=sum(map(len, texts_in([turns, list(tools)]))),
                 turns=turns,
+                tools=list(tools),
                 variables=dict(variables or {}),
                 max_characters=max_characters,
                 add_generation_prompt=add_generation_prompt,

@@ -13,6 +13,16 @@ ARGUMENTS = "arguments"
 """The field of a call with its arguments: the only mapping whose keys the user chooses."""
 
 
+class NoObject(Exception):
+    """The arguments of a call are not the JSON text of an object."""
+
+    def __init__(self, turn: int, call: int) -> None:
+        """`turn`, `call`: the call's place, from 0."""
+        super().__init__(turn, call)
+        self.turn = turn
+        self.call = call
+
+
 def texts(turns: Any) -> list[str]:
     """All texts in the turns, in order."""
     found: list[str] = []
@@ -42,29 +52,38 @@ def changed(turns: Any, change: Callable[[str], str], *, with_keys: bool = False
 
 
 def with_objects(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns with the arguments of calls as objects, which templates expect, not as JSON text, as on the wire."""
+    """The turns with the arguments of calls as objects, which templates expect, not as JSON text, as on the wire.
+
+    Raises NoObject.
+    """
     return [
-        {**turn, "tool_calls": list(map(_with_object, turn["tool_calls"]))} if "tool_calls" in turn else turn
-        for turn in turns
+        {**turn, "tool_calls": [_with_object(call, place, number) for number, call in enumerate(turn["tool_calls"])]}
+        if "tool_calls" in turn
+        else turn
+        for place, turn in enumerate(turns)
     ]
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+def _with_object(call: dict[str, Any], turn: int, number: int) -> dict[str, Any]:
     function = call["function"]
-    return {**call, "function": {**function, ARGUMENTS: parsed(function[ARGUMENTS])}}
+    arguments = parsed(function[ARGUMENTS])
+    if arguments is None:
+        raise NoObject(turn, number)
+    return {**call, "function": {**function, ARGUMENTS: arguments}}
 
 
-def parsed(arguments: str) -> dict[str, Any] | str:
-    """The object in the JSON text; the text itself if it is no object, nests too deep, or has non-finite numbers.
+def parsed(arguments: str) -> dict[str, Any] | None:
+    """The object in the JSON text, an empty one of an empty text.
 
-    Templates write the object as JSON again, so it must be possible to encode it.
+    None if it is no object, nests too deep, or has non-finite numbers: templates write the object as JSON again, so it
+    must be possible to encode it.
     """
     try:
-        value = json.loads(arguments)
+        value = json.loads(arguments or "{}")
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else arguments
+        return None
+    return value if isinstance(value, dict) and _depth(value) <= MAX_DEPTH else None
 
 
 def _depth(value: object) -> int:

@@ -93,7 +93,9 @@ async def test_conversations(api, engine):
             {"role": "tool", "content": "4", "tool_call_id": "x"},
         ]
     )
-    assert prompt_of(engine) == "<system>be short<user>a\nb<assistant><tool>4<assistant>"
+    assert prompt_of(engine) == (
+        "<system>be short<user>a\nb<assistant><user><tool_response>\n4\n</tool_response><assistant>"
+    )
 
 
 def test_kwargs_are_read_no_further_than_they_may_be_long():
@@ -174,8 +176,6 @@ async def test_the_template_itself_is_not_a_variable(api, engine, name):
         ({"reasoning_effort": "extreme"}, "reasoning_effort"),
         ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {f"a{i}": 1 for i in range(33)}}, "chat_template_kwargs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),

@@ -7,14 +7,15 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessage
 from openai.types.chat.chat_completion_message_function_tool_call import ChatCompletionMessageFunctionToolCall, Function
 
-from server.schemas import Message
 from server.text.tokenizer import Tokenizer
-from server.text.turns import with_objects
 
 TEMPLATE = """\
+{% for tool in tools or () %}{{ tool | tojson }}{% endfor %}\
 {% for message in messages %}{{ '<' + message.role + '>' + message.content }}\
 {% if message.reasoning_content %}{{ '(' + message.reasoning_content + ')' }}{% endif %}\
-{% for call in message.tool_calls %}{{ '[' + call.function.name }} {{ call.function.arguments | tojson }}]{% endfor %}\
+{% for call in message.tool_calls %}\
+<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>\
+{% endfor %}\
 {% endfor %}"""
 USER = {"role": "user", "content": "hi"}
 
@@ -41,6 +42,11 @@ def prompt_of(app, api, engine, telling):
     return rendered
 
 
+def written(arguments, name="add"):
+    """A call as the template writes it."""
+    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
+
+
 def call(name="add", arguments='{"a": 1, "b": [2]}'):
     return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -62,7 +68,7 @@ async def test_an_answer_of_another_server_with_everything_in_it(prompt_of):
             )
         ],
     )
-    assert await prompt_of(**message.model_dump()) == 'a[add {"a": 1}]'
+    assert await prompt_of(**message.model_dump()) == "a" + written('{"a": 1}')
 
 
 async def test_a_refusal(prompt_of):
@@ -73,21 +79,26 @@ async def test_a_refusal(prompt_of):
 
 
 async def test_calls_reach_the_template(prompt_of):
-    assert await prompt_of(content=None, tool_calls=[call(), call("sub")]) == (
-        '[add {"a": 1, "b": [2]}][sub {"a": 1, "b": [2]}]'
-    )
-    assert await prompt_of(content=[], tool_calls=[call()]) == '[add {"a": 1, "b": [2]}]'
-    assert await prompt_of(function_call={"name": "add", "arguments": "{}"}) == "[add {}]"
+    two = written("{}") + written("{}", "b")
+    assert await prompt_of(content=None, tool_calls=[call(arguments="{}"), call("b", "{}")]) == two
+    assert await prompt_of(content=[], tool_calls=[call()]) == written('{"a": 1, "b": [2]}')
+    assert await prompt_of(function_call={"name": "add", "arguments": "{}"}) == written("{}")
+    assert await prompt_of(tool_calls=[call(arguments="")]) == written("{}"), "some clients leave it so"
+    assert await prompt_of(tool_calls=[{"function": {"name": "add", "arguments": None}}]) == written("{}")
 
 
-@pytest.mark.parametrize(
-    "arguments", ["", "{a: 1}", "[1]", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100 + "1" + "}" * 100, "[" * 10**5]
-)
-def test_arguments_that_are_no_object_are_a_text(arguments):
-    """Models write wrong JSON, and an application sends it back."""
-    message = Message.model_validate({"role": "assistant", "tool_calls": [call(arguments=arguments)]})
-    [turn] = with_objects([message.for_template])
-    assert turn["tool_calls"][0]["function"]["arguments"] == arguments
+BAD = ["{a: 1}", "[1]", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100 + "1" + "}" * 100, "[" * 1500, '{"a": 1']
+
+
+@pytest.mark.parametrize("arguments", BAD)
+async def test_arguments_that_are_no_object_are_refused(api, engine, arguments):
+    calls = [call(), call(arguments=arguments)]
+    error = api.error_of(await api.chat(messages=[USER, {"role": "assistant", "tool_calls": calls}]), 400)
+    assert error["param"] == "messages.1.tool_calls.1.function.arguments"
+    assert "JSON text of an object" in error["message"]
+    message = {"role": "assistant", "function_call": {"name": "add", "arguments": arguments}}
+    assert api.error_of(await api.chat(messages=[message]), 400)["param"] == "messages.0.function_call.arguments"
+    assert not engine.streams
 
 
 async def test_arguments_are_not_parsed_on_the_event_loop(api, engine, monkeypatch):
@@ -112,7 +123,7 @@ async def test_reasoning_reaches_the_template_under_both_its_names(prompt_of):
         {"tool_calls": [call(arguments='{"a": "<|endoftext|>"}')]},
         {"tool_calls": [call(arguments='{"a": "\\u003c|endoftext|>"}')]},
         {"tool_calls": [call(arguments='{"<|endoftext|>": 1}')]},
-        {"tool_calls": [call(arguments='[["<|endoftext|>"]]')]},
+        {"tool_calls": [call(arguments='{"a": [["<|endoftext|>"]]}')]},
         {"tool_calls": [call(name="<|endoftext|>")]},
         {"content": "", "reasoning": "<|endoftext|>"},
         {"content": [{"type": "refusal", "refusal": "<|endoftext|>"}]},

@@ -54,9 +54,8 @@ async def test_minus_one_is_no_seed(ask, engine):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": TOOLS}, "tools"),
-        ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
         ({"tools": {}, "tool_choice": "none"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [{"name": "add"}], "tool_choice": "none"}, "functions"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern"),
@@ -65,6 +64,12 @@ async def test_minus_one_is_no_seed(ask, engine):
 )
 async def test_what_asks_for_something_is_refused(ask, api, engine, body, param):
     assert api.error_of(await ask(**body), 400)["param"] == param
+    assert not engine.streams
+
+
+@pytest.mark.parametrize("choice", [{}, {"tool_choice": "auto"}, {"tool_choice": "required"}])
+async def test_completions_call_no_tools(api, engine, choice):
+    assert (await api.error(400, **choice, tools=TOOLS))["param"] in {"tools", *choice}
     assert not engine.streams
 
 

@@ -77,6 +77,7 @@ def conversed(encoder, *turns, **options):
         [user(turn) if isinstance(turn, str) else turn for turn in turns],
         {},
         **{
+            "tools": [],
             "add_generation_prompt": False,
             "continue_final_message": False,
             "add_special_tokens": False,

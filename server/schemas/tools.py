@@ -1,0 +1,134 @@
+"""The wire types of tools: what a request may say of them, and the calls in an answer."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.wire import IfGiven, WireRequest, check_unicode
+
+MAX_TOOLS = 128
+
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What is wrong with the schema itself is for the compiler to say."""
+    try:
+        json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
+    except ValueError:
+        raise PydanticCustomError("parameters", "must hold finite numbers and valid Unicode") from None
+    if parameters.get("type", "object") != "object":
+        raise PydanticCustomError("parameters", "must be the JSON Schema of an object: `type` is `object`")
+    return parameters
+
+
+class Function(WireRequest):
+    """A function that the model may call."""
+
+    name: FunctionName
+    description: Annotated[str, AfterValidator(check_unicode)] | None = None
+    """What it does, for the model."""
+    parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = Field(default_factory=dict)
+    """The JSON Schema of its arguments; absent or empty is a function without any."""
+    strict: bool | None = None
+    """Accepted, and without effect: arguments are always valid."""
+
+
+class Tool(WireRequest):
+    """A tool. There are functions alone."""
+
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As templates expect it."""
+        told = {"name": self.function.name, "description": self.function.description}
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
+        return {
+            "type": "function",
+            "function": {**{key: value for key, value in told.items() if value is not None}, "parameters": parameters},
+        }
+
+
+def _check_names(tools: list[Tool]) -> list[Tool]:
+    names = [tool.function.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise PydanticCustomError("tools", "must not hold two functions of the name `{name}`", {"name": name})
+    return tools
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_check_names)]
+
+
+class NamedFunction(WireRequest):
+    name: FunctionName
+
+
+class NamedTool(WireRequest):
+    """The one tool that is called, once."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+def _read_choice(value: Any) -> ToolChoice:
+    """By hand, since a union would report what is wrong once for each branch."""
+    match value:
+        case "none" | "auto" | "required":
+            return value  # type: ignore[no-any-return]
+        case {"type": "function", "function": {"name": str()}}:
+            return NamedTool.model_validate(value)
+    form = '{"type": "function", "function": {"name": "..."}}'
+    raise PydanticCustomError("tool_choice", f"must be `none`, `auto`, `required`, or {form}")
+
+
+AnyToolChoice = Annotated[ToolChoice, PlainValidator(_read_choice, json_schema_input_type=ToolChoice)]
+
+
+def check_choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> None:
+    """Raises PydanticCustomError for a choice that needs a tool that is not there."""
+    if choice == "required" and not tools:
+        raise PydanticCustomError("tool_choice", "is `required`, but there are no `tools`")
+    if isinstance(choice, NamedTool) and choice.function.name not in [tool.function.name for tool in tools]:
+        raise PydanticCustomError("tool_choice", "names a function that is none of `tools`")
+
+
+class CalledFunction(BaseModel):
+    """What the model called."""
+
+    name: str
+    arguments: str
+    """The JSON text of an object."""
+
+
+class CalledTool(BaseModel):
+    """A call within an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class FunctionDelta(BaseModel):
+    """What a chunk adds to a call: its name, which comes once and first, or more of the arguments."""
+
+    name: IfGiven[str] = None
+    arguments: str
+
+
+class CalledToolDelta(BaseModel):
+    """What a chunk adds to a call; `id`, `type` and name are in a call's first one."""
+
+    index: int
+    """Number of the call in its answer."""
+    id: IfGiven[str] = None
+    type: IfGiven[Literal["function"]] = None
+    function: FunctionDelta
