@@ -4,17 +4,20 @@ Several fields may say it, of which one counts: two are an error.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from engine import InvalidRequest
 from server.constraints import Compiled, Constraints
-from server.schemas import ConstrainedRequest
+from server.schemas import ChatRequest, ConstrainedRequest, NamedTool
+from server.schemas import Tool as WireTool
 from server.structured import spec
 from server.structured.refusals import Malformed, Refused
 from server.structured.schema.writer import Whitespace
 from server.structured.spec import Spec
+from server.structured.tools import PLACE, Tool
 
 _Says = tuple[str, Callable[[], Spec]]
 """The field, and what makes a spec of it, which may raise Refused."""
@@ -25,18 +28,79 @@ async def compiled(body: ConstrainedRequest, constraints: Constraints, whitespac
 
     Raises InvalidRequest, which names the field, or EngineUnavailable.
     """
-    said = list(_said(body, whitespace))
-    if not said:
+    said = _one_of(_said(body, whitespace))
+    if said is None:
         return None
-    (param, make), *others = said
-    if others:
-        raise InvalidRequest(
-            f"`{param}` and `{others[0][0]}` both say what the answer must be; leave one of them out.", others[0][0]
-        )
-    try:
+    param, make = said
+    with _naming(param):
         return await constraints.compiled(make())
+
+
+async def compiled_chat(body: ChatRequest, constraints: Constraints, whitespace: Whitespace) -> Compiled | None:
+    """The same of a chat, whose answer may call tools.
+
+    What else the body says of the answer, it then says of the text that stands in place of calls. Only a schema can be
+    said of it; where a call is required there is no such text.
+    """
+    if not body.shown_tools:
+        return await compiled(body, constraints, whitespace)
+    said = _one_of(_said(body, whitespace))
+    param, content = "tools", None
+    if said:
+        param, make = said
+        with _naming(param):
+            content = make()
+        if content.kind != "schema":
+            raise InvalidRequest(f"`{param}` cannot stand beside `tools`; leave one of them out.", param)
+    with _naming(param, body.tools):
+        return await constraints.compiled(_of_tools(body, content, whitespace))
+
+
+def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace) -> Spec:
+    """A named tool is required, as the only one, and not in parallel."""
+    choice = body.tool_choice or "auto"
+    functions = [tool.function for tool in body.tools]
+    if isinstance(choice, NamedTool):
+        functions = [function for function in functions if function.name == choice.function.name]
+    is_auto = choice == "auto"
+    return spec.of_tools(
+        [Tool(function.name, _of_object(function.parameters)) for function in functions],
+        "auto" if is_auto else "required",
+        content.whitespace if content else whitespace,
+        is_parallel=body.parallel_tool_calls and not isinstance(choice, NamedTool),
+        content=json.loads(content.source) if content and is_auto else None,
+    )
+
+
+def _of_object(parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The schema, which may leave out that arguments are an object."""
+    return {"type": "object", **parameters} if parameters else None
+
+
+def _one_of(said: Iterable[_Says]) -> _Says | None:
+    """Raises InvalidRequest if there are several."""
+    fields = list(said)
+    if len(fields) > 1:
+        (first, _), (second, _), *_ = fields
+        raise InvalidRequest(
+            f"`{first}` and `{second}` both say what the answer must be; leave one of them out.", second
+        )
+    return fields[0] if fields else None
+
+
+@contextmanager
+def _naming(param: str, tools: Sequence[WireTool] = ()) -> Iterator[None]:
+    """Turns a refusal into InvalidRequest, which names the tool that the refusal's place lies in, or else `param`."""
+    try:
+        yield
     except Refused as error:
-        raise InvalidRequest(f"`{param}`: {error}.", param) from None
+        cause = error
+        for index, tool in enumerate(tools):
+            where = f"{PLACE}{tool.function.name}/parameters"
+            if where in error.place:
+                param = f"tools.{index}.function.parameters"
+                cause = type(error)(error.cause, error.place.replace(where, "#"))
+        raise InvalidRequest(f"`{param}`: {cause}.", param) from None
 
 
 def _said(body: ConstrainedRequest, whitespace: Whitespace) -> Iterator[_Says]:

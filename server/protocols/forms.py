@@ -120,7 +120,7 @@ class ChatForm:
     metadata: dict[str, str] | None = None
     """The request's, repeated in whole answers only."""
     has_tools: bool = False
-    """Tools may be called: content is null, or left out of a chunk, where there is no text."""
+    """Tools may be called: content is null beside calls, and left out of chunks without text."""
     is_named: bool = False
     """The one tool to call is the request's choice, so that a call is what ends the answer as any other (`stop`)."""
     prefix = "chatcmpl-"
@@ -168,13 +168,17 @@ class ChatForm:
         return ChatChunk(**head, choices=[choice], service_tier=self.service_tier, prompt_token_ids=ids, usage=usage)
 
     def _content(self, delta: Delta) -> str | None:
-        return (delta.text or None) if self.has_tools else delta.text
+        """null only beside calls, or as long as these may come."""
+        may_be_null = self.has_tools and (delta.num_calls > 0 or delta.finish_reason is None)
+        return delta.text or (None if may_be_null else "")
 
     def _end(self, delta: Delta) -> dict[str, Any]:
         """`Extras.of`, where whole calls are an end of their own: clients run these."""
         told = self.extras.of(delta)
-        is_call = delta.has_called and not self.is_named and told["finish_reason"] == "stop"
-        return {**told, "finish_reason": "tool_calls"} if is_call else told
+        has_whole_calls = delta.num_calls > 0 and not delta.is_amid_call
+        if has_whole_calls and not self.is_named and told["finish_reason"] == "stop":
+            told["finish_reason"] = "tool_calls"
+        return told
 
 
 def _finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from engine import InvalidRequest, ModelSpec
 from server.constraints import Compiled
-from server.prompts.constraints import compiled
+from server.prompts.constraints import compiled, compiled_chat
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
@@ -131,7 +131,7 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         variables=effort,
     )
     asked = body.max_completion_tokens or body.max_tokens
-    constraint = await compiled(body, service.constraints, service.json_whitespace)
+    constraint = await compiled_chat(body, service.constraints, service.json_whitespace)
     sampling = await sampling_params(
         body,
         service.tokenizer,

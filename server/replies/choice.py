@@ -48,8 +48,10 @@ class Delta:
     text: str
     """Empty if the block has no visible text, or none that is final yet."""
     calls: Sequence[CallDelta] = ()
-    has_called: bool = False
-    """Whether the choice has called tools so far, with all the arguments."""
+    num_calls: int = 0
+    """Calls of the choice so far."""
+    is_amid_call: bool = False
+    """Whether the choice's text so far ends in a call whose arguments are not complete."""
     tokens: Sequence[Token] = ()
     """The tokens that begin in the text or calls of the block, if the request asked for tokens. Only in its first
     delta."""
@@ -151,8 +153,10 @@ class Choice:
 
     def _delta(self, part: Part, usage: Usage) -> Delta:
         text, calls = (part, ()) if isinstance(part, str) else ("", (part,))
-        has_called = self._reader is not None and self._reader.has_called and not self._reader.is_amid_call
-        return Delta(index=self.index, text=text, calls=calls, has_called=has_called, usage=usage)
+        delta = Delta(index=self.index, text=text, calls=calls, usage=usage)
+        if self._reader is None:
+            return delta
+        return replace(delta, num_calls=self._reader.num_calls, is_amid_call=self._reader.is_amid_call)
 
     @property
     def _is_fill(self) -> bool:

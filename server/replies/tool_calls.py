@@ -67,14 +67,11 @@ class ToolCallReader:
         """Text that is not final yet."""
         self._space = ""
         """White space before the mark that was read last: content, should no call follow the mark."""
-        self._num_calls = 0
+        self.num_calls = 0
+        """Calls so far."""
         self._depth = 0
         """Open brackets of the arguments."""
         self._is_in_string = False
-
-    @property
-    def has_called(self) -> bool:
-        return self._num_calls > 0
 
     @property
     def is_amid_call(self) -> bool:
@@ -110,7 +107,7 @@ class ToolCallReader:
             self._space = self._held[len(content) : start]
             self._held, self._state = self._held[start + len(OPEN) :], "head"
         elif last:
-            content = self._held.rstrip() if self.has_called else self._held
+            content = self._held.rstrip() if self.num_calls else self._held
             self._held = ""
         else:
             content = self._held[: len(self._held) - _overlap(self._held)].rstrip()
@@ -126,8 +123,8 @@ class ToolCallReader:
                 yield self._space + OPEN
                 self._state = "content"
             case end, name:
-                yield CallDelta(index=self._num_calls, name=name)
-                self._num_calls += 1
+                yield CallDelta(index=self.num_calls, name=name)
+                self.num_calls += 1
                 self._held, self._state, self._depth, self._is_in_string = self._held[end:], "arguments", 0, False
 
     def _read_arguments(self) -> Iterator[Part]:
@@ -135,7 +132,7 @@ class ToolCallReader:
         # Behind a value that is no object or array, white space may be that before the closing brace.
         final = self._held[:end] if self._depth or self._is_in_string else self._held[:end].rstrip()
         if final:
-            yield CallDelta(index=self._num_calls - 1, arguments=final)
+            yield CallDelta(index=self.num_calls - 1, arguments=final)
         self._held = self._held[end if is_over else len(final) :]
         if is_over:
             self._state = "tail"

@@ -80,7 +80,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"] = "assistant"
     content: str | None
-    """null only where tools may be called, and there is no text."""
+    """null only where there are calls, and no text."""
     refusal: None = None
     tool_calls: IfGiven[list[CalledTool]] = None
 
@@ -117,7 +117,7 @@ class ChatDelta(BaseModel):
 
     role: IfGiven[Literal["assistant"]] = None
     content: IfGiven[str] = None
-    """Absent only where tools may be called, and there is no text."""
+    """Absent only where tools may be called, of chunks without text."""
     tool_calls: IfGiven[list[CalledToolDelta]] = None
     """One entry: a chunk holds text, or one piece of one call."""
 

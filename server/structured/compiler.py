@@ -54,7 +54,12 @@ def automaton(spec: Spec, budget: Budget) -> Automaton:
         case "tools":
             called = [tools.Tool(name, parameters) for name, parameters in source["tools"]]
             return tools.automaton(
-                called, source["choice"], budget, is_parallel=source["is_parallel"], content=source["content"]
+                called,
+                source["choice"],
+                budget,
+                is_parallel=source["is_parallel"],
+                content=source["content"],
+                whitespace=spec.whitespace,
             )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from server.structured.refusals import Malformed, TooLarge
 from server.structured.schema.schema import ANY_OBJECT
 from server.structured.schema.writer import Whitespace
-from server.structured.tools import Tool
+from server.structured.tools import Choice, Tool
 
 Kind = Literal["schema", "regex", "choice", "grammar", "tools"]
 MAX_BYTES: dict[Kind, int] = {"schema": 65_536, "regex": 65_536, "choice": 262_144, "grammar": 65_536, "tools": 262_144}
@@ -50,7 +50,14 @@ def of_grammar(text: str) -> Spec:
     return _spec("grammar", text)
 
 
-def of_tools(tools: Sequence[Tool], choice: str, *, is_parallel: bool = True, content: Any = None) -> Spec:
+def of_tools(
+    tools: Sequence[Tool],
+    choice: Choice,
+    whitespace: Whitespace = "flexible",
+    *,
+    is_parallel: bool = True,
+    content: Any = None,
+) -> Spec:
     """Answers with tool calls; the arguments are those of `server.structured.tools.automaton`."""
     return _spec(
         "tools",
@@ -60,6 +67,7 @@ def of_tools(tools: Sequence[Tool], choice: str, *, is_parallel: bool = True, co
             "is_parallel": is_parallel,
             "content": content,
         },
+        whitespace,
     )
 
 

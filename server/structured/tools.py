@@ -14,11 +14,15 @@ from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, TooLarge
 from server.structured.schema.schema import MAX_DEPTH, write_schema
 from server.structured.schema.strings import dumped
+from server.structured.schema.writer import Whitespace
 from server.text.hermes import CLOSE, OPEN
 
+Choice = Literal["auto", "required"]
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+PLACE = "tools/"
+"""What the places of refusals begin with that lie in a tool; its name follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +34,22 @@ class Tool:
 
 def automaton(
     tools: Sequence[Tool],
-    choice: Literal["auto", "required"] | str,
+    choice: Choice,
     budget: Budget,
     *,
     is_parallel: bool = True,
     content: Any = None,
+    whitespace: Whitespace = "flexible",
 ) -> Automaton:
-    """The automaton of answers by `choice`: `auto`, `required`, or the name of the one tool that is called once.
+    """The automaton of answers by `choice`: with calls, or with at least one; one at most, unless `is_parallel`.
 
     Under `auto`, text that is no call comes first: any without the mark of a call, or a JSON text of the schema
-    `content`, and then no calls. (A request whose choice is `none` has no constraint.)
+    `content`, and then no calls. `whitespace` is that of arguments and of such a text.
+
+    (A request whose choice is `none` has no constraint. One that names a tool requires it, as the only one, and not
+    in parallel.)
     """
     _check(tools)
-    is_named = choice not in ("auto", "required")
-    called = [tool for tool in tools if tool.name == choice] if is_named else list(tools)
-    if not called:
-        raise Malformed(f"there is no tool {choice!r:.200}")
 
     def compiled(depth: int) -> Automaton:
         nfa = Nfa(budget)
@@ -55,14 +59,16 @@ def automaton(
         if choice == "auto" and content is None:
             entry = _write_text(nfa, start, end)
         elif choice == "auto":
-            nfa.link(write_schema(nfa, start, content, depth, "#", "flexible"), end)
-        nfa.link(_write_calls(nfa, entry, called, depth, is_parallel=is_parallel and not is_named), end)
+            nfa.link(write_schema(nfa, start, content, depth, "#", whitespace), end)
+        nfa.link(_write_calls(nfa, entry, tools, depth, whitespace, is_parallel=is_parallel), end)
         return determinised(nfa, start, end)
 
     return shallower(compiled, MAX_DEPTH)
 
 
 def _check(tools: Sequence[Tool]) -> None:
+    if not tools:
+        raise Malformed("there are no tools")
     if len(tools) > MAX_TOOLS:
         raise TooLarge(f"more than {MAX_TOOLS} tools")
     for tool in tools:
@@ -93,22 +99,24 @@ def _write_text(nfa: Nfa, start: int, end: int) -> int:
     return calls
 
 
-def _write_calls(nfa: Nfa, start: int, tools: list[Tool], depth: int, *, is_parallel: bool) -> int:
+def _write_calls(
+    nfa: Nfa, start: int, tools: Sequence[Tool], depth: int, whitespace: Whitespace, *, is_parallel: bool
+) -> int:
     """One call, or more."""
     entry = nfa.node()
     nfa.link(start, entry)
-    end = _write_call(nfa, entry, tools, depth)
+    end = _write_call(nfa, entry, tools, depth, whitespace)
     if is_parallel:
         nfa.link(nfa.literal(end, b"\n"), entry)
     return end
 
 
-def _write_call(nfa: Nfa, start: int, tools: list[Tool], depth: int) -> int:
+def _write_call(nfa: Nfa, start: int, tools: Sequence[Tool], depth: int, whitespace: Whitespace) -> int:
     head = nfa.literal(start, f"{OPEN}\n".encode())
     end = nfa.node()
     for tool in tools:
         schema = NO_PARAMETERS if tool.parameters is None else tool.parameters
         named = nfa.literal(head, b'{"name": ' + dumped(tool.name).encode() + b', "arguments": ')
-        place = f"tools/{tool.name}/parameters"
-        nfa.link(nfa.literal(write_schema(nfa, named, schema, depth, place, "flexible"), b"}"), end)
+        place = f"{PLACE}{tool.name}/parameters"
+        nfa.link(nfa.literal(write_schema(nfa, named, schema, depth, place, whitespace), b"}"), end)
     return nfa.literal(end, f"\n{CLOSE}".encode())

@@ -177,7 +177,6 @@ async def test_the_template_itself_is_not_a_variable(api, engine, name):
         ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {f"a{i}": 1 for i in range(33)}}, "chat_template_kwargs"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"model": 5}, "model"),

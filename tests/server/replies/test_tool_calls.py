@@ -43,7 +43,7 @@ def read(*pieces):
         assert all(part not in ("", CallDelta(index=0)) for part in more)
         parts += more
     content, calls = fold(parts)
-    assert reader.has_called == bool(calls)
+    assert reader.num_calls == len(calls)
     return content, calls, reader.is_amid_call
 
 
