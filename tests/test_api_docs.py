@@ -43,7 +43,8 @@ def test_what_is_called_absent_is(demo_server):
 @pytest.mark.parametrize(
     "field",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
         {"prompt_logprobs": 1},
         {"use_beam_search": True},
         {"logits_processors": ["x"]},

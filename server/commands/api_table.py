@@ -18,6 +18,7 @@ from server.schemas import (
     CompletionRequest,
     DetokenizeRequest,
     DiffusionRequest,
+    Function,
     JsonSchemaFormat,
     ResponseFormat,
     SamplingRequest,
@@ -119,6 +120,7 @@ _TABLES: Mapping[str, Callable[[], str]] = {
     "diffusion": lambda: _fields(
         DiffusionRequest, defaults={o.name: o.default for o in options().values() if o.section == "diffusion"}
     ),
+    "function": lambda: _fields(Function),
     "tokenize": lambda: _fields(TokenizeRequest),
     "detokenize": lambda: _fields(DetokenizeRequest),
     "refused": _refused,

@@ -28,7 +28,7 @@ from server.schemas.tokens import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from server.schemas.tools import CalledFunction, CalledTool, CalledToolDelta, FunctionDelta, NamedTool, Tool
+from server.schemas.tools import CalledFunction, CalledTool, CalledToolDelta, Function, FunctionDelta, NamedTool, Tool
 from server.schemas.usage import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails
 from server.schemas.wire import StreamOptions, WireRequest
 
@@ -58,6 +58,7 @@ __all__ = [
     "DiffusionRequest",
     "DiffusionUsage",
     "ErrorResponse",
+    "Function",
     "FunctionDelta",
     "JsonSchemaFormat",
     "LoadResponse",

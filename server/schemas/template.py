@@ -18,6 +18,7 @@ MAX_KWARGS_LENGTH = 8192
 """Characters of `chat_template_kwargs` as JSON."""
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+KNOWN_ROLES = {"developer": "system", "function": "tool"}
 Text = Annotated[str, AfterValidator(check_unicode)]
 Name = Annotated[str, Field(max_length=256), AfterValidator(check_unicode)]
 
@@ -87,7 +88,7 @@ class ToolCall(WireRequest):
 
 
 class Message(WireRequest):
-    """One turn of a conversation. `developer` is read as `system`, which is what models know."""
+    """One turn of a conversation. `developer` is read as `system`, and `function` as `tool`, which models know."""
 
     role: Role
     text_or_parts: Annotated[
@@ -136,7 +137,7 @@ class Message(WireRequest):
     @property
     def for_template(self) -> dict[str, Any]:
         """As templates expect it, but for the arguments of calls, which are texts (`server.text.turns`)."""
-        role = "system" if self.role == "developer" else self.role
+        role = KNOWN_ROLES.get(self.role, self.role)
         reasoning = self.reasoning_content or self.reasoning
         given = {
             "name": self.name,

@@ -29,6 +29,7 @@ class Function(WireRequest):
     """A function that the model may call."""
 
     name: FunctionName
+    """1 to 64 of the letters a-z and A-Z, digits, `_` and `-`."""
     description: Annotated[str, AfterValidator(check_unicode)] | None = None
     """What it does, for the model."""
     parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = Field(default_factory=dict)

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.text.hermes import CLOSE, MARKS, OPEN, RESULT_ROLES, as_text
+from server.text.hermes import CLOSE, MARKS, OPEN, RESULT_ROLE, as_text
 from server.text.marks import Marks
 from server.text.turns import changed, with_objects
 
@@ -83,7 +83,7 @@ class Encoder:
 
         Tools, calls and results are the template's to write. One that does not is given them as text.
         """
-        has_tools = bool(tools) or any("tool_calls" in turn or turn["role"] in RESULT_ROLES for turn in turns)
+        has_tools = bool(tools) or any("tool_calls" in turn or turn["role"] == RESULT_ROLE for turn in turns)
         control = self._control_of_tools if has_tools else self._control
         marks = Marks()
 

@@ -13,7 +13,7 @@ from typing import Any
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 OPEN_RESULT, CLOSE_RESULT = "<tool_response>", "</tool_response>"
 MARKS = (OPEN, CLOSE, OPEN_RESULT, CLOSE_RESULT)
-RESULT_ROLES = frozenset({"tool", "function"})
+RESULT_ROLE = "tool"
 
 _INSTRUCTIONS = f"""\
 # Tools
@@ -48,7 +48,7 @@ def as_text(turns: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any
 
 
 def _groups(turns: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    for are_results, group in groupby(turns, key=lambda turn: turn["role"] in RESULT_ROLES):
+    for are_results, group in groupby(turns, key=lambda turn: turn["role"] == RESULT_ROLE):
         if are_results:
             results = [f"{OPEN_RESULT}\n{turn['content']}\n{CLOSE_RESULT}" for turn in group]
             yield [{"role": "user", "content": "\n".join(results)}]

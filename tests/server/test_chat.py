@@ -91,10 +91,12 @@ async def test_conversations(api, engine):
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "me"},
             {"role": "assistant", "content": None, "tool_calls": []},
             {"role": "tool", "content": "4", "tool_call_id": "x"},
+            {"role": "function", "content": "5", "name": "f"},
         ]
     )
     assert prompt_of(engine) == (
-        "<system>be short<user>a\nb<assistant><user><tool_response>\n4\n</tool_response><assistant>"
+        "<system>be short<user>a\nb<assistant>"
+        "<user><tool_response>\n4\n</tool_response>\n<tool_response>\n5\n</tool_response><assistant>"
     )
 
 

@@ -84,6 +84,40 @@ class TestLangChain:
         answer = chat.with_structured_output(schema, method=method).invoke(MESSAGES, max_tokens=80)
         assert isinstance(answer, Sum if schema else dict)
 
+    @pytest.mark.parametrize("choice", ["auto", "any", "add"])
+    def test_tools(self, chat, choice):
+        """Bound, called, run, and their results sent back; `any` is what others call `required`."""
+        from langchain_core.messages import HumanMessage
+        from langchain_core.tools import tool
+
+        @tool
+        def add(a: int, b: int) -> int:
+            """Adds."""
+            return a + b
+
+        messages = [HumanMessage(MESSAGES[0]["content"])]
+        bound = chat.bind_tools([add], tool_choice=choice)
+        answer = bound.invoke(messages, max_tokens=150)
+        streamed = None
+        for piece in bound.stream(messages, max_tokens=150):
+            streamed = piece if streamed is None else streamed + piece
+        assert [(call["name"], call["args"]) for call in streamed.tool_calls] == (
+            [(call["name"], call["args"]) for call in answer.tool_calls]
+        )
+        assert not answer.invalid_tool_calls
+        assert answer.tool_calls or choice == "auto"
+        results = [add.invoke(call) for call in answer.tool_calls]
+        assert [int(result.content) for result in results] == [sum(call["args"].values()) for call in answer.tool_calls]
+        assert chat.invoke([*messages, answer, *results]).content is not None
+
+    def test_structured_output_by_a_call(self, chat):
+        class Sum(BaseModel):
+            who: str = Field(max_length=8)
+            count: int
+
+        answer = chat.with_structured_output(Sum, method="function_calling").invoke(MESSAGES, max_tokens=150)
+        assert isinstance(answer, Sum)
+
     def test_a_wrong_key(self, options):
         from langchain_openai import ChatOpenAI
 
@@ -117,6 +151,21 @@ class TestLiteLLM:
     def test_chat_stream(self, litellm, options, expected):
         stream = litellm.completion(model="openai/demo", messages=MESSAGES, stream=True, **options)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected[1]
+
+    def test_tools(self, litellm, options):
+        function = {"name": "now", "parameters": {"type": "object", "properties": {}}}
+        body = {
+            **options,
+            "messages": MESSAGES,
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": {"type": "function", "function": {"name": "now"}},
+            "max_tokens": 100,
+        }
+        [call] = litellm.completion(model="openai/demo", **body).choices[0].message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("now", "{}")
+        chunks = list(litellm.completion(model="openai/demo", stream=True, **body))
+        [call] = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("now", "{}")
 
     async def test_chat_async(self, litellm, options, expected):
         answer = await litellm.acompletion(model="openai/demo", messages=MESSAGES, **options)

@@ -276,12 +276,14 @@ async def test_arguments_are_an_object(api, engine):
         "auto": {"properties": {"a": {"const": 1}}, "required": ["a"]},
         "required": {"anyOf": [{"properties": {"b": {"const": 2}}, "required": ["b"]}, {"type": "null"}]},
         "empty": {},
+        "none": {"type": "object", "properties": {}},
     }
     told = [{"type": "function", "function": {"name": name, "parameters": given}} for name, given in functions.items()]
     called = {
         "auto": ['{"a": 1}', "1", "{}"],
         "required": ['{"b": 2}', "null", "1"],
         "empty": ["{}", '{"a": 1}', "null"],
+        "none": ["{}", '{"a": 1}', "null"],
     }
     for name, (good, *bad) in called.items():
         for choice in ("required", {"type": "function", "function": {"name": name}}):

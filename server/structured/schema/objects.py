@@ -52,10 +52,10 @@ def _properties(schema: dict[str, Any], place: str) -> tuple[dict[str, Any], set
 def _further(schema: dict[str, Any], is_declared: bool, place: str) -> tuple[Any, Any, str]:
     """The schema of free names, that of what stands under them, and its place.
 
-    What nobody describes is not generated beside declared properties.
+    What nobody describes is not generated beside declared properties, nor where `properties` says that there are none.
     """
     names = schema.get("propertyNames", True)
-    extra = schema.get("additionalProperties", not is_declared)
+    extra = schema.get("additionalProperties", not is_declared and "properties" not in schema)
     patterns = schema.get("patternProperties")
     if not patterns:
         return names, extra, inside(place, "additionalProperties")

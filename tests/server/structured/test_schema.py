@@ -57,3 +57,11 @@ def test_names_that_nobody_declares_cannot_be_counted_beside_declared_ones():
         schema.automaton(open_object, Budget())
     closed = open_object | {"additionalProperties": False}
     assert accepts(closed, {"a": None})
+
+
+def test_properties_that_are_none_are_all_there_are():
+    """As functions without arguments are written."""
+    assert accepts({"type": "object", "properties": {}}, {})
+    assert not accepts({"type": "object", "properties": {}}, {"a": 1})
+    assert accepts({"type": "object", "properties": {}, "additionalProperties": True}, {"a": 1})
+    assert accepts({"type": "object"}, {"a": 1})
