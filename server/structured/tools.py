@@ -12,11 +12,14 @@ from server.structured.automaton import Automaton, determinised
 from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, TooLarge
+from server.structured.regex.code_points import MAX_CODE_POINT
 from server.structured.schema.schema import MAX_DEPTH, write_schema
 from server.structured.schema.strings import dumped
 from server.structured.schema.writer import Whitespace
 from server.text.hermes import CLOSE, OPEN
 
+ASCII = 0x80
+"""The first code point that is none."""
 Choice = Literal["auto", "required"]
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -88,10 +91,13 @@ def _write_text(nfa: Nfa, start: int, end: int) -> int:
     nodes = [nfa.node() for _ in mark]
     calls = nfa.node()
     nfa.link(start, nodes[0])
+    beyond_ascii = nfa.node()
+    nfa.link(nfa.character(beyond_ascii, ((ASCII, MAX_CODE_POINT),)), nodes[0])
     for length, node in enumerate(nodes):
         nfa.link(node, end)
         nfa.link(node, calls)
-        for byte in range(256):
+        nfa.link(node, beyond_ascii)
+        for byte in range(ASCII):
             read = mark[:length] + bytes([byte])
             behind = next(size for size in range(len(read), -1, -1) if read.endswith(mark[:size]))
             if behind < len(mark):

@@ -1,4 +1,4 @@
-"""The constraints of `tests/data/structured/cases.json`: compiled, and what their texts must be, by other means."""
+"""The constraints of `tests/data/structured/cases.json`, some of tools; and what is in their texts, by other means."""
 
 import json
 import re
@@ -7,13 +7,40 @@ from typing import Any
 
 import jsonschema
 
+from server.replies.tool_calls import ToolCallReader, whole_calls
 from server.structured import spec
 from server.structured.spec import Spec
+from server.structured.tools import Tool
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "structured" / "cases.json").read_text(encoding="utf-8")
 )
-VALID = [case for case in CASES if "error" not in case]
+LOOK = {
+    "type": "object",
+    "properties": {"place": {"type": "string", "maxLength": 5}, "days": {"enum": [1, 7]}},
+    "required": ["place"],
+    "additionalProperties": False,
+}
+PARAMETERS = {"look": LOOK, "now": {"type": "object", "maxProperties": 0}}
+NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
+ROME = '<tool_call>\n{"name": "look", "arguments": {"place": "Rome", "days": 7}}\n</tool_call>'
+NOWHERE = '<tool_call>\n{"name": "look", "arguments": {"days": 7}}\n</tool_call>'
+TOOLS = [
+    {
+        "name": f"tools, {choice}, {'parallel' if is_parallel else 'one'}{', content' if content else ''}",
+        "kind": "tools",
+        "constraint": {"choice": choice, "is_parallel": is_parallel, "content": content},
+        "valid": [NOW, ROME, *valid],
+        "invalid": [NOWHERE, f"{NOW}{ROME}", f"{ROME} ", *invalid],
+    }
+    for choice, is_parallel, content, valid, invalid in (
+        ("auto", True, None, ["", "Hello <tool_cal", f"Well: {NOW}\n{ROME}"], ["<tool_call>"]),
+        ("auto", False, {"type": "integer"}, ["7"], ["", "Hello", f"7{NOW}"]),
+        ("required", True, None, [f"{NOW}\n{ROME}"], ["", f" {NOW}", "Hello"]),
+        ("required", False, None, [], [f"{NOW}\n{ROME}", ""]),
+    )
+]
+VALID = [*(case for case in CASES if "error" not in case), *TOOLS]
 REFUSED = [case for case in CASES if "error" in case]
 
 
@@ -26,6 +53,8 @@ def spec_of(case: dict[str, Any]) -> Spec:
             return spec.of_object()
         case "regex":
             return spec.of_regex(constraint)
+        case "tools":
+            return spec.of_tools([Tool("look", LOOK), Tool("now")], **constraint)
     return spec.of_choice(constraint)
 
 
@@ -39,5 +68,23 @@ def validate(case: dict[str, Any], text: str) -> None:
             assert isinstance(json.loads(text), dict)
         case "regex":
             assert re.fullmatch(case["constraint"], text)
+        case "tools":
+            validate_calls(text, **case["constraint"])
         case "choice":
             assert text in case["constraint"]
+
+
+def validate_calls(text: str, choice: str, is_parallel: bool, content: Any) -> None:
+    reader = ToolCallReader()
+    parts = reader.push(text, last=True)
+    said = "".join(part for part in parts if isinstance(part, str))
+    calls = whole_calls(part for part in parts if not isinstance(part, str))
+    assert not reader.is_amid_call
+    assert "<tool_call>" not in said
+    assert calls or choice == "auto"
+    assert is_parallel or len(calls) <= 1
+    for call in calls:
+        jsonschema.validate(json.loads(call.arguments), PARAMETERS[call.name or ""])
+    if content is not None and not calls:
+        jsonschema.validate(json.loads(said), content)
+    assert not said or choice == "auto"

@@ -64,6 +64,16 @@ def test_every_call_is_valid(choice):
             jsonschema.validate(call["arguments"], schemas[call["name"]])
 
 
+def test_text_is_made_of_whole_characters():
+    found = tools.automaton(TOOLS, "auto", Budget())
+    texts = ("é", "\U0001f600<", f"é{NOW}")
+    assert all(found.matches(text) for text in texts)
+    state = 0
+    for byte in "é".encode()[:1] + NOW.encode():
+        state = found.table[state, found.letters[byte]]
+    assert state == found.dead
+
+
 def test_spaces_in_arguments_are_a_choice():
     given = '<tool_call>\n{"name": "f", "arguments": {"a":1}}\n</tool_call>'
     called = [Tool("f", {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]})]
