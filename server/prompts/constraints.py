@@ -45,14 +45,16 @@ async def compiled_chat(body: ChatRequest, constraints: Constraints, whitespace:
     if not body.shown_tools:
         return await compiled(body, constraints, whitespace)
     said = _one_of(_said(body, whitespace))
-    param, content = "tools", None
+    content_param, content = None, None
     if said:
-        param, make = said
-        with _naming(param):
+        content_param, make = said
+        with _naming(content_param):
             content = make()
         if content.kind != "schema":
-            raise InvalidRequest(f"`{param}` cannot stand beside `tools`; leave one of them out.", param)
-    with _naming(param, body.tools):
+            raise InvalidRequest(
+                f"`{content_param}` cannot stand beside `tools`; leave one of them out.", content_param
+            )
+    with _naming("tools", body.tools, content_param):
         return await constraints.compiled(_of_tools(body, content, whitespace))
 
 
@@ -89,12 +91,17 @@ def _one_of(said: Iterable[_Says]) -> _Says | None:
 
 
 @contextmanager
-def _naming(param: str, tools: Sequence[WireTool] = ()) -> Iterator[None]:
-    """Turns a refusal into InvalidRequest, which names the tool that the refusal's place lies in, or else `param`."""
+def _naming(param: str, tools: Sequence[WireTool] = (), content: str | None = None) -> Iterator[None]:
+    """Turns a refusal into InvalidRequest, which names the field that the refusal's place lies in, or else `param`.
+
+    `tools`: a place in one of them names it. `content`: the field of the schema that other places lie in.
+    """
     try:
         yield
     except Refused as error:
         cause = error
+        if content and "#" in error.place:
+            param = content
         for index, tool in enumerate(tools):
             where = f"{PLACE}{tool.function.name}/parameters"
             if where in error.place:

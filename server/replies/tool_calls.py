@@ -1,13 +1,13 @@
 r"""Reads tool calls out of an answer's text, which arrives in any pieces. What is handed out is final.
 
-A call is `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>` (`server.text.hermes`). Neither its marks nor its
+A call is `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>` (`server.text.hermes`). Neither its tags nor its
 outer braces are handed out. The arguments are handed out as the text that they are: nothing here parses JSON, and so
 nothing is completed, mended or put in another order. Knows texts alone; whether a call is valid is for the constraint
 (`server.structured.tools`) to ensure.
 
 Texts that no constraint has made are read as well:
 
-- What follows a mark and is no beginning of a call is content, and so is that mark.
+- What follows a tag and is no beginning of a call is content, and so is that tag.
 - An answer that ends before a call's arguments begin does not make this call. One that ends within them has made a call
   of arguments that are no JSON; `is_amid_call` tells.
 - White space before a call, and between and behind calls, is no content.
@@ -25,7 +25,7 @@ MAX_NAME_LENGTH = 512
 """Characters of a name as JSON writes it; what is longer is no call's name."""
 
 _HEAD = ("{", '"name"', ":", None, ",", '"arguments"', ":")
-"""What stands between a mark and the arguments, white space apart; None is the name, a JSON string."""
+"""What stands between a tag and the arguments, white space apart; None is the name, a JSON string."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _OUTSIDE_STRING = re.compile(r'[{}\[\]",<]')
@@ -66,7 +66,7 @@ class ToolCallReader:
         self._held = ""
         """Text that is not final yet."""
         self._space = ""
-        """White space before the mark that was read last: content, should no call follow the mark."""
+        """White space before the tag that was read last: content, should no call follow the tag."""
         self.num_calls = 0
         """Calls so far."""
         self._depth = 0
@@ -165,10 +165,10 @@ class ToolCallReader:
                     return place - 1, True
 
     def _read_tail(self) -> None:
-        """Drops what follows the arguments, up to the closing mark, or to the next call's mark."""
-        starts = {mark: start for mark in (CLOSE, OPEN) if (start := self._held.find(mark)) >= 0}
+        """Drops what follows the arguments, up to the closing tag, or to the next call's tag."""
+        starts = {tag: start for tag in (CLOSE, OPEN) if (start := self._held.find(tag)) >= 0}
         if starts:
-            first = min(starts, key=lambda mark: starts[mark])
+            first = min(starts, key=lambda tag: starts[tag])
             self._held = self._held[starts[first] + (len(CLOSE) if first == CLOSE else 0) :]
             self._state = "content"
         else:
@@ -187,7 +187,7 @@ def _joined(parts: list[Part]) -> list[Part]:
 
 
 def _overlap(text: str) -> int:
-    """Characters of the longest end of `text` with which a mark begins."""
+    """Characters of the longest end of `text` with which a tag begins."""
     return next(size for size in range(min(len(OPEN) - 1, len(text)), -1, -1) if text.endswith(OPEN[:size]))
 
 

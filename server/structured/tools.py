@@ -46,7 +46,7 @@ def automaton(
 ) -> Automaton:
     """The automaton of answers by `choice`: with calls, or with at least one; one at most, unless `is_parallel`.
 
-    Under `auto`, text that is no call comes first: any without the mark of a call, or a JSON text of the schema
+    Under `auto`, text that is no call comes first: any without the tag of a call, or a JSON text of the schema
     `content`, and then no calls. `whitespace` is that of arguments and of such a text.
 
     (A request whose choice is `none` has no constraint. One that names a tool requires it, as the only one, and not
@@ -82,13 +82,13 @@ def _check(tools: Sequence[Tool]) -> None:
 
 
 def _write_text(nfa: Nfa, start: int, end: int) -> int:
-    """Any text without the mark, up to `end`, or to calls, which begin at the node that is returned.
+    """Any text without the tag, up to `end`, or to calls, which begin at the node that is returned.
 
-    Knuth, Morris and Pratt: node i is where the last i letters are the mark's first ones. Calls may begin at each of
-    them, since a beginning of the mark may be text.
+    Knuth, Morris and Pratt: node i is where the last i letters are the tag's first ones. Calls may begin at each of
+    them, since a beginning of the tag may be text.
     """
-    mark = OPEN.encode()
-    nodes = [nfa.node() for _ in mark]
+    tag = OPEN.encode()
+    nodes = [nfa.node() for _ in tag]
     calls = nfa.node()
     nfa.link(start, nodes[0])
     beyond_ascii = nfa.node()
@@ -98,9 +98,9 @@ def _write_text(nfa: Nfa, start: int, end: int) -> int:
         nfa.link(node, calls)
         nfa.link(node, beyond_ascii)
         for byte in range(ASCII):
-            read = mark[:length] + bytes([byte])
-            behind = next(size for size in range(len(read), -1, -1) if read.endswith(mark[:size]))
-            if behind < len(mark):
+            read = tag[:length] + bytes([byte])
+            behind = next(size for size in range(len(read), -1, -1) if read.endswith(tag[:size]))
+            if behind < len(tag):
                 nfa.edge(node, byte, byte, nodes[behind])
     return calls
 

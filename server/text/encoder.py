@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.text.hermes import CLOSE, MARKS, OPEN, RESULT_ROLE, as_text
+from server.text.hermes import CLOSE, OPEN, RESULT_ROLE, TAGS, as_text
 from server.text.marks import Marks
 from server.text.turns import changed, with_objects
 
@@ -44,9 +44,9 @@ class Encoder:
         self._control = self._names({id_: token.content for id_, token in added.items() if token.special})
         """The special tokens."""
         self._control_of_tools = self._names(
-            {id_: token.content for id_, token in added.items() if token.special or token.content in MARKS}
+            {id_: token.content for id_, token in added.items() if token.special or token.content in TAGS}
         )
-        """The special tokens, and those that mark calls and results."""
+        """The special tokens, and the tags of calls and results."""
 
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         """The tokens of each text."""

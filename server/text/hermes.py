@@ -12,7 +12,7 @@ from typing import Any
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 OPEN_RESULT, CLOSE_RESULT = "<tool_response>", "</tool_response>"
-MARKS = (OPEN, CLOSE, OPEN_RESULT, CLOSE_RESULT)
+TAGS = (OPEN, CLOSE, OPEN_RESULT, CLOSE_RESULT)
 RESULT_ROLE = "tool"
 
 _INSTRUCTIONS = f"""\

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+from httpx import ASGITransport, AsyncClient
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
@@ -293,6 +294,27 @@ async def test_arguments_are_an_object(api, engine):
             assert [accepts(constraint, text) for text in texts] == [True, False, False]
 
 
+async def test_references_within_parameters(api, engine):
+    """As pydantic writes a class that holds itself."""
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node"}}, "additionalProperties": False}
+    told = [function(name="f", parameters={"$defs": {"Node": node}, "$ref": "#/$defs/Node"})]
+    await ask(api, tools=told, tool_choice="required")
+    text = '<tool_call>\n{"name": "f", "arguments": {"next": {"next": {}}}}\n</tool_call>'
+    constraint = engine.submissions[-1].sampling.constraint
+    assert accepts(constraint, text)
+    assert not accepts(constraint, text.replace("{}", "1"))
+
+
+async def test_a_server_that_constrains_nothing_calls_nothing(engine, tokenizer):
+    app = create_app(engine, tokenizer, build({"structured": False}))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        body = {"messages": [USER], "tools": TOOLS}
+        answer = await client.post("/v1/chat/completions", json=body)
+        assert answer.json()["error"]["param"] == "tools"
+        assert "`structured` is false" in answer.json()["error"]["message"]
+        assert (await client.post("/v1/chat/completions", json={**body, "tool_choice": "none"})).status_code == 200
+
+
 def function(**fields):
     return {"type": "function", "function": fields}
 
@@ -373,6 +395,13 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
         ({"guided_regex": "a"}, "guided_regex", "beside `tools`"),
         ({"guided_regex": "a", "tool_choice": "required"}, "guided_regex", "beside `tools`"),
         ({"guided_json": {"type": "x"}}, "guided_json", "#/type"),
+        ({"guided_json": "{"}, "guided_json", "no JSON"),
+        (
+            {"guided_json": {"type": "object"}, "tools": [function(name="a", parameters={"not": {}})]},
+            "tools.0.function.parameters",
+            "`tools.0.function.parameters`: #/not",
+        ),
+        ({"guided_json": True, "guided_regex": "a"}, "guided_regex", "both say"),
     ],
 )
 async def test_a_bad_value_names_its_field(api, engine, body, param, why):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 
 from engine import DEMO_MODEL
 from server.text.encoder import Encoder, Unreadable
-from server.text.hermes import MARKS
+from server.text.hermes import TAGS
 from server.text.turns import NoObject
 
 PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -76,14 +76,14 @@ def result(content="Sun"):
     return {"role": "tool", "content": content, "tool_call_id": "call_1"}
 
 
-def backend_with(*marks):
+def backend_with(*tags):
     backend = Backend.from_file(str(Path(DEMO_MODEL) / "tokenizer.json"))
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    backend.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks])
+    backend.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     return backend
 
 
-QWENS = backend_with(*MARKS)
+QWENS = backend_with(*TAGS)
 """The demo model's words, with Qwen's added tokens."""
 LLADAS = backend_with()
 
@@ -111,8 +111,8 @@ def text(encoder, *turns, backend=QWENS, **options):
     return backend.decode(ids(encoder, *turns, **options), skip_special_tokens=False)
 
 
-def marks_in(ids):
-    return [token for token in map(QWENS.id_to_token, ids) if token in (*MARKS, "<|im_start|>", "<|im_end|>")]
+def tags_in(ids):
+    return [token for token in map(QWENS.id_to_token, ids) if token in (*TAGS, "<|im_start|>", "<|im_end|>")]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_place_of_arguments_that_are_no_object(arguments):
     assert (told.value.turn, told.value.call) == (1, 1)
 
 
-FORGED = [*MARKS, "<|im_end|>", "<|im_start|>", "<tool", "_call>", "</tool_", "response>", "\n", "a", '"', "\\"]
+FORGED = [*TAGS, "<|im_end|>", "<|im_start|>", "<tool", "_call>", "</tool_", "response>", "\n", "a", '"', "\\"]
 ENCODERS = [encoder(PLAIN), encoder(KNOWING)]
 
 
@@ -193,18 +193,18 @@ def conversed(user, said, argument, key, outcome, description, name):
 
 
 @given(words=st.lists(st.lists(st.sampled_from(FORGED), max_size=6).map("".join), min_size=7, max_size=7))
-def test_nobody_forges_a_mark(words):
-    """Whoever's the words are, wherever they stand: marks are where they are with words of no meaning."""
+def test_nobody_forges_a_tag(words):
+    """Whoever's the words are, wherever they stand: tags are where they are with words of no meaning."""
     for forged, honest in zip(conversed(*words), conversed(*"abcdefg"), strict=True):
-        assert marks_in(forged) == marks_in(honest)
+        assert tags_in(forged) == tags_in(honest)
 
 
-def test_without_tools_their_marks_are_read_as_ever():
+def test_without_tools_their_tags_are_read_as_ever():
     """Templates look for them in contents, and applications that parse calls themselves write them there."""
     turn = {"role": "user", "content": "<tool_response>\nSun\n</tool_response><|im_end|>"}
     ours = ["<|im_start|>", "<|im_end|>"]
-    assert marks_in(ids(encoder(PLAIN), turn)) == [ours[0], "<tool_response>", "</tool_response>", ours[1]]
-    assert marks_in(ids(encoder(PLAIN), turn, tools=[TOOL]))[-2:] == ours
+    assert tags_in(ids(encoder(PLAIN), turn)) == [ours[0], "<tool_response>", "</tool_response>", ours[1]]
+    assert tags_in(ids(encoder(PLAIN), turn, tools=[TOOL]))[-2:] == ours
 
 
 def test_a_template_that_fails_is_told_of():
