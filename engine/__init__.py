@@ -35,7 +35,7 @@ from engine.core.errors import (
     UnmaskError,
 )
 from engine.core.histogram import Distribution
-from engine.core.output import FinishReason, Output, TokenLogprobs, Usage
+from engine.core.output import Canvas, FinishReason, Output, Range, TokenLogprobs, TracedStep, Usage
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
 from engine.core.request import Hole, Submission
 from engine.demo.tasks import TASKS as DEMO_TASKS
@@ -62,6 +62,7 @@ __all__ = [
     "METHODS",
     "MODEL_SIZES",
     "UNMASKS",
+    "Canvas",
     "CapacityError",
     "ConfigError",
     "Constraint",
@@ -93,12 +94,14 @@ __all__ = [
     "OutputStream",
     "Prediction",
     "QueueFull",
+    "Range",
     "RequestFailed",
     "RowKind",
     "SamplingParams",
     "Step",
     "Submission",
     "TokenLogprobs",
+    "TracedStep",
     "UnmaskError",
     "Usage",
     "Workload",

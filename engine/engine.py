@@ -12,7 +12,7 @@ import torch
 
 from engine.core.config import ModelSpec
 from engine.core.errors import InvalidRequest
-from engine.core.output import FinishReason, Output
+from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.core.request import Request, Submission
 from engine.execution.isolate import choose, in_halves
@@ -152,6 +152,10 @@ class Engine:
             choices = self._choose(plans, scores)
             outputs = self._commit(choices)
         return [*outputs, *self._fail()]
+
+    def take_traced(self) -> list[TracedStep]:
+        """What the steps since the last call did to requests that are watched."""
+        return self.scheduler.take_traced()
 
     @property
     def request_ids(self) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from engine.core.errors import DeviceLost, EngineUnavailable, InvalidRequest, QueueFull, RequestFailed
-from engine.core.output import FinishReason, Output, Usage
+from engine.core.output import FinishReason, Output, TracedStep, Usage
 from engine.core.request import Request, Submission
 from engine.engine import Engine, EngineInfo, EngineStats
 
@@ -29,6 +29,8 @@ JOIN_SECONDS = 5.0
 class OutputStream:
     """One request's completed blocks, in the order of their positions; the last has a finish reason, and none follows.
 
+    If it is watched, its steps too, each before the block that it completes.
+
     No order is promised between the streams of different requests.
 
     Iterate it on the event loop that submitted it. Raises RequestFailed if the engine failed while serving it.
@@ -38,22 +40,24 @@ class OutputStream:
         self.request_id = request_id
         self.event_loop = asyncio.get_running_loop()
         self._abort = abort
-        self._outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._outputs: asyncio.Queue[Output | TracedStep] = asyncio.Queue()
         self._ended = False
 
     def __aiter__(self) -> "OutputStream":
         return self
 
-    async def __anext__(self) -> Output:
+    async def __anext__(self) -> Output | TracedStep:
         if self._ended:
             raise StopAsyncIteration
         output = await self._outputs.get()
+        if isinstance(output, TracedStep):
+            return output
         self._ended = output.finish_reason is not None
         if output.finish_reason is FinishReason.ERROR:
             raise RequestFailed(f"request {self.request_id} failed in the engine")
         return output
 
-    def put(self, output: Output) -> None:
+    def put(self, output: Output | TracedStep) -> None:
         """Adds an output. The engine loop calls it, on the event loop's thread."""
         self._outputs.put_nowait(output)
 
@@ -76,7 +80,7 @@ class EngineLoop:
         self._aborted: deque[str] = deque()
         self._streams: dict[str, OutputStream] = {}
         self._rejected = 0
-        self._undelivered: list[Output] = []
+        self._undelivered: list[Output | TracedStep] = []
         """Of the last step: on a GPU they go out under the next forward. Only the engine's thread knows them."""
         self._accepting = False
         self._halted = False
@@ -219,7 +223,7 @@ class EngineLoop:
                 running = [request.id for request in self._engine.scheduler.running]
                 outputs = self._ended(running or self._engine.request_ids, FinishReason.ERROR)
             self._deliver_last()
-            self._undelivered = outputs
+            self._undelivered = [*self._engine.take_traced(), *outputs]
             if not (self._engine.is_async and self._engine.request_ids):
                 self._deliver_last()
         self._deliver_last()
@@ -261,7 +265,7 @@ class EngineLoop:
         outputs = (self._engine.abort(request_id, reason) for request_id in request_ids)
         return [output for output in outputs if output]
 
-    def _deliver(self, outputs: Sequence[Output]) -> None:
+    def _deliver(self, outputs: Sequence[Output | TracedStep]) -> None:
         by_event_loop = defaultdict(list)
         with self._changed:
             for output in outputs:
@@ -269,7 +273,7 @@ class EngineLoop:
                 if stream is None:  # `stop` has failed it and left this thread behind
                     continue
                 by_event_loop[stream.event_loop].append((stream, output))
-                if output.finish_reason:
+                if isinstance(output, Output) and output.finish_reason:
                     del self._streams[output.request_id]
         for event_loop, deliveries in by_event_loop.items():
             with suppress(RuntimeError):  # the event loop may be closed by now: it has no readers
@@ -281,6 +285,6 @@ def _failed(request_id: str) -> Output:
     return Output(request_id=request_id, token_ids=(), finish_reason=FinishReason.ERROR, usage=usage)
 
 
-def _put_all(deliveries: Sequence[tuple[OutputStream, Output]]) -> None:
+def _put_all(deliveries: Sequence[tuple[OutputStream, Output | TracedStep]]) -> None:
     for stream, output in deliveries:
         stream.put(output)

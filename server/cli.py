@@ -29,6 +29,8 @@ class Command:
 
 COMMANDS = {
     "serve": Command("server.commands.serve", "serve a model behind the OpenAI API"),
+    "chat": Command("server.chat.command", "talk to a model, and watch it decode"),
+    "trace": Command("server.trace.command", "draw how an answer was decoded, as a picture that moves"),
     "bench": Command(
         "server.bench.command", "measure speed: of decoding, of a server under load, and what hardware allows"
     ),

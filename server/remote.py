@@ -1,6 +1,8 @@
 """A client for any OpenAI-compatible server: connects, lists models, calls; its errors are messages for the user."""
 
 import asyncio
+import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,6 +13,10 @@ TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """In seconds. Long, because an answer may wait in a queue behind many others."""
 MAX_TRIES = 8
 """Tries of one call while the server answers 429 or 503, because it is full or starting."""
+
+
+class BrokenStream(Exception):
+    """The stream contained an error, or was not a stream of events."""
 
 
 def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
@@ -66,3 +72,32 @@ async def call(http: httpx.AsyncClient, method: str, path: str, body: object) ->
         return response.json()
     except ValueError:
         raise ConfigError(f"{http.base_url}{path} did not answer in JSON: {response.text:.200}") from None
+
+
+async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The JSON of each event of a stream, whatever its name is, up to `[DONE]`. Raises BrokenStream."""
+    async for line in response.aiter_lines():
+        field, _, value = line.partition(":")
+        if field != "data":
+            continue
+        if value.strip() == "[DONE]":
+            return
+        try:
+            event = json.loads(value)
+        except ValueError:
+            raise BrokenStream("the stream holds something that is no JSON") from None
+        if not isinstance(event, dict):
+            raise BrokenStream("the stream holds something that is no JSON object")
+        if event.get("error"):
+            raise BrokenStream(f"an error in the stream{error_code(value)}")
+        yield event
+    raise BrokenStream("the stream ended without [DONE]")
+
+
+def error_code(body: str) -> str:
+    """The `code` or else the `type` of OpenAI's error object, after a space; empty if there is none."""
+    try:
+        error = json.loads(body)["error"]
+        return f" {error.get('code') or error['type']}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ""

@@ -46,6 +46,8 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "remote": "",
     "commands": "units arguments console settings schemas text guards observe protocols http",
     "bench": "arguments console remote",
+    "chat": "arguments remote",
+    "trace": "arguments",
     "eval": "arguments settings text observe replies remote",
     "cli": "arguments",
 }

@@ -1,5 +1,7 @@
 """What comes out: an `Output` for each completed block of a request, and what the request has cost.
 
+A request that is watched has a `TracedStep` for each of its steps too, before the output of a block that it completes.
+
 Token ids only, no text. Imports nothing of the engine.
 """
 
@@ -65,7 +67,54 @@ class Output:
     usage: Usage
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """One for each of `token_ids`; None unless asked for."""
+    steps: tuple[int, ...] | None = None
+    """The step that decoded each of `token_ids`, as `TracedStep.step` counts; None unless asked for."""
     stop_id: int | None = None
     """The token that ended the answer, if one did; not among `token_ids`."""
     admitted_at: float | None = field(default=None, compare=False)
     """When the request left the queue, in seconds of `time.monotonic()`; None if it never did. Not compared."""
+
+
+Range = tuple[int, int]
+"""Positions from the first to before the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canvas:
+    """A request's positions, before its first step."""
+
+    end: int
+    """Number of positions, prompt included."""
+    answer: tuple[Range, ...]
+    """Those to fill."""
+    output_end: int
+    """One past the last position that may be part of the answer."""
+    cached_tokens: int
+    """Prompt tokens whose keys and values were there before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedStep:
+    """What one step did to one request. Positions are of its canvas, ascending.
+
+    The positions and tokens of all steps are the canvas; their number is `Usage.forwards`, and the lengths of their
+    `rows` add up to `Usage.rows_computed`.
+    """
+
+    request_id: str
+    step: int
+    """Counts the steps that the request took part in, from 1."""
+    block: Range
+    """The open block."""
+    rows: tuple[Range, ...]
+    """Positions whose hidden states were computed. Those outside of the block were refreshed, or computed first."""
+    visible_end: int
+    """One past the last position that was attended to."""
+    positions: tuple[int, ...]
+    """Masks that became tokens."""
+    token_ids: tuple[int, ...]
+    """These tokens."""
+    confidences: tuple[float, ...]
+    """Of each, the probability that its unmask policy saw."""
+    canvas: Canvas | None = None
+    """In the first step."""

@@ -45,6 +45,10 @@ class Submission:
     """
     cache_salt: str = ""
     """Keys and values are only shared with requests of the same salt."""
+    is_traced: bool = False
+    """A `TracedStep` is given out for each step."""
+    tells_steps: bool = False
+    """Outputs have `steps`."""
 
 
 @dataclass(slots=True)
@@ -198,6 +202,9 @@ class Request:
     completion_tokens: int = 0
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     """Of each decoded position, if they were asked for."""
+    is_traced: bool = False
+    steps: Ids | None = None
+    """[end] the step that decoded each position, if they were asked for."""
 
     @classmethod
     def new(cls, submission: Submission, spec: ModelSpec) -> "Request":
@@ -226,6 +233,8 @@ class Request:
             history=History.empty(len(masked)),
             constraint=effective_constraint(sampling, spec),
             cache_salt=submission.cache_salt,
+            is_traced=submission.is_traced,
+            steps=np.zeros(len(masked), np.int64) if submission.tells_steps else None,
         )
 
     @property

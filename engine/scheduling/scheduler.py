@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 
 from engine.cache.policies import CACHES
-from engine.core.output import FinishReason, Output
+from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, StepPlan
 from engine.core.request import Block, Ids, Request
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.residency import Residency
+from engine.scheduling.trace import traced
 from engine.unmask.policies import UNMASKS
 
 OLDEST_FIRST_EVERY = 8
@@ -50,6 +51,7 @@ class Scheduler:
         """How often a request had to give its pages back."""
         self.faults = Faults()
         """Faults of requests whose policies raised. The caller takes them and aborts these requests."""
+        self._traced: list[TracedStep] = []
         self._step = self._arrivals = 0
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
@@ -104,9 +106,16 @@ class Scheduler:
             with self.faults.of(request):
                 _write(choice)
                 self.residency.share(request)
+                if request.is_traced:
+                    self._traced.append(traced(choice))
                 if output := self._close_block(request):
                     outputs.append(output)
         return outputs
+
+    def take_traced(self) -> list[TracedStep]:
+        """The steps of watched requests since the last call."""
+        taken, self._traced = self._traced, []
+        return taken
 
     def is_divisible(self, plan: StepPlan) -> bool:
         """Whether a later step may compute the plan in parts."""
@@ -203,6 +212,7 @@ class Scheduler:
         output = replace(
             _output(request, tuple(request.ids[filled].tolist()), reason),
             logprobs=tuple(request.logprobs[position] for position in filled.tolist()) if is_asked else None,
+            steps=None if request.steps is None else tuple(request.steps[filled].tolist()),
             stop_id=int(request.ids[end]) if end < limit else None,
         )
         # Last, because a request that has left `running` can no longer be failed: all that may raise comes before.
@@ -252,6 +262,8 @@ def _write(choice: Choice) -> None:
     assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
+    if request.steps is not None:
+        request.steps[positions] = request.forwards
     block.step += is_in_block  # the first token of a block whose logits are shifted comes before its first step
     request.decoding_steps += 1
     _record(choice)

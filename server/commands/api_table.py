@@ -43,7 +43,7 @@ def _fields(model: type[BaseModel], without: Collection[str] = (), defaults: Map
     rows = []
     for name, field in schema["properties"].items():
         if name not in without:
-            default = defaults[name] if defaults else field.get("default")
+            default = (defaults or {}).get(name, field.get("default"))
             shown = "required" if name in schema.get("required", ()) else "" if default is None else _code(default)
             rows.append((f"`{name}`", _type(field, schema.get("$defs", {})), shown, field.get("description", "")))
     return _rows(("field", "type", "default", "meaning"), rows)

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from server.errors import INTERNAL, ClientGone, RequestTimeout, api_error, request_id
 from server.guards.deadline import deadline
 from server.guards.disconnect import unless_disconnected
+from server.protocols.response import Event
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 class EventStream(StreamingResponse):
     """Sends each message as one event. Calls `close` once the stream has ended, in whatever way."""
 
-    def __init__(self, messages: AsyncIterator[str], scope: Scope, close: Callable[[], None]) -> None:
+    def __init__(self, messages: AsyncIterator[str | Event], scope: Scope, close: Callable[[], None]) -> None:
         super().__init__(_frames(messages, scope), media_type="text/event-stream", headers=UNBUFFERED)
         self._close = close
 
@@ -44,7 +45,7 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[str | bytes]:
+async def _frames(messages: AsyncIterator[str | Event], scope: Scope) -> AsyncIterator[str | bytes]:
     """The events as they are sent: messages that are there at once go out together, the last with `[DONE]`."""
     try:
         async for some in _until(deadline(scope), _with_end(messages)):
@@ -56,25 +57,25 @@ async def _frames(messages: AsyncIterator[str], scope: Scope) -> AsyncIterator[s
         yield _frame(json.dumps(told.body)) + _frame(END)
 
 
-async def _with_end(messages: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _with_end(messages: AsyncIterator[str | Event]) -> AsyncIterator[str | Event]:
     async for message in messages:
         yield message
     yield END
 
 
-async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncIterator[Sequence[str]]:
+async def _until(when: float | None, messages: AsyncIterator[str | Event]) -> AsyncIterator[Sequence[str | Event]]:
     """The messages that arrive before `when`, on the event loop's clock in seconds; then raises RequestTimeout.
 
     Yields all that have arrived at once, at most `AHEAD` and one. After each `SILENCE_SECONDS` without a message it
     yields none, and continues to wait for the next message.
     """
     now = asyncio.get_running_loop().time
-    queue: asyncio.Queue[str | Exception | None] = asyncio.Queue(AHEAD)
+    queue: asyncio.Queue[str | Event | Exception | None] = asyncio.Queue(AHEAD)
     reading = asyncio.create_task(_read(messages, queue))
     try:
         while True:
             left = SILENCE_SECONDS if when is None else min(SILENCE_SECONDS, when - now())
-            arrived: list[str | Exception | None] = []
+            arrived: list[str | Event | Exception | None] = []
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(left, 0.0)):
                     arrived.append(await queue.get())
@@ -82,7 +83,7 @@ async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncItera
                 arrived.append(queue.get_nowait())
             if not arrived and when is not None and now() >= when:
                 raise RequestTimeout
-            some = [message for message in arrived if isinstance(message, str)]
+            some = [message for message in arrived if isinstance(message, str | Event)]
             if some or not arrived:
                 yield some
             if len(some) < len(arrived):
@@ -95,7 +96,7 @@ async def _until(when: float | None, messages: AsyncIterator[str]) -> AsyncItera
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read(messages: AsyncIterator[str], queue: "asyncio.Queue[str | Exception | None]") -> None:
+async def _read(messages: AsyncIterator[str | Event], queue: "asyncio.Queue[str | Event | Exception | None]") -> None:
     """Puts the messages into the queue, then None or the error that ended them. Waits while the queue is full."""
     end: Exception | None = None
     try:
@@ -106,5 +107,7 @@ async def _read(messages: AsyncIterator[str], queue: "asyncio.Queue[str | Except
     await queue.put(end)
 
 
-def _frame(data: str) -> str:
-    return f"data: {data}\n\n"
+def _frame(message: str | Event) -> str:
+    if isinstance(message, Event):
+        return f"event: {message.name}\ndata: {message.data}\n\n"
+    return f"data: {message}\n\n"

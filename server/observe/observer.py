@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from engine import FinishReason, Output, OutputStream, Submission, Usage
+from engine import FinishReason, Output, OutputStream, Submission, TracedStep, Usage
 from server.observe.pace import Pace
 
 
@@ -112,10 +112,11 @@ class ObservedStream:
         usage = Usage(prompt_tokens=len(submission.prompt_ids), completion_tokens=0, forwards=0, rows_computed=0)
         self.stats = RequestStats(submission=submission, siblings=siblings, submitted=time.monotonic(), usage=usage)
 
-    async def __aiter__(self) -> AsyncIterator[Output]:
+    async def __aiter__(self) -> AsyncIterator[Output | TracedStep]:
         try:
             async for output in self._stream:
-                self._saw(output)
+                if isinstance(output, Output):
+                    self._saw(output)
                 yield output
         except Exception:
             self._end(FinishReason.ERROR)

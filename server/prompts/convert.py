@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 
 from engine import Constraint, DiffusionParams, InvalidRequest, ModelSpec, SamplingParams, resolved
@@ -11,6 +11,9 @@ from server.text.tokenizer import Tokenizer
 
 ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids", "holes": "prompt"}
 """The engine's field names and the API's, where they differ. Errors name the API's."""
+
+REPORTS = frozenset(DiffusionRequest.model_fields) - {field.name for field in fields(DiffusionParams)}
+"""Fields of `diffusion` that say what is told of decoding, and change nothing in it."""
 
 
 async def sampling_params(
@@ -98,4 +101,4 @@ def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams, s
         raise InvalidRequest(
             f"`diffusion.{name:.100}` is not a known field; known are {known}.", f"diffusion.{name:.100}"
         )
-    return resolved(replace(defaults, **body.model_dump(exclude_unset=True)), spec)
+    return resolved(replace(defaults, **body.model_dump(exclude_unset=True, exclude=REPORTS)), spec)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 
 from engine import FinishReason
+from server.protocols.trace import TraceWriter
 from server.replies.choice import Delta
 from server.replies.logprobs import LogprobWriter
 from server.schemas import (
@@ -24,6 +25,7 @@ from server.schemas import (
     CompletionResponse,
     CompletionUsage,
     FunctionDelta,
+    TraceStep,
 )
 
 
@@ -37,6 +39,10 @@ class Extras:
     """Token ids of each choice's prompt; None leaves all token ids out of the answer."""
     stop_ids: frozenset[int] = frozenset()
     """The stop tokens that the request named: only these appear as `stop_reason`."""
+    has_step_map: bool = False
+    """The request asked for the step of each token."""
+    trace: TraceWriter | None = None
+    """None if the request did not ask for its steps."""
 
     def of(self, delta: Delta) -> dict[str, Any]:
         """The fields that say why the choice ended, and its token ids if the request asked for them."""
@@ -47,7 +53,15 @@ class Extras:
         }
         if self.prompt_ids is not None:
             extras["token_ids"] = [token.id for token in delta.tokens]
+        if self.has_step_map:
+            extras["step_map"] = list(delta.step_map)
         return extras
+
+    def trace_of(self, deltas: Sequence[Delta]) -> list[TraceStep] | None:
+        """The steps of these choices; None if the request did not ask for them."""
+        if self.trace is None:
+            return None
+        return [self.trace.written(delta.index, step) for delta in deltas for step in delta.traced]
 
     def prompt_of(self, index: int) -> list[int] | None:
         """The token ids of this choice's prompt; None if the request did not ask for them."""
@@ -56,7 +70,8 @@ class Extras:
     def num_written(self, delta: Delta, *, is_first: bool) -> int:
         """Tokens that the answer lists, as log-probabilities or as ids."""
         prompt = self.prompt_ids[delta.index] if self.prompt_ids is not None and is_first else ()
-        return len(delta.tokens) + len(delta.prompt_tokens) + len(prompt)
+        watched = sum(len(step.positions) for step in delta.traced) + len(delta.step_map)
+        return len(delta.tokens) + len(delta.prompt_tokens) + len(prompt) + watched
 
 
 class Form(Protocol):
@@ -74,6 +89,10 @@ class Form(Protocol):
         self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
     ) -> BaseModel: ...
 
+    def traced(self, head: dict[str, Any], step: TraceStep) -> BaseModel:
+        """A chunk without choices, whose event has a name of its own."""
+        ...
+
     def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> BaseModel | None:
         """The chunk that opens a choice before anything is decoded; None if the form has none."""
         ...
@@ -88,13 +107,16 @@ class TextForm:
 
     def whole(self, head: dict[str, Any], deltas: Sequence[Delta], usage: CompletionUsage) -> CompletionResponse:
         choices = [self._choice(delta, is_first=True) for delta in deltas]
-        return CompletionResponse(**head, choices=choices, usage=usage)
+        return CompletionResponse(**head, choices=choices, usage=usage, trace=self.extras.trace_of(deltas))
 
     def chunk(
         self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
     ) -> CompletionResponse:
         choices = [self._choice(delta, is_first=is_first)] if delta else []
         return CompletionResponse(**head, choices=choices, usage=usage)
+
+    def traced(self, head: dict[str, Any], step: TraceStep) -> CompletionResponse:
+        return CompletionResponse(**head, choices=[], trace=step)
 
     def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> None:
         return None
@@ -143,6 +165,7 @@ class ChatForm:
             service_tier=self.service_tier,
             metadata=self.metadata,
             prompt_token_ids=self.extras.prompt_of(0),
+            trace=self.extras.trace_of(deltas),
         )
 
     def chunk(
@@ -160,6 +183,9 @@ class ChatForm:
             if delta
         ]
         return ChatChunk(**head, choices=choices, usage=usage, service_tier=self.service_tier)
+
+    def traced(self, head: dict[str, Any], step: TraceStep) -> ChatChunk:
+        return ChatChunk(**head, choices=[], service_tier=self.service_tier, trace=step)
 
     def opening(self, head: dict[str, Any], index: int, usage: CompletionUsage | None) -> ChatChunk:
         content = None if self.has_tools else ""

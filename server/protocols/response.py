@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine import DiffusionParams
 from server.protocols.forms import Form
@@ -13,6 +13,16 @@ from server.replies.choice import Delta
 from server.replies.completion import Completion
 from server.schemas import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails, StreamOptions
 from server.threads import in_thread_if_long
+
+STEP = "unmask.step"
+"""The name of events that tell a step."""
+
+
+class Event(NamedTuple):
+    """A message of a stream that is no chunk of the answer: clients that do not know its name may pass over it."""
+
+    name: str
+    data: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +49,11 @@ class ResponseWriter:
         size = sum(self.form.extras.num_written(delta, is_first=True) for delta in deltas)
         return await in_thread_if_long(size, lambda: self.form.whole(self._head, deltas, usage).model_dump_json())
 
-    async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str]:
-        """The openings of the choices, then one chunk for each completed block; `usage` as the options ask for it."""
+    async def chunks(self, completion: Completion, options: StreamOptions) -> AsyncIterator[str | Event]:
+        """The openings of the choices, then one chunk for each completed block; `usage` as the options ask for it.
+
+        The steps of an answer that is watched are events of their own.
+        """
         hidden = None if options.include_usage else {"usage"}
         is_running = options.include_usage and options.continuous_usage_stats
         for index in range(completion.num_choices):
@@ -49,6 +62,11 @@ class ResponseWriter:
                 yield opening.model_dump_json(exclude=hidden)
         begun: set[int] = set()
         async for delta in completion.deltas():
+            if delta.traced:
+                yield await in_thread_if_long(
+                    self.form.extras.num_written(delta, is_first=False), partial(self._step, delta)
+                )
+                continue
             running = self._usage(completion) if is_running else None
             is_first = delta.index not in begun
             begun.add(delta.index)
@@ -59,6 +77,10 @@ class ResponseWriter:
 
     def _chunk(self, delta: Delta, usage: CompletionUsage | None, is_first: bool, hidden: set[str] | None) -> str:
         return self.form.chunk(self._head, delta, usage, is_first=is_first).model_dump_json(exclude=hidden)
+
+    def _step(self, delta: Delta) -> Event:
+        [step] = self.form.extras.trace_of([delta]) or []
+        return Event(STEP, self.form.traced(self._head, step).model_dump_json(exclude={"usage"}))
 
     @property
     def _head(self) -> dict[str, Any]:

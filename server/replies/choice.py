@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from typing import Protocol
 
-from engine import EngineUnavailable, FinishReason, Output, RequestFailed, Usage
+from engine import EngineUnavailable, FinishReason, Output, RequestFailed, TracedStep, Usage
 from server.replies.passage import Passage, Token, shifted
 from server.replies.tool_calls import CallDelta, Part, ToolCallReader
 from server.threads import in_thread_if_long
@@ -18,9 +18,12 @@ NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=
 
 
 class Stream(Protocol):
-    """The outputs of one engine request. `server.observe.observer.ObservedStream` implements it."""
+    """The outputs of one engine request, and its steps if it is watched.
 
-    def __aiter__(self) -> AsyncIterator[Output]: ...
+    `server.observe.observer.ObservedStream` implements it.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Output | TracedStep]: ...
 
     def finish(self, reason: FinishReason, usage: Usage) -> None: ...
 
@@ -65,6 +68,10 @@ class Delta:
     """Usage of this choice so far."""
     fills: tuple[str, ...] | None = None
     """For infilling, in the last delta: the text of each hole."""
+    step_map: Sequence[int] = ()
+    """The step that decoded each of the block's tokens, if the request asked for that."""
+    traced: Sequence[TracedStep] = ()
+    """One step, in a delta that has nothing else; in that of a whole choice, all of them."""
 
 
 class Choice:
@@ -97,6 +104,8 @@ class Choice:
         """Tokens that the open passage has received."""
         self._base = len(self._literals[0])
         """Characters of the choice's text before the open passage."""
+        self._num_mapped = 0
+        """Tokens whose steps have been told."""
         self._texts = [""] * len(passages)
         self._logprobs: list[float] = []
         """Log-probabilities of the tokens shown so far, of those that have one."""
@@ -112,7 +121,11 @@ class Choice:
         Raises RequestFailed, or EngineUnavailable if the server shuts down before the end.
         """
         text, prompt_tokens = self._literals[0], self._prompt_tokens
+        spent = NOTHING
         async for output in self._stream:
+            if isinstance(output, TracedStep):
+                yield Delta(index=self.index, text="", usage=spent, traced=(output,))
+                continue
             reason: FinishReason | None = output.finish_reason
             stop: str | int | None = output.stop_id
             usage = output.usage
@@ -127,10 +140,11 @@ class Choice:
                     usage = replace(usage, completion_tokens=self._passages[0].num_tokens)
             if reason is not None:
                 self._stream.finish(reason, usage)
+            spent, step_map = usage, self._step_map(output)
             *before, last = self._parts(text + more, last=reason is not None)
             for part in before:
-                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens)
-                tokens, prompt_tokens = [], ()
+                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens, step_map=step_map)
+                tokens, prompt_tokens, step_map = [], (), ()
             yield replace(
                 self._delta(last, usage),
                 tokens=tokens,
@@ -138,6 +152,7 @@ class Choice:
                 finish_reason=reason,
                 stop=stop,
                 fills=tuple(self._texts) if reason and self._is_fill else None,
+                step_map=step_map,
             )
             if reason is not None:
                 return
@@ -146,6 +161,14 @@ class Choice:
 
     def abort(self) -> None:
         self._stream.abort()
+
+    def _step_map(self, output: Output) -> Sequence[int]:
+        """The steps of the block's tokens that `usage` counts."""
+        steps = output.steps or ()
+        if not self._is_fill and isinstance(self._passages[0].stop, str):
+            steps = steps[: self._passages[0].num_tokens - self._num_mapped]
+        self._num_mapped += len(steps)
+        return steps
 
     def _parts(self, text: str, *, last: bool) -> list[Part]:
         """The text and calls that have become final; empty text if there are none."""

@@ -126,5 +126,16 @@ class Completion:
 def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
     tokens = [token for part in parts for token in part.tokens]
+    step_map = [step for part in parts for step in part.step_map]
+    traced = [step for part in parts for step in part.traced]
+    prompt_tokens = next(part.prompt_tokens for part in parts if not part.traced)
     calls = whole_calls(call for part in parts for call in part.calls)
-    return replace(parts[-1], text=text, calls=calls, tokens=tokens, prompt_tokens=parts[0].prompt_tokens)
+    return replace(
+        parts[-1],
+        text=text,
+        calls=calls,
+        tokens=tokens,
+        prompt_tokens=prompt_tokens,
+        step_map=step_map,
+        traced=traced,
+    )

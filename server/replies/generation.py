@@ -21,6 +21,8 @@ from server.threads import in_thread_if_long
 
 MAX_LOGPROBS_OF_ANSWER = 262_144
 """Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
+MAX_TRACED = 65_536
+"""Bound on an answer's tokens if it is watched."""
 IDS_PER_TOKEN = 64
 """Ids that can be checked in the time that reading or writing one token takes."""
 
@@ -52,6 +54,10 @@ class GenerationRequest:
     """Prompts are scored, with this many alternatives for each token; None: they are not scored."""
     reads_calls: bool = False
     """Tool calls in the text are told apart from it."""
+    is_traced: bool = False
+    """The answer has each step."""
+    tells_steps: bool = False
+    """The answer has the step of each token."""
     is_tracked: bool = False
     """The answer has tokens besides the text."""
     cache_salt: str = ""
@@ -83,6 +89,7 @@ class Submitter:
         `EngineLoop.submit` raises otherwise.
         """
         self._check_count(request)
+        self._check_trace(request)
         self._check_logprobs(request)
         streams = await self._submit(request) if request.sampling.max_tokens else self._nothing(request)
         scored: list[list[Token]] = [[] for _ in request.prompts]
@@ -135,6 +142,8 @@ class Submitter:
                         diffusion=diffusion,
                         holes=prompt.holes,
                         cache_salt=request.cache_salt,
+                        is_traced=request.is_traced,
+                        tells_steps=request.tells_steps,
                     )
                 )
         num_ids = sum(len(prompt.ids) for prompt in request.prompts) + len(sampling.allowed_ids or ())
@@ -183,6 +192,18 @@ class Submitter:
                 f"{count} log-probabilities, and one answer may have {MAX_LOGPROBS_OF_ANSWER} of them: ask for fewer "
                 "alternatives, choices or tokens.",
                 "best_of" if request.num_drawn > request.num_kept else "logprobs",
+            )
+
+    def _check_trace(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for too many tokens whose steps are to be told."""
+        if not request.is_traced:
+            return
+        count = request.num_drawn * sum(self._length(request, prompt) for prompt in request.prompts)
+        if count > MAX_TRACED:
+            raise InvalidRequest(
+                f"{count} tokens are asked for, and the steps of {MAX_TRACED} can be told in one answer: ask for fewer "
+                "choices or tokens, or leave `diffusion.trace` out.",
+                "diffusion.trace",
             )
 
     def _nothing(self, request: GenerationRequest) -> Sequence[Stream]:

@@ -11,6 +11,7 @@ from engine import (
     DiffusionParams,
     EngineLoop,
     Hole,
+    Output,
     OutputStream,
     QueueFull,
     RequestFailed,
@@ -93,6 +94,7 @@ class PromptScorer:
         found, usage = None, NOTHING
         try:
             async for output in stream:
+                assert isinstance(output, Output)  # nobody watches this
                 check_end(output)
                 found, usage = output.logprobs or found, output.usage
         finally:

@@ -29,6 +29,7 @@ from server.schemas.tokens import (
     TokenizerInfo,
 )
 from server.schemas.tools import CalledFunction, CalledTool, CalledToolDelta, Function, FunctionDelta, NamedTool, Tool
+from server.schemas.trace import TraceCanvas, TraceStep
 from server.schemas.usage import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails
 from server.schemas.wire import StreamOptions, WireRequest
 
@@ -79,6 +80,8 @@ __all__ = [
     "TokenizerInfo",
     "Tool",
     "TopLogprob",
+    "TraceCanvas",
+    "TraceStep",
     "VersionResponse",
     "WireRequest",
 ]

@@ -10,6 +10,7 @@ from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
 from server.schemas.tools import AnyToolChoice, CalledTool, CalledToolDelta, Tool, ToolChoice, check_choice
+from server.schemas.trace import TraceStep
 from server.schemas.usage import CompletionUsage
 from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off
 
@@ -95,6 +96,8 @@ class ChatChoice(BaseModel):
     stop_reason: str | int | None
     """The stop string or the one of `stop_token_ids` that ended the answer."""
     token_ids: IdsIfAsked = None
+    step_map: IdsIfAsked = None
+    """The step that decoded each token of the answer, from 1; only if asked for."""
 
 
 class ChatResponse(BaseModel):
@@ -110,6 +113,8 @@ class ChatResponse(BaseModel):
     service_tier: IfGiven[str] = None
     metadata: IfGiven[dict[str, str]] = None
     prompt_token_ids: IdsIfAsked = None
+    trace: IfGiven[list[TraceStep]] = None
+    """Each step of each choice; only if asked for."""
 
 
 class ChatDelta(BaseModel):
@@ -131,6 +136,8 @@ class ChatChunkChoice(BaseModel):
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     token_ids: IdsIfAsked = None
+    step_map: IdsIfAsked = None
+    """The step that decoded each token of the answer, from 1; only if asked for."""
 
 
 class ChatChunk(BaseModel):
@@ -146,3 +153,5 @@ class ChatChunk(BaseModel):
     service_tier: IfGiven[str] = None
     prompt_token_ids: IdsIfAsked = None
     """Of the stream's first chunk only."""
+    trace: IfGiven[TraceStep] = None
+    """Of events named `unmask.step`, which have no choices."""

@@ -8,8 +8,9 @@ from pydantic_core import PydanticCustomError
 from engine import MAX_LOGPROBS
 from server.schemas.logprobs import CompletionLogprobs
 from server.schemas.sampling import SamplingRequest, TokenId
+from server.schemas.trace import TraceStep
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64, IdsIfAsked, check_unicode, spelled_off, whole_numbers
+from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off, whole_numbers
 
 MAX_PROMPTS = 128
 MAX_BEST_OF = 20
@@ -104,6 +105,8 @@ class CompletionChoice(BaseModel):
     stop_reason: str | int | None
     """The stop string or the one of `stop_token_ids` that ended the answer."""
     token_ids: IdsIfAsked = None
+    step_map: IdsIfAsked = None
+    """The step that decoded each token of the answer, from 1; only if asked for."""
     prompt_token_ids: IdsIfAsked = None
 
 
@@ -117,3 +120,5 @@ class CompletionResponse(BaseModel):
     choices: list[CompletionChoice]
     usage: CompletionUsage | None = None
     system_fingerprint: str
+    trace: IfGiven[TraceStep | list[TraceStep]] = None
+    """Only if asked for: each step of each choice; in events named `unmask.step`, which have no choices, one."""

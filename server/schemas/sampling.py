@@ -89,6 +89,11 @@ class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_
 
     nullable = frozenset(option.name for option in _DIFFUSION.values() if option.is_nullable)
 
+    trace: bool = False
+    """Tell what each step did: as events named `unmask.step` of a stream, or as `trace` of a whole answer."""
+    step_map: bool = False
+    """Tell the step that decoded each token, as `step_map` of a choice, or of each chunk of it."""
+
 
 class SamplingRequest(ConstrainedRequest):
     """What every request for text may say."""

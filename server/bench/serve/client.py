@@ -4,9 +4,8 @@ Reads `text_completion` and `chat.completion.chunk` events of any server. Only t
 `usage.diffusion`.
 """
 
-import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import httpx
 
 from engine import ConfigError
 from server.bench.serve.prompts import LoadRequest
-from server.remote import complaint
+from server.remote import BrokenStream, complaint, error_code, events
 
 Endpoint = Literal["completions", "chat"]
 PATHS: Mapping[Endpoint, str] = {"completions": "completions", "chat": "chat/completions"}
@@ -56,11 +55,7 @@ class Refused(Exception):
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"{status}: {body:.300}")
         self.status = status
-        self.reason = f"HTTP {status}{_code(body)}"
-
-
-class BrokenStream(Exception):
-    """The stream contained an error, or was not a stream of events."""
+        self.reason = f"HTTP {status}{error_code(body)}"
 
 
 class Client:
@@ -112,7 +107,7 @@ class Client:
         async with self._http.stream("POST", self._path, json=self._body(request)) as response:
             if not response.is_success:
                 raise Refused(response.status_code, (await response.aread()).decode(errors="replace"))
-            async for event in _events(response):
+            async for event in events(response):
                 usage = event.get("usage") or usage
                 before, tokens = tokens, usage.get("completion_tokens") or 0
                 if event.get("choices") and (_text(event, chat=self._chat) or tokens > before):
@@ -147,41 +142,12 @@ class Client:
         return body | dict(self._extra_body)
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each `data:` line up to `[DONE]`. Raises BrokenStream."""
-    async for line in response.aiter_lines():
-        field, _, value = line.partition(":")
-        if field != "data":
-            continue
-        if value.strip() == "[DONE]":
-            return
-        try:
-            event = json.loads(value)
-        except ValueError:
-            raise BrokenStream("the stream holds something that is no JSON") from None
-        if not isinstance(event, dict):
-            raise BrokenStream("the stream holds something that is no JSON object")
-        if event.get("error"):
-            raise BrokenStream(f"an error in the stream{_code(value)}")
-        yield event
-    raise BrokenStream("the stream ended without [DONE]")
-
-
 def _text(event: Mapping[str, Any], *, chat: bool) -> str:
     """The text of the event's choice; empty for chunks without text, such as the one with the role."""
     try:
         choice = event["choices"][0]
         return str((choice["delta"].get("content") if chat else choice["text"]) or "")
     except (LookupError, AttributeError, TypeError):
-        return ""
-
-
-def _code(body: str) -> str:
-    """The `code` or else the `type` of OpenAI's error object, after a space; empty if there is none."""
-    try:
-        error = json.loads(body)["error"]
-        return f" {error.get('code') or error['type']}"
-    except (ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 

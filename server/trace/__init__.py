@@ -1,0 +1,1 @@
+"""`unmask trace`: pictures that move, of answers that were watched (docs/trace.md)."""

@@ -1,0 +1,74 @@
+"""A watched answer as a film: which token stands where in the picture, and in which step it appears.
+
+Knows answers as JSON and places in a picture, but neither SVG nor pixels.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+WIDTH = 64
+"""Characters of a line."""
+BYTES = "bytes:"
+"""What texts of tokens begin with that are no whole characters."""
+
+
+class NoTrace(Exception):
+    """The answer tells no steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A token of the answer."""
+
+    text: str
+    """Without line breaks; at least one character wide."""
+    line: int
+    column: int
+    """Characters to its left."""
+    step: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One choice of an answer."""
+
+    cells: tuple[Cell, ...]
+    num_steps: int
+    num_lines: int
+    caption: str
+
+
+def film_of(answer: Mapping[str, Any], index: int = 0) -> Film:
+    """The film of the choice with this index. Raises NoTrace."""
+    steps = [step for step in answer.get("trace") or () if step["index"] == index]
+    if not steps or "canvas" not in steps[0]:
+        raise NoTrace(f"it has no steps of choice {index}: ask with `diffusion.trace`, and without `stream`")
+    canvas, usage = steps[0]["canvas"], answer["usage"]
+    positions = [place for start, end in canvas["answer"] for place in range(start, min(end, canvas["output_end"]))]
+    decoded = {
+        position: (token, step["step"], confidence)
+        for step in steps
+        for position, token, confidence in zip(step["positions"], step["tokens"], step["confidences"], strict=True)
+    }
+    shown = positions[: usage["completion_tokens"] if len(answer["choices"]) == 1 else None]
+    cells = tuple(_placed([decoded[position] for position in shown if position in decoded]))
+    told = usage["diffusion"]
+    caption = f"{len(cells)} tokens in {len(steps)} steps · {told['cache']}, {told['unmask']}"
+    return Film(cells, len(steps), 1 + max((cell.line for cell in cells), default=0), caption)
+
+
+def _placed(tokens: list[tuple[str, int, float]]) -> Iterator[Cell]:
+    """Wraps lines at `WIDTH`, and where a token ends one."""
+    line = column = 0
+    for token, step, confidence in tokens:
+        text, *others = ("□" if token.startswith(BYTES) else token).split("\n")
+        for number, part in enumerate([text, *others]):
+            if number:
+                line, column = line + 1, 0
+            if column and column + len(part) > WIDTH:
+                line, column, part = line + 1, 0, part.lstrip()
+            if part or not others:
+                yield Cell(part or " ", line, column, step, confidence)
+            column += len(part)

@@ -1,0 +1,134 @@
+"""`unmask chat` against a real server, through a pipe and on a terminal."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from server.chat import command
+from server.cli import main
+
+PROMPT = b"\x1b[1;36m>"
+QUESTION = "Sort these numbers: 7 3 12 5."
+
+
+def test_one_question(demo_server, capsys):
+    assert main(["chat", "--base-url", demo_server, "--set", "cache", "none", QUESTION]) == 0
+    told = capsys.readouterr().out
+    assert "Sorted: 3 5 7 12." in told
+    assert "cache none" in told
+
+
+def test_a_pipe(demo_server, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n"))
+    assert main(["chat", "--base-url", demo_server]) == 0
+    assert "Sorted: 3 5 7 12." in capsys.readouterr().out
+
+
+def test_a_refusal_is_told_and_is_a_failure(demo_server, capsys):
+    assert main(["chat", "--base-url", demo_server, "--set", "cache", "x", QUESTION]) == 1
+    assert "cache" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--base-url", "http://127.0.0.1:9", "hi"], "no server answers"),
+        (["--base-url", "nonsense", "hi"], "is no URL"),
+        (["--max-tokens", "0", "hi"], "no whole number above 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments, why, capsys):
+    assert main(["chat", *arguments]) == 2
+    assert why in capsys.readouterr().err
+
+
+class Other:
+    """A server that knows no steps: it refuses `diffusion`, or passes it over."""
+
+    def __init__(self, refuses):
+        self.refuses = refuses
+        self.asked = []
+
+    def stream(self, method, path, json):
+        self.asked.append(json)
+        return self
+
+    async def __aenter__(self):
+        self.is_success = not (self.refuses and "diffusion" in self.asked[-1])
+        self.status_code = 200 if self.is_success else 400
+        return self
+
+    async def __aexit__(self, *_):
+        pass
+
+    async def aread(self):
+        return json.dumps({"error": {"message": "unknown field diffusion"}}).encode()
+
+    async def aiter_lines(self):
+        yield 'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}'
+        yield "data: [DONE]"
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_other_servers(refuses, capsys):
+    import asyncio
+
+    from rich.console import Console
+
+    from server.chat.conversation import Conversation
+
+    other = Other(refuses)
+    with asyncio.Runner() as runner:
+        session = command.Session(Console(), other, "m", Conversation(), runner)
+        assert session.once("Hello?") == 0
+        assert session.once("Again?") == 0
+    assert "hi" in capsys.readouterr().out
+    assert len(other.asked) == (3 if refuses else 2), "it is asked for steps once"
+
+
+@pytest.mark.slow
+def test_a_terminal(demo_server, tmp_path):
+    """A talk with commands; Ctrl-C ends an answer, not the talk."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environ = {**os.environ, "TERM": "xterm-256color", "XDG_STATE_HOME": str(tmp_path)}
+        os.execve(sys.executable, [sys.executable, "-m", "server.cli", "chat", "--base-url", demo_server], environ)
+    seen = b""
+
+    def until(text):
+        nonlocal seen
+        end = time.monotonic() + 60
+        while text not in seen:
+            assert time.monotonic() < end, seen.decode(errors="replace")
+            if select.select([terminal], [], [], 0.2)[0]:
+                seen += os.read(terminal, 65536)
+        seen = seen[seen.index(text) + len(text) :]
+
+    until(b"Ctrl-D ends")
+    os.write(terminal, f"{QUESTION}\n".encode())
+    until(b"Sorted: 3 5 7 12.")
+    until(b"forwards")
+    os.write(terminal, b"/compare cache dual none\n")
+    until(b"cache = none")
+    until(PROMPT)
+    os.write(terminal, b"/set max_tokens 900\n/set unmask fixed\nTell me a story about Ann.\n")
+    until(b"story")
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGINT)
+    until(PROMPT)
+    os.write(terminal, b"/quit\n")
+    assert os.waitpid(pid, 0)[1] == 0
+    assert QUESTION in (tmp_path / "unmask" / "chat_history").read_text()
+
+
+def test_help_and_the_list_of_commands():
+    told = subprocess.run([sys.executable, "-m", "server.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "chat " in told.stdout
