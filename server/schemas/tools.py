@@ -67,7 +67,9 @@ Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_check
 
 
 class NamedFunction(WireRequest):
-    name: FunctionName
+    """A function, which must be one of `tools`."""
+
+    name: str
 
 
 class NamedTool(WireRequest):

@@ -387,6 +387,7 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
         ({"tool_choice": {"type": "function"}}, "tool_choice", "`required`"),
         ({"tool_choice": {"type": "function", "function": {"name": 5}}}, "tool_choice", "`required`"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice", "none of `tools`"),
+        ({"tool_choice": {"type": "function", "function": {"name": "a b"}}}, "tool_choice", "none of `tools`"),
         ({"tool_choice": "required", "tools": None}, "tool_choice", "no `tools`"),
         ({"tool_choice": NAMED, "tools": []}, "tool_choice", "none of `tools`"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "boolean"),
