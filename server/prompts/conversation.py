@@ -15,6 +15,7 @@ from engine import InvalidRequest
 from server.prompts.prompts import Prompt, PromptReader
 from server.schemas import Message, TemplateRequest, Tool
 from server.text.encoder import TooLong
+from server.text.hermes import RESULT_ROLE
 from server.text.tokenizer import Tokenizer
 from server.text.turns import NoObject, texts
 
@@ -43,7 +44,8 @@ class ConversationReader:
         `variables`: for the template; `chat_template_kwargs` overrides them.
 
         Raises InvalidRequest if the model has no template, a variable has a reserved name, the arguments of a call are
-        no object, or the template fails, and ContextLengthExceeded for too many characters.
+        no object, an answer would go on behind a call, or the template fails, and ContextLengthExceeded for too many
+        characters.
         """
         if not self._tokenizer.has_chat_template:
             raise InvalidRequest("This model has no chat template; use /v1/completions.", "messages")
@@ -54,6 +56,11 @@ class ConversationReader:
                     "chat_template_kwargs",
                 )
         turns = [message.for_template for message in messages]
+        if options.continue_final_message and ("tool_calls" in turns[-1] or turns[-1]["role"] == RESULT_ROLE):
+            raise InvalidRequest(
+                "`continue_final_message` goes on with a text; the last message ends with a call, or is a result.",
+                "continue_final_message",
+            )
         shown = [tool.for_template for tool in tools]
         shown_texts = [json.dumps(tool, ensure_ascii=False) for tool in shown]
         self._prompts.check_length(shown_texts, "tools")

@@ -1,8 +1,8 @@
 r"""Reads tool calls out of an answer's text, which arrives in any pieces. What is handed out is final.
 
 A call is `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>` (`server.text.hermes`). Neither its tags nor its
-outer braces are handed out. The arguments are handed out as the text that they are: nothing here parses JSON, and so
-nothing is completed, mended or put in another order. Knows texts alone; whether a call is valid is for the constraint
+outer braces are handed out. The arguments are handed out as the text that they are: they are not parsed, and so not
+completed, mended or put in another order. Knows texts alone; whether a call is valid is for the constraint
 (`server.structured.tools`) to ensure.
 
 Texts that no constraint has made are read as well:
@@ -79,7 +79,10 @@ class ToolCallReader:
         return self._state in ("head", "arguments")
 
     def push(self, text: str, *, last: bool) -> list[Part]:
-        """The parts that have become final, in order, none of them empty; with `last`, all that is left."""
+        """The parts that have become final, in order, none of them empty.
+
+        With `last`, that is all that is left of a content, and of arguments but for half an escape.
+        """
         self._held += text
         parts: list[Part] = []
         while True:

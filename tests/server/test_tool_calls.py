@@ -413,6 +413,34 @@ async def test_a_bad_value_names_its_field(api, engine, body, param, why):
     assert not engine.streams
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        {
+            "role": "assistant",
+            "content": "a",
+            "tool_calls": [NAMED | {"function": {"name": "look", "arguments": "{}"}}],
+        },
+        {"role": "assistant", "content": "a", "function_call": {"name": "look", "arguments": "{}"}},
+        {"role": "tool", "content": "a"},
+        {"role": "function", "content": "a"},
+    ],
+)
+async def test_nothing_goes_on_behind_calls(api, engine, last):
+    response = await api.chat(messages=[USER, last], continue_final_message=True)
+    assert api.error_of(response, 400)["param"] == "continue_final_message"
+    assert not engine.streams
+
+
+async def test_a_message_goes_on_and_may_call(api, engine, says):
+    says(f"ll.\n{NOW}")
+    messages = [USER, {"role": "assistant", "content": "We"}]
+    [choice] = (await ask(api, messages=messages, continue_final_message=True))["choices"]
+    assert bytes(engine.submissions[-1].prompt_ids) == b"look now <u>hi<a>We"
+    assert choice["message"]["content"] == "ll."
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "now"
+
+
 def test_many_tools():
     many = [function(name=f"f{number}") for number in range(129)]
     ChatRequest.model_validate({"messages": [USER], "tools": many[1:]})

@@ -163,15 +163,6 @@ def test_a_template_that_fails_with_tools_only_is_not_given_any():
     assert "# Tools" in text(encoder(REFUSING), USER, tools=[TOOL])
 
 
-def test_an_answer_goes_on_behind_calls():
-    ends = [
-        text(encoder(template), USER, calling(call("{}"), content="a"), tools=[TOOL], continue_final_message=True)
-        for template in (PLAIN, KNOWING)
-    ]
-    assert ends[0].endswith('a\n<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>')
-    assert ends[1].endswith("\na"), "the template's own end of the content"
-
-
 @pytest.mark.parametrize("arguments", ["[1]", "{", "x", '{"a": Infinity}'])
 def test_the_place_of_arguments_that_are_no_object(arguments):
     with pytest.raises(NoObject) as told:
