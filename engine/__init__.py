@@ -4,6 +4,7 @@ from pathlib import Path
 
 from engine.assemble import check_settings, load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
+from engine.bench.constraints import CONSTRAINT_PARTS, ConstraintFigures, bench_constraints
 from engine.bench.gpu.command import add_arguments as add_gpu_arguments
 from engine.bench.gpu.command import run as bench_gpu
 from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
@@ -53,6 +54,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 
 __all__ = [
     "CACHES",
+    "CONSTRAINT_PARTS",
     "DEMO_MODEL",
     "DEMO_TASKS",
     "GEOMETRIES",
@@ -66,6 +68,7 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "Constraint",
+    "ConstraintFigures",
     "ContextLengthExceeded",
     "Cost",
     "DecodeFigures",
@@ -106,6 +109,7 @@ __all__ = [
     "Usage",
     "Workload",
     "add_gpu_arguments",
+    "bench_constraints",
     "bench_decode",
     "bench_gpu",
     "bench_host",

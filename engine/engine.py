@@ -23,6 +23,7 @@ from engine.scheduling.faults import report
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
+from engine.scoring.constrained.classes import TableStore
 from engine.unmask.policies import effective, needs
 
 
@@ -104,6 +105,7 @@ class Engine:
             max_running=info.max_running_requests,
             shares_prefixes=info.shares_prefixes,
         )
+        self._tables = TableStore(runner.device)
         self._forwards = self._rows_computed = 0
         self._finished = Counter(dict.fromkeys(FinishReason, 0))
         self.tally = Tally()
@@ -216,6 +218,7 @@ class Engine:
             dump=self.runner.pool.dump,
             device=self.runner.device,
             graphs=self.runner.graphs,
+            tables=self._tables,
         )
         with self.tally.forward():
             step.launch(self.runner)

@@ -45,7 +45,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "http": "errors settings schemas text guards observe prompts replies protocols",
     "remote": "",
     "commands": "units arguments console settings schemas text guards observe protocols http",
-    "bench": "arguments console remote",
+    "bench": "arguments console text structured remote",
     "chat": "arguments remote",
     "trace": "arguments",
     "eval": "arguments settings text observe replies remote",

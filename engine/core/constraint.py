@@ -1,7 +1,7 @@
 """What an answer must be, as an automaton over token ids (`Constraint`).
 
-Data only: whoever makes one knows the vocabulary's spellings, `engine.scoring.chain` decodes under it. Nothing here is
-changed after it is made, so that requests share one.
+Data only: whoever makes one knows the vocabulary's spellings, `engine.scoring.constrained` decodes under it. Nothing
+here is changed after it is made, so that requests share one.
 
 Tokens that lead from every state to the same state are one class. Class 0 fits nowhere: the mask, special tokens. The
 last class holds the ids that end the answer: they lead from accepting states to END, and from END to END.
@@ -68,6 +68,15 @@ class Constraint:
     def least_tokens(self) -> int:
         """The length in tokens of its shortest answer; `NEVER` if there is none."""
         return int(self.distance[0])
+
+    @cached_property
+    def edge_start(self) -> NDArray[np.int32]:
+        """[states + 2] where the edges of each state begin, END among them; the last one is their number."""
+        return np.searchsorted(self.edge_src, np.arange(self.num_states + 2)).astype(np.int32)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_start) - 1
 
     @cached_property
     def groups(self) -> tuple[NDArray[np.int32], ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.core.config import ModelSpec
 from engine.core.output import TokenLogprobs
+from engine.core.params import DiffusionParams, block_length
 from engine.core.request import Floats, Ids, Mask, Request
 
 
@@ -104,6 +105,8 @@ class Scores:
     """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
+    is_possible: bool = True
+    """Whether any answer is left that the request's constraint allows; there always is, but for a bug."""
     valid: "Scores | None" = None
     """To be taken in place of these scores if what is chosen by them cannot become a valid answer any more; only where
     a constraint leaves the proposals to the model."""
@@ -173,6 +176,10 @@ class UnmaskPolicy(Protocol):
     def block_length(self, request: Request) -> int:
         """Length in positions of the block that opens now; the canvas may end before."""
         return request.block_length
+
+    def longest_block(self, diffusion: DiffusionParams, spec: ModelSpec) -> int:
+        """The most positions that `block_length` gives for such requests."""
+        return block_length(diffusion, spec)
 
     def needs(self, request: Request) -> Needs:
         """What this step's `scores` must hold."""

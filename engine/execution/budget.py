@@ -15,6 +15,10 @@ from engine.scoring.slices import TARGETS_AT_ONCE
 SCORING_BYTES = 40
 """The most bytes that scoring takes for each logit: ten copies, with noise, top_p and log-probabilities."""
 
+CLASSES, CLASS_BYTES = 256, 2 * 11 * 8
+"""Token classes of a large constraint (most have fewer than 100), and the most bytes that scoring takes for each class
+of a row: eleven columns in float64, and their copy that goes to the host."""
+
 
 def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
     """Bytes of K and V of one position over all layers."""
@@ -24,10 +28,13 @@ def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
 def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
     """Temporary bytes of the largest step, beside weights and KV: activations of all its rows, and its scoring.
 
+    All of them may be constrained targets.
+
     Does not include the attention weights that d2 reads: float32 [layers, rows, canvas] for each such request.
     """
     scored = min(max_batch_rows, TARGETS_AT_ONCE)
-    return max_batch_rows * _row_bytes(geometry, dtype) + scored * geometry.vocab_size * SCORING_BYTES
+    row = _row_bytes(geometry, dtype) + min(CLASSES, geometry.vocab_size) * CLASS_BYTES
+    return max_batch_rows * row + scored * geometry.vocab_size * SCORING_BYTES
 
 
 def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:

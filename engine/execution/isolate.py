@@ -13,7 +13,7 @@ import torch
 from engine.core.errors import DeviceLost
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.scheduling.faults import Faults
-from engine.scoring.reach import is_completable
+from engine.scoring.constrained.native import is_completable
 from engine.unmask.policies import is_forced, select
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], N
 
 def _check(scores: Scores) -> None:
     """Raises ArithmeticError on NaN. Infinite log-odds are valid, for example of the only token that may be drawn."""
+    assert scores.is_possible, "a constraint that nothing can satisfy any more; this is a bug"
     for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance):
         # A minimum is NaN if any value is, and takes half the time of asking each.
         if values is not None and len(values) and np.isnan(values.min()):

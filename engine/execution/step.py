@@ -13,6 +13,7 @@ from engine.execution.clock import DeviceClock
 from engine.execution.graphs import Graphs, Replay
 from engine.execution.runner import Runner
 from engine.kernels.transfer import Upload
+from engine.scoring.constrained.classes import TableStore
 from engine.scoring.scores import Launched, Scoring
 
 
@@ -50,16 +51,17 @@ def prepare(
     dump: int,
     device: torch.device,
     graphs: Graphs | None = None,
+    tables: TableStore | None = None,
 ) -> PreparedStep:
     """Host work only, but for the copy to the device, which it does not wait for. `needs` are of each plan's policy.
 
-    `dump` is the slot of the pool that no row reads. A batch that one of the `graphs` takes goes through the smallest
-    of them.
+    `dump` is the slot of the pool that no row reads. `tables` are those of the steps before. A batch that one of the
+    `graphs` takes goes through the smallest of them.
     """
     upload = Upload(device)
     flat = lay_out(plans, page_size, dump)
     graph = graphs.taking(flat) if graphs else None
     batch = graph.add(flat, upload) if graph else flat.add_to(upload)
-    scoring = Scoring(plans, mask_id, needs, upload)
+    scoring = Scoring(plans, mask_id, needs, upload, tables)
     upload.send()
     return PreparedStep(batch, scoring, device)

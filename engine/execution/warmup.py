@@ -7,14 +7,18 @@ what takes memory in a step, but no threads and no clients.
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from engine.core.config import ModelSpec
+from engine.core.constraint import Constraint
 from engine.core.errors import CapacityError, LoadError
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
 from engine.core.request import Request, Submission
+from engine.execution.budget import CLASSES
 from engine.execution.graphs import Shape
 from engine.execution.isolate import choose, is_memory_short
 from engine.execution.runner import Runner
@@ -46,10 +50,10 @@ def warm_up(
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
     Dense parts are compiled for any number of rows, and for a single one. Then a CUDA graph is captured for each of the
-    `shapes`. On CUDA the last two steps are the largest possible, one with every option that takes memory, one with
-    none, whose targets are scored apart: what does not fit beside the graphs fails now, libraries allocate their
-    workspaces, and every kernel is compiled. Raises LoadError if a step cannot be computed, CapacityError if memory
-    runs out; without its graphs an engine is merely slower.
+    `shapes`. On CUDA the last three steps are the largest possible: one with every option that takes memory, one with a
+    constraint beside, and one with none, whose targets are scored apart. What does not fit beside the graphs fails now,
+    libraries allocate their workspaces, and every kernel is compiled. Raises LoadError if a step cannot be computed,
+    CapacityError if memory runs out; without its graphs an engine is merely slower.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
@@ -63,7 +67,8 @@ def warm_up(
     largest = []
     if runner.device.type == "cuda":
         canvases = _largest(spec.max_model_len, room, page_size)
-        largest = [[submission(canvas) for canvas in canvases] for submission in (_costly, _plain)]
+        constrained = partial(_constrained, constraint=any_text(spec))
+        largest = [[submission(canvas) for canvas in canvases] for submission in (_costly, constrained, _plain)]
 
     def take(submissions: Sequence[Submission]) -> None:
         scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(submissions))
@@ -137,6 +142,34 @@ def _costly(canvas: int) -> Submission:
             max_tokens=canvas, temperature=0.8, top_p=0.9, repetition_penalty=1.2, logprobs=MAX_LOGPROBS
         ),
         diffusion=DiffusionParams(unmask="entropy", block_length=canvas),
+    )
+
+
+def _constrained(canvas: int, constraint: Constraint) -> Submission:
+    """The costly one under a constraint."""
+    costly = _costly(canvas)
+    return replace(costly, sampling=replace(costly.sampling, constraint=constraint))
+
+
+def any_text(spec: ModelSpec) -> Constraint:
+    """A constraint that every text satisfies, with as many classes as a large one has."""
+    count = min(CLASSES, spec.vocab_size) - 1  # of classes, without that of ends
+    classes = np.arange(spec.vocab_size) % (count - 1) + 1
+    classes[spec.mask_id] = 0
+    classes[list(spec.eos_ids)] = count
+    step = np.full((3, count + 1), 2, np.int32)
+    step[0, 1:count] = 0
+    step[:2, count] = 1
+    return Constraint(
+        classes=classes,
+        step=step,
+        edge_src=np.array([0, 0, 1], np.int32),
+        edge_dst=np.array([0, 1, 1], np.int32),
+        edge_label=np.array([0, 1, 1], np.int32),
+        label_start=np.array([0, count - 1, count], np.int32),
+        label_classes=np.arange(1, count + 1, dtype=np.int32),
+        distance=np.zeros(1, np.int32),
+        accepts=np.ones(1, np.bool_),
     )
 
 

@@ -22,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 Functions = TypeVar("Functions")
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "proposals.cpp", "rows.cpp", "vectors.h"))
+SOURCES = tuple(
+    Path(__file__).with_name(name) for name in ("chain.cpp", "native.cpp", "proposals.cpp", "rows.cpp", "vectors.h")
+)
 """All in one folder; one library has the functions of all."""
 COMPILERS = ("c++", "g++", "clang++")
 # OpenMP's symbols stay unresolved: torch, in whose threads the kernels have to run, has loaded them already.

@@ -6,7 +6,7 @@ Ranges of single parameters are declared with them (`engine.core.params`). Error
 from collections.abc import Collection
 
 from engine.core.config import ModelSpec
-from engine.core.constraint import NEVER
+from engine.core.constraint import NEVER, Constraint
 from engine.core.errors import InvalidRequest
 from engine.core.params import (
     MAX_BAD_WORD_TOKENS,
@@ -19,6 +19,12 @@ from engine.core.params import (
 )
 from engine.core.request import Submission, effective_constraint
 from engine.scoring.bans import leaves_any
+from engine.unmask.policies import UNMASKS
+
+MOST_EDGES = 2**24
+"""Edges of a constraint times positions of a block: some 200 MB while a request is scored, and some 0.3 s."""
+MOST_CLASSES = 2**18
+"""Its classes times positions of a block: some 46 MB on the device, and on the host, for each request of a step."""
 
 
 def check_ids(ids: Collection[int], spec: ModelSpec, param: str) -> None:
@@ -121,3 +127,25 @@ def _check_constraint(submission: Submission, spec: ModelSpec) -> None:
             f"{constraint.least_tokens} tokens.",
             "max_tokens",
         )
+    _check_size(constraint, submission, spec)
+
+
+def _check_size(constraint: Constraint, submission: Submission, spec: ModelSpec) -> None:
+    """A step goes through all edges at each position of a block, and has numbers of each class there."""
+    diffusion = submission.diffusion
+    policy = UNMASKS[diffusion.unmask]
+    longest = min(policy.longest_block(diffusion, spec), submission.sampling.max_tokens)
+    most = min(MOST_EDGES // len(constraint.edge_src), MOST_CLASSES // constraint.num_classes)
+    if longest <= most:
+        return
+    param, change = "diffusion.block_length", f"lower it to {most}"
+    if policy.cuts_canvas:
+        param, change = "diffusion.unmask", f"{diffusion.unmask} decodes so many at once; take another policy"
+    if not most:
+        param, change = "max_tokens", "no block is short enough"
+    raise InvalidRequest(
+        f"The structured output has {len(constraint.edge_src):,} transitions between states and "
+        f"{constraint.num_classes:,} classes of tokens, too many for a block of {longest} positions: {change}, or ask "
+        "for something simpler (shorter strings and lists, fewer choices).",
+        param,
+    )

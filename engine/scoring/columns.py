@@ -15,7 +15,7 @@ from engine.core.plan import Needs
 from engine.core.request import Request
 from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import Upload
-from engine.scoring.classes import ClassSlice
+from engine.scoring.constrained.classes import ClassSlice
 from engine.scoring.edits import Edit, Edits
 from engine.scoring.logprobs import Reported
 from engine.scoring.sampling import Shaping, parameters

@@ -3,7 +3,8 @@
 Works on many requests at once, each row with its own request's values. Knows no policy and nothing of confidence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -52,6 +53,12 @@ def parameters(plans: Sequence[StepPlan]) -> Parameters:
     return records
 
 
+class Fields(Protocol):
+    """Columns [rows] by the names of their fields."""
+
+    def __getitem__(self, name: str, /) -> Tensor: ...
+
+
 class Columns:
     """Fields of some rows' parameters, as tensors [rows] once the upload is sent."""
 
@@ -60,6 +67,10 @@ class Columns:
 
     def __getitem__(self, name: str) -> Tensor:
         return self._columns[name].tensor
+
+    def of(self, some: slice) -> Mapping[str, Tensor]:
+        """Of some of the rows."""
+        return {name: column.tensor[some] for name, column in self._columns.items()}
 
 
 class Shaping:
@@ -111,7 +122,7 @@ def is_narrowed(rows: Parameters) -> NDArray[np.bool_]:
     return narrowed
 
 
-def narrow(logits: Tensor, rows: Columns, proposed: Tensor) -> Tensor:
+def narrow(logits: Tensor, rows: Fields, proposed: Tensor) -> Tensor:
     """logits [rows, vocab] with -inf for the tokens that their row's `top_p`, `top_k` and `min_p` exclude.
 
     The most probable tokens of softmax(logits / temperature) stay, up to the one that carries their sum past top_p. Of
@@ -131,24 +142,24 @@ def narrow(logits: Tensor, rows: Columns, proposed: Tensor) -> Tensor:
     return logits.masked_fill(logits < least, -torch.inf)
 
 
-def divide_by_temperature(logits: Tensor, rows: Columns) -> Tensor:
+def divide_by_temperature(logits: Tensor, rows: Fields) -> Tensor:
     """logits [rows, vocab] divided by their row's temperature; where that is 0, as they are."""
     return logits / _heat(rows)
 
 
-def draw(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
+def draw(logits: Tensor, rows: Fields, mask_id: int) -> Tensor:
     """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
     temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
 
 
-def noisy(logits: Tensor, rows: Columns, mask_id: int) -> Tensor:
+def noisy(logits: Tensor, rows: Fields, mask_id: int) -> Tensor:
     """logits [rows, vocab] + temperature * the noise of `draw`, of which it takes the largest."""
     temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
 
 
-def _heat(rows: Columns) -> Tensor:
+def _heat(rows: Fields) -> Tensor:
     """[rows, 1] divisors of logits: at least `_LEAST_HEAT`, so that quotients stay finite; 1 at temperature 0."""
     temperatures = rows["temperature"][:, None]
     return torch.where(temperatures > 0, temperatures.clamp(min=_LEAST_HEAT), 1.0)

@@ -15,9 +15,10 @@ from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Floats, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.columns import ScoredSlice
+from engine.scoring.constrained.classes import TableStore
+from engine.scoring.constrained.posterior import Constrained
 from engine.scoring.edits import edits, is_edited
 from engine.scoring.logprobs import num_reported, received
-from engine.scoring.posterior import Constrained
 from engine.scoring.slices import Logits, Rows, owned_by, target_slices
 
 
@@ -42,8 +43,15 @@ class Scoring:
     distribution that these parameters leave, and where it needs a `vocabulary`, over that part of the vocabulary.
     """
 
-    def __init__(self, plans: Sequence[StepPlan], mask_id: int, needs: Sequence[Needs], upload: Upload) -> None:
-        """`needs` has what each plan's policy needs."""
+    def __init__(
+        self,
+        plans: Sequence[StepPlan],
+        mask_id: int,
+        needs: Sequence[Needs],
+        upload: Upload,
+        tables: TableStore | None = None,
+    ) -> None:
+        """`needs` has what each plan's policy needs; `tables` are kept from step to step."""
         self._plans, self._mask_id, self._needs, self._device = plans, mask_id, needs, upload.device
         # Plain plans go apart: what a request's targets go through then depends on that request alone.
         self._is_plain = [_is_plain(plan, need) for plan, need in zip(plans, needs, strict=True)]
@@ -55,7 +63,7 @@ class Scoring:
         asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
         self._num_top, changes = num_reported(asked), edits(asked)
         self._with_entropy = any(need.entropy or need.margin for need in its_needs)
-        self._constrained = Constrained(asked, its_needs, upload)
+        self._constrained = Constrained(plans, needs, mask_id, upload, tables or TableStore(upload.device))
         self._slices = [
             ScoredSlice(targets, changes, self._num_top, self._with_entropy, self._constrained.slice(targets), upload)
             for targets in target_slices(asked, its_needs)

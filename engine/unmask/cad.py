@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.core.config import ModelSpec
+from engine.core.params import DiffusionParams
 from engine.core.plan import Needs, Scores, UnmaskPolicy
 from engine.core.request import Mask, Request
 
@@ -36,6 +38,9 @@ class Cad(UnmaskPolicy):
             spread = params.max_block_length - params.min_block_length
             length = params.min_block_length + int(spread * _mean(confidence[-2:]))
         return max(params.min_block_length, min(length, params.max_block_length))
+
+    def longest_block(self, diffusion: DiffusionParams, spec: ModelSpec) -> int:
+        return diffusion.max_block_length
 
     def needs(self, request: Request) -> Needs:
         vocabulary = min(_vocabulary(request), request.spec.vocab_size)

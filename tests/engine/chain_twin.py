@@ -1,4 +1,4 @@
-"""The slow twin of `engine.scoring.chain`: every sequence of tokens of a block, one after the other."""
+"""The slow twin of `engine.scoring.constrained.chain`: every sequence of tokens of a block, one after the other."""
 
 import itertools
 import math

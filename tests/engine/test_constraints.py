@@ -216,6 +216,43 @@ def test_what_cannot_be_served_is_refused_by_name(engine, param, sampling, words
     assert refused.value.param == param
 
 
+def large(vocab, states):
+    """Any text of up to so many tokens, counted."""
+    onwards = [{0: at + 1, 1: at + 2, 2: at} for at in range(states - 2)]
+    return automaton(vocab, [*onwards, {}, {}], [states - 2], [257])
+
+
+@pytest.mark.parametrize(
+    ("param", "words", "diffusion"),
+    [
+        ("diffusion.block_length", "lower it to 26,", {"block_length": 30}),
+        ("diffusion.unmask", "take another policy", {"unmask": "dream"}),
+        ("diffusion.unmask", "take another policy", {"unmask": "cad"}),
+        (None, "", {"block_length": 26}),
+        (None, "", {"unmask": "cad", "max_block_length": 26, "initial_block_length": 20}),
+    ],
+)
+def test_an_automaton_too_large_for_a_block_is_refused(engine, monkeypatch, param, words, diffusion):
+    constraint = large(260, 12)
+    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_EDGES", 26 * len(constraint.edge_src) + 5)
+    asked = request("r", constraint, max_tokens=64, **diffusion)
+    if param is None:
+        assert engine.new_request(asked)
+        return
+    with pytest.raises(InvalidRequest, match=words) as refused:
+        engine.new_request(asked)
+    assert refused.value.param == param
+
+
+def test_so_are_too_many_classes(engine, monkeypatch):
+    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_CLASSES", 40)
+    with pytest.raises(InvalidRequest, match=r"lower it to \d,"):
+        engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
+    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_CLASSES", 1)
+    with pytest.raises(InvalidRequest, match="no block is short enough"):
+        engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
+
+
 def test_holes_are_refused(engine):
     asked = request("r", languages(260, [257])["pairs"], max_tokens=4, prompt=[1, 2, 3])
     with pytest.raises(InvalidRequest, match="holes") as refused:
@@ -223,18 +260,29 @@ def test_holes_are_refused(engine):
     assert refused.value.param == "prompt"
 
 
-def test_a_fault_in_one_chain_is_its_own(llada_tiny, run):
-    """A state that nothing leads on from, which would be a bug, ends one request alone."""
+@pytest.mark.parametrize("spoilt", ["dead", "no way"])
+def test_a_fault_in_one_chain_is_its_own(llada_tiny, run, monkeypatch, caplog, spoilt):
+    """A state that no answer is left from, which would be a bug, ends one request alone; nothing is computed twice."""
     asked = [request(f"{n}", languages(260, [257])["pairs"], max_tokens=9, seed=n, temperature=1.0) for n in range(3)]
+    asked[1] = replace(asked[1], sampling=replace(asked[1].sampling, top_p=0.5))
     whole = served(llada_tiny, run, asked)
     engine = load(EngineConfig(model=str(llada_tiny)))
     requests = [engine.new_request(one) for one in asked]
-    requests[1].state = requests[1].constraint.dead
+    if spoilt == "dead":
+        requests[1].state = requests[1].constraint.dead
+    else:  # what stands there fits nowhere
+        requests[1].ids[5], requests[1].masked[5] = 259, False
     for one in requests:
         engine.submit(one)
+    tries = []
+    forward = engine._forward_and_score
+    monkeypatch.setattr(engine, "_forward_and_score", lambda plans: tries.append(len(plans)) or forward(plans))
     ends = {}
     while engine.request_ids:
         for output in engine.step():
             ends[output.request_id] = output
     assert ends["1"].finish_reason is FinishReason.ERROR
+    assert "nothing can satisfy" in caplog.text
     assert [ends[name].token_ids for name in ("0", "2")] == [tuple(whole[name][0]) for name in ("0", "2")]
+    assert tries[0] == 3
+    assert set(tries[1:]) <= {1, 2}

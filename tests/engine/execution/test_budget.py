@@ -11,6 +11,7 @@ from engine import CapacityError
 from engine.assemble import assemble
 from engine.core.config import EngineConfig, ModelSpec
 from engine.execution.budget import kv_bytes_per_token, kv_pool_pages, step_bytes
+from engine.execution.warmup import any_text
 from engine.models import new_model
 from tests.engine.toys import TOY
 
@@ -40,13 +41,17 @@ def peak(work):
 def filled(submission):
     """An engine of random weights with `ROWS` rows to compute in its next step, all of them targets."""
 
-    def build(geometry, dtype, rows=ROWS):
+    def build(geometry, dtype, rows=ROWS, constrained=False):
         model = new_model(geometry, dtype, torch.device("cpu"))
         for parameter in model.parameters():
             parameter.data.normal_(0.0, 0.02)
         vocab = geometry.vocab_size
         spec = ModelSpec(
-            family="toy", vocab_size=vocab, mask_id=vocab - 1, eos_ids=frozenset(), max_model_len=geometry.max_positions
+            family="toy",
+            vocab_size=vocab,
+            mask_id=vocab - 1,
+            eos_ids=frozenset({vocab - 2}),
+            max_model_len=geometry.max_positions,
         )
         config = EngineConfig(
             model="toy", device="cpu", max_batch_rows=rows, max_running_requests=4, kv_cache_tokens=2 * ROWS
@@ -57,6 +62,8 @@ def filled(submission):
             row = {"prompt": [1], "gen_length": canvas, "block_length": canvas, "cache": "none", "unmask": "entropy"}
             one = submission(number, **row, temperature=0.8, top_p=0.9)
             sampling = replace(one.sampling, logprobs=20, repetition_penalty=1.2)
+            if constrained:
+                sampling = replace(sampling, constraint=any_text(spec), ignore_eos=False)
             engine.submit(engine.new_request(replace(one, sampling=sampling)))
         return engine
 
@@ -67,11 +74,12 @@ def filled(submission):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_takes_what_is_kept_for_it(filled, kind, dtype, rows):
-    """With everything asked for that takes memory. Not more; and not so much less that it were a waste.
+    """With everything asked for that takes memory, under a constraint. Not more; and not so much less that it is a
+    waste.
 
     Products on a CPU are of more rows than 516, and of no more than 512.
     """
-    engine = filled(KINDS[kind], dtype, rows)
+    engine = filled(KINDS[kind], dtype, rows, constrained=True)
     taken, kept = peak(engine.step), step_bytes(KINDS[kind], dtype, rows)
     assert engine.stats().decoding.batch_rows.total == rows
     assert 0.5 * kept < taken <= kept
@@ -81,6 +89,7 @@ def test_what_a_step_takes_does_not_grow_with_its_targets(filled):
     """512 targets of 12,000 tokens: 23 MiB of logits, and ten times that to draw from all of them at once."""
     kept = step_bytes(KINDS["large vocabulary"], torch.float32, ROWS)
     assert kept - step_bytes(TOY, torch.float32, ROWS) == 256 * (12_000 - 300) * 40
+    assert peak(filled(KINDS["large vocabulary"], torch.float32, constrained=True).step) < kept
     assert peak(filled(KINDS["large vocabulary"], torch.float32).step) < 512 * 12_000 * 40 * 0.6
 
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from engine.scoring.chain import Chain, Draw
-from engine.scoring.reach import OPEN, OpenSpan, Reach
+from engine.scoring.constrained.chain import Draw
+from engine.scoring.constrained.native import chain_of, log_sum_exp
+from engine.scoring.constrained.spans import OPEN, OpenSpan
 from tests.engine.automata import AUTOMATA, STOP, VOCAB
 from tests.engine.chain_twin import Twin
 
@@ -42,23 +43,28 @@ def case(name, fixed, room, seed, scale=3.0):
 @given(name=NAMES, fixed=FIXED, room=st.integers(0, 3), seed=st.integers(0, 999), scale=st.sampled_from([0.1, 3.0, 40]))
 def test_maximum_total_and_marginals(name, fixed, room, seed, scale):
     constraint, logits, twin = case(name, fixed, room, seed, scale)
-    reach = Reach([span(constraint, fixed, room)])
-    assert bool(reach.is_possible()[0]) == bool(twin.valid)
+    chain, (sums, most) = chain_of(span(constraint, fixed, room)), class_columns(constraint, logits, fixed)
+    assert chain.is_possible == bool(twin.valid)
     assume(twin.valid and None in fixed)
-    chain, (sums, most) = Chain(reach), class_columns(constraint, logits, fixed)
-    is_sum, is_best = np.array([False]), np.array([True])
-    totals = chain.of_labels(sums.ravel(), is_sum)
-    behind = chain.behind(totals, is_sum)
-    start = reach.firsts[0], reach.starts[0]
-    assert behind[start] == pytest.approx(twin.log_total, abs=1e-9)
-    values = chain.behind(chain.of_labels(most.ravel(), is_best), is_best)
-    assert values[start] == pytest.approx(twin.best, abs=1e-9)
-    [classes] = chain.walk(most.ravel(), values, [Draw(0.0, 0, 0)])
+    gains, behind = chain.gains(sums)
+    np.testing.assert_array_equal(behind, chain.behind(sums, is_best=False))
+    assert behind[0, 0] == pytest.approx(twin.log_total, abs=1e-9)
+    values = chain.behind(most, is_best=True)
+    assert values[0, 0] == pytest.approx(twin.best, abs=1e-9)
+    classes = chain.walk(most, values, Draw(0.0, 0, 0))
     assert most[np.arange(len(classes)), classes].sum() == pytest.approx(twin.best, abs=1e-9)
-    gains = chain.gains(totals, behind).reshape(sums.shape)
     marginals, is_open = twin.marginals(), [token is None for token in fixed]
     weights = logits[is_open] + gains[:, constraint.classes]
     weights = np.exp(weights - weights.max(axis=1, keepdims=True))
     ours = weights / weights.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(ours, marginals[is_open], atol=1e-9)
-    np.testing.assert_array_equal(reach.allowed(0)[:, constraint.classes], (np.isfinite(gains))[:, constraint.classes])
+    np.testing.assert_array_equal(chain.allowed()[:, constraint.classes], (np.isfinite(gains))[:, constraint.classes])
+
+
+def test_log_sum_exp(passes):
+    values = np.random.default_rng(0).normal(size=(5, 13)) * [[1], [1], [1e3], [1e300], [1]]
+    values[1] = -np.inf
+    values[2, 3:9] = -np.inf
+    expected = np.logaddexp.reduce(values, axis=1)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(log_sum_exp(values.copy()), expected, rtol=1e-13)

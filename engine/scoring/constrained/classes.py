@@ -15,10 +15,23 @@ from torch import Tensor
 from engine.core.constraint import GROUP, Constraint
 from engine.core.plan import Needs, StepPlan
 from engine.core.request import Floats, Ids, Mask, Request
-from engine.kernels.transfer import Upload
-from engine.scoring.sampling import DRAWING, NARROWING, Columns, divide_by_temperature, narrow, noisy, parameters
-from engine.scoring.slices import Rows, TargetSlice
+from engine.kernels.transfer import Upload, to_devices
+from engine.scoring.sampling import (
+    DRAWING,
+    NARROWING,
+    Columns,
+    Fields,
+    divide_by_temperature,
+    narrow,
+    noisy,
+    parameters,
+)
+from engine.scoring.slices import TARGETS_AT_ONCE, Rows, TargetSlice
 
+SHARE = 4
+"""Targets are reduced to classes in this many parts of a slice or more: a part holds several tensors of its logits."""
+LEAST_AT_ONCE = 2**18
+"""Entries of groups that are reduced at once however small the vocabulary is; some 15 MiB."""
 CUT = 1e4
 """Taken off logits that `top_p`, `top_k` and `min_p` exclude: these tokens are drawn only if nothing else is valid."""
 
@@ -35,26 +48,40 @@ class Style(NamedTuple):
     """Whether entropies or margins are needed."""
     is_reported: bool
     """Whether log-probabilities are."""
+    is_tempered: bool
+    """Whether tokens are drawn from another distribution than the one that is scored."""
 
     @classmethod
     def of(cls, plan: StepPlan, need: Needs) -> "Style":
         sampling = plan.request.sampling
         is_drawn = sampling.temperature > 0
         narrows = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_p > 0
+        is_processed = need.processed and (is_drawn or narrows)
         return cls(
             is_drawn=is_drawn,
             is_narrowed=narrows and (is_drawn or need.processed),
-            is_processed=need.processed and (is_drawn or narrows),
+            is_processed=is_processed,
             has_spread=need.entropy or need.margin or need.by_entropy,
             is_reported=sampling.logprobs is not None,
+            is_tempered=is_drawn and not is_processed and (narrows or sampling.temperature != 1),
         )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns that `ClassSlice` gives, in order."""
-        drawn = ("noisy", "drawn", "drawn_logit", "tempered") if self.is_drawn else ()
+        drawn = ("noisy", "drawn", "drawn_logit") if self.is_drawn else ()
+        tempered = ("tempered",) if self.is_tempered else ()
         spread = ("second", "moment") if self.has_spread else ()
-        return ("best", "token", "rest", "total", *spread, *drawn, *(("logprob",) if self.is_reported else ()))
+        return (
+            "best",
+            "token",
+            "rest",
+            "total",
+            *spread,
+            *drawn,
+            *tempered,
+            *(("logprob",) if self.is_reported else ()),
+        )
 
 
 class Asked(NamedTuple):
@@ -69,24 +96,33 @@ class Asked(NamedTuple):
 
 
 class Tables:
-    """`Constraint.groups` on the device once the upload is sent."""
+    """`Constraint.groups` on a device."""
 
-    def __init__(self, constraint: Constraint, upload: Upload) -> None:
-        self._tables = [upload.add(table) for table in constraint.groups]
-        self._last = len(constraint.classes) - 1
+    def __init__(self, constraint: Constraint, device: torch.device) -> None:
         counts = np.bincount(constraint.classes, minlength=constraint.num_classes)
-        self._owner = upload.add(np.repeat(np.arange(constraint.num_classes), np.maximum(-(-counts // GROUP), 1)))
-        self._classes = upload.add(constraint.classes)
+        owner = np.repeat(np.arange(constraint.num_classes, dtype=np.int32), np.maximum(-(-counts // GROUP), 1))
+        arrays = (constraint.classes.astype(np.int32), owner, *constraint.groups)
+        self._classes, self._owner, *self._tables = to_devices(arrays, device)
+        self._last = len(constraint.classes) - 1
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many targets are reduced at once, in a part of the memory that scoring is given (`execution.budget`).
+
+        Groups that are not full take memory, too.
+        """
+        entries = max(TARGETS_AT_ONCE * (self._last + 1) // SHARE, LEAST_AT_ONCE)
+        return max(entries // self.members.numel(), 1)
 
     @property
     def classes(self) -> Tensor:
         """[vocab]"""
-        return self._classes.tensor
+        return self._classes
 
     @property
     def members(self) -> Tensor:
         """[groups, `GROUP`] tokens of the first table."""
-        return self._tables[0].tensor
+        return self._tables[0]
 
     def grouped(self, logits: Tensor) -> Tensor:
         """logits [targets, vocab] -> [targets, groups, `GROUP`], -inf where a group is not full."""
@@ -94,7 +130,7 @@ class Tables:
 
     def of_groups(self, values: Tensor) -> Tensor:
         """[targets, classes] -> [targets, groups, 1] the value of each group's class."""
-        return values.index_select(1, self._owner.tensor)[..., None]
+        return values.index_select(1, self._owner)[..., None]
 
     def largest(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         """Of each class the largest value and its token, of equals the one with the lowest id: [targets, classes].
@@ -105,18 +141,32 @@ class Tables:
         values = grouped.gather(-1, place).squeeze(-1)
         tokens = self.members.long().expand(len(grouped), -1, -1).gather(-1, place).squeeze(-1).clamp(max=self._last)
         for table in self._tables[1:]:
-            wider = _gathered(values, table.tensor, -torch.inf)
+            wider = _gathered(values, table, -torch.inf)
             place = wider.argmax(dim=-1, keepdim=True)
             values = wider.gather(-1, place).squeeze(-1)
-            tokens = _gathered(tokens, table.tensor, 0).gather(-1, place).squeeze(-1)
+            tokens = _gathered(tokens, table, 0).gather(-1, place).squeeze(-1)
         return values, tokens
 
     def total(self, grouped: Tensor) -> Tensor:
         """[targets, classes] sums of values [targets, groups, `GROUP`]."""
         values = _halved(grouped)
         for table in self._tables[1:]:
-            values = _halved(_gathered(values, table.tensor, 0.0))
+            values = _halved(_gathered(values, table, 0.0))
         return values
+
+
+class TableStore:
+    """The tables of the constraints that the last step asked for, on a device: the next step asks for most of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tables: dict[Constraint, Tables] = {}
+
+    def of(self, constraints: Iterable[Constraint]) -> Mapping[Constraint, Tables]:
+        """Forgets all others."""
+        asked = dict.fromkeys(constraints)
+        self._tables = {one: self._tables.get(one) or Tables(one, self._device) for one in asked}
+        return self._tables
 
 
 class ClassSlice:
@@ -150,7 +200,7 @@ class ClassSlice:
         return [group.rows.of(logits).float().clone() if group.style.is_reported else None for group in self._groups]
 
     def reduced(self, logits: Tensor, unedited: Sequence[Tensor | None], mask_id: int) -> list[Tensor]:
-        """logits [targets, vocab] float32, edited -> for each group float64 [its targets, columns, classes]."""
+        """logits [targets, vocab] float32, edited -> for each group float64 [columns, its targets, classes]."""
         return [group.reduced(logits, raw, mask_id) for group, raw in zip(self._groups, unedited, strict=True)]
 
     def split(self, columns: Iterable[Floats]) -> Iterable[tuple[Request, dict[str, Floats]]]:
@@ -188,34 +238,44 @@ class _Group:
     def split(self, values: Floats) -> Iterable[tuple[Request, dict[str, Floats]]]:
         first = 0
         for part in self._parts:
-            own = values[first : first + len(part.rows)]
+            own = values[:, first : first + len(part.rows)]
             first += len(part.rows)
-            yield part.plan.request, {name: own[:, number] for number, name in enumerate(self.style.columns)}
+            yield part.plan.request, dict(zip(self.style.columns, own, strict=True))
 
     def reduced(self, logits: Tensor, unedited: Tensor | None, mask_id: int) -> Tensor:
-        edited = self.rows.of(logits)
-        narrowed = self._narrowed(edited)
-        scored = edited
-        if self.style.is_processed and self._drawing:
-            scored = divide_by_temperature(narrowed, self._drawing)
+        edited, at_once = self.rows.of(logits), self._tables.rows_at_once
+        parts = [
+            self._reduced(edited, unedited, mask_id, slice(first, first + at_once))
+            for first in range(0, len(edited), at_once)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _reduced(self, edited: Tensor, unedited: Tensor | None, mask_id: int, some: slice) -> Tensor:
+        """[columns, some, classes] of some of the group's rows."""
+        drawing: Fields = self._drawing.of(some) if self._drawing else {}
+        narrowed = self._narrowed(edited[some], some)
+        scored = divide_by_temperature(narrowed, drawing) if self.style.is_processed else edited[some]
         columns = _spread(scored, self._tables, self.style.has_spread)
         candidates = columns[1]
-        if self.style.is_drawn and self._drawing:
-            perturbed = self._tables.grouped(noisy(narrowed, self._drawing, mask_id))
+        if self.style.is_drawn:
+            perturbed = self._tables.grouped(noisy(narrowed, drawing, mask_id))
             value, candidates = self._tables.largest(perturbed)
-            tempered = _log_sum_exp(divide_by_temperature(narrowed, self._drawing), self._tables)
-            columns += [value, candidates, scored.gather(-1, candidates), tempered]
+            del perturbed
+            columns += [value, candidates, scored.gather(-1, candidates)]
+            if self.style.is_tempered:
+                columns.append(_log_sum_exp(divide_by_temperature(narrowed, drawing), self._tables))
         if unedited is not None:
-            columns.append(unedited.gather(-1, candidates) - unedited.logsumexp(dim=-1, keepdim=True))
-        return torch.stack([column.double() for column in columns], dim=1)
+            own = unedited[some]
+            columns.append(own.gather(-1, candidates) - own.logsumexp(dim=-1, keepdim=True))
+        return torch.stack([column.double() for column in columns])
 
-    def _narrowed(self, logits: Tensor) -> Tensor:
+    def _narrowed(self, logits: Tensor, some: slice) -> Tensor:
         """The logits, less `CUT` where the request's parameters exclude a token among those that may stand there."""
         if self._narrowing is None or self._allowed is None:
             return logits
-        may_stand = self._allowed.tensor.index_select(1, self._tables.classes)
+        may_stand = self._allowed.tensor[some].index_select(1, self._tables.classes)
         possible = logits.masked_fill(~may_stand, -torch.inf)
-        kept = narrow(possible, self._narrowing, possible.argmax(dim=-1))
+        kept = narrow(possible, self._narrowing.of(some), possible.argmax(dim=-1))
         return torch.where(kept == -torch.inf, logits - CUT, logits)
 
 

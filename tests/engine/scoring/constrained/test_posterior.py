@@ -14,7 +14,7 @@ from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Needs, StepPlan
 from engine.core.request import Request, Submission
-from engine.scoring.reach import is_completable
+from engine.scoring.constrained.native import is_completable
 from tests.engine.automata import AUTOMATA, MASK, STOP, VOCAB
 from tests.engine.chain_twin import Twin
 from tests.engine.scored import score
@@ -113,6 +113,20 @@ def test_draws_have_the_posterior_s_frequencies(name, fixed, room, temperature):
     statistic = sum((drawn[tokens] - expected[tokens]) ** 2 / expected[tokens] for tokens in common)
     statistic += (rest - theirs) ** 2 / theirs if theirs > 1 else 0.0
     assert statistic < len(common) + 4 * math.sqrt(2 * len(common)) + 4
+
+
+def test_where_the_model_says_mask_its_lead_is_none():
+    """The model's own spread, `guidance: model`: as without a constraint, a mask that leads makes a margin negative."""
+    logits = np.random.default_rng(2).normal(size=(SIZE, VOCAB))
+    logits[::2, MASK] += 9
+    guided = plan(AUTOMATA["(0|1|2)*"], [None] * SIZE, 0, guidance="model")
+    free = plan(None, [None] * SIZE, 0)
+    need = Needs(entropy=True, margin=True)
+    [ours, theirs] = score(logits_of([guided, free], [logits] * 2), [guided, free], MASK, [need] * 2)
+    assert (theirs.margin < 0).tolist() == [True, False] * (SIZE // 2)
+    np.testing.assert_allclose(ours.valid.margin, theirs.margin, atol=1e-6)
+    np.testing.assert_allclose(ours.valid.entropy, theirs.entropy, atol=1e-6)
+    assert MASK not in ours.valid.tokens
 
 
 NEEDS = [Needs(), Needs(entropy=True), Needs(margin=True), Needs(processed=True, entropy=True), Needs(vocabulary=5)]
