@@ -7,14 +7,14 @@ import random
 from collections.abc import Callable
 
 LETTERS = "etaoinsrhldcumfpgwybvkxjqz"
-MARKS = "\"\"\"\"',,,::..;!?(())[[]]{{}}<>/\\|-_=+*&^%$#@~`"
+MARKS = '""""\',,,::..;!?(())[[]]{{}}<>/\\|-_=+*&^%$#@~`'
 """As often as they stand in code: values are full of quotes, commas and brackets."""
 ENDS = ("", "", "", "", "\n", "\n\n", "\r\n", " ")
 COMMON = (
     "name age email id tags address street city zip day at steps explanation output final kind red green blue location "
     "unit celsius fahrenheit days true false null com org http www type value data text user date time number"
-).split()
-"""Words that a real vocabulary has, as they are and in parts."""
+)
+"""Words that a real vocabulary has, whole and in parts."""
 SHARES = {
     "word": 0.54,
     "letters of three bytes": 0.25,
@@ -32,7 +32,7 @@ def spellings(size: int, seed: int = 0) -> list[bytes]:
     """`size` different spellings, at least 256: all bytes first, then some of each kind by its share."""
     rng = random.Random(seed)
     found = dict.fromkeys(bytes([byte]) for byte in range(256))
-    parts = dict.fromkeys(word[:end].encode() for word in COMMON for end in range(2, len(word) + 1))
+    parts = dict.fromkeys(word[:end].encode() for word in COMMON.split() for end in range(2, len(word) + 1))
     found |= dict.fromkeys([*parts, *(b" " + part for part in parts)][: size - len(found)])
     kinds, shares = list(SHARES), list(SHARES.values())
     while len(found) < size:
