@@ -15,9 +15,10 @@ from engine.scoring.slices import TARGETS_AT_ONCE
 SCORING_BYTES = 40
 """The most bytes that scoring takes for each logit: ten copies, with noise, top_p and log-probabilities."""
 
-CLASSES, CLASS_BYTES = 256, 2 * 11 * 8
-"""Token classes of a large constraint (most have fewer than 100), and the most bytes that scoring takes for each class
-of a row: eleven columns in float64, and their copy that goes to the host."""
+CLASSES, CLASS_BYTES = 64, 2 * 11 * 8
+"""Token classes of a typical constraint, and the most bytes that scoring takes for each class of a row: eleven columns
+in float64, and their copy that goes to the host. What larger constraints take is not kept for them, since not all rows
+of a step are their targets."""
 
 
 def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:

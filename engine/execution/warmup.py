@@ -152,7 +152,7 @@ def _constrained(canvas: int, constraint: Constraint) -> Submission:
 
 
 def any_text(spec: ModelSpec) -> Constraint:
-    """A constraint that every text satisfies, with as many classes as a large one has."""
+    """A constraint that every text satisfies, with as many classes as are planned for."""
     count = min(CLASSES, spec.vocab_size) - 1  # of classes, without that of ends
     classes = np.arange(spec.vocab_size) % (count - 1) + 1
     classes[spec.mask_id] = 0
