@@ -216,6 +216,7 @@ class _Subsets:
     def _state(self, targets: frozenset[int]) -> int:
         known = self._after.get(targets)
         if known is None:
+            self._nfa.budget.check_time()
             known = self._after[targets] = self._numbered(self._closure(targets))
         return known
 
@@ -226,8 +227,6 @@ class _Subsets:
             self.accepts.append(self._end in nodes)
             self._waiting.append(nodes)
             self._nfa.budget.check_states(known, is_minimal=False)
-            if known % 256 == 0:
-                self._nfa.budget.check_time()
         return known
 
     def _closure(self, nodes: frozenset[int]) -> frozenset[int]:

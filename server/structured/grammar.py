@@ -3,7 +3,6 @@
 A rule that reaches itself is unrolled, so many times within each other; what would nest deeper is not generated.
 """
 
-import ast
 import re
 from dataclasses import dataclass
 from typing import NoReturn
@@ -13,6 +12,7 @@ from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, NoValue, Unsupported, placed
 from server.structured.regex import expressions, regex
+from server.structured.regex.code_points import MAX_CODE_POINT
 from server.structured.regex.expressions import MAX_REPEAT
 
 MAX_DEPTH = 8
@@ -23,6 +23,9 @@ _SIGN = re.compile(
     |(?P<directive>%\w+)|(?P<name>[A-Za-z_][\w-]*)|(?P<op>::=|->|[()|*+?:.!])|(?P<end>\Z)|(?P<other>\S))""",
     re.VERBOSE,
 )
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|.)")
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v"} | {sign: sign for sign in "\"'\\/[]"}
+_KNOWN_ESCAPES = " ".join([*(f"`\\{letter}`" for letter in _ESCAPES), "`\\xHH`", "`\\uHHHH`", "`\\UHHHHHHHH`"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class _Reader:
             raise Unsupported("priorities in a grammar are not supported")
         if self._next()[1] != self._mark:
             self._fail(f"`{self._mark}` is missing behind `{value}`")
+        if value in self.rules:
+            self._fail(f"there are two rules `{value:.100}`")
         self.rules[value] = self._either()
 
     def _either(self) -> Node:
@@ -133,10 +138,7 @@ class _Reader:
         kind, value = self._next()
         match kind:
             case "string":
-                try:
-                    return Terminal(expressions.text(ast.literal_eval(value)))
-                except (SyntaxError, ValueError):
-                    self._fail(f"the string {value:.100} cannot be read")
+                return Terminal(expressions.text(_ESCAPE.sub(self._escaped, value[1:-1])))
             case "set" if self._mark == ":":
                 raise Unsupported("`[ ]` in a Lark grammar is not supported; write `( )?`")
             case "regex" | "set":
@@ -150,6 +152,16 @@ class _Reader:
         if self._next()[1] != ")":
             self._fail("a `(` has no `)`")
         return node
+
+    def _escaped(self, sign: re.Match[str]) -> str:
+        """The character of an escape in a string."""
+        letter, code = sign[0][1], next(filter(None, sign.groups()), None)
+        if code is None and letter not in _ESCAPES:
+            self._fail(f"the escape `\\{letter}` in a string is none of these: {_KNOWN_ESCAPES}")
+        number = ord(_ESCAPES[letter]) if code is None else int(code, 16)
+        if number > MAX_CODE_POINT or 0xD800 <= number <= 0xDFFF:
+            self._fail(f"`{sign[0]}` in a string is no character")
+        return chr(number)
 
     def _repeated(self, item: Node) -> Node:
         while True:
@@ -214,7 +226,7 @@ class _Grammar:
     def _write_rule(self, nfa: Nfa, start: int, name: str, left: Left, *, is_inside: bool) -> int:
         if name in left:
             if left[name] == 0:
-                raise NoValue(f"the rule `{name:.100}` has no text that nests less than {MAX_DEPTH} deep")
+                raise NoValue(f"the rule `{name:.100}` nests deeper than is allowed, whatever its text")
             left = {**left, name: left[name] - 1}
         is_terminal = name.isupper()
         end = self._write(nfa, start, self._rules[name], left, is_inside=is_inside or is_terminal)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.structured.automaton import Automaton, determinised, minimal
 from server.structured.budget import Budget
@@ -99,7 +100,7 @@ def write(
             case Anchor(is_start):
                 if not is_between_anchors:
                     raise Unsupported(f"`{'^' if is_start else '$'}` at this place is not supported")
-                return nfa.literal(start, bytes([_START if is_start else _END]))
+                return _once_or_more(nfa, start, _START if is_start else _END)
 
     def repeated(start: int, item: Expression, least: int, most: int | None) -> int:
         for _ in range(least):
@@ -123,7 +124,7 @@ def automaton(expression: Expression, budget: Budget, *, is_search: bool, spell:
     """The automaton of whole texts that the expression matches, or of texts in which it is found."""
     nfa = Nfa(budget)
     start = nfa.node()
-    begun = nfa.literal(start, bytes([_START]))
+    begun = _once_or_more(nfa, start, _START)
     if is_search:
         begun = write(nfa, begun, ANYTHING, spell)
     nfa.link(start, begun)  # where the expression itself reads the start
@@ -131,7 +132,7 @@ def automaton(expression: Expression, budget: Budget, *, is_search: bool, spell:
     end = nfa.node()
     nfa.link(matched, end)  # where it reads the end
     rest = write(nfa, matched, ANYTHING, spell) if is_search else matched
-    nfa.edge(rest, _END, _END, end)
+    nfa.link(_once_or_more(nfa, rest, _END), end)
     return _between_anchors(determinised(nfa, start, end), budget)
 
 
@@ -142,15 +143,30 @@ def _behind(nfa: Nfa, start: int) -> int:
     return node
 
 
+def _once_or_more(nfa: Nfa, start: int, byte: int) -> int:
+    """An anchor's byte. It may come again, so that several anchors hold at one place."""
+    end = nfa.literal(start, bytes([byte]))
+    nfa.edge(end, byte, byte, end)
+    return end
+
+
 def _between_anchors(whole: Automaton, budget: Budget) -> Automaton:
-    """What `whole` accepts between the anchors."""
+    """What `whole` accepts between anchors, each as often as it changes anything."""
     first, last = whole.letters[[_START, _END]]
-    start = int(whole.table[0, first])
+    start = int(_steady(whole.table[:, first])[0])
     order = np.concatenate([[start], np.delete(np.arange(len(whole.table)), start)])
     if start == whole.dead:
         raise NoValue("no text at all")
     renamed = np.argsort(order).astype(np.int32)
     table = renamed[whole.table[order]]
     table[:, [first, last]] = whole.dead
-    accepts = whole.accepts[whole.table[order, last]]
+    accepts = whole.accepts[_steady(whole.table[:, last])[order]]
     return minimal(table, whole.letters, accepts, budget)
+
+
+def _steady(following: NDArray[np.int32]) -> NDArray[np.int32]:
+    """[states] where each state is led to by so many steps that a further one leads nowhere else."""
+    behind = following
+    while (behind != following[behind]).any():
+        behind = following[behind]
+    return behind

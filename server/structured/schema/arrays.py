@@ -46,7 +46,8 @@ def _write_items(
             writer.nfa.link(here, end)
         is_listed = count < len(prefix)
         where = inside(place, "prefixItems", count) if is_listed else inside(place, "items")
-        entry = here if count == 0 else writer.mark(here, b",")
+        entry = writer.nfa.node()
+        writer.nfa.link(here if count == 0 else writer.mark(here, b","), entry)
         try:
             here = writer.value(entry, prefix[count] if is_listed else further, depth - 1, where)
         except NoValue:
@@ -56,13 +57,6 @@ def _write_items(
         count += 1
         if most is None and count >= max(least, len(prefix) + 1):
             writer.nfa.link(here, end)
-            writer.nfa.link(writer.mark(here, b","), _again(writer, here, further, depth, where))
+            writer.nfa.link(writer.mark(here, b","), entry)
             return
     writer.nfa.link(here, end)
-
-
-def _again(writer: Writer, end: int, schema: Any, depth: int, place: str) -> int:
-    """A node behind which the item is written once more, up to `end`."""
-    entry = writer.nfa.node()
-    writer.nfa.link(writer.value(entry, schema, depth - 1, place), end)
-    return entry

@@ -21,11 +21,12 @@ FORMATS = {
     "ipv6": f"(?:{_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",
     "hostname": rf"{_LABEL}(?:\.{_LABEL}){{0,2}}\.[a-zA-Z]{{2,12}}|[a-zA-Z]{{1,12}}",
     "email": (
-        r"[a-zA-Z0-9_%+-]+(?:\.[a-zA-Z0-9_%+-]+){0,3}@"
+        r"[a-zA-Z0-9_%+-]{1,19}(?:\.[a-zA-Z0-9_%+-]{1,14}){0,3}@"  # 64 characters at most
         r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,30}[a-zA-Z0-9])?){0,2}"
         r"\.[a-zA-Z]{2,12}"
     ),
     "uri": (
+        # A URI's host has no bound, and schemas with dozens of URIs have no states for one.
         r"https?://[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
         r"(?::[0-9]{1,4})?(?:/(?:[a-zA-Z0-9._~-]|%[0-9a-fA-F]{2})*)*"
         r"(?:\?(?:[a-zA-Z0-9._~&=+-]|%[0-9a-fA-F]{2})*)?"

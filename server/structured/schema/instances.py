@@ -14,10 +14,7 @@ from server.structured.refusals import NoValue, placed
 from server.structured.regex import expressions, regex
 from server.structured.schema.formats import FORMATS
 from server.structured.schema.keywords import enforced, inside
-from server.structured.schema.references import References
-
-MAX_HOPS = 64
-"""References that are followed on the way to one value."""
+from server.structured.schema.references import MAX_HOPS, References
 
 
 def equal(a: Any, b: Any) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 from server.structured.refusals import Unsupported
 from server.structured.schema.keywords import enforced, inside
 
+MAX_HOPS = 64
+"""References that follow each other without an object or array between."""
 VALUES = frozenset({"enum", "const", "default", "examples"})
 """Keywords under which there are no schemas."""
 

@@ -14,7 +14,7 @@ from server.structured.schema.keywords import OF_TYPE, TYPES, enforced, inside
 from server.structured.schema.merging import merged
 from server.structured.schema.numbers import integer, number
 from server.structured.schema.objects import write_object
-from server.structured.schema.references import References
+from server.structured.schema.references import MAX_HOPS, References
 from server.structured.schema.strings import dumped
 from server.structured.schema.writer import Whitespace, Writer
 
@@ -22,8 +22,6 @@ MAX_DEPTH = 6
 """Objects and arrays below each other."""
 FREE_DEPTH = 3
 """The same, in values that the schema says nothing of."""
-MAX_HOPS = 64
-"""References that follow each other without an object or array between."""
 ANY_OBJECT = {"type": "object"}
 
 

@@ -69,6 +69,7 @@ class Strings:
     def __init__(self, nfa: Nfa) -> None:
         self._nfa = nfa
         self._known: dict[_Key, Automaton] = {}
+        self._names: dict[tuple[_Key, frozenset[str]], Automaton] = {}
 
     def write(self, start: int, schema: dict[str, Any], place: str) -> int:
         """A whole string with its quotes."""
@@ -84,19 +85,24 @@ class Strings:
 
     def write_name(self, start: int, schema: dict[str, Any], taken: list[str], place: str) -> int:
         """The name of a property with its quotes, and none of those that are `taken`."""
-        found = self._names(schema, place)
-        if taken:
-            nfa = Nfa(self._nfa.budget)
-            first = nfa.node()
-            declared = determinised(nfa, first, nfa.words(first, [dumped(name).encode()[1:-1] for name in taken]))
-            found = difference(found, declared, self._nfa.budget)
-        inner = embed(self._nfa, self._nfa.literal(start, b'"'), found)
-        return self._nfa.literal(inner, b'"')
-
-    def _names(self, schema: dict[str, Any], place: str) -> Automaton:
         further = schema.keys() - {"pattern", "minLength", "maxLength"}
         if further - {"type"} or schema.get("type", "string") not in ("string", ["string"]):
             raise Unsupported("of names, only `pattern` and lengths are supported", place)
+        key = _key(schema, place), frozenset(taken)
+        if key not in self._names:
+            self._names[key] = self._without(taken, self._named(schema, place))
+        inner = embed(self._nfa, self._nfa.literal(start, b'"'), self._names[key])
+        return self._nfa.literal(inner, b'"')
+
+    def _without(self, taken: list[str], names: Automaton) -> Automaton:
+        if not taken:
+            return names
+        nfa = Nfa(self._nfa.budget)
+        first = nfa.node()
+        declared = determinised(nfa, first, nfa.words(first, [dumped(name).encode()[1:-1] for name in taken]))
+        return difference(names, declared, self._nfa.budget)
+
+    def _named(self, schema: dict[str, Any], place: str) -> Automaton:
         if "pattern" in schema:
             return self._automaton(schema, place)
         least, most = _lengths(schema, place)
@@ -104,8 +110,7 @@ class Strings:
 
     def _automaton(self, schema: dict[str, Any], place: str) -> Automaton:
         """What stands between the quotes; all that is demanded at once."""
-        least, most = _lengths(schema, place)
-        key = (schema.get("pattern"), schema.get("format"), least, most)
+        key = _key(schema, place)
         if key not in self._known:
             self._known[key] = self._compiled(key, place)
         return self._known[key]
@@ -133,6 +138,11 @@ class Strings:
         except TooLarge as error:
             raise TooLarge(error.cause, f"`pattern` of {place}") from None
         return found
+
+
+def _key(schema: dict[str, Any], place: str) -> _Key:
+    """Schemas of equal keys have the same strings."""
+    return schema.get("pattern"), schema.get("format"), *_lengths(schema, place)
 
 
 def _lengths(schema: dict[str, Any], place: str) -> tuple[int, int | None]:

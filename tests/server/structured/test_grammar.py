@@ -25,6 +25,7 @@ SQL = 'root ::= "SELECT " column (", " column)* " FROM t"\ncolumn ::= "a" | "b\\
         (SQL, ["SELECT a FROM t", "SELECT b\n, é FROM t"], ["SELECT  FROM t", "SELECT a, FROM t"]),
         ('start: "a"~2..3 "b"~2', ["aabb", "aaabb"], ["abb", "aab"]),
         ('root ::= "x"{2,} "y"?', ["xx", "xxxxy"], ["x", "xxyy"]),
+        (r'root ::= "\x41\u00e9\U0001F600\"\\\t"', ['Aé😀"\\\t'], ["A"]),
     ],
 )
 def test_which_texts_are_accepted(text, yes, no):
@@ -48,6 +49,11 @@ def test_which_texts_are_accepted(text, yes, no):
         ("start: /(?=a)/", Unsupported, "look-ahead"),
         ('start: "a" start', NoValue, "start"),
         ('start: "a"~5000', Unsupported, "4096"),
+        ('start: "a"\nstart: "b"', Malformed, "two rules `start`"),
+        (r'start: "\d"', Malformed, r"the escape `\\d`"),
+        (r'start: "\ud800"', Malformed, "no character"),
+        (r'start: "\U00110000"', Malformed, "no character"),
+        ('start: "a"\n%ignore NOTE\nNOTE: "(" NOTE ")"', NoValue, "`NOTE` nests deeper"),
     ],
 )
 def test_what_is_refused(text, error, cause):

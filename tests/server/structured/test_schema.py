@@ -44,6 +44,21 @@ def test_numbers_far_apart_have_a_remainder():
     assert accepts({"enum": [7, 8], "multipleOf": 7}, 7)
 
 
+@pytest.mark.parametrize(
+    ("kind", "valid", "invalid"),
+    [
+        ("email", ["a.b@example.org", f"{'a' * 19}@x.de"], [f"{'a' * 65}@x.de", f"{'.'.join(['a' * 22] * 3)}@x.de"]),
+        ("hostname", ["a.example.org", f"{'a' * 63}.org"], [f"{'a' * 64}.org", "-a.org", ".".join(["a" * 63] * 4)]),
+        ("uri", ["https://a.b:80/c?d=%20"], ["//a", "https://-", "http://a b"]),
+        ("uuid", ["01234567-89ab-cdef-0123-456789ABCDEF"], ["0" * 36]),
+    ],
+)
+def test_formats_are_no_longer_than_their_standards_allow(kind, valid, invalid):
+    found = schema.automaton({"type": "string", "format": kind}, Budget())
+    assert [text for text in valid if not found.matches(json.dumps(text))] == []
+    assert [text for text in invalid if found.matches(json.dumps(text))] == []
+
+
 def test_one_is_not_true_within_parts_of_a_schema():
     parts = [{"properties": {"x": {"const": value}}, "required": ["x"]} for value in (1, True)]
     with pytest.raises(Refused):
