@@ -1,22 +1,60 @@
-"""Whether no value fits two schemas, where that can be proved; `oneOf` is only then what `anyOf` is."""
+"""Whether no value fits two schemas, where that can be proved; `oneOf` is only then what `anyOf` is.
+
+What two schemas share is left out where it can be said: `null`, and objects with the names that tell them apart.
+"""
 
 from itertools import combinations
 from typing import Any
 
 from server.structured.refusals import Unsupported
 from server.structured.schema.instances import Instances, equal, type_of
-from server.structured.schema.keywords import TYPES, enforced, inside
+from server.structured.schema.keywords import TYPES, Schema, enforced, inside, listed, without
 
 
-def check_disjoint(options: list[Any], instances: Instances, place: str) -> None:
-    """Raises Unsupported if a value may fit two of the options; `place` is that of their `oneOf`."""
-    for (one, a), (other, b) in combinations(enumerate(options), 2):
-        if not _Proof(instances, place).holds(enforced(a, inside(place, one)), enforced(b, inside(place, other))):
+def told_apart(options: list[Any], instances: Instances, place: str) -> list[Any]:
+    """The options without values that fit two of them, and perhaps without some that fit one.
+
+    `place` is that of their `oneOf`. Raises Unsupported if a value may fit two all the same.
+    """
+    said = [enforced(option, inside(place, number)) for number, option in enumerate(options)]
+    said = _without_null(said, instances, place)
+    apart = list(said)
+    for (one, a), (other, b) in combinations(enumerate(said), 2):
+        if _Proof(instances, place).holds(a, b):
+            continue
+        mine, theirs = _names_of(a), _names_of(b)
+        if not mine - theirs or not theirs - mine:
             raise Unsupported(
                 f"branches {one} and {other} of this `oneOf` may fit one value; use `anyOf`, or tell them apart by "
                 "`type`, or by a `const` of a required property",
                 place,
             )
+        apart[one] = {"allOf": [apart[one], without(sorted(theirs - mine))]}
+        apart[other] = {"allOf": [apart[other], without(sorted(mine - theirs))]}
+    return apart
+
+
+def _without_null(options: list[Schema], instances: Instances, place: str) -> list[Schema]:
+    """Without `null` if it fits two of the options, and these name it among their types."""
+    try:
+        allowing = [number for number, option in enumerate(options) if instances.fit(None, option, place)]
+    except Unsupported:
+        return options
+    if len(allowing) < 2:
+        return options
+    return [_not_null(option) if number in allowing else option for number, option in enumerate(options)]
+
+
+def _not_null(option: Schema) -> Schema:
+    if isinstance(option, bool) or "type" not in option:
+        return option
+    types = [kind for kind in listed(option["type"]) if kind != "null"]
+    return {**option, "type": types} if types else False
+
+
+def _names_of(option: Schema) -> set[str]:
+    """The names that the objects of the option must have."""
+    return set() if isinstance(option, bool) else set(option.get("required", []))
 
 
 class _Proof:

@@ -13,7 +13,7 @@ from server.structured.budget import Budget
 from server.structured.refusals import NoValue, placed
 from server.structured.regex import expressions, regex
 from server.structured.schema.formats import FORMATS
-from server.structured.schema.keywords import enforced, inside
+from server.structured.schema.keywords import enforced, inside, reworded
 from server.structured.schema.references import MAX_HOPS, References
 
 
@@ -58,6 +58,7 @@ class Instances:
         schema = enforced(schema, place)
         if isinstance(schema, bool):
             return schema
+        schema = reworded(schema, place)
         if "$ref" in schema:
             if hops > MAX_HOPS:
                 return False
@@ -99,7 +100,8 @@ class Instances:
                 return _is_within(len(value), schema, "Length") and self._has_form(value, schema, place)
             case list():
                 items = self._items(value, schema, place)
-                return _is_within(len(value), schema, "Items") and all(items)
+                is_distinct = not schema.get("uniqueItems") or self._are_distinct(value)
+                return _is_within(len(value), schema, "Items") and is_distinct and all(items)
             case dict():
                 return (
                     _is_within(len(value), schema, "Properties")
@@ -121,6 +123,13 @@ class Instances:
                 yield self.fit(item, prefix[number], inside(place, "prefixItems", number))
             else:
                 yield self.fit(item, schema.get("items", True), inside(place, "items"))
+
+    def _are_distinct(self, values: list[Any]) -> bool:
+        for index, value in enumerate(values):
+            self._budget.check_time()
+            if any(equal(value, other) for other in values[:index]):
+                return False
+        return True
 
     def _members(self, value: dict[str, Any], schema: dict[str, Any], place: str) -> Iterator[bool]:
         properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})

@@ -1,6 +1,9 @@
-"""Which keywords of JSON Schema are enforced, which are refused, and what their values may be. Others say nothing."""
+"""Which keywords of JSON Schema are enforced, which are refused, and what their values may be. Others say nothing.
 
-from collections.abc import Callable
+Words of older drafts, and some of today, are said in others' words.
+"""
+
+from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any
 
@@ -22,23 +25,23 @@ OF_TYPE = {
             "propertyNames",
             "minProperties",
             "maxProperties",
+            "dependentRequired",
         }
     ),
-    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
+    "array": frozenset({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"}),
     "boolean": frozenset[str](),
     "null": frozenset[str](),
 }
 """The keywords that say something of values of one type."""
 TYPES = tuple(OF_TYPE)
-OF_ANY = frozenset({"$ref", "anyOf", "oneOf", "allOf", "enum", "const", "type"})
+OF_ANY = frozenset({"$ref", "anyOf", "oneOf", "allOf", "not", "enum", "const", "type"})
+REWORDED = frozenset({"not", "dependentRequired"})
 ENFORCED = OF_ANY.union(*OF_TYPE.values())
 REFUSED = frozenset(
     {
-        "not",
         "if",
         "then",
         "else",
-        "dependentRequired",
         "dependentSchemas",
         "dependencies",
         "unevaluatedProperties",
@@ -46,11 +49,8 @@ REFUSED = frozenset(
         "contains",
         "minContains",
         "maxContains",
-        "uniqueItems",
-        "additionalItems",
         "$dynamicRef",
         "$recursiveRef",
-        "$anchor",
     }
 )
 
@@ -66,16 +66,87 @@ def enforced(schema: object, place: str) -> Schema:
         return schema
     if not isinstance(schema, dict):
         raise Malformed("a schema is an object, `true` or `false`", place)
-    for keyword, value in schema.items():
-        if keyword in REFUSED and not (keyword == "uniqueItems" and value is False):
+    schema = _of_today(schema)
+    for keyword in schema:
+        if keyword in REFUSED:
             raise Unsupported(f"the keyword `{keyword}` is not supported; leave it out", inside(place, keyword))
-    if place != "#" and "$id" in schema and _holds_references(schema):
+    if _begins_resource(schema) and _holds_references(schema):
         raise Unsupported("the keyword `$id` is not supported around a `$ref`; leave it out", inside(place, "$id"))
     return {
         keyword: _checked(keyword, value, inside(place, keyword))
         for keyword, value in schema.items()
         if keyword in ENFORCED
     } or True
+
+
+def listed(types: str | list[str]) -> list[str]:
+    """The types of `type`."""
+    return [types] if isinstance(types, str) else types
+
+
+def reworded(schema: dict[str, Any], place: str) -> dict[str, Any]:
+    """The same schema without the keywords of `REWORDED`. Raises Unsupported."""
+    said = {keyword: value for keyword, value in schema.items() if keyword not in REWORDED}
+    parts = list(said.get("allOf", []))
+    if "not" in schema:
+        parts.append(negated(schema["not"], inside(place, "not")))
+    for name, names in schema.get("dependentRequired", {}).items():
+        is_there = {"required": [name, *names]}
+        parts.append({"anyOf": [without([name]), is_there]})
+    return {**said, "allOf": parts} if parts else said
+
+
+def without(names: Iterable[str]) -> dict[str, Any]:
+    """Objects in which one of the names is missing."""
+    options = [{"type": "object", "properties": {name: False}} for name in names]
+    return options[0] if len(options) == 1 else {"anyOf": options}
+
+
+def negated(schema: Any, place: str) -> Schema:
+    """What does not fit: of a schema of `type`, `required`, or `anyOf` of such. Raises Unsupported."""
+    schema = enforced(schema, place)
+    if isinstance(schema, bool):
+        return not schema
+    options = schema.get("anyOf")
+    types = listed(schema.get("type", []))
+    others = [kind for kind in TYPES if kind not in types and not (kind == "integer" and "number" in types)]
+    is_told = "integer" not in types or "number" in types
+    if schema.keys() == {"anyOf"}:
+        return {"allOf": [negated(one, inside(place, "anyOf", index)) for index, one in enumerate(options or [])]}
+    if schema.keys() == {"type"} and is_told:
+        return {"type": others} if others else False
+    if schema.keys() - {"type"} == {"required"} and types in ([], ["object"]):
+        missing = without(schema["required"]) if schema["required"] else False
+        return {"anyOf": [missing, {"type": others}]} if types else missing
+    raise Unsupported("`not` is supported of `type` or `required` alone, or of an `anyOf` of these", place)
+
+
+def _of_today(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema in the words of draft 2020-12. Older words of another meaning are no valid ones today."""
+    if schema.keys().isdisjoint(_OLDER):
+        return schema
+    said = dict(schema)
+    further = said.pop("additionalItems", True)
+    if isinstance(said.get("items"), list) and "prefixItems" not in said:
+        prefix, said["items"] = said["items"], further
+        said |= {"prefixItems": prefix} if prefix else {}
+    for keyword, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(said.get(keyword), bool):
+            is_exclusive = said.pop(keyword)
+            if is_exclusive and bound in said:
+                said[keyword] = said.pop(bound)
+    dependencies = said.get("dependencies")
+    if isinstance(dependencies, dict) and all(isinstance(names, list) for names in dependencies.values()):
+        said["dependentRequired"] = {**said.get("dependentRequired", {}), **said.pop("dependencies")}
+    return said
+
+
+_OLDER = frozenset({"items", "additionalItems", "exclusiveMinimum", "exclusiveMaximum", "dependencies"})
+
+
+def _begins_resource(schema: dict[str, Any]) -> bool:
+    """Whether references inside are not relative to the whole schema. An `$id` of drafts 6 and 7 may be an anchor."""
+    return "$id" in schema and not str(schema["$id"]).startswith("#")
 
 
 def _holds_references(node: object) -> bool:
@@ -128,6 +199,10 @@ def _is_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _is_dependent(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_names, value.values()))
+
+
 _SCHEMA = (_is((dict, bool)), "a schema")
 _SCHEMAS = (_is_full_list, "a list of at least one schema")
 _BY_NAME = (_is(dict), "an object of schemas")
@@ -137,12 +212,14 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(BOUNDS, (_is_number, "a number")),
     "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     **dict.fromkeys(("pattern", "format", "$ref"), _TEXT),
+    "uniqueItems": (_is(bool), "`true` or `false`"),
+    "dependentRequired": (_is_dependent, "an object of lists of names"),
     "type": (_is_types, "one of " + ", ".join(f"`{name}`" for name in TYPES) + ", or a list of these"),
     "enum": (_is(list), "a list of values"),
     "const": (_is(object), "a value"),
     "required": (_is_names, "a list of names"),
     **dict.fromkeys(("properties", "patternProperties"), _BY_NAME),
-    **dict.fromkeys(("additionalProperties", "propertyNames", "items"), _SCHEMA),
+    **dict.fromkeys(("additionalProperties", "propertyNames", "items", "not"), _SCHEMA),
     **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf"), _SCHEMAS),
 }
 """Of each keyword, what its value must be, and in words."""

@@ -5,9 +5,11 @@ from typing import Any
 
 from server.structured.refusals import Unsupported
 from server.structured.schema.instances import equal
-from server.structured.schema.keywords import Schema, enforced, inside
+from server.structured.schema.keywords import Schema, enforced, inside, listed
 
 LARGER = frozenset({"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"})
+MAX_ALTERNATIVES = 256
+"""Of two `anyOf` together."""
 SMALLER = frozenset({"maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"})
 
 
@@ -49,6 +51,14 @@ def _both(keyword: str, a: Any, b: Any, place: str) -> Any:
             return {"allOf": [a, b]}
         case "propertyNames":
             return merged(a, b, inside(place, keyword))
+        case "uniqueItems":
+            return True
+        case "not":
+            return {"anyOf": [a, b]}
+        case "dependentRequired":
+            return {name: [*a.get(name, []), *b.get(name, [])] for name in a | b}
+        case "anyOf" if len(a) * len(b) <= MAX_ALTERNATIVES:
+            return [{"allOf": [one, other]} for one in a for other in b]
         case "additionalProperties" if a is False or b is False:
             return False
         case "additionalProperties" if a is True or b is True:
@@ -62,7 +72,7 @@ def _both(keyword: str, a: Any, b: Any, place: str) -> Any:
 
 
 def _types(a: str | list[str], b: str | list[str]) -> list[str]:
-    mine, theirs = ([one] if isinstance(one, str) else one for one in (a, b))
+    mine, theirs = listed(a), listed(b)
     both = [kind for kind in mine if kind in theirs or (kind == "integer" and "number" in theirs)]
     return both + [kind for kind in theirs if kind == "integer" and "number" in mine and kind not in both]
 

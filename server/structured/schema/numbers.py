@@ -16,8 +16,6 @@ from server.structured.schema.keywords import inside
 MAX_DIGITS = 400
 """Digits of a bound, before or behind the point."""
 MAX_MULTIPLE = 1000
-MAX_LISTED = 20_000
-"""How far apart bounds may be between which multiples are listed."""
 ANY_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?"
 PLAIN_NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"
 ANY_INTEGER = r"-?(?:0|[1-9][0-9]*)"
@@ -97,32 +95,25 @@ def _ceiling(bound: Bound) -> int:
 
 
 def _multiples(divisor: float, low: int | None, high: int | None, budget: Budget, place: str) -> Automaton:
-    """Integers that `divisor` divides: listed between close bounds, else told by their remainder, digit by digit."""
-    place = inside(place, "multipleOf")
+    """Integers that `divisor` divides, told by their remainder, digit by digit."""
     if divisor != int(divisor) or divisor > MAX_MULTIPLE:
-        raise Unsupported(f"`multipleOf` is supported for integers up to {MAX_MULTIPLE}", place)
+        raise Unsupported(f"`multipleOf` is supported for integers up to {MAX_MULTIPLE}", inside(place, "multipleOf"))
     step = int(divisor)
     nfa = Nfa(budget)
     start = nfa.node()
-    if low is not None and high is not None and high - low <= MAX_LISTED:
-        values = range(-(-low // step) * step, high + 1, step)
-        if not values:
-            raise NoValue(f"no multiple of {step} lies between its bounds", place)
-        return determinised(nfa, start, nfa.words(start, [b"%d" % value for value in values]))
-    if low not in (None, 0) or high is not None:
-        raise Unsupported(
-            f"`multipleOf` is supported with bounds up to {MAX_LISTED:,} apart, or with `minimum` 0 or none", place
-        )
-    return determinised(nfa, start, _write_multiples(nfa, start, step, has_negative=low is None))
+    multiples = determinised(nfa, start, _write_multiples(nfa, start, step))
+    try:
+        return intersection(multiples, _automaton(_integers(low, high), budget), budget)
+    except NoValue:
+        raise NoValue(f"no multiple of {step} lies between its bounds", inside(place, "multipleOf")) from None
 
 
-def _write_multiples(nfa: Nfa, start: int, step: int, *, has_negative: bool) -> int:
+def _write_multiples(nfa: Nfa, start: int, step: int) -> int:
     """A node for each remainder of the digits so far."""
     first, end = nfa.node(), nfa.node()
     remainders = [nfa.node() for _ in range(step)]
     nfa.link(start, first)
-    if has_negative:
-        nfa.link(nfa.literal(start, b"-"), first)
+    nfa.link(nfa.literal(start, b"-"), first)
     nfa.link(nfa.literal(start, b"0"), end)
     for digit in range(10):
         byte = ord("0") + digit

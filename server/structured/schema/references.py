@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from typing import Any
+from urllib.parse import unquote, urldefrag, urljoin
 
 from server.structured.refusals import Unsupported
 from server.structured.schema.keywords import enforced, inside
@@ -13,24 +14,63 @@ VALUES = frozenset({"enum", "const", "default", "examples"})
 
 
 class References:
-    """The references of a schema, `root`."""
+    """The references of a schema."""
 
-    def __init__(self, root: object) -> None:
-        self._root = root
+    def __init__(self, schema: Any) -> None:
+        self.root = schema
+        """The schema, without its own address."""
+        self._address = ""
+        if isinstance(schema, dict):
+            address = schema.get("$id", schema.get("id", ""))
+            self._address = urldefrag(address).url if isinstance(address, str) else ""
+            self.root = {keyword: value for keyword, value in schema.items() if keyword != "$id"}
 
     def target(self, reference: str, place: str) -> Any:
         """What `reference` points to. Raises Unsupported if that is nothing here."""
         place = inside(place, "$ref")
-        if reference != "#" and not reference.startswith("#/"):
+        if not self._is_here(reference):
             raise Unsupported(f"a `$ref` may lead to a place of this schema (`#/…`), not to {reference!r:.200}", place)
-        node: Any = self._root
-        for part in reference.split("/")[1:]:
+        fragment = unquote(urldefrag(reference).fragment)
+        if fragment in self._anchors:
+            return self._anchors[fragment]
+        node: Any = self.root
+        name, *parts = fragment.split("/")
+        if name:
+            raise Unsupported(f"the `$ref` {reference!r:.200} leads nowhere", place)
+        for part in parts:
             key = part.replace("~1", "/").replace("~0", "~")
             try:
                 node = node[int(key)] if isinstance(node, list) else node[key]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise Unsupported(f"the `$ref` {reference!r:.200} leads nowhere", place) from None
         return node
+
+    def _is_here(self, reference: str) -> bool:
+        """Whether it leads to this schema."""
+        try:
+            document = urldefrag(reference).url
+            return document in ("", self._address) or urljoin(self._address, document) == self._address
+        except ValueError:
+            return False
+
+    @cached_property
+    def _anchors(self) -> dict[str, Any]:
+        """Schemas by their names, `$anchor` or the `$id` of drafts 6 and 7."""
+        found: dict[str, Any] = {}
+        waiting = [self.root]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, dict):
+                address = node.get("$id", "#")
+                if not isinstance(address, str) or not address.startswith("#"):
+                    continue  # its names are its own
+                for name in (node.get("$anchor"), address[1:]):
+                    if isinstance(name, str) and name and "/" not in name:
+                        found.setdefault(name, node)
+                waiting += [value for key, value in node.items() if key not in VALUES]
+            elif isinstance(node, list):
+                waiting += node
+        return found
 
     def followed(self, schema: Any, place: str) -> Any:
         """The schema behind references that stand alone and do not reach themselves."""

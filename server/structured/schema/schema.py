@@ -8,9 +8,9 @@ from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
 from server.structured.refusals import Malformed, NoValue, TooLarge, Unsupported
 from server.structured.schema.arrays import write_array
-from server.structured.schema.disjoint import check_disjoint
+from server.structured.schema.disjoint import told_apart
 from server.structured.schema.instances import equal
-from server.structured.schema.keywords import OF_TYPE, TYPES, enforced, inside
+from server.structured.schema.keywords import OF_TYPE, REWORDED, TYPES, enforced, inside, reworded
 from server.structured.schema.merging import merged
 from server.structured.schema.numbers import integer, number
 from server.structured.schema.objects import write_object
@@ -41,9 +41,10 @@ def _compiled(schema: Any, budget: Budget, whitespace: Whitespace, depth: int) -
 
 def write_schema(nfa: Nfa, start: int, schema: Any, depth: int, place: str, whitespace: Whitespace) -> int:
     """Writes a value of the schema behind `start`; `place` is where the schema stands."""
-    writer = _Writer(nfa, References(schema), whitespace)
+    references = References(schema)
+    writer = _Writer(nfa, references, whitespace)
     try:
-        return writer.value(start, schema, depth, place)
+        return writer.value(start, references.root, depth, place)
     except TooLarge as error:
         [(largest, _)] = writer.savings.most_common(1) or [("", 0)]
         raise TooLarge(error.cause, error.place or largest) from None
@@ -66,6 +67,8 @@ class _Writer(Writer):
             raise NoValue("it is `false`", place)
         if "$ref" in schema:
             return self._referred(start, schema, depth, place)
+        if not schema.keys().isdisjoint(REWORDED):
+            schema = reworded(schema, place)
         if "allOf" in schema:
             return self._all_of(start, schema, depth, place)
         for keyword in ("anyOf", "oneOf"):
@@ -134,7 +137,7 @@ class _Writer(Writer):
             for index, option in enumerate(schema[keyword])
         ]
         if keyword == "oneOf":
-            check_disjoint(options, self.instances, inside(place, keyword))
+            options = told_apart(options, self.instances, inside(place, keyword))
 
         written = partial(self._merged, schema=rest, depth=depth)
         return self.either(

@@ -3,11 +3,14 @@
 import json
 from time import thread_time
 
+import jsonschema
 import pytest
 
 from server.structured.budget import Budget
 from server.structured.refusals import Refused, Unsupported
 from server.structured.schema import schema
+
+from .walks import walks
 
 
 def accepts(constraint, value):
@@ -80,3 +83,152 @@ def test_properties_that_are_none_are_all_there_are():
     assert not accepts({"type": "object", "properties": {}}, {"a": 1})
     assert accepts({"type": "object", "properties": {}, "additionalProperties": True}, {"a": 1})
     assert accepts({"type": "object"}, {"a": 1})
+
+
+LETTERS = ["a", "b", "c"]
+NODE = {"type": "object", "properties": {"next": {"$ref": "https://x.org/node#"}}}
+SUPPORTED = [
+    ({"not": {"required": ["b"]}, "type": "object", "properties": {"a": {}, "b": {}}}, [{}, {"a": 1}], [{"b": 1}]),
+    ({"not": {"type": ["string", "number"]}}, [None, [], {}, True], ["", 1, 1.5]),
+    ({"not": {"type": "object", "required": ["a"]}}, [1, "x", {}], [{"a": 1}]),
+    (
+        {
+            "properties": {name: {"type": "null"} for name in LETTERS},
+            "not": {"anyOf": [{"required": [n]} for n in "ab"]},
+        },
+        [{}, {"c": None}],
+        [{"a": None}, {"b": None, "c": None}],
+    ),
+    (
+        {"properties": {name: {"type": "null"} for name in LETTERS}, "not": {"required": ["a", "b"]}},
+        [{}, {"a": None}, {"b": None, "c": None}],
+        [{"a": None, "b": None}, {"a": None, "b": None, "c": None}],
+    ),
+    (
+        {"properties": {name: {"type": "null"} for name in LETTERS}, "dependentRequired": {"a": ["b"], "c": ["a"]}},
+        [{}, {"b": None}, {"a": None, "b": None}, {"a": None, "b": None, "c": None}],
+        [{"a": None}, {"c": None}, {"a": None, "c": None}],
+    ),
+    (
+        {"properties": {name: {"type": "null"} for name in LETTERS}, "dependencies": {"a": ["b"]}},
+        [{}, {"a": None, "b": None}],
+        [{"a": None}],
+    ),
+    (
+        {"properties": {name: {"type": "null"} for name in LETTERS}, "oneOf": [{"required": [name]} for name in "ab"]},
+        [{"a": None}, {"b": None, "c": None}],
+        [{}, {"a": None, "b": None}, {"c": None}],
+    ),
+    (
+        {
+            "properties": {name: {"type": "null"} for name in LETTERS},
+            "oneOf": [{"required": ["a"]}, {"required": ["b", "c"]}],
+        },
+        [{"a": None}, {"a": None, "b": None}, {"b": None, "c": None}],
+        [{}, {"a": None, "b": None, "c": None}, {"b": None}],
+    ),
+    ({"oneOf": [{"type": ["string", "null"]}, {"type": ["integer", "null"]}]}, ["", 1], [None, 1.5]),
+    ({"oneOf": [{"type": ["string", "null"]}, {"type": "integer"}]}, ["", 1, None], [1.5]),
+    (
+        {"anyOf": [{"type": "integer"}, {"maximum": 5}], "allOf": [{"anyOf": [{"minimum": 3}, {"multipleOf": 2}]}]},
+        [3, 4, 2, 100, 3.5],
+        [1, 5.5, -1],
+    ),
+    (
+        {"items": {"enum": [*LETTERS, "a"]}, "uniqueItems": True},
+        [[], ["a"], ["c", "a"], ["b", "c", "a"]],
+        [["a", "a"], ["a", "b", "a"], ["d"]],
+    ),
+    (
+        {"items": {"type": ["boolean", "null"]}, "uniqueItems": True, "minItems": 2},
+        [[None, True]],
+        [[None], [True] * 2],
+    ),
+    (
+        {"items": {"enum": list("abcdefgh")}, "uniqueItems": True, "minItems": 1, "maxItems": 3},
+        [["a"], ["h"], ["a", "c", "h"], ["f", "g"]],
+        [[], ["a", "a"], list("abcd")],
+    ),
+    ({"items": {"type": "string"}, "uniqueItems": True, "maxItems": 1}, [[], ["x"]], [["x", "x"], ["x", "y"]]),
+    ({"items": {"type": "string"}, "uniqueItems": False}, [["x", "x"]], [[1]]),
+    ({"enum": [[1, 1.0], [1, True], []], "uniqueItems": True}, [[1, True], []], [[1, 1]]),
+    ({"$id": "https://x.org/node", **NODE}, [{}, {"next": {"next": {}}}], [{"next": 1}]),
+    (
+        {"$id": "https://x.org/node", "items": {"$ref": "node#/$defs/a%20b"}, "$defs": {"a b": {"type": "null"}}},
+        [[None]],
+        [[1]],
+    ),
+    ({"$ref": "#x", "$defs": {"a": {"$anchor": "x", "type": "null"}}}, [None], [1]),
+]
+
+
+@pytest.mark.parametrize(("constraint", "accepted", "refused"), SUPPORTED)
+def test_what_is_said_in_other_words(constraint, accepted, refused):
+    found = schema.automaton(constraint, Budget())
+    assert [value for value in accepted if not found.matches(json.dumps(value))] == []
+    assert [value for value in refused if found.matches(json.dumps(value))] == []
+    if "https" in json.dumps(constraint) or "dependencies" in constraint:
+        return
+    validator = jsonschema.Draft202012Validator(constraint)
+    assert all(validator.is_valid(value) for value in accepted)
+    for text in walks(found, 0, 15):
+        validator.validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "accepted", "refused"),
+    [
+        ({"minimum": 1, "exclusiveMinimum": True, "maximum": 3, "exclusiveMaximum": False}, [2, 3, 1.5], [1, 4]),
+        ({"items": [{"type": "null"}, {"type": "integer"}]}, [[], [None], [None, 1]], [[1], [None, None]]),
+        ({"items": [{"type": "null"}], "additionalItems": {"type": "integer"}}, [[None, 1, 2]], [[None, None]]),
+        ({"items": [{"type": "null"}], "additionalItems": False}, [[None]], [[None, None]]),
+        ({"items": {"type": "null"}, "additionalItems": False}, [[None, None]], [[1]]),
+        (
+            {"items": {"$id": "#/items", "$ref": "#/definitions/a"}, "definitions": {"a": {"type": "null"}}},
+            [[None]],
+            [[1]],
+        ),
+    ],
+)
+def test_words_of_older_drafts(constraint, accepted, refused):
+    found = schema.automaton(constraint, Budget())
+    assert [value for value in accepted if not found.matches(json.dumps(value))] == []
+    assert [value for value in refused if found.matches(json.dumps(value))] == []
+    validator = jsonschema.Draft4Validator(constraint)
+    for text in walks(found, 0, 15):
+        validator.validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "cause"),
+    [
+        ({"not": {"properties": {"a": {"type": "null"}}}}, "`not`"),
+        ({"not": {"type": "integer"}}, "`not`"),
+        ({"items": {"type": "string"}, "uniqueItems": True}, "`uniqueItems`"),
+        ({"items": {"enum": list("abcdefg")}, "uniqueItems": True, "minItems": 7}, "`uniqueItems`"),
+        ({"oneOf": [{"required": ["a"]}, {"required": ["a", "b"]}]}, "`oneOf`"),
+        ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "`oneOf`"),
+        ({"$id": "https://x.org/a", "$ref": "https://y.org/a#/$defs/b", "$defs": {"b": True}}, r"`\$ref`"),
+        ({"$ref": "#x"}, r"`\$ref`"),
+    ],
+)
+def test_what_stays_refused(constraint, cause):
+    with pytest.raises(Unsupported, match=cause):
+        schema.automaton(constraint, Budget())
+
+
+def test_an_item_is_written_once():
+    """An array without bounds costs no second copy of its items."""
+    deep = {"type": "string", "maxLength": 100}
+    for _ in range(5):
+        deep = {"type": "array", "items": deep}
+    schema.automaton(deep, Budget(nodes=3000))
+
+
+def test_names_of_a_map_are_compiled_once():
+    pattern = {"type": "object", "patternProperties": {"^([a-z]{1,20}-){1,20}$": True}, "additionalProperties": False}
+    begun = thread_time()
+    names = {"type": "object", "propertyNames": {"maxLength": 200}, "additionalProperties": {"type": "null"}}
+    schema.automaton(names | {"maxProperties": 12}, Budget())
+    assert thread_time() - begun < 3
+    assert accepts(pattern, {"a-b-": None})

@@ -94,7 +94,7 @@ def test_content_of_a_schema_stands_instead_of_free_text():
         ([Tool("a"), Tool("a")], "auto", Malformed),
         ([], "required", Malformed),
         ([Tool(f"t{number}") for number in range(129)], "auto", TooLarge),
-        ([Tool("a", {"not": {}})], "auto", Unsupported),
+        ([Tool("a", {"if": {}})], "auto", Unsupported),
     ],
 )
 def test_what_is_refused(called, choice, error):
