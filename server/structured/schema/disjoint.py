@@ -35,19 +35,18 @@ def told_apart(options: list[Any], instances: Instances, place: str) -> list[Any
 
 
 def _without_null(options: list[Schema], instances: Instances, place: str) -> list[Schema]:
-    """Without `null` if it fits two of the options, and these name it among their types."""
+    """Without `null` if it fits two of the options, and all that it fits name it among their types."""
     try:
-        allowing = [number for number, option in enumerate(options) if instances.fit(None, option, place)]
+        allowing = [option for option in options if instances.fit(None, option, place)]
     except Unsupported:
         return options
-    if len(allowing) < 2:
+    if len(allowing) < 2 or any(isinstance(option, bool) or "type" not in option for option in allowing):
         return options
-    return [_not_null(option) if number in allowing else option for number, option in enumerate(options)]
+    return [_not_null(option) if option in allowing else option for option in options]
 
 
 def _not_null(option: Schema) -> Schema:
-    if isinstance(option, bool) or "type" not in option:
-        return option
+    assert isinstance(option, dict)
     types = [kind for kind in listed(option["type"]) if kind != "null"]
     return {**option, "type": types} if types else False
 

@@ -208,6 +208,7 @@ def test_words_of_older_drafts(constraint, accepted, refused):
         ({"items": {"enum": list("abcdefg")}, "uniqueItems": True, "minItems": 7}, "`uniqueItems`"),
         ({"oneOf": [{"required": ["a"]}, {"required": ["a", "b"]}]}, "`oneOf`"),
         ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, "`oneOf`"),
+        ({"oneOf": [{"anyOf": [{}, {"const": 0}]}, {"type": "null"}]}, "`oneOf`"),
         ({"$id": "https://x.org/a", "$ref": "https://y.org/a#/$defs/b", "$defs": {"b": True}}, r"`\$ref`"),
         ({"$ref": "#x"}, r"`\$ref`"),
     ],
