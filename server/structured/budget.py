@@ -31,6 +31,11 @@ class Budget:
         if thread_time() > self._deadline:
             raise TooLarge(f"it takes more than {self.seconds:g} s to compile")
 
+    @property
+    def is_half_gone(self) -> bool:
+        """Whether half of the time is used."""
+        return thread_time() > self._deadline - self.seconds / 2
+
     def check_nodes(self, count: int) -> None:
         if count > self.nodes:
             raise TooLarge(f"more than {self.nodes:,} nodes")
@@ -44,15 +49,29 @@ class Budget:
             raise TooLarge(f"more than {self.entries:,} pairs of a state and a class of tokens")
 
 
-def shallower(compiled: Callable[[int], _Made], depth: int) -> _Made:
-    """What `compiled` makes of nesting `depth` deep, or of the deepest nesting with which it is not too large."""
+def shallower(compiled: Callable[[int], _Made], depth: int, budget: Budget) -> _Made:
+    """What `compiled` makes of nesting `depth` deep, or, if that is too large, of a nesting that is not.
+
+    The deepest is sought by halves, while less than half of the time is gone: each level may cost several times the
+    one above.
+    """
+    made: _Made | None = None
     too_large: TooLarge | None = None
-    for levels in range(depth, 0, -1):
+    no_value: NoValue | None = None
+    least, level, most = 1, depth, depth
+    while least <= most and (made is None or not budget.is_half_gone):
         try:
-            return compiled(levels)
+            made = compiled(level)
+            least = level + 1
         except TooLarge as error:
             too_large = too_large or error
+            most = level - 1
         except NoValue as error:
-            raise too_large or error from None
-    assert too_large
-    raise too_large
+            no_value = error
+            least = level + 1
+        level = (least + most + 1) // 2
+    if made is None:
+        refusal = too_large or no_value
+        assert refusal
+        raise refusal
+    return made

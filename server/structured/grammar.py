@@ -69,7 +69,7 @@ def automaton(text: str, budget: Budget) -> Automaton:
     try:
         reader = _Reader(text)
         writer = _Grammar(reader.rules, reader.ignored)
-        return shallower(lambda depth: writer.compiled(reader.start, depth, budget), MAX_DEPTH)
+        return shallower(lambda depth: writer.compiled(reader.start, depth, budget), MAX_DEPTH, budget)
     except RecursionError:
         raise Unsupported("a grammar with so much within each other is not supported") from None
 

@@ -66,7 +66,7 @@ def automaton(
         nfa.link(_write_calls(nfa, entry, tools, depth, whitespace, is_parallel=is_parallel), end)
         return determinised(nfa, start, end)
 
-    return shallower(compiled, MAX_DEPTH)
+    return shallower(compiled, MAX_DEPTH, budget)
 
 
 def _check(tools: Sequence[Tool]) -> None:

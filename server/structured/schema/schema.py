@@ -30,7 +30,7 @@ def automaton(schema: Any, budget: Budget, whitespace: Whitespace = "flexible") 
 
     Raises Malformed, Unsupported, NoValue or TooLarge.
     """
-    return shallower(lambda depth: _compiled(schema, budget, whitespace, depth), MAX_DEPTH)
+    return shallower(lambda depth: _compiled(schema, budget, whitespace, depth), MAX_DEPTH, budget)
 
 
 def _compiled(schema: Any, budget: Budget, whitespace: Whitespace, depth: int) -> Automaton:

@@ -34,6 +34,13 @@ def test_which_texts_are_accepted(text, yes, no):
     assert [one for one in no if found.matches(one)] == []
 
 
+def test_what_grows_with_its_depth_is_nested_as_deeply_as_there_is_room():
+    sums = 'start: e\ne: e "+" e | e "*" e | "(" e ")" | NUMBER\nNUMBER: /[0-9]+/\n%ignore " "'
+    found = grammar.automaton(sums, Budget())
+    assert all(found.matches(text) for text in ("12", "1 + 2*3", "(1+2)*3"))
+    assert not any(found.matches(text) for text in ("1+", "(1", "1 2"))
+
+
 @pytest.mark.parametrize(
     ("text", "error", "cause"),
     [
