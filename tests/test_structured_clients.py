@@ -89,7 +89,7 @@ def test_completions_in_vllms_words(client, guidance):
 
 
 def test_a_refusal_names_the_place(client):
-    schema = {"type": "object", "properties": {"a": {"not": {"type": "null"}}}}
+    schema = {"type": "object", "properties": {"a": {"if": {"type": "null"}}}}
     with pytest.raises(openai.BadRequestError) as told:
         client.chat.completions.create(
             model="demo",
@@ -97,7 +97,7 @@ def test_a_refusal_names_the_place(client):
             response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
         )
     assert told.value.param == "response_format.json_schema.schema"
-    assert "#/properties/a/not: the keyword `not`" in told.value.message
+    assert "#/properties/a/if: the keyword `if`" in told.value.message
 
 
 def test_no_room_is_a_400_that_says_how_much_it_takes(client):

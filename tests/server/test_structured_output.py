@@ -88,7 +88,7 @@ async def test_choices_and_prompts_share_it(api, engine):
 @pytest.mark.parametrize(
     ("body", "param", "why"),
     [
-        (said({"not": {}}), "response_format.json_schema.schema", "#/not: the keyword `not` is not supported"),
+        (said({"if": {}}), "response_format.json_schema.schema", "#/if: the keyword `if` is not supported"),
         (said({"type": "x"}), "response_format.json_schema.schema", "#/type: `type` is one of"),
         (said({"enum": []}), "response_format.json_schema.schema", "no value fits"),
         (said({"const": "x" * 70000}), "response_format.json_schema.schema", "70,012 bytes, and 65,536 are allowed"),
@@ -136,12 +136,12 @@ async def test_it_is_compiled_once_and_kept(api, app):
     answers = [(await api.complete(guided_regex="[ab]c")).json() for _ in range(2)]
     assert [answer["usage"]["diffusion"]["constraint"]["cached"] for answer in answers] == [False, True]
     for _ in range(2):
-        await api.error(400, **said({"properties": {"a": {"not": {}}}}))
+        await api.error(400, **said({"properties": {"a": {"if": {}}}}))
     await api.error(400, guided_regex="(")
     shown = generate_latest(app.state.registry).decode()
     assert re.search(r"unmask_constraint_compile_seconds_count\{[^}]*\} 1.0", shown)
     assert re.search(r"unmask_constraint_cache_hits_total\{[^}]*\} 1.0", shown)
-    assert re.search(r'unmask_constraint_refused_total\{keyword="not",[^}]*reason="unsupported"\} 2.0', shown)
+    assert re.search(r'unmask_constraint_refused_total\{keyword="if",[^}]*reason="unsupported"\} 2.0', shown)
     assert re.search(r'unmask_constraint_refused_total\{keyword="",[^}]*reason="malformed"\} 1.0', shown)
 
 

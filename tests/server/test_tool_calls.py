@@ -374,9 +374,9 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
         ),
         ({"tools": [function(name="a", strict="yes")]}, "tools.0.function.strict", "boolean"),
         (
-            {"tools": [TOOLS[0], function(name="a", parameters={"properties": {"x": {"not": {}}}})]},
+            {"tools": [TOOLS[0], function(name="a", parameters={"properties": {"x": {"if": {}}}})]},
             "tools.1.function.parameters",
-            "#/properties/x/not: the keyword `not` is not supported",
+            "#/properties/x/if: the keyword `if` is not supported",
         ),
         (
             {"tools": [function(name="a", parameters={"properties": {"x": {"enum": []}}, "required": ["x"]})]},
@@ -398,9 +398,9 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
         ({"guided_json": {"type": "x"}}, "guided_json", "#/type"),
         ({"guided_json": "{"}, "guided_json", "no JSON"),
         (
-            {"guided_json": {"type": "object"}, "tools": [function(name="a", parameters={"not": {}})]},
+            {"guided_json": {"type": "object"}, "tools": [function(name="a", parameters={"if": {}})]},
             "tools.0.function.parameters",
-            "`tools.0.function.parameters`: #/not",
+            "`tools.0.function.parameters`: #/if",
         ),
         ({"guided_json": True, "guided_regex": "a"}, "guided_regex", "both say"),
     ],
