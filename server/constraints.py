@@ -1,37 +1,36 @@
 """The constraints of one model: compiled in a worker process, each once, and kept while there is room.
 
-Several requests for one spec wait for one compilation. A refusal is kept too. A job has a bound on its processor time,
+Several requests for one spec wait for one compilation; one that nobody waits for any more is not begun. A refusal is
+kept too. A job has a bound on its processor time,
 whatever the spec is, and the event loop is never held up.
 """
 
 import asyncio
-import logging
 import re
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from engine import Constraint, ModelSpec
-from server.jobs.workers import Failed, TookTooLong, Workers
+from engine import Constraint, ModelSpec, QueueFull
+from server.jobs.workers import Crashed, TookTooLong, Workers
 from server.structured.compiler import BYTES_AS, unpacked
-from server.structured.refusals import Malformed, NoValue, Refused, TooLarge, Unsupported
+from server.structured.refusals import Malformed, NoValue, Refused, TooLarge, TooSlow, Unsupported
 from server.structured.schema.keywords import ENFORCED, REFUSED
 from server.structured.spec import Spec
 from server.text.tokenizer import Tokenizer
 
 SECONDS = 5.5
 """Processor time of a compilation, after which its process is ended: more than its own budget, which is told better."""
-SETUP_SECONDS = 60.0
-"""The same for the answer that the vocabulary is ready."""
+MAX_RUNNING = 16
+"""Constraints that are being compiled, or wait to be."""
 REFUSAL_BYTES = 1024
 """What a kept refusal is said to take, beside its spec."""
 
 LANE = "constraints"
 KEYWORDS = ENFORCED | REFUSED
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,20 @@ class Compiled:
     """From the request to the result, other jobs of the worker included."""
     is_cached: bool = False
     """Whether it was made for an earlier request."""
+
+
+@dataclass(slots=True)
+class _Compilation:
+    """One that runs, or waits for its turn."""
+
+    task: "asyncio.Task[Compiled | Refused]"
+    num_waiting: int = 0
+    """Requests that want it. Without any, it is cancelled before its turn comes."""
+    has_begun: bool = False
+
+
+_Key = tuple[str, Spec]
+"""A tenant and what it asks for."""
 
 
 class CompileObserver(Protocol):
@@ -73,88 +86,95 @@ class Constraints:
         self._observer = observer
         self._is_enabled = is_enabled
         self._cache_bytes = cache_bytes
-        self._kept: OrderedDict[Spec, Compiled | Refused] = OrderedDict()
-        """The last used one is the last."""
+        self._kept: OrderedDict[_Key, Compiled | Refused] = OrderedDict()
+        """The last used one is the last. A refusal has never been raised: a traceback would keep its request."""
         self._kept_bytes = 0
-        self._running: dict[Spec, asyncio.Task[Compiled]] = {}
+        self._running: dict[_Key, _Compilation] = {}
+        self._turn = asyncio.Lock()
         self._workers = Workers(
             "server.structured.compiler:Compiler",
             self._setup,
             lanes=(LANE,),
-            raises=(Malformed, Unsupported, NoValue, TooLarge),
+            raises=(Malformed, Unsupported, NoValue, TooLarge, TooSlow, MemoryError),
         )
-
-    async def start(self) -> None:
-        """Starts the worker process, and returns when it has read the vocabulary."""
-        if self._is_enabled and self._tokenizer.is_byte_level:
-            await self._workers.ask(LANE, "ready", seconds=SETUP_SECONDS)
 
     def close(self) -> None:
         """Ends the worker process."""
         self._workers.close()
 
-    async def compiled(self, spec: Spec) -> Compiled:
-        """The constraint of the spec. Raises Refused, or EngineUnavailable if too many are being compiled."""
+    async def compiled(self, spec: Spec, tenant: str = "") -> Compiled:
+        """The constraint of the spec. Two tenants share none: how long it takes would tell one of the other's.
+
+        Raises Refused, QueueFull if too many are being compiled, or EngineUnavailable.
+        """
+        key = tenant, spec
         try:
             self._check_enabled()
-            made = self._found(spec) or await self._compiled_once(spec)
+            found = self._found(key) or await self._compiled_once(key)
+            if isinstance(found, Refused):
+                raise type(found)(found.cause, found.place)
         except Refused as error:
             self._observer.on_refused(error.reason, _keyword(error))
             raise
-        if made.is_cached:
+        if found.is_cached:
             self._observer.on_cached()
-        return made
+        return found
 
-    def _found(self, spec: Spec) -> Compiled | None:
-        """What is kept. Raises Refused if that is a refusal."""
-        kept = self._kept.get(spec)
-        if kept is None:
-            return None
-        self._kept.move_to_end(spec)
-        if isinstance(kept, Refused):
-            raise type(kept)(kept.cause, kept.place)
-        return replace(kept, is_cached=True)
+    def _found(self, key: _Key) -> Compiled | Refused | None:
+        """What is kept."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self._kept.move_to_end(key)
+        return replace(kept, is_cached=True) if isinstance(kept, Compiled) else kept
 
-    async def _compiled_once(self, spec: Spec) -> Compiled:
+    async def _compiled_once(self, key: _Key) -> Compiled | Refused:
         """Waits for the compilation that runs for another request, if one does."""
-        if (running := self._running.get(spec)) is not None:
-            return replace(await asyncio.shield(running), is_cached=True)
-        task = self._running[spec] = asyncio.create_task(self._compile(spec))
-        task.add_done_callback(lambda done: self._forget(spec, done))
-        return await asyncio.shield(task)  # others may wait for it when this request's client has hung up
-
-    def _forget(self, spec: Spec, done: asyncio.Task[Compiled]) -> None:
-        del self._running[spec]
-        if not done.cancelled():
-            done.exception()  # looked at here, in case that nobody waits any more
-
-    async def _compile(self, spec: Spec) -> Compiled:
-        started = time.monotonic()
+        running = self._running.get(key)
+        if is_first := running is None:
+            if len(self._running) >= MAX_RUNNING:
+                raise QueueFull("Too many constraints are being compiled; try again later.")
+            running = self._running[key] = _Compilation(asyncio.create_task(self._compile(key)))
+            running.task.add_done_callback(lambda _: self._running.pop(key, None))
+        running.num_waiting += 1
         try:
-            packed = await self._ask(spec)
-        except Refused as error:
-            self._keep(spec, error)
-            raise
-        except Failed as error:  # not kept: the machine may have been short of memory
-            logger.warning("a constraint could not be compiled: the worker process %s", error)
-            raise TooLarge("it runs out of memory while it is compiled") from None
+            made = await asyncio.shield(running.task)  # others may wait when this request's client has hung up
+        finally:
+            running.num_waiting -= 1
+            if not (running.num_waiting or running.has_begun):
+                running.task.cancel()
+                self._running.pop(key, None)
+        return made if is_first or isinstance(made, Refused) else replace(made, is_cached=True)
+
+    async def _compile(self, key: _Key) -> Compiled | Refused:
+        started = time.monotonic()
+        async with self._turn:
+            self._running[key].has_begun = True
+            packed = await self._ask(key[1])
+        if isinstance(packed, Refused):
+            if not isinstance(packed, TooSlow):  # another time it may be fast enough
+                self._keep(key, packed)
+            return packed
         constraint = await asyncio.to_thread(_made, packed)
         made = Compiled(constraint, time.monotonic() - started)
         self._observer.on_compiled(made.seconds)
-        self._keep(spec, made)
+        self._keep(key, made)
         return made
 
-    async def _ask(self, spec: Spec) -> str:
-        """The packed constraint. Raises Refused, Failed or EngineUnavailable."""
+    async def _ask(self, spec: Spec) -> str | Refused:
+        """The packed constraint. Raises EngineUnavailable, or Failed for a defect of the compiler."""
         given = {"kind": spec.kind, "source": spec.source, "whitespace": spec.whitespace}
         try:
             return str(await self._workers.ask(LANE, "compile", seconds=SECONDS, **given))
         except TookTooLong:
-            raise TooLarge(f"it takes more than {SECONDS:g} s to compile") from None
+            return TooSlow(f"it takes more than {SECONDS:g} s to compile")
+        except (Crashed, MemoryError):
+            return TooLarge("it runs out of memory while it is compiled")
+        except Refused as error:
+            return type(error)(error.cause, error.place)
 
-    def _keep(self, spec: Spec, made: Compiled | Refused) -> None:
-        self._kept[spec] = made
-        self._kept_bytes += _size(spec, made)
+    def _keep(self, key: _Key, made: Compiled | Refused) -> None:
+        self._kept[key] = made
+        self._kept_bytes += _size(key, made)
         while self._kept_bytes > self._cache_bytes:
             self._kept_bytes -= _size(*self._kept.popitem(last=False))
 
@@ -180,12 +200,13 @@ def _made(packed: str) -> Constraint:
     return constraint
 
 
-def _size(spec: Spec, made: Compiled | Refused) -> int:
-    """Bytes that are kept for this spec."""
+def _size(key: _Key, made: Compiled | Refused) -> int:
+    """Bytes that are kept for this key."""
+    source = sys.getsizeof(key[1].source)
     if isinstance(made, Refused):
-        return len(spec.source) + REFUSAL_BYTES
+        return source + REFUSAL_BYTES
     arrays = [value for value in vars(made.constraint).values() if hasattr(value, "nbytes")]
-    return len(spec.source) + sum(int(array.nbytes) for array in [*arrays, *made.constraint.groups])
+    return source + sum(int(array.nbytes) for array in [*arrays, *made.constraint.groups])
 
 
 def _keyword(error: Refused) -> str:

@@ -24,6 +24,7 @@ from engine import EngineUnavailable
 
 PATIENCE_SECONDS = 60.0
 """A request waits this long for its job, time in the queue included."""
+ENDED = "A process that reads requests has ended; try again."
 MAX_ANSWER_BYTES = 2**28
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """The process forks, so its libraries must not start threads."""
@@ -34,7 +35,11 @@ class TookTooLong(Exception):
 
 
 class Failed(Exception):
-    """The job raised something unexpected, ran out of memory, or crashed. The message is a predicate."""
+    """The job raised something unexpected. The message is a predicate."""
+
+
+class Crashed(Failed):
+    """The job's process ran out of memory, or crashed."""
 
 
 class Workers:
@@ -62,6 +67,7 @@ class Workers:
         self._numbers = itertools.count()
         self._lock = Lock()
         self._process: _Process | None = None
+        self._is_closed = False
 
     async def ask(self, lane: str, do: str, *, seconds: float, **given: Any) -> Any:
         """What the object's method `do` returns, which may take so many seconds of processor time.
@@ -84,11 +90,12 @@ class Workers:
             case {"ended": "time"}:
                 raise TookTooLong
             case _:
-                raise Failed("ran out of memory, or crashed")
+                raise Crashed("ran out of memory, or crashed")
 
     def close(self) -> None:
-        """Kills the process, whatever it is doing. Does nothing if there is none."""
+        """Kills the process, whatever it is doing; none is started any more."""
         with self._lock:
+            self._is_closed = True
             if self._process:
                 self._process.end()
             self._process = None
@@ -96,6 +103,8 @@ class Workers:
     def _ask(self, lane: str, do: str, seconds: float, given: Mapping[str, Any]) -> Any:
         """Runs in the lane's thread. Raises EngineUnavailable if the process dies."""
         with self._lock:
+            if self._is_closed:
+                raise EngineUnavailable(ENDED)
             process = self._process = self._process or _Process(self._of, self._setup(), list(self._threads))
         number = next(self._numbers)
         job = json.dumps({"number": number, "do": do, "seconds": seconds, "given": given}).encode()
@@ -107,7 +116,7 @@ class Workers:
                 process.end()
                 if self._process is process:
                     self._process = None
-            raise EngineUnavailable("A process that reads requests has ended; try again.") from None
+            raise EngineUnavailable(ENDED) from None
 
 
 def _exchange(connection: Connection, job: bytes, number: int) -> Any:

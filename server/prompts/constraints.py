@@ -23,27 +23,31 @@ _Says = tuple[str, Callable[[], Spec]]
 """The field, and what makes a spec of it, which may raise Refused."""
 
 
-async def compiled(body: ConstrainedRequest, constraints: Constraints, whitespace: Whitespace) -> Compiled | None:
+async def compiled(
+    body: ConstrainedRequest, constraints: Constraints, whitespace: Whitespace, tenant: str
+) -> Compiled | None:
     """The constraint of the body's answer; None if it has none. `whitespace`: the server's default.
 
-    Raises InvalidRequest, which names the field, or EngineUnavailable.
+    Raises InvalidRequest, which names the field, or what `Constraints.compiled` raises besides refusals.
     """
     said = _one_of(_said(body, whitespace))
     if said is None:
         return None
     param, make = said
     with _naming(param):
-        return await constraints.compiled(make())
+        return await constraints.compiled(make(), tenant)
 
 
-async def compiled_chat(body: ChatRequest, constraints: Constraints, whitespace: Whitespace) -> Compiled | None:
+async def compiled_chat(
+    body: ChatRequest, constraints: Constraints, whitespace: Whitespace, tenant: str
+) -> Compiled | None:
     """The same of a chat, whose answer may call tools.
 
     What else the body says of the answer, it then says of the text that stands in place of calls. Only a schema can be
     said of it; where a call is required there is no such text.
     """
     if not body.shown_tools:
-        return await compiled(body, constraints, whitespace)
+        return await compiled(body, constraints, whitespace, tenant)
     said = _one_of(_said(body, whitespace))
     content_param, content = None, None
     if said:
@@ -55,7 +59,7 @@ async def compiled_chat(body: ChatRequest, constraints: Constraints, whitespace:
                 f"`{content_param}` cannot stand beside `tools`; leave one of them out.", content_param
             )
     with _naming("tools", body.tools, content_param):
-        return await constraints.compiled(_of_tools(body, content, whitespace))
+        return await constraints.compiled(_of_tools(body, content, whitespace), tenant)
 
 
 def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace) -> Spec:
@@ -111,12 +115,15 @@ def _naming(param: str, tools: Sequence[WireTool] = (), content: str | None = No
 
 
 def _said(body: ConstrainedRequest, whitespace: Whitespace) -> Iterator[_Says]:
+    if body.structured_outputs and body.structured_outputs.disable_any_whitespace:
+        whitespace = "compact"
     asked = body.response_format
-    if asked and asked.type == "json_object":
-        yield "response_format", lambda: spec.of_object(whitespace)
-    elif asked and asked.json_schema and asked.type == "json_schema":
-        schema = asked.json_schema.schema_
-        yield "response_format.json_schema.schema", lambda: spec.of_schema(schema, whitespace)
+    if asked and asked.json_schema:
+        yield "response_format.json_schema.schema", partial(spec.of_schema, asked.json_schema.schema_, whitespace)
+    elif asked and asked.schema_ is not None:
+        yield "response_format.schema", partial(spec.of_schema, asked.schema_, whitespace)
+    elif asked and asked.type == "json_object":
+        yield "response_format", partial(spec.of_object, whitespace)
     yield from _in_vllms_words(body, whitespace)
     if body.guided_json not in (None, {}, ""):
         yield "guided_json", partial(_of_json, body.guided_json, whitespace)
@@ -132,8 +139,6 @@ def _in_vllms_words(body: ConstrainedRequest, whitespace: Whitespace) -> Iterato
     asked = body.structured_outputs
     if asked is None:
         return
-    if asked.disable_any_whitespace:
-        whitespace = "compact"
     if asked.json_ is not None:
         yield "structured_outputs.json", partial(_of_json, asked.json_, whitespace)
     if asked.json_object:
@@ -149,6 +154,7 @@ def _in_vllms_words(body: ConstrainedRequest, whitespace: Whitespace) -> Iterato
 def _of_json(schema: Any, whitespace: Whitespace) -> Spec:
     """Of a schema that may be written as a text."""
     if isinstance(schema, str):
+        spec.check_size("schema", len(schema))
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError):

@@ -33,7 +33,7 @@ async def from_completion(
         raise InvalidRequest("With holes to fill, `logprobs` is of the fills: leave `echo` out.", "logprobs")
     drawn = max(body.best_of or 1, body.n)
     default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
-    constraint = await compiled(body, service.constraints, service.json_whitespace)
+    constraint = await compiled(body, service.constraints, service.json_whitespace, tenant)
     if constraint:
         _check_constrained(body, is_infill=is_infill)
     sampling = await sampling_params(
@@ -134,7 +134,7 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         variables=effort,
     )
     asked = body.max_completion_tokens or body.max_tokens
-    constraint = await compiled_chat(body, service.constraints, service.json_whitespace)
+    constraint = await compiled_chat(body, service.constraints, service.json_whitespace, tenant)
     sampling = await sampling_params(
         body,
         service.tokenizer,

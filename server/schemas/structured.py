@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -34,16 +34,28 @@ class ResponseFormat(WireRequest):
     type: Literal["text", "json_object", "json_schema"] = "text"
     """Any text, any JSON object, or JSON that fits `json_schema`."""
     json_schema: JsonSchemaFormat | None = None
+    """Only with the type of this name."""
+    schema_: Any = Field(default=None, alias="schema", json_schema_extra=_SCHEMA)
+    """Other servers' place for the schema, with either JSON type."""
 
     @model_validator(mode="after")
-    def _has_schema(self) -> "ResponseFormat":
-        if self.type == "json_schema" and self.json_schema is None:
+    def _has_its_schema(self) -> "ResponseFormat":
+        has_schema = self.schema_ is not None
+        if self.type == "json_schema" and self.json_schema is None and not has_schema:
             raise PydanticCustomError("json_schema", "needs `json_schema`")
+        if self.json_schema is not None and (self.type != "json_schema" or has_schema):
+            raise PydanticCustomError(
+                "json_schema", "may have `json_schema` only with this `type`, and no other schema"
+            )
+        if self.type == "text" and has_schema:
+            raise PydanticCustomError("schema", "may have no `schema` with the `type` text")
         return self
 
 
 class StructuredOutputs(WireRequest):
-    """vLLM's form of the same; exactly one of the first five says what the answer must be."""
+    """vLLM's form of the same; at most one of the first five says what the answer must be. Others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
 
     json_: Any = Field(default=None, alias="json", json_schema_extra=_SCHEMA_OR_TEXT)
     """A JSON Schema, or one as a text."""

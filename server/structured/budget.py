@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from time import thread_time
 from typing import TypeVar
 
-from server.structured.refusals import NoValue, TooLarge
+from server.structured.refusals import NoValue, TooLarge, TooSlow
 
 _Made = TypeVar("_Made")
 
@@ -29,7 +29,7 @@ class Budget:
 
     def check_time(self) -> None:
         if thread_time() > self._deadline:
-            raise TooLarge(f"it takes more than {self.seconds:g} s to compile")
+            raise TooSlow(f"it takes more than {self.seconds:g} s to compile")
 
     @property
     def is_half_gone(self) -> bool:

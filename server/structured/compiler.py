@@ -30,9 +30,6 @@ class Compiler:
         self._vocabulary = Vocabulary([spelling.encode(BYTES_AS) for spelling in spellings])
         self._stop_ids = stop_ids
 
-    def ready(self) -> None:
-        """Does nothing: it answers once the vocabulary is made."""
-
     def compile(self, kind: Kind, source: str, whitespace: Whitespace) -> str:
         """A packed `Lifted`. Raises the exceptions of `server.structured.refusals`."""
         budget = Budget()

@@ -50,6 +50,10 @@ class TooLarge(Refused):
         return f"too large: {self.cause}" + (f"; shorten {self.place}" if self.place else "")
 
 
+class TooSlow(TooLarge):
+    """It needs more time than the budget has, on a machine as busy as this one is now."""
+
+
 @contextmanager
 def placed(place: str) -> Iterator[None]:
     """Gives `place` to refusals that have none yet."""

@@ -71,6 +71,12 @@ def of_tools(
     )
 
 
+def check_size(kind: Kind, num_bytes: int) -> None:
+    """Raises TooLarge."""
+    if num_bytes > MAX_BYTES[kind]:
+        raise TooLarge(f"it has {num_bytes:,} bytes, and {MAX_BYTES[kind]:,} are allowed")
+
+
 def _spec(kind: Kind, source: Any, whitespace: Whitespace = "flexible") -> Spec:
     try:
         text = json.dumps(source, ensure_ascii=False, separators=(",", ":"))
@@ -79,6 +85,5 @@ def _spec(kind: Kind, source: Any, whitespace: Whitespace = "flexible") -> Spec:
         raise Malformed("it holds half a character (a lone surrogate)") from None
     except RecursionError:
         raise TooLarge("so much is within each other that it cannot be read") from None
-    if size > MAX_BYTES[kind]:
-        raise TooLarge(f"it has {size:,} bytes, and {MAX_BYTES[kind]:,} are allowed")
+    check_size(kind, size)
     return Spec(kind, text, whitespace)

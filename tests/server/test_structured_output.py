@@ -1,9 +1,11 @@
 """What an answer must be: each field becomes a constraint, or a 400 that names it; each constraint is compiled once."""
 
 import asyncio
+import gc
 import os
 import re
 import signal
+import weakref
 from contextlib import closing, suppress
 from dataclasses import replace
 
@@ -15,10 +17,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from engine import EngineUnavailable
+from engine import EngineUnavailable, QueueFull
 from server import constraints as kept
 from server.constraints import Constraints
 from server.http.app import create_app
+from server.jobs.workers import Failed
 from server.settings.tree import build
 from server.structured import spec
 from server.structured.refusals import Refused, TooLarge, Unsupported
@@ -46,6 +49,8 @@ def accepts(constraint, text):
         ({"response_format": {"type": "json_object"}}, '{"b": [1, null]}', "[1]"),
         (said(SCHEMA), '{"a": -3}', '{"a": "3"}'),
         (said({"enum": [None, 1]}), "null", "2"),
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, '{"a": 3}', "{}"),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, '{"a": 3}', "{}"),
         (said(True), '"x"', '"x'),
         ({"structured_outputs": {"json": SCHEMA}}, '{"a":3}', "{}"),
         ({"structured_outputs": {"json": '{"type": "integer"}'}}, "3", "x"),
@@ -56,6 +61,8 @@ def accepts(constraint, text):
         ({"structured_outputs": {"grammar": 'root ::= "a" root | "b"'}}, "aab", "aa"),
         ({"structured_outputs": {"grammar": 'start: "a" start | "b"'}}, "aab", "aa"),
         ({"structured_outputs": {"json": SCHEMA, "disable_any_whitespace": True}}, '{"a":3}', '{"a": 3}'),
+        ({**said(SCHEMA), "structured_outputs": {"disable_any_whitespace": True}}, '{"a":3}', '{"a": 3}'),
+        ({"guided_json": SCHEMA, "structured_outputs": {"disable_any_whitespace": True}}, '{"a":3}', '{"a": 3}'),
         ({"structured_outputs": {"json": SCHEMA, "disable_additional_properties": True}}, '{"a":3}', '{"a": 3,"b":1}'),
         ({"guided_json": SCHEMA}, '{"a": 3}', "{}"),
         ({"guided_regex": "a+"}, "aa", "ab"),
@@ -96,6 +103,15 @@ async def test_choices_and_prompts_share_it(api, engine):
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "schema", "must provide"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "'text', 'json_object' or 'json_schema'"),
         ({"response_format": "json"}, "response_format", "object"),
+        ({"response_format": {"type": "text", "json_schema": {"schema": True}}}, "response_format", "only with"),
+        ({"response_format": {"type": "text", "schema": True}}, "response_format", "no `schema`"),
+        (
+            {"response_format": {"type": "json_schema", "schema": True, "json_schema": {"schema": True}}},
+            "response_format",
+            "no other schema",
+        ),
+        ({"structured_outputs": {"jsn": SCHEMA}}, "structured_outputs.jsn", "not permitted"),
+        ({"guided_json": "[" + "[],[]," * 30000 + "[]]"}, "guided_json", "65,536 are allowed"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs.json", "no JSON"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "without its `)`"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice", "no choice"),
@@ -226,12 +242,85 @@ async def test_a_refusal_is_kept(make, told):
 
 async def test_one_that_takes_too_long_is_refused_and_the_next_one_compiled(make, monkeypatch):
     constraints = make()
-    await constraints.start()
+    await constraints.compiled(spec.of_regex("b"))
     monkeypatch.setattr(kept, "SECONDS", 0.2)
     with pytest.raises(TooLarge, match=r"more than 0\.2 s"):
         await constraints.compiled(spec.of_regex(HOSTILE))
-    monkeypatch.setattr(kept, "SECONDS", 5.0)
     assert accepts((await constraints.compiled(spec.of_regex("a"))).constraint, "a")
+    assert ("", spec.of_regex(HOSTILE)) not in constraints._kept, "a less busy machine may be fast enough"
+
+
+async def test_one_that_nobody_waits_for_is_not_begun(make, told):
+    constraints = make()
+    async with constraints._turn:
+        asked = [asyncio.create_task(constraints.compiled(spec.of_regex("a"))) for _ in range(2)]
+        await asyncio.sleep(0)
+        asked[0].cancel()
+        await asyncio.sleep(0.01)
+        assert len(constraints._running) == 1
+        asked[1].cancel()
+        await asyncio.sleep(0.01)
+        assert not constraints._running
+    await asyncio.sleep(0.05)
+    assert told.compiled == 0
+    assert constraints._workers._process is None
+
+
+async def test_no_more_than_so_many_wait(make, monkeypatch):
+    monkeypatch.setattr(kept, "MAX_RUNNING", 1)
+    constraints = make()
+    first = asyncio.create_task(constraints.compiled(spec.of_regex("a")))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await constraints.compiled(spec.of_regex("b"))
+    await first
+    await constraints.compiled(spec.of_regex("b"))
+
+
+async def test_two_tenants_share_nothing(make, told):
+    constraints = make()
+    for tenant in ("one", "other"):
+        assert not (await constraints.compiled(spec.of_regex("a"), tenant)).is_cached
+        assert (await constraints.compiled(spec.of_regex("a"), tenant)).is_cached
+    assert told.compiled == 2
+
+
+async def test_a_refusal_keeps_nothing_of_its_request(make):
+    class Body:
+        pass
+
+    async def ask():
+        body = Body()
+        with suppress(Refused):
+            await constraints.compiled(spec.of_regex("(?<=a)"))
+        return weakref.ref(body)
+
+    constraints = make()
+    bodies = [await ask() for _ in range(2)]
+    gc.collect()
+    assert [body() for body in bodies] == [None, None]
+    assert constraints._kept
+
+
+async def test_a_defect_of_the_compiler_is_not_the_clients_fault(make, monkeypatch):
+    constraints = make()
+
+    async def ask(*_, **__):
+        raise Failed("has a defect")
+
+    monkeypatch.setattr(constraints._workers, "ask", ask)
+    with pytest.raises(Failed):
+        await constraints.compiled(spec.of_regex("a"))
+    assert not constraints._kept
+    assert not constraints._running
+
+
+async def test_after_its_end_no_process_is_started(make):
+    constraints = make()
+    constraints.close()
+    with pytest.raises(EngineUnavailable):
+        await constraints.compiled(spec.of_regex("a"))
+    assert constraints._workers._process is None
 
 
 async def test_a_process_that_died_is_a_503_and_replaced(make):
