@@ -8,7 +8,8 @@ MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docke
 TORCH_INDEX ?=
 CPU_INDEX := $(shell sed -n 's/^ *TORCH_INDEX: *//p' docker/compose.cpu.yaml)
 GPU ?= $(shell command -v nvidia-smi)
-PIP_INSTALL = install --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
+# Python compiles what it imports; pip would compile thousands of modules that nobody does.
+PIP_INSTALL = install --no-compile --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
 .PHONY: help setup serve test test-slow test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
