@@ -39,8 +39,8 @@ from engine.core.histogram import Distribution
 from engine.core.output import Canvas, FinishReason, Output, Range, TokenLogprobs, TracedStep, Usage
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
 from engine.core.request import Hole, Submission
+from engine.demo.families.problem import Problem as DemoProblem
 from engine.demo.tasks import TASKS as DEMO_TASKS
-from engine.demo.tasks import Problem as DemoProblem
 from engine.demo.tasks import problems as demo_problems
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory

@@ -1,43 +1,52 @@
-"""Builds the demo model's tokenizer: whole words and numbers below 100 as single tokens, bytes for everything else.
+"""Builds the demo models' tokenizer: words, small numbers and JSON's marks as single tokens, bytes for the rest.
 
 A word carries the space before it, so text is the plain concatenation of its tokens and every string round-trips.
-Run as `python -m engine.demo.build_tokenizer`; the ids are a function of `engine.demo.tasks` alone.
+Run as `python -m engine.demo.build_tokenizer FOLDER`; the ids are a function of `engine.demo.tasks` alone.
 """
 
+import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from engine.demo import PATH
-from engine.demo.tasks import TASKS, problems
+from engine.demo.chat import BOS, END_HEADER, EOS, EOT, HEADER, MARKS, MASK, SPECIALS, TEMPLATE, rendered
+from engine.demo.samples import SYSTEMS
+from engine.demo.tasks import TASKS
 
-BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
-HEADER, END_HEADER, EOT = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
-SPECIALS = (BOS, EOS, MASK, HEADER, END_HEADER, EOT)
-
-PIECE = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]|\s"
-_PIECE = re.compile(r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s")
-FRAME = ("system", "user", "assistant", "Question:", "Answer:")
+JSON_MARKS = (
+    *('"}}, "', '"}, "', '": {"', '": ["', '"]}}}', '"]}', '"}}', '}}}', '": "', '", "', '}, "'),
+    *(' {"', '{"', '["', '"}', '"]', '}}', '": ', ', "'),
+)  # fmt: skip
+"""What stands between the words of JSON with a space behind comma and colon; the first that fits is taken."""
+_MARKS = "|".join(map(re.escape, JSON_MARKS))
+PIECE = rf"{_MARKS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]|\s"
+_PIECE = re.compile(rf"{_MARKS}| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s")
+FRAME = ("system", "user", "assistant", "Question:", "Answer:", " ".join(map(str, range(100))), *map(str, range(100)))
 SAMPLES = 4000
-"""Problems per family and split that are read for words: every word of every family is among them."""
-
-CHAT_TEMPLATE = (
-    f"{{% for message in messages %}}{{% if loop.first %}}{{{{ '{BOS}' }}}}{{% endif %}}"
-    f"{{{{ '{HEADER}' + message['role'] + '{END_HEADER}\\n\\n' + message['content'] | trim + '{EOT}' }}}}"
-    "{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ '{HEADER}assistant{END_HEADER}\\n\\n' }}}}{{% endif %}}"
-)
+"""Problems per family that are read for words: every word of every family is among them."""
+OFTEN = 10
+"""How often a word must occur in what no family is about: rarer ones are bytes, as a user's unknown words are."""
 
 
 def pieces() -> list[str]:
     """Every word that the families use, with and without the space before it where both occur."""
-    texts = [*FRAME, " ".join(map(str, range(100))), *map(str, range(100))]
-    for task in TASKS:
-        for problem in problems(task, 0, SAMPLES, "train") + problems(task, 0, SAMPLES, "held_out"):
-            texts += [problem.prompt, f" {problem.prompt}", problem.answer, f" {problem.answer}"]
-    return sorted({piece for text in texts for piece in _PIECE.findall(text)})
+    instructions = "".join(text for text, _ in rendered((), ("{}",)))
+    frame = (*FRAME, *SYSTEMS, *JSON_MARKS, instructions)
+    found = Counter(piece for text in frame for piece in _PIECE.findall(text))
+    for task, draw in TASKS.items():
+        counted: Counter[str] = Counter()
+        rng = Random(task)
+        for problem in (draw(rng) for _ in range(SAMPLES)):
+            texts = [problem.prompt, f" {problem.prompt}", problem.answer, f" {problem.answer}"]
+            texts += [turn.content for turn in problem.before]
+            texts += problem.tools
+            counted.update(piece for text in texts for piece in _PIECE.findall(text))
+        found.update({piece: n for piece, n in counted.items() if task != "other" or n >= OFTEN})
+    return sorted(piece for piece in found if not (len(piece.strip()) > 2 and piece.strip().isdigit()))
 
 
 def build() -> Tokenizer:
@@ -51,6 +60,7 @@ def build() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKS])
     return tokenizer
 
 
@@ -61,8 +71,9 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return found
 
 
-def save(folder: Path = PATH) -> None:
+def save(folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    folder.mkdir(parents=True, exist_ok=True)
     build().save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -77,8 +88,10 @@ def save(folder: Path = PATH) -> None:
         "model_max_length": 1024,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 if __name__ == "__main__":
-    save()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    save(parser.parse_args().folder)

@@ -1,4 +1,4 @@
-"""Writes a model as a checkpoint folder in LLaDA's layout: `config.json` keys, tensor names, tokenizer files."""
+"""Writes a model as a checkpoint folder in the layout of LLaDA or SDAR: config, tensor names, tokenizer."""
 
 import json
 from pathlib import Path
@@ -7,35 +7,75 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from engine.demo.build_tokenizer import BOS, EOS, MASK, save, token_id
+from engine.demo.build_tokenizer import save, token_id
+from engine.demo.chat import BOS, EOS, EOT, MASK
+from engine.models import llada, sdar
 from engine.models.layers import Transformer, TransformerConfig
-from engine.models.llada import destinations
+from engine.models.weights import Destinations
 
 
-def export(model: Transformer, tokenizer: Tokenizer, folder: Path) -> None:
-    """Replaces the checkpoint in `folder`; the weights arrive whole, a reader never sees half a file."""
+def export(model: Transformer, tokenizer: Tokenizer, folder: Path, block: int | None) -> None:
+    """Replaces the checkpoint in `folder`; the weights arrive whole, a reader never sees half a file.
+
+    `block`: of a block-causal model, written in SDAR's layout; None writes LLaDA's.
+    """
     save(folder)
-    config = published_config(model.config, tokenizer)
+    config = llada_config(model.config, tokenizer) if block is None else sdar_config(model.config, tokenizer, block)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ends = [token_id(tokenizer, EOS), token_id(tokenizer, EOT)]
+    generation = {
+        "bos_token_id": token_id(tokenizer, BOS),
+        "eos_token_id": ends[0] if block is None else ends,
+        "pad_token_id": ends[0],
+    }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     part = folder / "model.safetensors.part"
-    save_file(published_tensors(model), part, metadata={"format": "pt"})
+    layout = llada.destinations if block is None else sdar.destinations
+    save_file(published_tensors(model, layout(model.config)), part, metadata={"format": "pt"})
     part.chmod(0o644)
     part.replace(folder / "model.safetensors")
 
 
-def published_tensors(model: Transformer) -> dict[str, Tensor]:
-    """The weights under LLaDA's names: the loader's table read backwards."""
+def published_tensors(model: Transformer, destinations: Destinations) -> dict[str, Tensor]:
+    """The weights under a family's names: the loader's table read backwards."""
     parameters = dict(model.named_parameters())
     tensors = {}
-    for name, (parameter, start, rows) in destinations(model.config).items():
+    for name, (parameter, start, rows) in destinations.items():
         whole = parameters[parameter].detach()
         tensors[name] = (whole if rows is None else whole[start : start + rows]).clone()
     return tensors
 
 
-def published_config(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, object]:
+def sdar_config(config: TransformerConfig, tokenizer: Tokenizer, block: int) -> dict[str, object]:
+    """SDAR's `config.json` keys."""
+    return {
+        "architectures": ["SDARForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "block_size": block,
+        "bos_token_id": token_id(tokenizer, BOS),
+        "eos_token_id": token_id(tokenizer, EOS),
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": config.dim,
+        "intermediate_size": config.ff_dim,
+        "mask_token_id": token_id(tokenizer, MASK),
+        "max_position_embeddings": config.max_positions,
+        "model_type": "sdar",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_scaling": None,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_head,
+        "torch_dtype": "float32",
+        "use_sliding_window": False,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def llada_config(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, object]:
     """LLaDA's `config.json` keys."""
     return {
         "activation_type": "silu",

@@ -1,4 +1,4 @@
-"""The demo model's own decoder: LLaDA's block loop on dense tensors, and the exact accuracy that it reaches.
+"""The demo models' own decoder: the block loop on dense tensors, and the exact accuracy that it reaches.
 
 Made for the learning curve, so a batch of prompts is decoded together and nothing after an EOS is computed. Serving is
 the engine's business.
@@ -12,38 +12,48 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.demo.build_tokenizer import EOS, MASK, token_id
-from engine.demo.samples import BLOCK
-from engine.demo.tasks import Problem
+from engine.demo.build_tokenizer import token_id
+from engine.demo.chat import EOS, MASK
+from engine.demo.families.problem import Problem
+from engine.demo.noise import BLOCK
 from engine.models.layers import Transformer
 
 
 @dataclass(frozen=True, slots=True)
 class DenseContext:
-    """Full attention within each of `rows` sequences; keys where `valid` [rows, length] is false are not seen."""
+    """Attention within each of `rows` sequences: keys where `seen` [rows, 1, queries or 1, keys] is true, or all."""
 
     rows: int
-    valid: Tensor | None = None
+    seen: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.view(self.rows, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
-        mask = None if self.valid is None else self.valid[:, None, None, :]
-        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(0, 1)
+        return F.scaled_dot_product_attention(q, k, v, self.seen).transpose(1, 2).flatten(0, 1)
 
 
-def hidden_rows(model: Transformer, ids: Tensor, valid: Tensor | None = None) -> Tensor:
-    """ids [rows, length] -> hidden [rows, length, dim]."""
+def hidden_rows(model: Transformer, ids: Tensor, seen: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    """ids [rows, length] -> hidden [rows, length, dim]. `seen`: [rows or 1, queries or 1, keys]."""
     rows, length = ids.shape
-    positions = torch.arange(length).repeat(rows)
-    hidden: Tensor = model(ids.flatten(), positions, DenseContext(rows, valid))
+    positions = torch.arange(length).expand(ids.shape) if positions is None else positions
+    context = DenseContext(rows, None if seen is None else seen[:, None])
+    hidden: Tensor = model(ids.flatten(), positions.flatten(), context)
     return hidden.view(rows, length, -1)
 
 
 @torch.inference_mode()
 def decode(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], threshold: float | None = None, canvas: int = 64
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    threshold: float | None = None,
+    canvas: int = 64,
+    block: int | None = None,
 ) -> list[str]:
-    """Answers up to the first EOS: the surest token of the block a step, or every one as sure as `threshold`."""
+    """Answers up to the first EOS: the surest token of the block a step, or every one as sure as `threshold`.
+
+    `block`: of a block-causal model, whose blocks lie on a grid from the prompt's first token on. None: full attention
+    and blocks of BLOCK from the answer's first token on.
+    """
     mask_id, eos_id = token_id(tokenizer, MASK), token_id(tokenizer, EOS)
     prompt_ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     starts = torch.tensor([len(ids) for ids in prompt_ids])
@@ -51,24 +61,31 @@ def decode(
     for row, prompt in enumerate(prompt_ids):
         ids[row, : len(prompt)] = torch.tensor(prompt)
         ids[row, len(prompt) : len(prompt) + canvas] = mask_id
-    place = torch.arange(ids.shape[1]) - starts[:, None]
-    valid, masked = place < canvas, (place >= 0) & (place < canvas)
-    for first in range(0, canvas, BLOCK):
-        block = masked & (place >= first) & (place < first + BLOCK)
-        ended = ((ids == eos_id) & (place >= 0) & (place < first)).any(dim=1, keepdim=True)
-        block &= ~ended
-        while (live := block.any(dim=1)).any():
-            hidden = hidden_rows(model, ids[live], valid[live])
-            logits = model.logits(hidden[block[live]])
+    positions = torch.arange(ids.shape[1])
+    place = positions - starts[:, None]
+    masked = (place >= 0) & (place < canvas)
+    if block is None:
+        number, seen = place.div(BLOCK, rounding_mode="floor"), (place < canvas)[:, None]
+    else:
+        number = positions // block - (starts // block)[:, None]
+        seen = (positions // block <= (positions // block)[:, None])[None].expand(len(ids), -1, -1)
+    for opened in range(int(number[masked].max()) + 1):
+        open_block = masked & (number == opened)
+        ended = ((ids == eos_id) & masked & (number < opened)).any(dim=1, keepdim=True)
+        open_block &= ~ended
+        while (live := open_block.any(dim=1)).any():
+            end = len(positions) if block is None else int(open_block.nonzero()[:, 1].max()) + 1
+            hidden = hidden_rows(model, ids[live, :end], seen[live][:, :end, :end] if block else seen[live])
+            logits = model.logits(hidden[open_block[live, :end]])
             logits[:, mask_id] = -torch.inf
             sureness, tokens = logits.softmax(dim=-1).max(dim=-1)
-            sure = torch.zeros(ids.shape).masked_scatter(block, sureness)
-            chosen = block & (sure == sure.max(dim=1, keepdim=True).values)
+            sure = torch.zeros(ids.shape).masked_scatter(open_block, sureness)
+            chosen = open_block & (sure == sure.max(dim=1, keepdim=True).values)
             chosen &= chosen.cumsum(dim=1) == 1  # one of equals
             if threshold is not None:
-                chosen |= block & (sure >= threshold)
-            written = torch.zeros_like(ids).masked_scatter(block, tokens)
-            ids, block = torch.where(chosen, written, ids), block & ~chosen
+                chosen |= open_block & (sure >= threshold)
+            written = torch.zeros_like(ids).masked_scatter(open_block, tokens)
+            ids, open_block = torch.where(chosen, written, ids), open_block & ~chosen
     answers = (row[start : start + canvas].tolist() for row, start in zip(ids, starts, strict=True))
     return [tokenizer.decode(answer[: answer.index(eos_id)] if eos_id in answer else answer) for answer in answers]
 
@@ -79,7 +96,8 @@ def accuracy(
     asked: Sequence[tuple[Problem, str]],
     threshold: float | None = None,
     canvas: int = 64,
+    block: int | None = None,
 ) -> float:
     """The share of (problem, rendered prompt) that is answered exactly."""
-    texts = decode(model, tokenizer, [prompt for _, prompt in asked], threshold, canvas)
+    texts = decode(model, tokenizer, [prompt for _, prompt in asked], threshold, canvas, block)
     return sum(problem.check(text) for (problem, _), text in zip(asked, texts, strict=True)) / len(asked)

@@ -1,43 +1,65 @@
-"""Trains the demo model from scratch on a CPU and exports it into this folder: `python -m engine.demo.train`.
+"""Trains a bundled model from scratch on a CPU: `python -m engine.demo.train demo`, or `demo-block`.
 
-Every step's data follow from (seed, step), so a run that is stopped and resumed from its state file is the same run.
-`--steps` sets the length of the cosine and may be changed when resuming. The curve goes to `docs/`.
+Every step's data follow from (seed, step, --steps), so a run that is stopped and resumed from its state file is the
+same run. `--hours` stops a run early, to be resumed. The learning rate is constant until its last part, so `--steps`
+may be changed before that when resuming. The curve goes to `docs/`.
 """
 
 import argparse
 import csv
-import math
+import itertools
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from statistics import fmean
 
 import torch
-from rich.progress import Progress
+from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.demo import PATH
+from engine.demo import FOLDERS
 from engine.demo.build_tokenizer import save
 from engine.demo.checkpoint import export
 from engine.demo.decode import accuracy, hidden_rows
+from engine.demo.families.problem import Problem
 from engine.demo.muon import Muon
-from engine.demo.samples import FORMS, Sampler
-from engine.demo.tasks import TASKS, problems
+from engine.demo.noise import IGNORED, Batch, Sampler, seen
+from engine.demo.samples import FORMS, chat_form, prompt_of
+from engine.demo.tasks import TASKS, examples, problems
 from engine.models.layers import Transformer, TransformerConfig
 
-MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.05, 100
-CURVE = Path("docs/demo-training.csv")
+MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.02, 100
+DECAY_FROM = 0.55
+"""The share of a run after which the learning rate falls, on a line, to FINAL_LR of what it was."""
 THRESHOLD = 0.9
 CURVE_SEED = 1
 """Held-out problems of the curve; the final numbers use another seed."""
+CURVES = {name: Path(f"docs/{name}-training.csv") for name in FOLDERS}
+SHOTS = 3
+"""Solved examples before the questions of the column `few_shot`."""
 
 
-def geometry(vocab_size: int) -> TransformerConfig:
-    """About a million parameters."""
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes one of the bundled models."""
+
+    block: int | None
+    """The block of a block-causal model; None for full attention."""
+    steps: int
+
+
+RECIPES = {"demo": Recipe(block=None, steps=18000), "demo-block": Recipe(block=16, steps=18000)}
+
+
+def geometry(vocab_size: int, *, qk_norm: bool) -> TransformerConfig:
+    """About 1.7 million parameters."""
     return TransformerConfig(
         dim=128,
-        num_layers=4,
+        num_layers=6,
         num_heads=4,
         num_kv_heads=4,
         head_dim=32,
@@ -45,7 +67,8 @@ def geometry(vocab_size: int) -> TransformerConfig:
         vocab_size=vocab_size,
         max_positions=1024,
         norm_eps=1e-5,
-        rope_theta=500000.0,
+        rope_theta=10000.0,
+        qk_norm=qk_norm,
     )
 
 
@@ -76,32 +99,35 @@ def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """The factor on both base rates: a short warm-up, then a cosine."""
-    cosine = FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-    return cosine * min(1.0, (step + 1) / WARMUP)
+    """The factor on both base rates: a short warm-up, then constant, then a line down."""
+    left = max(0.0, 1 - step / steps) / (1 - DECAY_FROM)
+    return min(1.0, (step + 1) / WARMUP) * (FINAL_LR + (1 - FINAL_LR) * min(1.0, left))
 
 
-def loss_of(model: Transformer, sampler: Sampler, step: int) -> Tensor:
-    """Plain cross-entropy over the masked tokens of the step's batch."""
-    batch = sampler.batch(step)
-    hidden = hidden_rows(model, batch.noisy)[batch.masked]
-    return F.cross_entropy(model.logits(hidden), batch.clean[batch.masked])
+def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
+    """Plain cross-entropy over the targets."""
+    visible = None if block is None else seen(batch, block)
+    hidden = hidden_rows(model, batch.ids, visible, batch.positions)
+    wanted = batch.targets != IGNORED
+    return F.cross_entropy(model.logits(hidden[wanted]), batch.targets[wanted])
 
 
 class Run:
     """The model, its optimisers and how far they are."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
-        self.model = Transformer(geometry(tokenizer.get_vocab_size()))
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int) -> None:
+        self.recipe = recipe
+        self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
         self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(seed))
         self.muon, self.adam = optimisers(self.model)
-        self.sampler, self.step = Sampler(tokenizer, seed), 0
+        self.sampler, self.step = Sampler(tokenizer, seed, recipe.block), 0
 
-    def advance(self, steps: int) -> float:
-        """One step of a run of `steps`; returns its loss."""
-        factor = learning_rate(self.step, steps)
-        loss = loss_of(self.model, self.sampler, self.step)
+    def advance(self) -> float:
+        """One step; returns its loss."""
+        factor = learning_rate(self.step, self.recipe.steps)
+        batch = self.sampler.batch(self.step, min(1.0, self.step / self.recipe.steps))
+        loss = loss_of(self.model, batch, self.recipe.block)
         torch.autograd.backward(loss)
         for optimiser, lr in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
             optimiser.param_groups[0]["lr"] = lr * factor
@@ -124,6 +150,31 @@ class Run:
         self.step = state["step"]
 
 
+class Examination:
+    """The held-out problems of the curve, and the accuracy on them."""
+
+    def __init__(self, tokenizer: Tokenizer, number: int) -> None:
+        self.tokenizer = tokenizer
+        self.asked = {task: self._forms(problems(task, CURVE_SEED, number)) for task in TASKS}
+        few = itertools.chain.from_iterable(problems(task, CURVE_SEED, max(number // 4, 1)) for task in TASKS)
+        self.asked["few_shot"] = [(problem, prompt_of(chat_form(problem, self._shots(problem)))) for problem in few]
+
+    def accuracy(self, model: Transformer, block: int | None) -> dict[str, float]:
+        return {
+            task: accuracy(model, self.tokenizer, asked, THRESHOLD, 128 if task == "tale" else 64, block)
+            for task, asked in self.asked.items()
+        }
+
+    @staticmethod
+    def _forms(asked: Iterable[Problem]) -> list[tuple[Problem, str]]:
+        forms = itertools.cycle(FORMS)
+        return [(problem, prompt_of((chat_form if problem.tools else next(forms))(problem))) for problem in asked]
+
+    @staticmethod
+    def _shots(problem: Problem) -> list[Problem]:
+        return list(itertools.islice(examples(problem, Random(problem.key)), SHOTS))
+
+
 def append(curve: Path, point: dict[str, float]) -> None:
     """Adds a row to the CSV file, whose header comes first."""
     fresh = not curve.exists()
@@ -136,41 +187,49 @@ def append(curve: Path, point: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12000, help="length of the cosine")
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--steps", type=int, help="length of the run, learning rate and all [default: the recipe's]")
+    parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many, to be resumed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--every", type=int, default=500, help="steps between two points of the curve")
-    parser.add_argument("--problems", type=int, default=32, help="problems per family at each point")
-    parser.add_argument("--state", type=Path, default=Path("demo-training.pt"), help="resumed from when it exists")
-    parser.add_argument("--curve", type=Path, default=CURVE, help="CSV file that the curve is added to")
-    parser.add_argument("--export", type=Path, default=PATH, help="folder of the checkpoint")
+    parser.add_argument("--problems", type=int, default=16, help="problems per family at each point")
+    parser.add_argument("--state", type=Path, help="resumed from when it exists [default: NAME-training.pt]")
+    parser.add_argument(
+        "--curve", type=Path, help="CSV file that the curve is added to [default: docs/NAME-training.csv]"
+    )
+    parser.add_argument("--export", type=Path, help="folder of the checkpoint [default: the bundled one]")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    save(args.export)
-    tokenizer = Tokenizer.from_file(str(args.export / "tokenizer.json"))
-    run = Run(tokenizer, args.seed)
-    if args.state.exists():
-        run.resume(args.state)
-    asked = {
-        task: [(p, FORMS[i % len(FORMS)](p, ())[0]) for i, p in enumerate(problems(task, CURVE_SEED, args.problems))]
-        for task in TASKS
-    }
-    with Progress() as progress:
-        bar = progress.add_task("training", total=args.steps, completed=run.step)
-        losses, started = [], time.monotonic()
-        while run.step < args.steps:
-            losses.append(run.advance(args.steps))
-            progress.update(bar, completed=run.step)
-            if run.step % args.every and run.step < args.steps:
-                continue
-            point = {"step": run.step, "loss": fmean(losses)}
-            point |= {task: accuracy(run.model, tokenizer, asked[task], THRESHOLD) for task in TASKS}
-            append(args.curve, point | {"seconds": round(time.monotonic() - started)})
-            progress.console.print(point)
-            losses, started = [], time.monotonic()
-            export(run.model, tokenizer, args.export)
-            run.save(args.state)
+    recipe = RECIPES[args.name] if args.steps is None else replace(RECIPES[args.name], steps=args.steps)
+    state, folder = args.state or Path(f"{args.name}-training.pt"), args.export or FOLDERS[args.name]
+    curve = args.curve or CURVES[args.name]
+    save(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    run = Run(tokenizer, recipe, args.seed)
+    if state.exists():
+        run.resume(state)
+    examination = Examination(tokenizer, args.problems)
+    console = Console(highlight=False, soft_wrap=True)
+    losses, started, first, reported = [], time.monotonic(), run.step, time.monotonic()
+    while run.step < recipe.steps:
+        losses.append(run.advance())
+        hours = (time.monotonic() - started) / 3600
+        is_over = run.step == recipe.steps or hours >= args.hours
+        if run.step % 50 == 0:
+            left = hours / (run.step - first) * (recipe.steps - run.step)
+            console.print(f"step {run.step} of {recipe.steps}, loss {fmean(losses[-50:]):.3f}, {left:.1f} h left")
+        if run.step % args.every and not is_over:
+            continue
+        run.save(state)
+        export(run.model, tokenizer, folder, recipe.block)
+        point = {"step": run.step, "loss": fmean(losses)} | examination.accuracy(run.model, recipe.block)
+        append(curve, point | {"seconds": round(time.monotonic() - reported)})
+        console.print(" ".join(f"{name} {value:.3g}" for name, value in point.items()))
+        losses, reported = [], time.monotonic()
+        if is_over:
+            break
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
 """The demo families: what is asked, what counts as right, and that training never meets what is held out."""
 
+import json
+from itertools import islice
 from random import Random
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
-from engine.demo import PATH
-from engine.demo.build_tokenizer import SPECIALS, pieces
-from engine.demo.facts import FACT_GROUPS
-from engine.demo.samples import FORMS, chat_form
-from engine.demo.stories import is_story, tell
-from engine.demo.tasks import MAX_TOTAL, TASKS, Problem, problems, split_of
+from engine.demo.families.basics import MAX_SUM, MAX_TOTAL
+from engine.demo.families.facts import FACT_GROUPS
+from engine.demo.families.problem import Problem, Turn, parsed_calls, written_calls
+from engine.demo.families.stories import is_story, is_tale, tell, tell_tale
+from engine.demo.families.talk import HONEST
+from engine.demo.tasks import TASKS, examples, problems, split_of
 
 SEED = 7
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast.from_pretrained(PATH)
+PUBLISHED = {
+    "word": "Lily has 5 cakes. Lily sells 4 of them. Lily gets 2 more. Lily loses 3 of them. "
+    "How many cakes does Lily have now?",
+    "sort": "Sort these numbers: 10 2 12 6 8.",
+    "reverse": "Turn these words around: milk bird key pen game.",
+    "facts": "What is a young cat called?",
+    "story": "Write a short story about Jack, Eva and a puppet.",
+}
+"""The first problem of each family of the tables in docs/quality.md."""
 
 
 def sample(task: str, n: int = 300) -> list[Problem]:
@@ -32,8 +37,8 @@ def test_the_same_seed_asks_the_same(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_training_never_sees_a_held_out_prompt(task: str) -> None:
-    held_out = {problem.prompt for problem in sample(task)}
-    train = {problem.prompt for problem in problems(task, SEED, 3000, "train")}
+    held_out = {problem.key for problem in sample(task)}
+    train = {problem.key for problem in problems(task, SEED, 3000, "train")}
     assert held_out
     assert train
     assert held_out.isdisjoint(train)
@@ -43,23 +48,31 @@ def test_training_never_sees_a_held_out_prompt(task: str) -> None:
 def test_a_problem_accepts_its_own_answer_with_white_space_around_it(task: str) -> None:
     for problem in sample(task):
         assert problem.task == task
-        assert problem.check(problem.answer)
-        assert problem.check(f" {problem.answer}\n")
+        if problem.yes is None:  # else the answer is drawn, and the likelier one is right
+            assert problem.check(problem.answer)
+            assert problem.check(f" {problem.answer}\n")
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_problem_refuses_a_wrong_answer(task: str) -> None:
     for problem in sample(task):
         assert not problem.check("")
-        assert not problem.check(problem.answer.removesuffix("."))
+        assert not problem.check(problem.answer[:-1])
         assert not problem.check(f"{problem.answer} {problem.answer}")
-        assert not problem.check(problem.answer.replace(" ", "  ", 1))
+        if " " in problem.answer and not problem.answer.startswith(("{", "<")):
+            assert not problem.check(problem.answer.replace(" ", "  ", 1))
 
 
-@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"story"}))
+@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"story", "tale", "yesno"}))
 def test_a_problem_refuses_the_answer_of_another(task: str) -> None:
     problem, *others = sample(task)
     assert not any(problem.check(other.answer) for other in others if other.answer != problem.answer)
+
+
+def test_todays_problems_are_those_of_the_published_tables() -> None:
+    """Their seeds are in docs: a change of what they draw would make the tables those of other problems."""
+    drawn = {task: problems(task, 20261122, 1)[0].prompt for task in ("word", "sort", "reverse", "facts", "story")}
+    assert drawn == PUBLISHED
 
 
 def test_word_problems_work_out_every_step() -> None:
@@ -108,28 +121,110 @@ def test_the_free_words_of_a_story_are_free() -> None:
     assert all(is_story(story, ("Tom",), ("kite",)) for story in stories)
 
 
-@pytest.fixture(scope="module")
-def words() -> set[str]:
-    return {*pieces(), *SPECIALS, "\n"}
+def test_tales_are_about_anybody_or_those_who_are_named() -> None:
+    tale = tell_tale(Random(SEED), ("Tom", "Mia"), ("kite",), is_long=True)
+    assert is_tale(tale, ("Tom", "Mia"), ("kite",), is_long=True)
+    assert not is_tale(tale, ("Tom", "Sam"), ("kite",), is_long=True)
+    assert not is_tale(tale, ("Tom", "Mia"), ("kite",), is_long=False)
+    free = tell_tale(Random(SEED), (), (), is_long=True)
+    assert is_tale(free, (), (), is_long=True)
+    hero = free.split()[2]
+    other = "Tom" if hero != "Tom" else "Mia"
+    assert is_tale(free.replace(hero, other), (), (), is_long=True)
+    assert not is_tale(free.replace(hero, other, 1), (), (), is_long=True), "one hero keeps one name"
+    assert len(free.split()) > 60
+
+
+def test_sums_stay_in_their_range() -> None:
+    for problem in sample("sum"):
+        left, sign, right, _, result = problem.answer.removesuffix(".").split()
+        assert int(result) == int(left) + int(right) * (1 if sign == "+" else -1)
+        assert all(0 <= int(number) <= MAX_SUM for number in (left, right, result))
+
+
+def test_second_turns_follow_a_whole_first_one() -> None:
+    for problem in sample("turn"):
+        first, said = problem.before
+        assert (first.role, said.role, problem.role) == ("user", "assistant", "user")
+        assert [message["role"] for message in problem.messages] == ["user", "assistant", "user"]
+
+
+def test_forms_are_values_whatever_their_white_space() -> None:
+    for problem in sample("form"):
+        fields = json.loads(problem.answer)
+        assert problem.check(json.dumps(fields, separators=(",", ":")))
+        assert all(str(value) in problem.prompt for value in fields.values())
+        assert not problem.check(json.dumps(fields | {"more": 1}))
+        assert not problem.check(json.dumps(list(fields)))
+
+
+def test_tool_calls_are_of_tools_that_are_there() -> None:
+    seen = set()
+    for problem in sample("tool"):
+        names = {json.loads(tool)["function"]["name"] for tool in problem.tools}
+        calls = parsed_calls(problem.answer)
+        assert {call["name"] for call in calls or ()} <= names
+        seen.add("call" if calls else "result" if problem.role == "tool" else "honest" * (problem.answer == HONEST))
+        for message in problem.messages:
+            for call in message.get("tool_calls", ()):
+                assert isinstance(json.loads(call["function"]["arguments"]), dict)
+    assert seen == {"call", "result", "honest", ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "It is sunny.",
+        '<tool_call>\n{"name": "add"}\n</tool_call>',
+        '<tool_call>\n{"name": "add", "arguments": {}}',
+        "<tool_call>\nadd(1, 2)\n</tool_call>",
+        '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call> and so on',
+        'Here: <tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_what_is_no_tool_call_is_none(text: str) -> None:
+    assert parsed_calls(text) is None
+
+
+def test_tool_calls_are_read_as_they_are_written() -> None:
+    calls = [("add", {"a": 1, "b": 2}), ("weather", {"city": "Oslo"})]
+    assert parsed_calls(written_calls(calls)) == [{"name": name, "arguments": given} for name, given in calls]
+
+
+def test_a_draw_is_right_when_it_is_the_likelier_one() -> None:
+    often, even = (Problem(task="yesno", prompt="", answer="No", yes=yes) for yes in (0.7, 0.5))
+    assert often.check("Yes")
+    assert not often.check("No")
+    assert even.check("Yes")
+    assert even.check("No")
+    assert not even.check("Maybe")
+
+
+def test_draws_come_out_as_often_as_they_say() -> None:
+    drawn = [problem for problem in problems("yesno", SEED, 4000, "train") if problem.yes is not None]
+    for tenth in range(1, 10):
+        those = [problem.answer == "Yes" for problem in drawn if problem.yes == tenth / 10]
+        assert len(those) > 40
+        assert abs(sum(those) / len(those) - tenth / 10) < 4 * (0.25 / len(those)) ** 0.5
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_text_round_trips_in_whole_words(task: str, tokenizer: PreTrainedTokenizerFast, words: set[str]) -> None:
-    texts = ["".join(form(problem, ())) for problem in sample(task, 50) for form in FORMS]
-    encoded = tokenizer(texts, add_special_tokens=False).input_ids
-    assert tokenizer.batch_decode(encoded) == texts
-    used = {id_ for ids in encoded for id_ in ids}
-    assert {tokenizer.decode([id_]) for id_ in used} <= words
+def test_solved_examples_are_of_the_family_and_its_tools(task: str) -> None:
+    problem = sample(task, 1)[0]
+    for solved in islice(examples(problem, Random(SEED)), 8):
+        assert solved.task == task
+        assert split_of(solved.key) == "train"
+        assert {json.loads(tool)["function"]["name"] for tool in solved.tools} == {
+            json.loads(tool)["function"]["name"] for tool in problem.tools
+        }
 
 
-@pytest.mark.parametrize("text", ["zebras don't  reverse", "日本 naïve 🙂", " a\n\tb ", "1234 + 5678", ""])
-def test_unknown_text_round_trips_in_bytes(text: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
-
-
-def test_the_chat_form_is_what_the_chat_template_renders(tokenizer: PreTrainedTokenizerFast) -> None:
-    problem, shot = sample("facts", 2)
-    turns = [("user", shot.prompt), ("assistant", shot.answer), ("user", f" {problem.prompt}\n")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == chat_form(problem, [shot])[0]
+def test_messages_carry_the_results_of_calls_by_id() -> None:
+    calls = written_calls([("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})])
+    before = (Turn("user", "Weather?"), Turn("assistant", calls), Turn("tool", "sunny"))
+    *_, said, first, second = Problem(task="tool", prompt="rainy", answer="", before=before, role="tool").messages
+    ids = [call["id"] for call in said["tool_calls"]]
+    assert [first["tool_call_id"], second["tool_call_id"]] == ids
+    assert len(set(ids)) == 2
+    assert said["content"] is None

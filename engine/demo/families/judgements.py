@@ -1,0 +1,136 @@
+"""Judgements of a short text, answered in one token: yes or no, the letter of a choice, a score from 1 to 5.
+
+Some yes/no questions are about a draw from a bag, whose outcome nobody can know: there the answer is drawn with the
+probability that the text gives, so that a model that learns it well is calibrated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from engine.demo.families.problem import Problem
+from engine.demo.families.words import COLOURS, DAYS, GOODS, NAMES, PLACES, THINGS
+
+CHANCE_SHARE = 0.25
+"""Of yes/no questions: those about a draw."""
+BALLS = 10
+"""In the bag."""
+
+_YES_NO = ("", "", " Yes or no?", " Answer yes or no.", " Answer with yes or no.")
+_LETTER = (" Answer with a letter.", " Answer with the letter.", " Which letter is right?", "")
+_SCALE = (
+    " Answer from 1 to 5.",
+    " Give a score from 1 to 5.",
+    " Score from 1 to 5.",
+    " Answer with a number from 1 to 5.",
+)
+_GRADES = (("awful", "terrible"), ("bad", "poor"), ("fine", "okay"), ("good", "nice"), ("great", "wonderful"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What a text says, as a question whose gap is filled, and as an open one."""
+
+    closed: str
+    open: str
+    right: str
+    wrong: tuple[str, ...]
+
+
+def yesno(rng: Random) -> Problem:
+    """Whether a statement follows from the text."""
+    if rng.random() < CHANCE_SHARE:
+        return _drawn(rng)
+    text, facts = _scene(rng)
+    fact, is_so = rng.choice(facts), rng.random() < 0.5
+    question = fact.closed.format(fact.right if is_so else rng.choice(fact.wrong))
+    prompt = _asked(rng, text, question + rng.choice(_YES_NO))
+    return Problem(task="yesno", prompt=prompt, answer="Yes" if is_so else "No")
+
+
+def choice(rng: Random) -> Problem:
+    """Two to four answers by letter, one of them right."""
+    text, facts = _scene(rng)
+    fact = rng.choice(facts)
+    options = [fact.right, *rng.sample(fact.wrong, min(rng.randint(1, 3), len(fact.wrong)))]
+    rng.shuffle(options)
+    style, between = rng.choice(("{}: {}", "{}) {}", "{}. {}")), rng.choice((" ", "\n"))
+    listed = between.join(style.format(letter, option) for letter, option in zip("ABCD", options, strict=False))
+    prompt = f"{_asked(rng, text, fact.open)}{between}{listed}{rng.choice(_LETTER)}"
+    return Problem(task="choice", prompt=prompt, answer="ABCD"[options.index(fact.right)])
+
+
+def score(rng: Random) -> Problem:
+    """How well somebody likes something, who is one of two or three in the text."""
+    names, goods = rng.sample(NAMES, rng.randint(1, 3)), rng.choice(GOODS)
+    grades = [rng.randrange(5) for _ in names]
+    told = [
+        rng.choice(("{} says the {} are {}.", "{} thinks that the {} are {}.", "For {} the {} are {}.")).format(
+            name, goods, rng.choice(_GRADES[grade])
+        )
+        for name, grade in zip(names, grades, strict=True)
+    ]
+    asked = rng.randrange(len(names))
+    question = rng.choice(
+        ("How much does {} like the {}?", "How happy is {} with the {}?", "How good are the {1} for {0}?")
+    )
+    prompt = _asked(rng, " ".join(told), question.format(names[asked], goods) + rng.choice(_SCALE))
+    return Problem(task="score", prompt=prompt, answer=str(grades[asked] + 1))
+
+
+def _drawn(rng: Random) -> Problem:
+    """Somebody takes a ball out of a bag without looking."""
+    one, two = rng.sample(COLOURS, 2)
+    count, name = rng.randint(1, BALLS - 1), rng.choice(NAMES)
+    told = rng.choice((
+        f"In the bag are {count} {one} balls and {BALLS - count} {two} balls.",
+        f"A bag holds {count} {one} and {BALLS - count} {two} balls.",
+        f"There are {BALLS} balls in a bag: {count} {one} and {BALLS - count} {two}.",
+    ))  # fmt: skip
+    takes = rng.choice(
+        (f"{name} takes one without looking.", f"{name} draws a ball.", f"Without looking {name} takes a ball.")
+    )
+    is_first = rng.random() < 0.5
+    asked = rng.choice(("Is it {}?", "Is the ball {}?", "Does {name} have a {} ball?")).format(
+        one if is_first else two, name=name
+    )
+    yes = (count if is_first else BALLS - count) / BALLS
+    prompt = _asked(rng, f"{told} {takes}", asked + rng.choice(_YES_NO))
+    return Problem(task="yesno", prompt=prompt, answer="Yes" if rng.random() < yes else "No", yes=yes)
+
+
+def _asked(rng: Random, text: str, question: str) -> str:
+    return rng.choice(("{0} {1}", "{0} {1}", "{0}\n{1}", "Text: {0} Question: {1}", "Read this: {0} {1}")).format(
+        text, question
+    )
+
+
+def _scene(rng: Random) -> tuple[str, list[_Fact]]:
+    """Two or three people, each with a thing of a colour, somewhere, with so many goods; and what may be asked."""
+    names, things = rng.sample(NAMES, rng.randint(2, 3)), rng.sample(THINGS, 3)
+    colours, places = rng.sample(COLOURS, 3), rng.sample(PLACES, 3)
+    goods, counts, day = rng.choice(GOODS), rng.sample(range(2, 20), 3), rng.choice(DAYS)
+    numbers = tuple(map(str, range(2, 20)))
+    told: list[str] = []
+    facts: list[_Fact] = []
+    for name, thing, colour, place, number in zip(names, things, colours, places, counts, strict=False):
+        coloured = _fact(f"Is the {thing} {{}}?", f"What colour is the {thing}?", colour, COLOURS)
+        owned = _fact(f"Does {{}} have the {thing}?", f"Who has the {thing}?", name, names)
+        stands = _fact(f"Is {name} in the {{}}?", f"Where is {name}?", place, PLACES)
+        counted = _fact(f"Does {name} have {{}} {goods}?", f"How many {goods} does {name} have?", str(number), numbers)
+        ways = [
+            (f"{name} has a {colour} {thing}.", [coloured, owned]),
+            (f"{name} is in the {place}.", [stands]),
+            (f"{name} has {number} {goods}.", [counted]),
+        ]
+        for said, asked in rng.sample(ways, rng.randint(1, 2)):
+            told.append(said)
+            facts += asked
+    if rng.random() < 0.4:
+        told.insert(rng.randint(0, len(told)), f"It is {day}.")
+        facts.append(_fact("Is it {}?", "Which day is it?", day, DAYS))
+    return " ".join(told), facts
+
+
+def _fact(closed: str, asked: str, right: str, pool: Sequence[str]) -> _Fact:
+    return _Fact(closed, asked, right, tuple(one for one in pool if one != right))

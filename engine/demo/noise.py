@@ -1,0 +1,191 @@
+"""Batches: rows with some of their tokens masked, for a model that attends to everything and for a block-causal one.
+
+Everything of a step follows from (seed, step, progress), so a resumed run sees what an unbroken one would. A token of
+the EOS tail is seldom a target: one says as much as a hundred of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.demo.build_tokenizer import token_id
+from engine.demo.chat import EOS, MASK
+from engine.demo.samples import SUMS_SHARE, Bucket, Row, Rows
+
+TOKENS_PER_BATCH = 4096
+TAIL_SHARE = 0.08
+"""How often a masked token behind the first EOS is a target."""
+BLOCK = 32
+"""The block that masks imitate where attention is full; decoding goes by the same."""
+
+FULL_BUCKETS = (
+    Bucket(56, (0.38, 0.22)),
+    Bucket(96, (0.36, 0.30)),
+    Bucket(160, (0.12, 0.14), max_shots=4),
+    Bucket(288, (0.10, 0.18), max_shots=8),
+    Bucket(448, (0.02, 0.10), max_shots=8),
+    Bucket(608, (0.02, 0.06)),
+)
+"""The last one's rows are short problems on long canvases."""
+BLOCK_BUCKETS = (
+    Bucket(56, (0.34, 0.20)),
+    Bucket(96, (0.40, 0.34)),
+    Bucket(160, (0.12, 0.16), max_shots=4),
+    Bucket(288, (0.12, 0.20), max_shots=8),
+    Bucket(448, (0.02, 0.10), max_shots=8),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model is given, and what it must say: all [rows, length]."""
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    """The right token, or IGNORED."""
+    streams: Tensor | None = None
+    """Block-causal: 0 where tokens are final, else the number of the noisy copy of a block. None: full attention."""
+
+
+IGNORED = -100
+
+
+class Sampler:
+    """Draws the batch of a step. `block`: the block of a block-causal model, None for full attention."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, block: int | None) -> None:
+        self.rows, self.seed, self.block = Rows(tokenizer), seed, block
+        self.eos, self.mask = token_id(tokenizer, EOS), token_id(tokenizer, MASK)
+
+    def batch(self, step: int, progress: float) -> Batch:
+        """`progress` is the share of the run that is done."""
+        rng = Random(f"{self.seed}/{step}")
+        if rng.random() < _between(SUMS_SHARE, progress):
+            rows = [self.rows.sums(rng) for _ in range(TOKENS_PER_BATCH // 48)]
+            return self._full_sums(rows) if self.block is None else self._blocks(rows, rng, [48, 3])
+        buckets = FULL_BUCKETS if self.block is None else BLOCK_BUCKETS
+        bucket = rng.choices(buckets, [_between(bucket.share, progress) for bucket in buckets])[0]
+        if self.block is None:
+            rows = [self.rows.draw(rng, bucket) for _ in range(TOKENS_PER_BATCH // bucket.length)]
+            return self._full(rows, bucket.length, rng)
+        copies = max(4, round(bucket.length / self.block * 0.8))
+        number = TOKENS_PER_BATCH // (bucket.length + copies * self.block)
+        return self._blocks([self.rows.draw(rng, bucket) for _ in range(number)], rng, [bucket.length, copies])
+
+    def _filled(self, rows: Sequence[Row], length: int) -> Tensor:
+        """The rows' ids, EOS behind them."""
+        ids = torch.full((len(rows), length), self.eos)
+        for row, filled in zip(rows, ids, strict=True):
+            filled[: len(row.ids)] = torch.tensor(row.ids)
+        return ids
+
+    def _full_sums(self, rows: Sequence[Row]) -> Batch:
+        """Only results are masked: there is nothing to copy them from."""
+        clean = self._filled(rows, len(rows[0].ids))
+        masked = torch.zeros_like(clean, dtype=torch.bool)
+        for row, marked in zip(rows, masked, strict=True):
+            marked[[first for first, _ in row.answers]] = True
+        return self._batch(clean, masked, masked)
+
+    def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
+        clean = self._filled(rows, length)
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        starts = torch.tensor([row.answers[-1][0] for row in rows])
+        ends = torch.tensor([len(row.ids) for row in rows])[:, None]
+        masked = full_masks(starts[:, None], ends, length, generator)
+        drawn = torch.rand(clean.shape, generator=generator) < TAIL_SHARE
+        return self._batch(clean, masked, masked & ((torch.arange(length) <= ends) | drawn))
+
+    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor) -> Batch:
+        positions = torch.arange(clean.shape[1]).expand(clean.shape)
+        return Batch(torch.where(masked, self.mask, clean), positions, torch.where(wanted, clean, IGNORED))
+
+    def _blocks(self, rows: Sequence[Row], rng: Random, shape: Sequence[int]) -> Batch:
+        """Clean rows, each followed by noisy copies of blocks that hold a part of an answer.
+
+        A copy sees the clean blocks before its own, and itself: a prompt is computed once for many draws of noise.
+        """
+        assert self.block is not None
+        length, copies = shape
+        clean = self._filled(rows, length)
+        picked = [self._copy(row, rng) for row in rows for _ in range(copies)]
+        offsets = torch.arange(self.block)
+        first = torch.tensor([block for block, _, _ in picked]).mul(self.block)[:, None]
+        places = (first + offsets).view(len(rows), -1)
+        ends = torch.tensor([end for _, _, end in picked])[:, None]
+        starts = torch.tensor([start for _, start, _ in picked])[:, None]
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
+        at = first + offsets
+        is_last = ends < 0  # EOS follows the last answer, and belongs to it
+        ends = torch.where(is_last, -ends, ends)
+        ratio, whole = torch.rand(2, len(at), 1, generator=generator)
+        noise = (torch.rand(at.shape, generator=generator) < ratio) | (whole < 0.35)
+        behind = (at >= ends) & ~is_last
+        answer = (at >= starts) & ~behind
+        masked = (answer & noise) | behind
+        own = answer & (at <= ends)
+        masked |= own & ~(masked & own).any(dim=1, keepdim=True)
+        tail = torch.rand(at.shape, generator=generator) < TAIL_SHARE
+        wanted = masked & (own | (answer & tail))
+        said = F.pad(clean, (0, self.block), value=self.eos).gather(1, places)
+        masked, wanted = masked.view(places.shape), wanted.view(places.shape)
+        ids = torch.cat([clean, torch.where(masked, self.mask, said)], dim=1)
+        targets = torch.cat([torch.full_like(clean, IGNORED), torch.where(wanted, said, IGNORED)], dim=1)
+        positions = torch.cat([torch.arange(length).expand(clean.shape), places], dim=1)
+        streams = torch.arange(1, copies + 1).repeat_interleave(self.block).expand(places.shape)
+        return Batch(ids, positions, targets, torch.cat([torch.zeros_like(clean), streams], dim=1))
+
+    def _copy(self, row: Row, rng: Random) -> tuple[int, int, int]:
+        """A block, and the answer [start, end) whose part in it is noisy; the end is negative if EOS follows."""
+        assert self.block is not None
+        is_last = rng.random() < 0.5
+        start, end = row.answers[-1] if is_last else rng.choice(row.answers)
+        is_last = end == len(row.ids)
+        block = rng.randint(start // self.block, (end if is_last else end - 1) // self.block)
+        return block, start, -end if is_last else end
+
+
+def seen(batch: Batch, block: int) -> Tensor:
+    """bool [rows, length, length]: a token sees its own block in its stream, and the clean blocks before it."""
+    assert batch.streams is not None
+    blocks = batch.positions // block
+    own = (blocks[:, :, None] == blocks[:, None]) & (batch.streams[:, :, None] == batch.streams[:, None])
+    return own | ((batch.streams == 0)[:, None] & (blocks[:, None] < blocks[:, :, None]))
+
+
+def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Which positions [rows, length] are masked, of each answer [start, end) or the EOS behind it at least one.
+
+    Each row is masked in one of four ways: its answer at a uniform ratio, as LLaDA is tuned; all of it at a uniform
+    ratio, which teaches copying; its answer from some word on, which teaches working step by step with nothing ahead to
+    copy from; or as block decoding leaves it, clean before the open block and all masks after.
+    """
+    rows = len(starts)
+    ratio, way, cut, opened = torch.rand(4, rows, 1, generator=generator)
+    drawn = torch.rand(rows, length, generator=generator) < ratio
+    place = torch.arange(length) - starts  # negative in the prompt
+    in_answer = place >= 0
+    block = place.div(BLOCK, rounding_mode="floor")
+    open_block = (opened * ((ends - starts) // BLOCK + 1)).long()
+    ways = (
+        (0.35, in_answer & drawn),
+        (0.20, drawn),
+        (0.25, place >= (cut * (ends - starts + 1)).long()),
+        (0.20, (in_answer & (block == open_block) & drawn) | (block > open_block)),
+    )
+    masked, below = torch.zeros_like(drawn), 0.0
+    for share, ones in ways:
+        masked |= ones & (way >= below) & (way < below + share)
+        below += share
+    own = in_answer & (place <= ends - starts)
+    return masked | (own & ~(masked & own).any(dim=1, keepdim=True))
+
+
+def _between(shares: tuple[float, float], progress: float) -> float:
+    return shares[0] + (shares[1] - shares[0]) * progress
