@@ -1,7 +1,5 @@
 """The batching engine: token ids in, token ids out; no strings, no HTTP. This is all that `server` sees of it."""
 
-from pathlib import Path
-
 from engine.assemble import check_settings, load
 from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.bench.constraints import CONSTRAINT_PARTS, ConstraintFigures, bench_constraints
@@ -39,9 +37,12 @@ from engine.core.histogram import Distribution
 from engine.core.output import Canvas, FinishReason, Output, Range, TokenLogprobs, TracedStep, Usage
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
 from engine.core.request import Hole, Submission
+from engine.demo import FOLDERS
 from engine.demo.families.problem import Problem as DemoProblem
+from engine.demo.families.problem import written_calls as demo_calls
 from engine.demo.tasks import TASKS as DEMO_TASKS
 from engine.demo.tasks import problems as demo_problems
+from engine.demo.tasks import solved as demo_solved
 from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
@@ -49,10 +50,13 @@ from engine.models import find as find_model
 from engine.scheduling.tally import DecodingStats, Discard, RowKind
 from engine.unmask.policies import UNMASKS
 
-DEMO_MODEL = str(Path(__file__).parent / "demo")
-"""The folder of the bundled demo model."""
+BUNDLED = {name: str(folder) for name, folder in FOLDERS.items()}
+"""The folder of each bundled model, by the name that it is served under."""
+DEMO_MODEL = BUNDLED["demo"]
+"""The folder of the bundled model that is served without a word."""
 
 __all__ = [
+    "BUNDLED",
     "CACHES",
     "CONSTRAINT_PARTS",
     "DEMO_MODEL",
@@ -114,7 +118,9 @@ __all__ = [
     "bench_gpu",
     "bench_host",
     "check_settings",
+    "demo_calls",
     "demo_problems",
+    "demo_solved",
     "find_model",
     "forward_cost",
     "geometry_of",

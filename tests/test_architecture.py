@@ -48,7 +48,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "bench": "arguments console text structured remote",
     "chat": "arguments remote",
     "trace": "arguments",
-    "eval": "arguments settings text observe replies remote",
+    "eval": "arguments settings text structured constraints observe replies remote",
     "cli": "arguments",
 }
 SEES = {

@@ -3,8 +3,8 @@
 Which tokens of a row are masked, and why, is `engine.demo.noise`'s.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
 
@@ -34,15 +34,21 @@ class Bucket:
     length: int
     share: tuple[float, float]
     """How often a batch is drawn from this bucket, at the start of training and at its end."""
-    max_shots: int = 0
-    """Solved examples before the question, at most."""
+    shots: tuple[int, int] = (0, 0)
+    """Solved examples before the question: the fewest that are drawn and the most, where they fit."""
+    oftener: Mapping[str, int] = field(default_factory=dict)
+    """Families that occur so many times as often as in FAMILIES: those that shorter rows have no room for."""
+
+    @property
+    def families(self) -> dict[str, int]:
+        return {task: weight * self.oftener.get(task, 1) for task, weight in FAMILIES.items()}
 
 
 FAMILIES = {
-    "word": 17,
+    "word": 20,
     "sort": 9,
     "reverse": 7,
-    "facts": 9,
+    "facts": 6,
     "story": 5,
     "sum": 6,
     "tale": 5,
@@ -51,7 +57,7 @@ FAMILIES = {
     "other": 6,
     "form": 8,
     "value": 3,
-    "tool": 7,
+    "tool": 8,
     "yesno": 9,
     "choice": 6,
     "score": 3,
@@ -76,9 +82,9 @@ class Row:
 
 def chat_form(problem: Problem, shots: Sequence[Problem] = (), system: str = "") -> list[tuple[str, bool]]:
     """What the chat template renders, and the answer that follows: pieces of text, true where they are answers."""
-    solved = (turn for shot in shots for turn in (*_asked(shot), Turn("assistant", shot.answer)))
+    solved = (turn for shot in shots for turn in (*shot.turns, Turn("assistant", shot.answer)))
     opening = [Turn("system", system)] if system else []
-    return [*rendered([*opening, *solved, *_asked(problem)], problem.tools), (problem.answer, True)]
+    return [*rendered([*opening, *solved, *problem.turns], problem.tools), (problem.answer, True)]
 
 
 def question_form(problem: Problem, shots: Sequence[Problem] = (), system: str = "") -> list[tuple[str, bool]]:
@@ -104,11 +110,12 @@ class Rows:
     def draw(self, rng: Random, bucket: Bucket) -> Row:
         """A row that leaves room for at least one EOS."""
         while True:
-            task = rng.choices(list(FAMILIES), list(FAMILIES.values()))[0]
+            weights = bucket.families
+            task = rng.choices(list(weights), list(weights.values()))[0]
             for problem in islice(stream(task, rng, self.split), 4):
                 form = chat_form if problem.tools else rng.choices(FORMS, FORM_WEIGHTS)[0]
                 system = rng.choice(SYSTEMS) if rng.random() < SYSTEM_SHARE else ""
-                shots = list(islice(examples(problem, rng, self.split), rng.randint(0, bucket.max_shots)))
+                shots = list(islice(examples(problem, rng, self.split), rng.randint(*bucket.shots)))
                 for first in range(len(shots) + 1):
                     row = self.encoded(form(problem, shots[first:], system))
                     if len(row.ids) < bucket.length:
@@ -137,16 +144,12 @@ def prompt_of(pieces: Sequence[tuple[str, bool]]) -> str:
     return "".join(text for text, _ in pieces[:-1])
 
 
-def _asked(problem: Problem) -> tuple[Turn, ...]:
-    return (*problem.before, Turn(problem.role, problem.prompt))
-
-
 def _plain(
     problem: Problem, shots: Sequence[Problem], opening: str, ask: str, answer: str, between: str
 ) -> list[tuple[str, bool]]:
     """The turns of every conversation, one after the other."""
-    turns = [turn for shot in shots for turn in (*_asked(shot), Turn("assistant", shot.answer))]
-    turns += [*_asked(problem), Turn("assistant", problem.answer)]
+    turns = [turn for shot in shots for turn in (*shot.turns, Turn("assistant", shot.answer))]
+    turns += [*problem.turns, Turn("assistant", problem.answer)]
     pieces, text = [], opening
     for turn in turns:
         if turn.role == "assistant":

@@ -6,6 +6,7 @@ a hash of what is asked, so the two never meet, whatever the seeds.
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from random import Random
 from typing import Literal
 from zlib import crc32
@@ -66,6 +67,11 @@ def examples(problem: Problem, rng: Random, split: Split = "train") -> Iterator[
     """An endless stream of problems that may stand solved before this one: of its family, with the same tools."""
     wanted = _tool_names(problem)
     return (other for other in stream(problem.task, rng, split) if _tool_names(other) == wanted)
+
+
+def solved(problem: Problem, seed: int, n: int) -> list[Problem]:
+    """`n` training problems to stand solved before this one, the same for the same seed."""
+    return list(islice(examples(problem, Random(f"train/{problem.task}/{seed}")), n))
 
 
 def _tool_names(problem: Problem) -> set[str]:

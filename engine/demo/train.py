@@ -52,7 +52,7 @@ class Recipe:
     steps: int
 
 
-RECIPES = {"demo": Recipe(block=None, steps=18000), "demo-block": Recipe(block=16, steps=18000)}
+RECIPES = {"demo": Recipe(block=None, steps=28000), "demo-block": Recipe(block=16, steps=24000)}
 
 
 def geometry(vocab_size: int, *, qk_norm: bool) -> TransformerConfig:

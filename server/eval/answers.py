@@ -1,5 +1,6 @@
 """The answer to a question, and the interface of what answers: a local model or a server."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +26,10 @@ class Options:
     plain: bool
     """Questions are asked as text instead of a conversation."""
 
+    def room(self, question: Question) -> int:
+        """The longest answer to this question, in tokens."""
+        return max(self.max_tokens, question.room)
+
     def trim(self, text: str) -> str:
         return text.partition(NEXT_QUESTION)[0] if self.plain else text
 
@@ -33,3 +38,7 @@ class Answerer(Protocol):
     """Answers questions, many at a time. Raises UnmaskError for errors that the user can fix."""
 
     async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer: ...
+
+    async def judge(self, question: Question) -> Mapping[str, float]:
+        """The most probable texts of the answer's first token and their probabilities, from one forward."""
+        ...

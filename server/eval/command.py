@@ -12,10 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from engine import (
+    BUNDLED,
     CACHES,
-    DEMO_MODEL,
     DEMO_TASKS,
     UNMASKS,
     ConfigError,
@@ -28,7 +29,8 @@ from engine import (
 from server.arguments import Parser, count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
-from server.eval.policy import CANVAS, WINDOW, Lookahead, PolicyPair, exact, product
+from server.eval.calibration import Calibration, calibrate
+from server.eval.policy import CANVAS, FREE, GUIDANCES, WINDOW, Lookahead, PolicyPair, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings.tree import DEMO, BadSetting, build
@@ -54,20 +56,42 @@ def main(argv: Sequence[str]) -> int:
     reference = exact(policies[0].cache or "", policies[0].block_length) if is_compared else None
     draw = show.pyplot() if args.plot else None
     try:
+        if args.calibration:
+            found = asyncio.run(_calibrated(args, asked))
+            _print(
+                args, {"calibration": found.as_json()}, show.calibration_markdown(found), show.calibration_table(found)
+            )
+            return 0
         rows = asyncio.run(_run(args, asked, policies, reference))
     except ConfigError:
         raise
     except UnmaskError as error:  # such as the engine's error for a parameter, which the user can fix
         raise ConfigError(str(error)) from None
-    if args.json:
-        sys.stdout.write(json.dumps({"rows": [row.as_json() for row in rows]}) + "\n")
-    elif args.markdown:
-        sys.stdout.write(show.markdown(rows))
-    else:
-        Console().print(show.table(rows))
+    _print(args, {"rows": [row.as_json() for row in rows]}, show.markdown(rows), show.table(rows))
     if draw:
         draw(rows, args.plot)
     return 0
+
+
+def _print(args: argparse.Namespace, as_json: object, markdown: str, table: Table) -> None:
+    if args.json:
+        sys.stdout.write(json.dumps(as_json) + "\n")
+    elif args.markdown:
+        sys.stdout.write(markdown)
+    else:
+        Console().print(table)
+
+
+async def _calibrated(args: argparse.Namespace, asked: Sequence[questions.Question]) -> Calibration:
+    async with _answerer(args) as model_or_server:
+        return await calibrate(model_or_server, asked, args.concurrency)
+
+
+def _answerer(args: argparse.Namespace) -> AbstractAsyncContextManager[Answerer]:
+    options = Options(max_tokens=args.max_tokens, plain=args.plain)
+    if args.base_url:
+        return remote.connected(args.base_url, args.model, options, args.api_key)
+    return local.running(_local_model(args), options, args.concurrency)
 
 
 async def _run(
@@ -76,12 +100,6 @@ async def _run(
     policies: Sequence[PolicyPair],
     reference: PolicyPair | None,
 ) -> list[Row]:
-    options = Options(max_tokens=args.max_tokens, plain=args.plain)
-    answerer: AbstractAsyncContextManager[Answerer]
-    if args.base_url:
-        answerer = remote.connected(args.base_url, args.model, options, args.api_key)
-    else:
-        answerer = local.running(_local_model(args), options, args.concurrency)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_terminal = sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
@@ -90,14 +108,15 @@ async def _run(
         def progress(description: str, answers: int) -> None:
             bar.update(task, advance=answers, description=description or None)
 
-        async with answerer as model_or_server:
+        async with _answerer(args) as model_or_server:
             return await evaluate(model_or_server, asked, policies, reference, args.concurrency, progress)
 
 
 def _questions(args: argparse.Namespace) -> list[questions.Question]:
     if args.data:
         return questions.from_file(args.data, args.limit, args.few_shot)
-    return questions.from_tasks(questions.choose_tasks(args.tasks), args.seed, args.limit, args.few_shot)
+    tasks = questions.choose_tasks(args.tasks, plain=args.plain)
+    return questions.from_tasks(tasks, args.seed, args.limit, args.few_shot)
 
 
 def _policies(args: argparse.Namespace) -> list[PolicyPair]:
@@ -115,7 +134,7 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     if windows and "window" not in caches:
         raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
     unmasks = args.unmask or [defaults.unmask]
-    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead)
+    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance)
     for policy in policies:
         asked = policy.diffusion(args.max_tokens)
         try:
@@ -139,7 +158,8 @@ def _resolved(policy: PolicyPair, spec: ModelSpec) -> PolicyPair:
 
 
 def _local_model(args: argparse.Namespace) -> str:
-    return DEMO_MODEL if args.model in (None, DEMO) else str(args.model)
+    model: str = args.model or DEMO
+    return BUNDLED.get(model, model)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -164,7 +184,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--seed", type=int, default=20261122, help="of the tasks' problems [default: 20261122]")
     what.add_argument("--few-shot", type=count, default=0, metavar="N", help="solved examples first [default: 0]")
     what.add_argument("--plain", action="store_true", help="`Question: … Answer:` instead of the chat template")
-    what.add_argument("--max-tokens", type=positive, default=64, help="longest answer [default: 64]")
+    what.add_argument(
+        "--max-tokens", type=positive, default=64, help="longest answer; long stories have 128 [default: 64]"
+    )
+    what.add_argument("--calibration", action="store_true", help="of questions answered by Yes or No: the probability "
+                      "of Yes in one forward against the truth")  # fmt: skip
     what.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the tasks' problems there and end")
     how = parser.add_argument_group("how it is decoded (comma-separated lists)")
     how.add_argument("--cache", type=_names, help=f"of {','.join(CACHES)} [default: {defaults.cache}]")
@@ -184,6 +208,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         f"[default: {CANVAS if defaults.lookahead is None else defaults.lookahead}]",
     )  # fmt: skip
     how.add_argument(
+        "--guidance", type=_guidances, default=[None], help="of free,posterior,model: how an answer of a form or of "
+        "tools is held to its schema [default: free]",
+    )  # fmt: skip
+    how.add_argument(
         "--block-length", type=positive, default=defaults.block_length, help="[default: the model's own, or 32]"
     )
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
@@ -198,6 +226,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _lookaheads(text: str) -> list[Lookahead]:
     return [CANVAS if name == CANVAS else count(name) for name in _names(text)]
+
+
+def _guidances(text: str) -> list[str | None]:
+    names = _names(text)
+    for name in names:
+        if name not in (FREE, *GUIDANCES):
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join((FREE, *GUIDANCES))}")
+    return [None if name == FREE else name for name in names]
 
 
 def _names(text: str) -> list[str]:

@@ -2,11 +2,23 @@
 
 import itertools
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from math import exp
 from typing import Any
 
-from engine import DiffusionParams, EngineConfig, EngineLoop, SamplingParams, Submission, load
+from engine import (
+    MAX_LOGPROBS,
+    ConfigError,
+    Constraint,
+    DiffusionParams,
+    EngineConfig,
+    EngineLoop,
+    SamplingParams,
+    Submission,
+    load,
+)
+from server.constraints import Constraints
 from server.eval.answers import EvalAnswer, Options
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
@@ -14,26 +26,34 @@ from server.observe.observer import Observers, Siblings
 from server.replies.choice import Choice
 from server.replies.completion import Completion
 from server.replies.passage import Passage
+from server.structured import spec
+from server.structured.refusals import Refused
+from server.structured.tools import Tool
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 
+ONE_FORWARD = DiffusionParams(unmask="fixed", steps=1)
+
 
 class LocalModel:
-    """A running engine and its tokenizer."""
+    """A running engine, its tokenizer and its constraints."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, options: Options) -> None:
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, constraints: Constraints, options: Options) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
+        self._constraints = constraints
         self._options = options
         self._ids = itertools.count()
 
     async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
-        prompt = await self._prompt(question)
-        fields: dict[str, Any] = policy.diffusion(self._options.max_tokens)
+        prompt, room = await self._prompt(question), self._options.room(question)
+        fields: dict[str, Any] = policy.diffusion(room)
         submission = Submission(
             request_id=f"eval-{next(self._ids)}",
             prompt_ids=prompt,
-            sampling=SamplingParams(max_tokens=self._options.max_tokens),
+            sampling=SamplingParams(
+                max_tokens=room, constraint=await self._constraint(question) if policy.guidance else None
+            ),
             diffusion=DiffusionParams(**fields),
         )
         [stream] = self._engine.submit([submission])
@@ -48,12 +68,51 @@ class LocalModel:
             rows=end.usage.rows_computed,
         )
 
+    async def judge(self, question: Question) -> Mapping[str, float]:
+        """By one forward over the masks of a block."""
+        submission = Submission(
+            request_id=f"eval-{next(self._ids)}",
+            prompt_ids=await self._prompt(question),
+            sampling=SamplingParams(max_tokens=1, logprobs=MAX_LOGPROBS, ignore_eos=True),
+            diffusion=ONE_FORWARD,
+        )
+        [stream] = self._engine.submit([submission])
+        outputs = [output async for output in stream]
+        [first] = outputs[0].logprobs or ()
+        return {self._tokenizer.decode([token]): exp(logprob) for token, logprob in first.top}
+
     async def _prompt(self, question: Question) -> list[int]:
         """Token ids: of the plain text if asked for or if there is no chat template, else from the chat template."""
         if self._options.plain or not self._tokenizer.has_chat_template:
             [ids] = await self._tokenizer.encode([question.plain])
             return ids
-        return await self._tokenizer.converse([dict(turn) for turn in question.messages], max_characters=sys.maxsize)
+        turns = [dict(turn) for turn in question.messages]
+        variables = {"tools": list(question.tools)} if question.tools else {}
+        return await self._tokenizer.converse(turns, variables, max_characters=sys.maxsize)
+
+    async def _constraint(self, question: Question) -> Constraint | None:
+        """What the answer must be: a form of its schema, or text and calls of the tools; None if nothing is said."""
+        if question.schema is not None:
+            asked = spec.of_schema(question.schema)
+        elif question.tools:
+            functions = (tool["function"] for tool in question.tools)
+            asked = spec.of_tools([Tool(one["name"], one.get("parameters")) for one in functions], "auto")
+        else:
+            return None
+        try:
+            return (await self._constraints.compiled(asked)).constraint
+        except Refused as error:
+            raise ConfigError(f"the schema or tools of {question.task}: {error}") from None
+
+
+class _Unobserved:
+    """Nobody counts the constraints of an evaluation."""
+
+    def on_compiled(self, seconds: float) -> None: ...
+
+    def on_cached(self) -> None: ...
+
+    def on_refused(self, reason: str, keyword: str) -> None: ...
 
 
 @asynccontextmanager
@@ -63,9 +122,11 @@ async def running(model: str, options: Options, concurrency: int) -> AsyncIterat
     config = EngineConfig(model=model, max_running_requests=concurrency, prefix_caching=False)
     engine = EngineLoop(load(config))
     tokenizer = Tokenizer.load(engine.info.folder)
+    constraints = Constraints(tokenizer, engine.info.spec, _Unobserved(), is_enabled=True, cache_bytes=2**28)
     engine.start()
     try:
-        yield LocalModel(engine, tokenizer, options)
+        yield LocalModel(engine, tokenizer, constraints, options)
     finally:
+        constraints.close()
         tokenizer.close()
         await engine.stop(0.0)

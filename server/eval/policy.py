@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
 
 from engine import CACHES, UNMASKS, ConfigError, DiffusionParams
 
@@ -22,6 +22,10 @@ WINDOW = ("refresh_before", "refresh_after", "prompt_refresh")
 CANVAS: Literal["canvas"] = "canvas"
 """A lookahead to the end of the canvas. In the API it is null."""
 
+FREE = "free"
+GUIDANCES: tuple[str, ...] = get_args(get_type_hints(DiffusionParams)["guidance"])
+"""How a constraint may guide an answer; `FREE` is no constraint."""
+
 Lookahead = int | Literal["canvas"]
 
 
@@ -37,6 +41,8 @@ class PolicyPair:
     """Parameters of the cache policy `window`, in the order of `WINDOW`; empty leaves them at their defaults."""
     block_length: int | None = None
     lookahead: Lookahead | None = None
+    guidance: str | None = None
+    """How what the answer must be guides it, for questions that say so; None asks freely."""
 
     @property
     def parameter(self) -> str | None:
@@ -51,8 +57,9 @@ class PolicyPair:
 
     @property
     def label(self) -> str:
-        """The unmask policy and its value, such as `threshold 0.9`."""
-        return " ".join([self.unmask or "default", *([f"{self.value:g}"] if self.value is not None else [])])
+        """The unmask policy, its value and the guidance, such as `threshold 0.9 posterior`."""
+        value = [f"{self.value:g}"] if self.value is not None else []
+        return " ".join([self.unmask or "default", *value, *([self.guidance] if self.guidance else [])])
 
     def diffusion(self, max_tokens: int) -> dict[str, object]:
         """The fields that are not left to the server. `steps` follows from `tokens_per_step` and `max_tokens`.
@@ -69,6 +76,7 @@ class PolicyPair:
         elif self.parameter and self.value is not None:
             fields[self.parameter] = self.value
         fields["lookahead"] = self.lookahead
+        fields["guidance"] = self.guidance
         given = {name: value for name, value in fields.items() if value is not None}
         nulls = {"lookahead": self.lookahead == CANVAS, "steps": is_one_by_one}
         return given | dict.fromkeys(name for name, is_null in nulls.items() if is_null)
@@ -88,6 +96,7 @@ def product(
     block_length: int | None,
     windows: Mapping[str, Sequence[int]] | None = None,
     lookaheads: Sequence[Lookahead | None] = (None,),
+    guidances: Sequence[str | None] = (None,),
 ) -> list[PolicyPair]:
     """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
 
@@ -99,13 +108,20 @@ def product(
         _check("unmask", name, UNMASKS)
     return [
         PolicyPair(
-            cache=cache, unmask=unmask, value=value, window=window, block_length=block_length, lookahead=lookahead
+            cache=cache,
+            unmask=unmask,
+            value=value,
+            window=window,
+            block_length=block_length,
+            lookahead=lookahead,
+            guidance=guidance,
         )
         for cache in caches
         for lookahead in lookaheads
         for window in (_windows(windows) if cache == "window" and windows else [()])
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
+        for guidance in guidances
     ]
 
 

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import DEMO_TASKS, ConfigError, DemoProblem, demo_problems
+from engine import DEMO_TASKS, ConfigError, DemoProblem, demo_problems, demo_solved
 
-ChatTurn = Mapping[str, str]
+ChatTurn = Mapping[str, Any]
 
+TOOLS = "tool"
+"""The task whose questions come with tools."""
+LONG_STORY = 128
+"""Tokens that a long story takes at most."""
+_TURN = ("role", "content", "tool_calls", "tool_call_id")
 NEXT_QUESTION = "\nQuestion:"
 """A plain answer is cut here, because models without tuning continue with another question."""
 
@@ -25,6 +30,14 @@ class Question:
     messages: tuple[ChatTurn, ...]
     """The conversation, solved examples included; the last turn is the user's."""
     check: Callable[[str], bool]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The functions that may be called, as OpenAI's `tools`."""
+    schema: Mapping[str, Any] | None = None
+    """The JSON Schema that the answer must fit; None of an answer that need not be JSON."""
+    is_yes: bool | None = None
+    """Of a question that is answered by `Yes` or `No`: the truth."""
+    room: int = 0
+    """The most tokens that an answer takes; a longer `--max-tokens` counts."""
 
     @property
     def plain(self) -> str:
@@ -44,11 +57,11 @@ class Question:
 
 def from_tasks(tasks: Sequence[str], seed: int, limit: int, few_shot: int) -> list[Question]:
     """`limit` held-out problems of each demo task. The `few_shot` solved examples are training problems."""
-    questions = []
-    for task in tasks:
-        solved = _examples(demo_problems(task, seed, few_shot, "train"))
-        questions += [_question(problem, solved) for problem in demo_problems(task, seed, limit)]
-    return questions
+    return [
+        _asked(problem, problem.messages(demo_solved(problem, seed, few_shot)))
+        for task in tasks
+        for problem in demo_problems(task, seed, limit)
+    ]
 
 
 def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
@@ -73,11 +86,10 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
         if len(solved) < 2 * few_shot:
             solved += [messages[-1], {"role": "assistant", "content": answer}]
             continue
-        check = _exactly(answer)
-        if "names" in fields and "things" in fields:  # a story, which has many right answers
-            check = _problem(task, fields, where).check
+        problem = _problem(task, fields, where)
         *before, last = messages
-        questions.append(Question(task=task, messages=(*before, *solved, last), check=check))
+        question = _asked(problem, [*before, *solved, last])
+        questions.append(question)
     if not questions:
         raise ConfigError(f"{path} holds no problems" + (f" beside the {few_shot} examples" if few_shot else ""))
     return questions
@@ -96,27 +108,46 @@ def export(path: Path, tasks: Sequence[str], seed: int, limit: int) -> int:
     return len(problems)
 
 
-def choose_tasks(names: Sequence[str]) -> list[str]:
-    """The tasks with these names, or all for `all`. Raises ConfigError for an unknown name."""
+def choose_tasks(names: Sequence[str], *, plain: bool = False) -> list[str]:
+    """The tasks with these names, or all for `all`; asked as `plain` text, all but those with tools.
+
+    Raises ConfigError for an unknown name.
+    """
     for name in names:
+        if plain and name == TOOLS:
+            raise ConfigError(f"{name} needs the chat template, which --plain leaves out")
         if name not in DEMO_TASKS and name != "all":
             raise ConfigError(f"{name!r} is no task; choose among all, {', '.join(DEMO_TASKS)}")
-    return [task for task in DEMO_TASKS if task in names or "all" in names]
+    return [task for task in DEMO_TASKS if (task in names or "all" in names) and not (plain and task == TOOLS)]
 
 
-def _question(problem: DemoProblem, solved: Sequence[ChatTurn]) -> Question:
-    turn = {"role": "user", "content": problem.prompt}
-    return Question(task=problem.task, messages=(*solved, turn), check=problem.check)
-
-
-def _examples(problems: Sequence[DemoProblem]) -> list[ChatTurn]:
-    pairs = ((("user", problem.prompt), ("assistant", problem.answer)) for problem in problems)
-    return [{"role": role, "content": content} for pair in pairs for role, content in pair]
+def _asked(problem: DemoProblem, messages: Sequence[ChatTurn]) -> Question:
+    return Question(
+        task=problem.task,
+        messages=tuple(messages),
+        check=problem.check,
+        tools=tuple(json.loads(tool) for tool in problem.tools),
+        schema=json.loads(problem.schema) if problem.schema else None,
+        is_yes={"Yes": True, "No": False}.get(problem.answer.strip()),
+        room=LONG_STORY if problem.story == "long" else 0,
+    )
 
 
 def _line(problem: DemoProblem) -> dict[str, object]:
-    line: dict[str, object] = {"task": problem.task, "prompt": problem.prompt, "answer": problem.answer}
-    return line | ({"names": problem.names, "things": problem.things} if problem.names else {})
+    """All that a file needs to ask the problem again; fields with nothing in them are left out."""
+    messages = problem.messages()
+    *before, last = messages
+    asked = {"messages": messages} if before or last["role"] != "user" else {"prompt": problem.prompt}
+    more = {
+        "names": problem.names,
+        "things": problem.things,
+        "story": problem.story,
+        "yes": problem.yes,
+        "schema": json.loads(problem.schema) if problem.schema else None,
+        "tools": [json.loads(tool) for tool in problem.tools],
+    }
+    line = {"task": problem.task, **asked, "answer": problem.answer}
+    return line | {name: value for name, value in more.items() if value or value == 0.0}
 
 
 def _fields(line: str, where: str) -> dict[str, Any]:
@@ -136,27 +167,54 @@ def _messages(fields: Mapping[str, Any], where: str) -> list[ChatTurn]:
         case {"prompt": str(prompt)} if "messages" not in fields:
             return [{"role": "user", "content": prompt}]
         case {"messages": [*turns]} if "prompt" not in fields and turns and all(map(_is_turn, turns)):
-            if turns[-1]["role"] == "user":
-                return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+            if turns[-1]["role"] in ("user", "tool"):
+                return [{name: turn[name] for name in _TURN if name in turn} for turn in turns]
     raise ConfigError(
-        f"{where} needs either a `prompt` that is a string, or `messages` of `role` and `content`, the user's last"
+        f"{where} needs either a `prompt` that is a string, or `messages` of `role` and `content`, the last the "
+        "user's or a tool's"
     )
 
 
 def _is_turn(turn: object) -> bool:
     match turn:
-        case {"role": "system" | "user" | "assistant", "content": str()}:
+        case {"role": "system" | "user" | "assistant" | "tool", "content": str()}:
+            return True
+        case {"role": "assistant", "tool_calls": [*calls]} if calls and all(map(_is_call, calls)):
+            return True
+    return False
+
+
+def _is_call(call: object) -> bool:
+    match call:
+        case {"function": {"name": str(), "arguments": str()}}:
             return True
     return False
 
 
 def _problem(task: str, fields: Mapping[str, Any], where: str) -> DemoProblem:
-    names, things = fields["names"], fields["things"]
+    """What the fields beside the prompt say of the answer. Raises ConfigError."""
+    names, things, story = fields.get("names", []), fields.get("things", []), fields.get("story", "")
     for words in (names, things):
-        if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
+        if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
             raise ConfigError(f"{where}: `names` and `things` must be lists of strings")
-    return DemoProblem(task=task, prompt="", answer=fields["answer"], names=tuple(names), things=tuple(things))
-
-
-def _exactly(answer: str) -> Callable[[str], bool]:
-    return lambda text: text.strip() == answer.strip()
+    if story not in ("", "short", "long"):
+        raise ConfigError(f"{where}: `story` must be `short` or `long`")
+    yes = fields.get("yes")
+    if yes is not None and not (isinstance(yes, int | float) and 0 <= yes <= 1):
+        raise ConfigError(f"{where}: `yes` must be a probability")
+    schema, tools = fields.get("schema"), fields.get("tools", [])
+    if not isinstance(schema, dict | None):
+        raise ConfigError(f"{where}: `schema` must be an object")
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ConfigError(f"{where}: `tools` must be a list of objects")
+    return DemoProblem(
+        task=task,
+        prompt="",
+        answer=fields["answer"].strip(),
+        names=tuple(names),
+        things=tuple(things),
+        story=story or ("short" if names and things else ""),
+        yes=yes,
+        schema=json.dumps(schema) if schema else "",
+        tools=tuple(map(json.dumps, tools)),
+    )

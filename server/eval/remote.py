@@ -3,16 +3,22 @@
 The `diffusion` object is sent only if a policy sets a field of it; `usage.diffusion` is read if the server sends it.
 """
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from math import exp
+from typing import Any
 
 import httpx
 
-from engine import ConfigError
+from engine import MAX_LOGPROBS, ConfigError, demo_calls
 from server.eval.answers import EvalAnswer, Options
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.remote import call, connect, first_model
+
+MAX_PLAIN_LOGPROBS = 5
+"""The most that OpenAI's completions API takes."""
 
 
 class RemoteModel:
@@ -24,16 +30,19 @@ class RemoteModel:
         self._options = options
 
     async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
-        body: dict[str, object] = {"model": self._model, "max_tokens": self._options.max_tokens, "temperature": 0}
-        if diffusion := policy.diffusion(self._options.max_tokens):
+        room = self._options.room(question)
+        body: dict[str, object] = {"max_tokens": room}
+        if diffusion := policy.diffusion(room):
             body["diffusion"] = diffusion
-        if self._options.plain:
-            reply = await call(self._http, "POST", "completions", body | {"prompt": question.plain})
-        else:
-            reply = await call(self._http, "POST", "chat/completions", body | {"messages": question.messages})
+        if question.schema is not None and policy.guidance:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "form", "schema": question.schema},
+            }
+        reply = await self._asked(question, body)
         try:
             [choice] = reply["choices"]
-            text = choice["text"] if self._options.plain else choice["message"]["content"]
+            text = choice["text"] if self._options.plain else _text(choice["message"])
             usage = reply.get("usage") or {}
             cost = usage.get("diffusion") or {}
             tokens, forwards, rows = (
@@ -43,7 +52,46 @@ class RemoteModel:
             )
             return EvalAnswer(text=self._options.trim(text or ""), tokens=tokens, forwards=forwards, rows=rows)
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ConfigError(f"{self._http.base_url} does not answer as OpenAI's API does: {reply!r:.200}") from None
+            raise self._unlike_openai(reply) from None
+
+    async def judge(self, question: Question) -> Mapping[str, float]:
+        """By as many forwards as the server needs for one token."""
+        body: dict[str, object] = {"max_tokens": 1}
+        if self._options.plain:
+            reply = await self._asked(question, body | {"logprobs": MAX_PLAIN_LOGPROBS})
+        else:
+            reply = await self._asked(question, body | {"logprobs": True, "top_logprobs": MAX_LOGPROBS})
+        try:
+            [choice] = reply["choices"]
+            if self._options.plain:
+                top = choice["logprobs"]["top_logprobs"][0].items()
+            else:
+                top = [(one["token"], one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]]
+            return {token: exp(logprob) for token, logprob in top}
+        except IndexError:  # the answer ended before its first token
+            return {}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise self._unlike_openai(reply) from None
+
+    async def _asked(self, question: Question, body: dict[str, object]) -> Any:
+        body = {"model": self._model, "temperature": 0} | body
+        if self._options.plain:
+            return await call(self._http, "POST", "completions", body | {"prompt": question.plain})
+        if question.tools:
+            body["tools"] = question.tools
+        return await call(self._http, "POST", "chat/completions", body | {"messages": question.messages})
+
+    def _unlike_openai(self, reply: object) -> ConfigError:
+        return ConfigError(f"{self._http.base_url} does not answer as OpenAI's API does: {reply!r:.200}")
+
+
+def _text(message: Mapping[str, Any]) -> str | None:
+    """What the message says, calls of tools in Hermes form."""
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    if not calls:
+        content: str | None = message["content"]
+    return content
+    return demo_calls([(call["name"], json.loads(call["arguments"])) for call in calls])
 
 
 @asynccontextmanager

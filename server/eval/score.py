@@ -59,6 +59,7 @@ class Row:
             "window": dict(zip(WINDOW, self.policy.window, strict=False)),
             "block_length": self.policy.block_length,
             "lookahead": self.policy.lookahead,
+            "guidance": self.policy.guidance,
             "n": self.n,
             "correct": self.correct,
             "accuracy": self.accuracy,

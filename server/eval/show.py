@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from engine import ConfigError
+from server.eval.calibration import Calibration
 from server.eval.policy import PolicyPair
 from server.eval.score import Row, pooled
 
@@ -55,6 +56,24 @@ def markdown(rows: Sequence[Row]) -> str:
                 *(_number(value, digits) for value, digits in _costs(total)),
             ]
         )
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def calibration_table(found: Calibration) -> Table:
+    """A line for each bin of probabilities."""
+    caption = f"n {found.n}\nBrier score {found.brier:.4f}\nexpected calibration error {found.error:.4f}"
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, caption=caption, caption_justify="left")
+    for name in ("probability of yes", "answered by yes", "n"):
+        shown.add_column(name, justify="right")
+    for one in found.bins:
+        shown.add_row(f"{one.probability:.3f}", f"{one.share:.3f}", str(one.n))
+    return shown
+
+
+def calibration_markdown(found: Calibration) -> str:
+    """One line for the model."""
+    lines = [["n", "Brier score", "expected calibration error"], ["---:"] * 3]
+    lines.append([str(found.n), f"{found.brier:.4f}", f"{found.error:.4f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationError
 
-from engine import CACHES, DEMO_MODEL, UNMASKS, DiffusionParams, EngineConfig
+from engine import BUNDLED, CACHES, UNMASKS, DiffusionParams, EngineConfig
 from server.settings.origin import origin
 
 DEMO = "demo"
@@ -201,8 +201,9 @@ def build(values: Mapping[str, object]) -> Settings:
         if isinstance(value, bool):  # YAML's `yes`, which would pass for the number 1
             _read(option.type, value, option.key, strict=True)
         sections[option.section][option.name] = _entries(key, value) if option.is_list else value
-    if sections["engine"]["model"] == DEMO:
-        sections["engine"]["model"] = DEMO_MODEL
+    model = sections["engine"]["model"]
+    if isinstance(model, str):
+        sections["engine"]["model"] = BUNDLED.get(model, model)
     return Settings(**{name: _section(name, given) for name, given in sections.items()})
 
 

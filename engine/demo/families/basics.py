@@ -4,7 +4,7 @@ from random import Random
 
 from engine.demo.families.facts import FACT_GROUPS, FactGroup
 from engine.demo.families.problem import Problem
-from engine.demo.families.stories import tell, tell_tale
+from engine.demo.families.stories import tell
 from engine.demo.families.words import GOODS, NAMES, NOUNS, THINGS
 
 MAX_TOTAL = 15
@@ -107,7 +107,7 @@ def tale(rng: Random) -> Problem:
     ending = "?" if polite.startswith("c") else rng.choice([".", ".", "!", ""])
     prompt = f"{polite}{wording}{about}{ending}"
     prompt = prompt if rng.random() < 0.2 else prompt[0].upper() + prompt[1:]
-    answer = tell_tale(rng, names, things, is_long=is_long)
+    answer = tell(rng, names, things, is_long=is_long)
     return Problem(
         task="tale", prompt=prompt, answer=answer, names=names, things=things, story="long" if is_long else "short"
     )

@@ -51,7 +51,8 @@ def form(rng: Random) -> Problem:
     else:
         asked = rng.choice(_SHAPED).format(_shape(rng, fields))
     prompt = asked.replace("{}", sentence)
-    return Problem(task="form", prompt=prompt, answer=json.dumps({field: values[field] for field in fields}))
+    answer = json.dumps({field: values[field] for field in fields})
+    return Problem(task="form", prompt=prompt, answer=answer, schema=json.dumps(_schema(fields)))
 
 
 def value(rng: Random) -> Problem:
@@ -69,6 +70,11 @@ def _drawn(rng: Random) -> dict[str, str | int]:
     return {field: rng.choice(pools[field]) if field in pools else rng.randint(2, 20) for field in _FIELDS}
 
 
+def _schema(fields: list[str]) -> dict[str, object]:
+    properties = {field: {"type": _TYPES.get(field, "string")} for field in fields}
+    return {"type": "object", "properties": properties, "required": fields}
+
+
 def _listed(fields: list[str]) -> str:
     """`name, count and day`"""
     return f"{', '.join(fields[:-1])} and {fields[-1]}" if len(fields) > 1 else fields[0]
@@ -83,6 +89,5 @@ def _shape(rng: Random, fields: list[str]) -> str:
         case 1:
             return "{" + ", ".join(f'"{field}": {kind}' for field, kind in types.items()) + "}"
         case 2:
-            properties = {field: {"type": kind} for field, kind in types.items()}
-            return json.dumps({"type": "object", "properties": properties, "required": fields})
+            return json.dumps(_schema(fields))
     return json.dumps({field: {"type": kind} for field, kind in types.items()})

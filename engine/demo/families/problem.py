@@ -1,11 +1,11 @@
 """A problem: a conversation whose last turn asks, its tools, and what counts as a right answer. Draws nothing."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.demo.families.stories import is_story, is_tale
+from engine.demo.families.stories import is_story
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -38,6 +38,8 @@ class Problem:
     """Whose the last turn is: the user's or a tool's."""
     tools: tuple[str, ...] = ()
     """The functions that may be called, each as the JSON of OpenAI's `tools`."""
+    schema: str = ""
+    """The JSON Schema that the answer must fit, as JSON; empty of an answer that is no form."""
     yes: float | None = None
     """The probability that the answer is `Yes`, for a question whose truth is drawn; `answer` is that draw."""
 
@@ -53,37 +55,21 @@ class Problem:
         right.
         """
         text = text.strip()
-        if self.task == "story":
-            return is_story(text, self.names, self.things)
         if self.story:
-            return is_tale(text, self.names, self.things, is_long=self.story == "long")
+            return is_story(text, self.names, self.things, is_long=self.story == "long")
         if self.yes is not None:
             return text in ({"Yes"} if self.yes >= 0.5 else set()) | ({"No"} if self.yes <= 0.5 else set())
         return text == self.answer or same_values(text, self.answer)
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The conversation as OpenAI's `messages`, tool calls and their results by id."""
-        turns: list[dict[str, Any]] = []
-        ids: Iterator[str] = iter(())
-        for turn in (*self.before, Turn(self.role, self.prompt)):
-            message: dict[str, Any] = {"role": turn.role, "content": turn.content}
-            if turn.role == "assistant" and (calls := parsed_calls(turn.content)):
-                named = [f"call_{i}" for i in range(len(calls))]
-                message["content"] = None
-                message["tool_calls"] = [
-                    {
-                        "id": id_,
-                        "type": "function",
-                        "function": {"name": call["name"], "arguments": json.dumps(call["arguments"])},
-                    }
-                    for id_, call in zip(named, calls, strict=True)
-                ]
-                ids = iter(named)
-            elif turn.role == "tool":
-                message["tool_call_id"] = next(ids)
-            turns.append(message)
-        return turns
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns up to the one that asks."""
+        return (*self.before, Turn(self.role, self.prompt))
+
+    def messages(self, shots: Sequence["Problem"] = ()) -> list[dict[str, Any]]:
+        """The conversation as OpenAI's `messages`, solved problems first; tool calls and their results by id."""
+        solved = (turn for shot in shots for turn in (*shot.turns, Turn("assistant", shot.answer)))
+        return _messages((*solved, *self.turns))
 
 
 def same_values(text: str, answer: str) -> bool:
@@ -124,3 +110,26 @@ def written_calls(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     return "\n".join(
         f"{CALL}\n{json.dumps({'name': name, 'arguments': arguments})}\n{END_CALL}" for name, arguments in calls
     )
+
+
+def _messages(turns: Iterable[Turn]) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    ids: Iterator[str] = iter(())
+    for turn in turns:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.role == "assistant" and (calls := parsed_calls(turn.content)):
+            named = [f"call_{len(messages)}_{i}" for i in range(len(calls))]
+            message["content"] = None
+            message["tool_calls"] = [
+                {
+                    "id": id_,
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": json.dumps(call["arguments"])},
+                }
+                for id_, call in zip(named, calls, strict=True)
+            ]
+            ids = iter(named)
+        elif turn.role == "tool":
+            message["tool_call_id"] = next(ids)
+        messages.append(message)
+    return messages

@@ -1,8 +1,8 @@
-"""The grammars of the demo models' stories, read both ways: `tell` writes a story, `is_story` and `is_tale` check one.
+"""The grammar of the demo models' stories, short and long, read both ways: `tell` writes one, `is_story` checks one.
 
 A line's slots take one word each, so a story's length depends only on how many names and things were asked for:
-a model that writes all positions in parallel then never has to agree with itself on a length. A tale may be long, and
-be about nobody in particular: then its people and things are slots too. A slot that comes again keeps its word.
+a model that writes all positions in parallel then never has to agree with itself on a length. Where nobody and nothing
+was asked for, people and things are slots too.
 """
 
 import re
@@ -16,8 +16,6 @@ SLOTS = {
     "kind": ("red", "blue", "green", "big", "small", "new", "golden", "wooden"),
     "weather": ("warm", "sunny", "bright", "windy", "quiet"),
     "mood": ("happy", "proud", "glad", "merry"),
-}
-TALE_SLOTS = SLOTS | {
     "name": NAMES,
     "thing": THINGS,
     "animal": ANIMALS,
@@ -27,31 +25,22 @@ TALE_SLOTS = SLOTS | {
     "where": ("tree", "bridge", "stone", "door", "hill"),
     "song": ("happy", "long", "old", "quiet", "new"),
 }
-_SLOT = re.compile(r"<(\w+)>")
-_KEPT = re.compile(r"<(\w+?)(\d*)>")
-"""A slot of a tale. One with a number keeps its word wherever it comes again."""
+_SLOT = re.compile(r"<(\w+?)(\d*)>")
+"""A slot. One with a number keeps its word wherever it comes again."""
 
 
-def _lines(names: tuple[str, ...], things: tuple[str, ...]) -> list[str]:
-    """The story's sentences with `<slot>` where a word is free."""
-    who, was = " and ".join(names), "were" if len(names) > 1 else "was"
-    lines = [
-        f"One <when> {who} went to the <place>.",
-        f"{names[0]} had a <kind> {things[0]}.",
-        "It was a <weather> day.",
-        f"In the end {who} {was} <mood>.",
-    ]
-    if len(things) > 1:
-        lines.insert(2, f"{names[-1]} found a <kind> {things[1]}.")
-    return lines
-
-
-def _tale_lines(names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool) -> list[str]:
-    """The tale's sentences; slots with a number stand for whom or what nobody asked for."""
+def _lines(names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool) -> list[str]:
+    """The story's sentences, with `<slot>` where a word is free."""
     names, things = names or ("<name1>",), things or ("<thing1>",)
-    if not is_long:
-        return _lines(names, things)
     who, was = " and ".join(names), "were" if len(names) > 1 else "was"
+    if not is_long:
+        return [
+            f"One <when> {who} went to the <place>.",
+            f"{names[0]} had a <kind> {things[0]}.",
+            *([f"{names[-1]} found a <kind> {things[1]}."] if len(things) > 1 else []),
+            "It was a <weather> day.",
+            f"In the end {who} {was} <mood>.",
+        ]
     return [
         f"One <when> {who} went to the <place>.",
         f"{names[0]} had a <kind1> {things[0]}.",
@@ -67,34 +56,23 @@ def _tale_lines(names: tuple[str, ...], things: tuple[str, ...], *, is_long: boo
     ]
 
 
-def tell(rng: Random, names: tuple[str, ...], things: tuple[str, ...]) -> str:
-    """A story about these names and things."""
-    return _SLOT.sub(lambda slot: rng.choice(SLOTS[slot[1]]), " ".join(_lines(names, things)))
-
-
-def is_story(text: str, names: tuple[str, ...], things: tuple[str, ...]) -> bool:
-    """Whether `text` is a story of this grammar about exactly these names and things."""
-    pattern = _SLOT.sub(lambda slot: f"(?:{'|'.join(SLOTS[slot[1]])})", " ".join(map(_escape, _lines(names, things))))
-    return re.fullmatch(pattern, text) is not None
-
-
-def tell_tale(rng: Random, names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool) -> str:
-    """A tale about these names and things, or about any where there are none."""
+def tell(rng: Random, names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool = False) -> str:
+    """A story about these names and things, or about any where there are none."""
     kept: dict[str, str] = {}
 
     def word(slot: re.Match[str]) -> str:
-        drawn = rng.choice(TALE_SLOTS[slot[1]])
+        drawn = rng.choice(SLOTS[slot[1]])
         return kept.setdefault(slot[0], drawn) if slot[2] else drawn
 
-    return _KEPT.sub(word, " ".join(_tale_lines(names, things, is_long=is_long)))
+    return _SLOT.sub(word, " ".join(_lines(names, things, is_long=is_long)))
 
 
-def is_tale(text: str, names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool) -> bool:
-    """Whether `text` is a tale of this grammar, with the same word wherever a numbered slot comes again."""
+def is_story(text: str, names: tuple[str, ...], things: tuple[str, ...], *, is_long: bool = False) -> bool:
+    """Whether `text` is a story of this grammar about exactly these names and things."""
     named: set[str] = set()
 
     def pattern(slot: re.Match[str]) -> str:
-        words, group = "|".join(TALE_SLOTS[slot[1]]), f"{slot[1]}{slot[2]}"
+        words, group = "|".join(SLOTS[slot[1]]), f"{slot[1]}{slot[2]}"
         if not slot[2]:
             return f"(?:{words})"
         if group in named:
@@ -102,8 +80,8 @@ def is_tale(text: str, names: tuple[str, ...], things: tuple[str, ...], *, is_lo
         named.add(group)
         return f"(?P<{group}>{words})"
 
-    lines = " ".join(map(_escape, _tale_lines(names, things, is_long=is_long)))
-    return re.fullmatch(_KEPT.sub(pattern, lines), text) is not None
+    lines = " ".join(map(_escape, _lines(names, things, is_long=is_long)))
+    return re.fullmatch(_SLOT.sub(pattern, lines), text) is not None
 
 
 def _escape(line: str) -> str:

@@ -26,7 +26,7 @@ def rows() -> Rows:
 
 
 def templated(tokenizer: PreTrainedTokenizerFast, problem: Problem, *, before: list[dict[str, object]]) -> str:
-    messages = [*before, *problem.messages]
+    messages = [*before, *problem.messages()]
     for message in messages:
         for call in message.get("tool_calls", ()):
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])

@@ -9,7 +9,7 @@ import pytest
 from engine.demo.families.basics import MAX_SUM, MAX_TOTAL
 from engine.demo.families.facts import FACT_GROUPS
 from engine.demo.families.problem import Problem, Turn, parsed_calls, written_calls
-from engine.demo.families.stories import is_story, is_tale, tell, tell_tale
+from engine.demo.families.stories import is_story, tell
 from engine.demo.families.talk import HONEST
 from engine.demo.tasks import TASKS, examples, problems, split_of
 
@@ -122,16 +122,16 @@ def test_the_free_words_of_a_story_are_free() -> None:
 
 
 def test_tales_are_about_anybody_or_those_who_are_named() -> None:
-    tale = tell_tale(Random(SEED), ("Tom", "Mia"), ("kite",), is_long=True)
-    assert is_tale(tale, ("Tom", "Mia"), ("kite",), is_long=True)
-    assert not is_tale(tale, ("Tom", "Sam"), ("kite",), is_long=True)
-    assert not is_tale(tale, ("Tom", "Mia"), ("kite",), is_long=False)
-    free = tell_tale(Random(SEED), (), (), is_long=True)
-    assert is_tale(free, (), (), is_long=True)
+    tale = tell(Random(SEED), ("Tom", "Mia"), ("kite",), is_long=True)
+    assert is_story(tale, ("Tom", "Mia"), ("kite",), is_long=True)
+    assert not is_story(tale, ("Tom", "Sam"), ("kite",), is_long=True)
+    assert not is_story(tale, ("Tom", "Mia"), ("kite",), is_long=False)
+    free = tell(Random(SEED), (), (), is_long=True)
+    assert is_story(free, (), (), is_long=True)
     hero = free.split()[2]
     other = "Tom" if hero != "Tom" else "Mia"
-    assert is_tale(free.replace(hero, other), (), (), is_long=True)
-    assert not is_tale(free.replace(hero, other, 1), (), (), is_long=True), "one hero keeps one name"
+    assert is_story(free.replace(hero, other), (), (), is_long=True)
+    assert not is_story(free.replace(hero, other, 1), (), (), is_long=True), "one hero keeps one name"
     assert len(free.split()) > 60
 
 
@@ -146,7 +146,7 @@ def test_second_turns_follow_a_whole_first_one() -> None:
     for problem in sample("turn"):
         first, said = problem.before
         assert (first.role, said.role, problem.role) == ("user", "assistant", "user")
-        assert [message["role"] for message in problem.messages] == ["user", "assistant", "user"]
+        assert [message["role"] for message in problem.messages()] == ["user", "assistant", "user"]
 
 
 def test_forms_are_values_whatever_their_white_space() -> None:
@@ -165,7 +165,7 @@ def test_tool_calls_are_of_tools_that_are_there() -> None:
         calls = parsed_calls(problem.answer)
         assert {call["name"] for call in calls or ()} <= names
         seen.add("call" if calls else "result" if problem.role == "tool" else "honest" * (problem.answer == HONEST))
-        for message in problem.messages:
+        for message in problem.messages():
             for call in message.get("tool_calls", ()):
                 assert isinstance(json.loads(call["function"]["arguments"]), dict)
     assert seen == {"call", "result", "honest", ""}
@@ -223,7 +223,7 @@ def test_solved_examples_are_of_the_family_and_its_tools(task: str) -> None:
 def test_messages_carry_the_results_of_calls_by_id() -> None:
     calls = written_calls([("weather", {"city": "Oslo"}), ("weather", {"city": "Rome"})])
     before = (Turn("user", "Weather?"), Turn("assistant", calls), Turn("tool", "sunny"))
-    *_, said, first, second = Problem(task="tool", prompt="rainy", answer="", before=before, role="tool").messages
+    *_, said, first, second = Problem(task="tool", prompt="rainy", answer="", before=before, role="tool").messages()
     ids = [call["id"] for call in said["tool_calls"]]
     assert [first["tool_call_id"], second["tool_call_id"]] == ids
     assert len(set(ids)) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine import DEMO_MODEL, ConfigError, DiffusionParams, EngineConfig
+from engine import BUNDLED, DEMO_MODEL, ConfigError, DiffusionParams, EngineConfig
 from server.settings.sources import load_settings
 from server.settings.tree import build, options
 
@@ -29,6 +29,12 @@ def file(tmp_path):
         return str(path)
 
     return write
+
+
+def test_the_bundled_models_have_names():
+    settings = load_settings(["demo-block"], {})
+    assert settings.engine.model == BUNDLED["demo-block"]
+    assert Path(settings.engine.model).name == "demo-block", "the name that it is served under"
 
 
 def test_without_a_word_the_demo_model_is_served():
