@@ -57,13 +57,15 @@ def decode(
     mask_id, eos_id = token_id(tokenizer, MASK), token_id(tokenizer, EOS)
     prompt_ids = [tokenizer.encode(prompt).ids for prompt in prompts]
     starts = torch.tensor([len(ids) for ids in prompt_ids])
-    ids = torch.full((len(prompts), int(starts.max()) + canvas), eos_id)
+    grid = block or 1
+    ends = (starts + canvas + grid - 1) // grid * grid  # the canvas is filled to the end of its last block
+    ids = torch.full((len(prompts), int(ends.max())), eos_id)
     for row, prompt in enumerate(prompt_ids):
         ids[row, : len(prompt)] = torch.tensor(prompt)
-        ids[row, len(prompt) : len(prompt) + canvas] = mask_id
+        ids[row, len(prompt) : ends[row]] = mask_id
     positions = torch.arange(ids.shape[1])
     place = positions - starts[:, None]
-    masked = (place >= 0) & (place < canvas)
+    masked = (place >= 0) & (positions < ends[:, None])
     if block is None:
         number, seen = place.div(BLOCK, rounding_mode="floor"), (place < canvas)[:, None]
     else:
@@ -73,8 +75,9 @@ def decode(
         open_block = masked & (number == opened)
         ended = ((ids == eos_id) & masked & (number < opened)).any(dim=1, keepdim=True)
         open_block &= ~ended
+        last = torch.where(open_block, positions, 0).max()
+        end = len(positions) if block is None else int(last) + 1
         while (live := open_block.any(dim=1)).any():
-            end = len(positions) if block is None else int(open_block.nonzero()[:, 1].max()) + 1
             hidden = hidden_rows(model, ids[live, :end], seen[live][:, :end, :end] if block else seen[live])
             logits = model.logits(hidden[open_block[live, :end]])
             logits[:, mask_id] = -torch.inf

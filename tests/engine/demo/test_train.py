@@ -1,0 +1,106 @@
+"""Training: a resumed run is the unbroken one, and a checkpoint loads as the published models do."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from engine import DiffusionParams, EngineConfig, SamplingParams, Submission, load
+from engine.demo import noise, train
+from engine.demo.build_tokenizer import save
+from engine.demo.checkpoint import export
+from engine.demo.decode import decode, hidden_rows
+from engine.demo.tasks import TASKS
+from engine.demo.train import RECIPES, Run, learning_rate
+from engine.models import describe, load_model
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save(folder)
+    return folder
+
+
+@pytest.fixture
+def make(folder, monkeypatch):
+    """`make(name)`: a run of a smaller model on smaller batches."""
+    tokenizer, geometry = Tokenizer.from_file(str(folder / "tokenizer.json")), train.geometry
+    monkeypatch.setattr(noise, "TOKENS_PER_BATCH", 1300)
+
+    def small(vocab_size, *, qk_norm):
+        return replace(geometry(vocab_size, qk_norm=qk_norm), dim=64, head_dim=16, num_layers=2)
+
+    monkeypatch.setattr(train, "geometry", small)
+    return lambda name: Run(tokenizer, replace(RECIPES[name], steps=STEPS), seed=5)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_resumed_run_is_the_unbroken_one(make, name, tmp_path):
+    unbroken, first, second = make(name), make(name), make(name)
+    losses = [unbroken.advance() for _ in range(STEPS)]
+    halves = [first.advance() for _ in range(STEPS // 2)]
+    first.save(tmp_path / "state.pt")
+    second.resume(tmp_path / "state.pt")
+    halves += [second.advance() for _ in range(STEPS // 2)]
+    assert halves == losses
+    for one, other in zip(unbroken.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_checkpoint_is_read_as_it_was_written(make, name, tmp_path):
+    run = make(name)
+    for parameter in run.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    export(run.model, run.sampler.rows.tokenizer, tmp_path, run.recipe.block)
+    read = describe(tmp_path)
+    assert read.spec.attention == ("full" if run.recipe.block is None else "block_causal")
+    assert run.recipe.block is None or read.spec.block_length == run.recipe.block
+    model = load_model(tmp_path, read, torch.float32, torch.device("cpu"))
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(hidden_rows(model, ids), hidden_rows(run.model, ids))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
+    """Exact decode, from the question form of a few problems, whatever the weights say."""
+    run = make(name)
+    for number, (parameter_name, parameter) in enumerate(run.model.named_parameters()):
+        std = 2.0 if "head" in parameter_name else 0.2  # peaked, so that no two positions are equally sure
+        generator = torch.Generator().manual_seed(number)
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=std, generator=generator)
+    tokenizer, block = run.sampler.rows.tokenizer, run.recipe.block
+    export(run.model, tokenizer, tmp_path, block)
+    prompts = [f"Question: {TASKS[task](train.Random(3)).prompt}\nAnswer:" for task in ("word", "sort", "facts")]
+    plain = decode(run.model, tokenizer, prompts, canvas=64, block=block)
+    engine = load(EngineConfig(model=str(tmp_path), device="cpu", dtype="float32"))
+    diffusion = DiffusionParams(
+        cache="none" if block is None else "block", unmask="fixed", steps=None, lookahead=None, block_length=block or 32
+    )
+    for i, prompt in enumerate(prompts):
+        submission = Submission(
+            request_id=str(i),
+            prompt_ids=tokenizer.encode(prompt).ids,
+            sampling=SamplingParams(max_tokens=64),
+            diffusion=diffusion,
+        )
+        engine.submit(engine.new_request(submission))
+    said = {str(i): [] for i in range(len(prompts))}
+    while engine.request_ids:
+        for output in engine.step():
+            said[output.request_id] += output.token_ids
+    assert [tokenizer.decode(ids) for ids in said.values()] == plain
+    assert any(plain)
+
+
+def test_the_rate_warms_up_stays_and_falls():
+    rates = [learning_rate(step, 1000) for step in range(1001)]
+    assert rates[0] == 0.01
+    assert rates[100] == rates[500] == 1
+    assert rates[775] == pytest.approx(0.51)
+    assert rates[1000] == pytest.approx(train.FINAL_LR)
