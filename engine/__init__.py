@@ -40,6 +40,7 @@ from engine.core.request import Hole, Submission
 from engine.demo import FOLDERS
 from engine.demo.families.problem import Problem as DemoProblem
 from engine.demo.families.problem import written_calls as demo_calls
+from engine.demo.tasks import BASIC as BASIC_TASKS
 from engine.demo.tasks import TASKS as DEMO_TASKS
 from engine.demo.tasks import problems as demo_problems
 from engine.demo.tasks import solved as demo_solved
@@ -56,6 +57,7 @@ DEMO_MODEL = BUNDLED["demo"]
 """The folder of the bundled model that is served without a word."""
 
 __all__ = [
+    "BASIC_TASKS",
     "BUNDLED",
     "CACHES",
     "CONSTRAINT_PARTS",

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from engine import DEMO_MODEL, DEMO_TASKS
+from engine import BASIC_TASKS, DEMO_MODEL
 from server.eval.answers import Options
 from server.eval.local import running
 from server.eval.policy import PolicyPair, exact
@@ -21,7 +21,7 @@ REACHED = {"none": 0.99, "prefix": 0.99, "dual": 0.99}
     "cache", ["dual", *(pytest.param(other, marks=pytest.mark.slow) for other in ("none", "prefix"))]
 )
 def test_five_points_are_too_many_to_lose(cache):
-    questions = from_tasks(list(DEMO_TASKS), SEED, PER_TASK, few_shot=0)
+    questions = from_tasks(list(BASIC_TASKS), SEED, PER_TASK, few_shot=0)
 
     async def rows():
         async with running(DEMO_MODEL, Options(max_tokens=64, plain=False), concurrency=32) as model:
@@ -29,7 +29,7 @@ def test_five_points_are_too_many_to_lose(cache):
             return await evaluate(model, questions, [policy], None, 32, lambda *_: None)
 
     total = pooled(asyncio.run(rows()))
-    assert total.n == PER_TASK * len(DEMO_TASKS)
+    assert total.n == PER_TASK * len(BASIC_TASKS)
     assert total.accuracy > REACHED[cache] - 0.05
     assert total.tokens_per_forward > 2
 
@@ -43,7 +43,7 @@ def test_the_exact_decode_is_what_it_says():
 @pytest.mark.slow
 def test_an_answer_does_not_depend_on_the_room_that_was_asked_for():
     """By the defaults: as right with room for 256 and 512 tokens as with 64, in as few forwards."""
-    questions = from_tasks(list(DEMO_TASKS), SEED, 100, few_shot=0)
+    questions = from_tasks(list(BASIC_TASKS), SEED, 100, few_shot=0)
 
     async def total(max_tokens):
         async with running(DEMO_MODEL, Options(max_tokens=max_tokens, plain=False), concurrency=32) as model:

@@ -43,6 +43,9 @@ TASKS: dict[str, Callable[[Random], Problem]] = {
     "score": score,
 }
 
+BASIC = ("word", "sort", "reverse", "facts", "story")
+"""The families that the models were first trained for."""
+
 
 def split_of(asked: str) -> Split:
     """Where a problem belongs, from its `key` alone."""

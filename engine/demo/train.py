@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=16, help="problems per family at each point")
     parser.add_argument("--state", type=Path, help="resumed from when it exists [default: NAME-training.pt]")
     parser.add_argument(
-        "--curve", type=Path, help="CSV file that the curve is added to [default: docs/NAME-training.csv]"
+        "--curve", type=Path, help="CSV file of the curve, begun anew by a new run [default: docs/NAME-training.csv]"
     )
     parser.add_argument("--export", type=Path, help="folder of the checkpoint [default: the bundled one]")
     args = parser.parse_args()
@@ -210,6 +210,8 @@ def main() -> None:
     run = Run(tokenizer, recipe, args.seed)
     if state.exists():
         run.resume(state)
+    else:
+        curve.unlink(missing_ok=True)
     examination = Examination(tokenizer, args.problems)
     console = Console(highlight=False, soft_wrap=True)
     losses, started, first, reported = [], time.monotonic(), run.step, time.monotonic()

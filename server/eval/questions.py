@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import DEMO_TASKS, ConfigError, DemoProblem, demo_problems, demo_solved
+from engine import BASIC_TASKS, DEMO_TASKS, ConfigError, DemoProblem, demo_problems, demo_solved
 
 ChatTurn = Mapping[str, Any]
 
+GROUPS: Mapping[str, Sequence[str]] = {"all": tuple(DEMO_TASKS), "basic": BASIC_TASKS}
+"""Names that stand for several tasks."""
 TOOLS = "tool"
 """The task whose questions come with tools."""
 LONG_STORY = 128
@@ -109,16 +111,17 @@ def export(path: Path, tasks: Sequence[str], seed: int, limit: int) -> int:
 
 
 def choose_tasks(names: Sequence[str], *, plain: bool = False) -> list[str]:
-    """The tasks with these names, or all for `all`; asked as `plain` text, all but those with tools.
+    """The tasks with these names, all for `all` and the first five for `basic`; as `plain` text none with tools.
 
     Raises ConfigError for an unknown name.
     """
+    chosen = {task for name in names for task in GROUPS.get(name, (name,))}
     for name in names:
         if plain and name == TOOLS:
             raise ConfigError(f"{name} needs the chat template, which --plain leaves out")
-        if name not in DEMO_TASKS and name != "all":
-            raise ConfigError(f"{name!r} is no task; choose among all, {', '.join(DEMO_TASKS)}")
-    return [task for task in DEMO_TASKS if (task in names or "all" in names) and not (plain and task == TOOLS)]
+        if name not in DEMO_TASKS and name not in GROUPS:
+            raise ConfigError(f"{name!r} is no task; choose among {', '.join((*GROUPS, *DEMO_TASKS))}")
+    return [task for task in DEMO_TASKS if task in chosen and not (plain and task == TOOLS)]
 
 
 def _asked(problem: DemoProblem, messages: Sequence[ChatTurn]) -> Question:
