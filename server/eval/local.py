@@ -14,6 +14,7 @@ from engine import (
     DiffusionParams,
     EngineConfig,
     EngineLoop,
+    Output,
     SamplingParams,
     Submission,
     load,
@@ -77,7 +78,7 @@ class LocalModel:
             diffusion=ONE_FORWARD,
         )
         [stream] = self._engine.submit([submission])
-        outputs = [output async for output in stream]
+        outputs = [output async for output in stream if isinstance(output, Output)]
         [first] = outputs[0].logprobs or ()
         return {self._tokenizer.decode([token]): exp(logprob) for token, logprob in first.top}
 
@@ -86,9 +87,8 @@ class LocalModel:
         if self._options.plain or not self._tokenizer.has_chat_template:
             [ids] = await self._tokenizer.encode([question.plain])
             return ids
-        turns = [dict(turn) for turn in question.messages]
-        variables = {"tools": list(question.tools)} if question.tools else {}
-        return await self._tokenizer.converse(turns, variables, max_characters=sys.maxsize)
+        turns, tools = ([dict(one) for one in those] for those in (question.messages, question.tools))
+        return await self._tokenizer.converse(turns, max_characters=sys.maxsize, tools=tools)
 
     async def _constraint(self, question: Question) -> Constraint | None:
         """What the answer must be: a form of its schema, or text and calls of the tools; None if nothing is said."""

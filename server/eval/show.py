@@ -18,7 +18,7 @@ def table(rows: Sequence[Row]) -> Table:
     caption = "exact: answers that are right, in per cent, with their 95 % interval; agree: same as the exact decode"
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption, caption_justify="left")
     for name in ("task", "cache", "unmask"):
-        shown.add_column(name, no_wrap=True)
+        shown.add_column(name, no_wrap=name != "unmask")  # a guidance goes on a line of its own where there is no room
     for name in ("n", "exact", "95 %", "agree", "tok/\nfwd", "rows/\ntok", "s"):
         shown.add_column(name, justify="right", no_wrap=True)
     for _, section in groupby([*rows, *overall(rows)], key=lambda row: row.task):
