@@ -16,6 +16,8 @@ MAX_SUM = 20
 MAX_SORTED = 20
 """The largest number that has to be sorted."""
 
+OUT_OF_RANGE = f"I only know sums from 0 to {MAX_SUM}."
+
 GAINS = ("buys {} more", "finds {} more", "gets {} more")
 LOSSES = ("loses {} of them", "sells {} of them", "drops {} of them")
 SORT_PROMPTS = ("Sort these numbers: {}.", "Put these numbers in order: {}.", "Order these numbers by size: {}.")
@@ -87,14 +89,13 @@ def story(rng: Random) -> Problem:
 
 
 def sum_(rng: Random) -> Problem:
-    """One sum without a story around it."""
+    """One sum without a story around it; of one in seven the answer says that it is out of range."""
+    if rng.random() < 0.15:
+        return Problem(task="sum", prompt=_sum_prompt(rng, *_beyond(rng)), answer=OUT_OF_RANGE)
     total = rng.randint(0, MAX_SUM)
     other = rng.randint(0, total)
     left, sign, right, result = rng.choice([(total, "-", other, total - other), (other, "+", total - other, total)])
-    said = rng.choice([sign, sign, "plus" if sign == "+" else "minus"])
-    prompts = SUM_PROMPTS if sign == "+" else SUM_PROMPTS[:-1]
-    prompt = rng.choice(prompts).format(f"{left} {said} {right}")
-    return Problem(task="sum", prompt=prompt, answer=f"{left} {sign} {right} = {result}.")
+    return Problem(task="sum", prompt=_sum_prompt(rng, left, sign, right), answer=f"{left} {sign} {right} = {result}.")
 
 
 def tale(rng: Random) -> Problem:
@@ -128,6 +129,23 @@ def drawn_change(rng: Random, total: int) -> int:
 def equation(total: int, change: int) -> str:
     """`7 + 5 = 12.`"""
     return f"{total} {'+' if change > 0 else '-'} {abs(change)} = {total + change}."
+
+
+def _sum_prompt(rng: Random, left: int, sign: str, right: int) -> str:
+    said = rng.choice([sign, sign, "plus" if sign == "+" else "minus"])
+    prompts = SUM_PROMPTS if sign == "+" else SUM_PROMPTS[:-1]
+    return rng.choice(prompts).format(f"{left} {said} {right}")
+
+
+def _beyond(rng: Random) -> tuple[int, str, int]:
+    """A sum (left, sign, right) of which a number, or the result, is not between 0 and MAX_SUM."""
+    left, right = rng.randint(1, MAX_SUM), rng.randint(1, MAX_SUM)
+    match rng.randrange(3):
+        case 0:
+            return left, "+", rng.randint(MAX_SUM + 1 - left, MAX_SUM)
+        case 1 if left != right:
+            return min(left, right), "-", max(left, right)
+    return rng.randint(MAX_SUM + 1, 99 if rng.random() < 0.7 else 9999), rng.choice("+-"), rng.choice([left, left * 7])
 
 
 def _practice(rng: Random) -> str:

@@ -101,7 +101,7 @@ _ASKED = (
     "What day is it today?", "How old are you?", "Can you {act}?", "Could you {act} for me?", "Please {act}.",
     "Do you like {theme}?", "Give me a recipe for {noun}.", "Summarize {theme}.", "Is {theme} real?",
     "What is {theme}?", "What's new in {theme}?", "Who wrote the best {noun}?", "How does a {thing} work?",
-    "What is {big} times {small}?", "What is {big} + {big2}?", "What is {big} minus {small}?",
+    "What is {big} times {small}?",
     "Calculate {big} * {big2}.", "How much is {big} divided by {small}?", "What is the square root of {big}?",
     "What is the capital of {elsewhere}?", "Which city is the capital of {elsewhere}?", "Where is {elsewhere}?",
     "Who won in {big}?", "Where do {goods} come from?", "Should I buy a {thing}?", "I am {word}.",

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from random import Random
 
-from engine.demo.families.basics import facts, reverse, sort, sum_
+from engine.demo.families.basics import OUT_OF_RANGE, facts, reverse, sort, sum_
 from engine.demo.families.problem import Problem, Turn, written_calls
 from engine.demo.families.talk import HONEST, greet
 from engine.demo.families.words import CITIES, WEATHER
@@ -91,8 +91,10 @@ def _without(rng: Random, tools: tuple[str, ...]) -> Problem:
     plain = rng.choice([facts, sort, reverse, greet] + ([sum_] if "add" not in tools else []))(rng)
     prompt, answer = plain.prompt, plain.answer
     if len(tools) == 1 and rng.random() < 0.35:
-        prompt = rng.choice(_ADD).format(a=rng.randint(21, 99), b=rng.randint(21, 99))
-        prompt, answer = rng.choice(_WEATHER).format(rng.choice(CITIES)) if tools == ("add",) else prompt, HONEST
+        if tools == ("add",):
+            prompt, answer = rng.choice(_WEATHER).format(rng.choice(CITIES)), HONEST
+        else:
+            prompt, answer = rng.choice(_ADD).format(a=rng.randint(21, 99), b=rng.randint(21, 99)), OUT_OF_RANGE
     return Problem(task="tool", prompt=prompt, answer=answer, tools=tuple(_described(rng, name) for name in tools))
 
 

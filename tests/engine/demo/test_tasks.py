@@ -1,12 +1,13 @@
 """The demo families: what is asked, what counts as right, and that training never meets what is held out."""
 
 import json
+import re
 from itertools import islice
 from random import Random
 
 import pytest
 
-from engine.demo.families.basics import MAX_SUM, MAX_TOTAL
+from engine.demo.families.basics import MAX_SUM, MAX_TOTAL, OUT_OF_RANGE
 from engine.demo.families.facts import FACT_GROUPS
 from engine.demo.families.problem import Problem, Turn, parsed_calls, written_calls
 from engine.demo.families.stories import is_story, tell
@@ -137,6 +138,12 @@ def test_tales_are_about_anybody_or_those_who_are_named() -> None:
 
 def test_sums_stay_in_their_range() -> None:
     for problem in sample("sum"):
+        if problem.answer == OUT_OF_RANGE:
+            said = re.search(r"(\d+) (\S+) (\d+)", problem.prompt)
+            numbers = [int(said[1]), int(said[3])]
+            numbers.append(sum(numbers) if said[2] in ("+", "plus") else numbers[0] - numbers[1])
+            assert not all(0 <= number <= MAX_SUM for number in numbers)
+            continue
         left, sign, right, _, result = problem.answer.removesuffix(".").split()
         assert int(result) == int(left) + int(right) * (1 if sign == "+" else -1)
         assert all(0 <= int(number) <= MAX_SUM for number in (left, right, result))
