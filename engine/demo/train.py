@@ -39,6 +39,8 @@ THRESHOLD = 0.9
 CURVE_SEED = 1
 """Held-out problems of the curve; the final numbers use another seed."""
 CURVES = {name: Path(f"docs/{name}-training.csv") for name in FOLDERS}
+REPORTED = 50
+"""Steps between two lines of the log, with each of which the state is saved."""
 SHOTS = 3
 """Solved examples before the questions of the column `few_shot`."""
 
@@ -219,9 +221,10 @@ def main() -> None:
         losses.append(run.advance())
         hours = (time.monotonic() - started) / 3600
         is_over = run.step == recipe.steps or hours >= args.hours
-        if run.step % 50 == 0:
+        if run.step % REPORTED == 0:
+            run.save(state)
             left = hours / (run.step - first) * (recipe.steps - run.step)
-            console.print(f"step {run.step} of {recipe.steps}, loss {fmean(losses[-50:]):.3f}, {left:.1f} h left")
+            console.print(f"step {run.step} of {recipe.steps}, loss {fmean(losses[-REPORTED:]):.3f}, {left:.1f} h left")
         if run.step % args.every and not is_over:
             continue
         run.save(state)
