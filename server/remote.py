@@ -9,6 +9,7 @@ import httpx
 
 from engine import ConfigError
 
+_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {*map(ord, "\n\t")}, "\N{REPLACEMENT CHARACTER}")
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 """In seconds. Long, because an answer may wait in a queue behind many others."""
 MAX_TRIES = 8
@@ -31,6 +32,11 @@ def connect(base_url: str, api_key: str) -> httpx.AsyncClient:
     if client.base_url.scheme not in ("http", "https") or not client.base_url.host:
         raise ConfigError(f"{base_url} is no URL: it should look like http://127.0.0.1:8000")
     return client
+
+
+def plain(text: str) -> str:
+    """A server's text as a terminal may be given it: without the controls (C0, C1) that would move or rename it."""
+    return text.translate(_CONTROLS)
 
 
 def complaint(http: httpx.AsyncClient, path: str, error: Exception) -> str:
@@ -65,13 +71,15 @@ async def call(http: httpx.AsyncClient, method: str, path: str, body: object) ->
         await asyncio.sleep(0.1 * 2**attempt)
     assert response is not None
     if response.status_code == httpx.codes.NOT_FOUND and path.startswith("chat"):
-        raise ConfigError(f"{http.base_url}{path} answered 404: {response.text:.200} (--plain asks without chat)")
+        raise ConfigError(
+            f"{http.base_url}{path} answered 404: {plain(response.text):.200} (--plain asks without chat)"
+        )
     if not response.is_success:
-        raise ConfigError(f"{http.base_url}{path} answered {response.status_code}: {response.text:.300}")
+        raise ConfigError(f"{http.base_url}{path} answered {response.status_code}: {plain(response.text):.300}")
     try:
         return response.json()
     except ValueError:
-        raise ConfigError(f"{http.base_url}{path} did not answer in JSON: {response.text:.200}") from None
+        raise ConfigError(f"{http.base_url}{path} did not answer in JSON: {plain(response.text):.200}") from None
 
 
 async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
@@ -98,6 +106,6 @@ def error_code(body: str) -> str:
     """The `code` or else the `type` of OpenAI's error object, after a space; empty if there is none."""
     try:
         error = json.loads(body)["error"]
-        return f" {error.get('code') or error['type']}"
+        return plain(f" {error.get('code') or error['type']}")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""

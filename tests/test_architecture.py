@@ -46,7 +46,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "remote": "",
     "commands": "units arguments console settings schemas text guards observe protocols http",
     "bench": "arguments console text structured remote",
-    "chat": "arguments remote",
+    "chat": "arguments schemas remote",
     "trace": "arguments",
     "eval": "arguments settings text structured constraints observe replies remote",
     "cli": "arguments",

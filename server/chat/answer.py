@@ -10,6 +10,8 @@ from typing import Any
 from rich.style import Style
 from rich.text import Text
 
+from server.remote import plain
+
 MASK = "·"
 """A position that is not decoded yet."""
 SURE, UNSURE = (80, 200, 120), (230, 120, 60)
@@ -43,7 +45,7 @@ class Answer:
         if step := chunk.get("trace"):
             self._step(step)
         for choice in chunk.get("choices", ()):
-            self.text += (choice.get("delta") or {}).get("content") or ""
+            self.text += plain((choice.get("delta") or {}).get("content") or "")
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
 
     @property
@@ -58,7 +60,7 @@ class Answer:
             parts.append(f"cache {told['cache']}, unmask {told['unmask']}")
         if self.finish_reason == "length":
             parts.append("cut at max_tokens")
-        return " · ".join(parts)
+        return plain(" · ".join(parts))
 
     def __rich__(self) -> Text:
         """The canvas while steps are told, else the text."""
@@ -70,10 +72,10 @@ class Answer:
     def _step(self, step: Mapping[str, Any]) -> None:
         self.num_steps = step["step"]
         if canvas := step.get("canvas"):
-            spans = canvas["answer"]
-            self._positions = range(spans[0][0], canvas["output_end"])
+            ranges = canvas["answer"]
+            self._positions = range(ranges[0][0], canvas["output_end"])
         tokens = zip(step["positions"], step["tokens"], step["confidences"], strict=True)
-        self._cells.update({position: (token, confidence) for position, token, confidence in tokens})
+        self._cells.update({position: (plain(token), confidence) for position, token, confidence in tokens})
         self._latest = frozenset(step["positions"])
 
     def _canvas(self) -> Text:

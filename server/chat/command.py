@@ -19,8 +19,8 @@ from rich.text import Text
 from engine import ConfigError
 from server.arguments import Parser, positive
 from server.chat.answer import Answer
-from server.chat.conversation import BadCommand, Conversation, carried_out, value_of
-from server.remote import BrokenStream, complaint, connect, events, first_model
+from server.chat.conversation import BadCommand, Conversation, carried_out, check_name, value_of
+from server.remote import BrokenStream, complaint, connect, events, first_model, plain
 
 PATH = "chat/completions"
 MAX_HISTORY = 1000
@@ -32,7 +32,10 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     conversation = Conversation(system=args.system)
     for name, value in args.set or ():
-        conversation.settings[name] = value_of(value)
+        try:
+            conversation.set(name, value)
+        except BadCommand as error:
+            raise ConfigError(f"--set: {error}") from None
     with asyncio.Runner() as runner:
         http = connect(args.base_url, args.api_key)
         try:
@@ -95,7 +98,8 @@ class Session:
 
     def talk(self) -> int:
         """Until Ctrl-D or /quit."""
-        self._console.print(f"[b]{self._model}[/b] at {self._http.base_url} · /help, Ctrl-D ends", style="dim")
+        where = f" at {self._http.base_url} · /help, Ctrl-D ends"
+        self._console.print(Text.assemble((plain(self._model), "bold"), where, style="dim"))
         _remember_lines()
         while True:
             try:
@@ -149,6 +153,7 @@ class Session:
         if len(words) != 3:
             raise BadCommand("/compare takes a name and two values, as in /compare cache dual none")
         name, *values = words
+        check_name(name)
         question = self._conversation.forget_answer()
         self._conversation.ask(question)
         answers = [Answer(title=f"{name} = {value}") for value in values]
@@ -187,13 +192,13 @@ class Session:
                     return
             answer.error = refusal
         except BrokenStream as error:
-            answer.error = str(error)
+            answer.error = plain(str(error))
         except httpx.HTTPError as error:
-            answer.error = complaint(self._http, PATH, error)
+            answer.error = plain(complaint(self._http, PATH, error))
 
     async def _read(self, answer: Answer, body: Mapping[str, Any], extra: Mapping[str, Any]) -> str | None:
         """None, or why the server refuses this."""
-        diffusion = {**body.get("diffusion", {}), **extra}
+        diffusion = {**extra, **body.get("diffusion", {})}
         whole = {
             **body,
             "model": self._model,
@@ -220,7 +225,10 @@ class _Panels:
         for _ in self._answers:
             side_by_side.add_column(ratio=1)
         side_by_side.add_row(
-            *(Panel(Group(answer, Text(answer.cost, style="dim")), title=answer.title) for answer in self._answers)
+            *(
+                Panel(Group(answer, Text(answer.cost, style="dim")), title=Text(answer.title))
+                for answer in self._answers
+            )
         )
         return side_by_side
 
@@ -228,9 +236,9 @@ class _Panels:
 def _message(status: int, body: str) -> str:
     """The server's own message, or as much of its answer as fits a line."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        return plain(str(json.loads(body)["error"]["message"]))
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {status}: {body:.200}"
+        return f"HTTP {status}: {plain(body):.200}"
 
 
 def _remember_lines() -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from server.arguments import hint
+from server.schemas import ChatRequest
 
-SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty")
-"""Settings that stand at the top of a request. All others are fields of its `diffusion`."""
+AT_TOP = frozenset(ChatRequest.model_fields)
+"""Settings that stand at the top of a request. All others are fields of its `diffusion`, which refuses unknown ones."""
+OWN = ("messages", "model", "n", "stream", "stream_options", "diffusion")
+"""Fields of a request that `unmask chat` itself fills in."""
 
 
 class BadCommand(Exception):
@@ -26,6 +29,11 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
+    def set(self, name: str, value: str) -> None:
+        """Answers are asked for with this setting from now on. Raises BadCommand for what is no setting."""
+        check_name(name)
+        self.settings[name] = value_of(value)
+
     def ask(self, question: str) -> None:
         self.messages.append({"role": "user", "content": question})
 
@@ -36,10 +44,10 @@ class Conversation:
         """The request for the next answer. `changed`: settings of this one alone."""
         settings = {**self.settings, **changed}
         system = [{"role": "system", "content": self.system}] if self.system else []
-        diffusion = {name: value for name, value in settings.items() if name not in SAMPLING}
+        diffusion = {name: value for name, value in settings.items() if name not in AT_TOP}
         return {
             "messages": [*system, *self.messages],
-            **{name: value for name, value in settings.items() if name in SAMPLING},
+            **{name: value for name, value in settings.items() if name in AT_TOP},
             **({"diffusion": diffusion} if diffusion else {}),
         }
 
@@ -75,6 +83,12 @@ def carried_out(line: str, conversation: Conversation) -> str:
     return command.run(conversation, words)
 
 
+def check_name(name: str) -> None:
+    """Raises BadCommand for the name of no setting."""
+    if name in OWN:
+        raise BadCommand(f"{name} is no setting: `unmask chat` says it itself")
+
+
 def value_of(text: str) -> Any:
     """A setting's value as JSON has it, or the text itself."""
     try:
@@ -86,7 +100,7 @@ def value_of(text: str) -> Any:
 def _set(conversation: Conversation, words: list[str]) -> str:
     if len(words) != 2:
         raise BadCommand("/set takes a name and a value, as in /set cache window")
-    conversation.settings[words[0]] = value_of(words[1])
+    conversation.set(*words)
     return ""
 
 

@@ -79,6 +79,21 @@ def test_the_cost_in_a_line(usage, cost):
     assert answer.cost == cost
 
 
+ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b1mbell\x7f\r\b"
+PLAIN = "�]0;title��[2J�1mbell���"
+
+
+def test_a_server_cannot_speak_to_the_terminal():
+    answer = Answer()
+    answer.read(step(1, {4: ESCAPES}, CANVAS))
+    assert drawn(answer).startswith(PLAIN)
+    answer.read(text(f"a\n\tb{ESCAPES}", "stop"))
+    assert answer.text == f"a\n\tb{PLAIN}"
+    told = {"forwards": 1, "tokens_per_forward": 1.0, "rows_computed": 1, "cache": ESCAPES, "unmask": ESCAPES}
+    answer.read({"choices": [], "usage": {"completion_tokens": 1, "diffusion": told}})
+    assert answer.cost.endswith(f"cache {PLAIN}, unmask {PLAIN}")
+
+
 def test_an_answer_that_is_cut_says_so():
     answer = Answer()
     answer.read({"usage": {"completion_tokens": 7}, **text("a", "length")})

@@ -1,5 +1,6 @@
 """`unmask chat` against a real server, through a pipe and on a terminal."""
 
+import asyncio
 import io
 import json
 import os
@@ -11,8 +12,10 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from server.chat import command
+from server.chat.conversation import Conversation
 from server.cli import main
 
 PROMPT = b"\x1b[1;36m>"
@@ -79,12 +82,6 @@ class Other:
 
 @pytest.mark.parametrize("refuses", [True, False])
 def test_other_servers(refuses, capsys):
-    import asyncio
-
-    from rich.console import Console
-
-    from server.chat.conversation import Conversation
-
     other = Other(refuses)
     with asyncio.Runner() as runner:
         session = command.Session(Console(), other, "m", Conversation(), runner)
@@ -92,6 +89,61 @@ def test_other_servers(refuses, capsys):
         assert session.once("Again?") == 0
     assert "hi" in capsys.readouterr().out
     assert len(other.asked) == (3 if refuses else 2), "it is asked for steps once"
+
+
+def spoken(other, lines, monkeypatch, model="m", settings=None):
+    """What the terminal shows of a talk of these lines."""
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    said = iter(lines)
+
+    def line(_prompt):
+        try:
+            return next(said)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(console, "input", line)
+    monkeypatch.setattr(command, "_remember_lines", lambda: None)
+    with asyncio.Runner() as runner:
+        session = command.Session(console, other, model, Conversation(settings=settings or {}), runner)
+        assert session.talk() == 0
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("how", ["error", "no JSON", "in the stream"])
+def test_a_server_cannot_speak_to_the_terminal(how, monkeypatch):
+    class Rude(Other):
+        base_url = "http://there/"
+
+        async def aread(self):
+            said = "no\x1b[2J\x9b1m"
+            return json.dumps({"error": {"message": said}}).encode() if how == "error" else said.encode()
+
+        async def __aenter__(self):
+            await super().__aenter__()
+            self.is_success = how == "in the stream"
+            return self
+
+        async def aiter_lines(self):
+            yield 'data: {"error": {"code": "no\\u001b[2J\\u009b1m"}}'
+
+    told = spoken(Rude(refuses=True), ["Hello?", "/retry"], monkeypatch, model="m[bold]\x1b[31m[/b] [/nonsense]")
+    assert "no�[2J�1m" in told
+    assert "m[bold]�[31m[/b] [/nonsense] at http://there/" in told
+    assert not {"\x1b", "\x9b"} & set(told)
+
+
+def test_the_users_own_word_on_trace_holds(monkeypatch):
+    other = Other(refuses=False)
+    other.base_url = "http://there/"
+    spoken(other, ["One?", "/set trace false", "Two?", "/set stop x", "/compare stop [/b] y"], monkeypatch)
+    assert [body["diffusion"]["trace"] for body in other.asked] == [True, False, False, False]
+    assert [body.get("stop") for body in other.asked] == [None, None, "[/b]", "y"]
+
+
+def test_what_is_no_setting_is_told(capsys):
+    assert main(["chat", "--base-url", "http://127.0.0.1:9", "--set", "stream", "false", "hi"]) == 2
+    assert "stream is no setting" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from server.chat.conversation import BadCommand, Conversation, carried_out
+from server.chat.conversation import OWN, BadCommand, Conversation, carried_out
+from server.schemas import ChatRequest, DiffusionRequest
 
 
 @pytest.fixture
@@ -31,6 +32,25 @@ def test_a_request_has_messages_and_settings_where_they_belong(conversation):
         "diffusion": {"cache": "window", "lookahead": None, "block_length": 8},
     }
     assert "diffusion" not in Conversation().body()
+
+
+def test_every_field_of_a_request_can_be_set_where_it_belongs(conversation):
+    conversation.ask("One?")
+    for name in sorted({*ChatRequest.model_fields} - {*OWN}):
+        carried_out(f"/set {name} 1", conversation)
+    for name in DiffusionRequest.model_fields:
+        carried_out(f"/set {name} 1", conversation)
+    body = conversation.body()
+    assert set(body["diffusion"]) == set(DiffusionRequest.model_fields)
+    assert set(body) == {*ChatRequest.model_fields} - {*OWN} | {"messages", "diffusion"}
+    assert {"stop", "repetition_penalty", "logit_bias", "min_tokens"} < set(body)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_the_chat_says_itself_is_no_setting(conversation, name):
+    with pytest.raises(BadCommand, match=f"{name} is no setting"):
+        carried_out(f"/set {name} 1", conversation)
+    assert not conversation.settings
 
 
 def test_settings_are_told_and_taken_back(conversation):
