@@ -1,10 +1,21 @@
 """Steps over the wire: named events of a stream, `trace` of a whole answer, `step_map`; other clients read on."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+
+from engine import Canvas, TracedStep, Usage
+from server.protocols.forms import Extras
+from server.replies.choice import Delta
+
+PAGE = Path(__file__).parent.parent / "docs" / "trace.md"
 
 CHAT = {"messages": [{"role": "user", "content": "Sort these numbers: 7 3 12 5."}], "max_tokens": 40}
 TEXT = {"prompt": "Question: Sort these numbers: 7 3 12 5.\nAnswer:", "max_tokens": 40}
@@ -49,6 +60,7 @@ def test_the_steps_of_a_whole_answer(ask):
         steps = [step for step in answer["trace"] if step["index"] == choice["index"]]
         assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
         assert len(steps[0]["canvas"]["prompt"]) == usage["prompt_tokens"]
+        assert "Sort these numbers: 7 3 12 5." in "".join(steps[0]["canvas"]["prompt"])
         assert "".join(folded(steps)).startswith(text_of(choice))
     rows = sum(end - start for step in answer["trace"] for start, end in step["rows"])
     assert rows == usage["diffusion"]["rows_computed"]
@@ -92,13 +104,76 @@ def test_the_step_of_each_token(ask):
     assert pieces == choice["step_map"]
 
 
-def test_a_stop_string_cuts_the_map_too(ask):
-    whole = ask(trace=False, step_map=True)
-    stop = text_of(whole["choices"][0])[6:8]
-    cut = ask(trace=False, step_map=True, stop=stop)
-    steps = cut["choices"][0]["step_map"]
-    assert len(steps) == cut["usage"]["completion_tokens"] < whole["usage"]["completion_tokens"]
-    assert steps == whole["choices"][0]["step_map"][: len(steps)]
+def checked_maps(answer):
+    """Checks that `shown`, `token_ids` and `step_map` of each choice are of the same tokens. Returns their numbers."""
+    for choice in answer["choices"]:
+        decoded = {
+            at: (token, step["step"])
+            for step in answer["trace"]
+            if step["index"] == choice["index"]
+            for at, token in zip(step["positions"], step["token_ids"], strict=True)
+        }
+        shown = [decoded[at] for start, end in choice["shown"] for at in range(start, end)]
+        assert shown == list(zip(choice["token_ids"], choice["step_map"], strict=True))
+    return [len(choice["step_map"]) for choice in answer["choices"]]
+
+
+@pytest.mark.parametrize("stop", ["3 5", "3", "or", " "])
+def test_a_stop_string_cuts_the_map_too(ask, stop):
+    whole, cut = (ask(step_map=True, return_token_ids=True, **how) for how in ({}, {"stop": stop}))
+    [length], [all_of_them] = checked_maps(cut), checked_maps(whole)
+    assert length < all_of_them
+    assert cut["choices"][0]["step_map"] == whole["choices"][0]["step_map"][:length]
+
+
+def test_the_maps_of_several_choices(ask):
+    answer = ask(n=3, temperature=1.0, seed=1, step_map=True, return_token_ids=True)
+    assert sum(checked_maps(answer)) == answer["usage"]["completion_tokens"]
+    told = {
+        choice["index"]: choice["shown"]
+        for _, data in ask(n=3, temperature=1.0, seed=1, stream=True)
+        for choice in data["choices"]
+        if "shown" in choice
+    }
+    assert told == {choice["index"]: choice["shown"] for choice in answer["choices"]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "Tell me a story about Ann.\nAnn is ", "suffix": " Then all of them went home.", "max_tokens": 12},
+        {"prompt": "Ann is <|fill:4|> and Tom <|fill:6|><|fill:3|>.", "temperature": 1.0, "n": 3, "seed": 1},
+        {"prompt": "Sort: 7 3.\nAnswer:<|fill:12|>\nSort: 5 4.\nAnswer: <|fill:12|>"},
+        {"prompt": ["Alpha one", "Bravo two three"], "max_tokens": 20, "best_of": 3, "n": 2, "temperature": 1.0},
+        {"prompt": "Tom went", "echo": True, "logprobs": 0, "max_tokens": 1},
+        {"prompt": "Tom went", "echo": True, "max_tokens": 0},
+    ],
+)
+def test_maps_of_holes_and_of_kept_choices(demo_server, body):
+    body = {**body, "return_token_ids": True, "diffusion": {"trace": True, "step_map": True}}
+    answer = httpx.post(f"{demo_server}/v1/completions", json=body).json()
+    assert (sum(checked_maps(answer)) > 0) == (body.get("max_tokens") != 0)
+
+
+def test_a_fill_that_meets_its_end_leaves_the_rest_out(demo_server):
+    """Of the map, of the tokens and of the picture alike; else what is behind it would move all that follow."""
+    text = "Question: Sort these numbers: 7 3.\nAnswer:"
+    ask = {"prompt": f"{text}<|fill:14|>\n{text}<|fill:14|>", "return_token_ids": True}
+    answer = httpx.post(
+        f"{demo_server}/v1/completions", json={**ask, "diffusion": {"trace": True, "step_map": True}}
+    ).json()
+    [length] = checked_maps(answer)
+    assert length < 28, "a fill has met its end"
+
+
+@pytest.mark.parametrize("how", [{"best_of": 2, "n": 1}, {"n": 2}, {"best_of": 3, "n": 2}])
+def test_each_choice_tells_its_own_prompt(demo_server, how):
+    texts = ["Alpha one", "Bravo two three"]
+    body = {"prompt": texts, "max_tokens": 8, "temperature": 1.0, **how, "diffusion": {"trace": True}}
+    answer = httpx.post(f"{demo_server}/v1/completions", json=body).json()
+    prompts = {step["index"]: step["canvas"]["prompt"] for step in answer["trace"] if "canvas" in step}
+    told = ["".join(prompts[index]) for index in sorted(prompts)]
+    assert told == [text for text in texts for _ in range(how["n"])]
 
 
 def test_without_it_nothing_is_told(ask):
@@ -121,6 +196,48 @@ def test_holes_are_watched_as_well(demo_server):
 def test_too_much_to_watch_is_a_400(ask):
     error = ask(n=128, max_tokens=900)["error"]
     assert error["param"] == "diffusion.trace"
+
+
+def test_prompts_count_as_told(demo_server):
+    body = {"prompt": [1] * 900, "max_tokens": 1, "n": 80, "diffusion": {"trace": True}}
+    error = httpx.post(f"{demo_server}/v1/completions", json=body).json()["error"]
+    assert error["param"] == "diffusion.trace"
+    assert f"{80 * 901} tokens" in error["message"]
+
+
+def test_a_long_prompt_is_spelled_in_a_thread():
+    """What `num_written` counts decides that."""
+    canvas = Canvas(end=1010, answer=((1000, 1010),), output_end=1010, cached_tokens=0)
+    for told, size in ((canvas, 1001), (None, 1)):
+        step = TracedStep(
+            request_id="x", step=1, block=(1000, 1010), rows=(), visible_end=1010, positions=(1000,), token_ids=(1,),
+            confidences=(1.0,), canvas=told,
+        )  # fmt: skip
+        usage = Usage(prompt_tokens=1000, completion_tokens=0, forwards=0, rows_computed=0)
+        delta = Delta(index=0, text="", usage=usage, traced=(step,), prompt_ids=range(1000))
+        assert Extras().num_written(delta, is_first=False) == size
+
+
+EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("source", EXAMPLES)
+def test_the_examples_of_the_page_run(demo_server, tmp_path, source):
+    paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f"({source}) > told".replace("http://127.0.0.1:8000", demo_server)],
+        env={**os.environ, "PATH": paths},
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+    )
+    told = (tmp_path / "told").read_text()
+    if "answer.json" in source:
+        assert {path.name for path in tmp_path.iterdir()} == {"told", "answer.json", "answer.svg", "answer.gif"}
+    else:
+        assert "event: unmask.step\n" in told
+        assert told.endswith("data: [DONE]\n\n")
+        assert "error" not in told
 
 
 def test_openais_client_reads_on(demo_server):

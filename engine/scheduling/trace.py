@@ -32,7 +32,7 @@ def traced(choice: Choice) -> TracedStep:
 
 
 def ranges(positions: Ids) -> tuple[Range, ...]:
-    """Ascending positions as spans, each [first, one past the last)."""
+    """Ascending positions as ranges, each [first, one past the last)."""
     if not len(positions):
         return ()
     breaks = np.flatnonzero(np.diff(positions) != 1)

@@ -7,6 +7,7 @@ import asyncio
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from engine import ContextLengthExceeded, Hole, InvalidRequest
 from server.schemas import Prompts
@@ -43,6 +44,12 @@ class Prompt:
             else:
                 merged.append(fill)
         return tuple(merged)
+
+    @property
+    def starts_on_canvas(self) -> list[int]:
+        """The position at which each of the fills begins, or else the answer."""
+        before = accumulate((fill.length for fill in self.fills), initial=0)
+        return [fill.offset + filled for fill, filled in zip(self.fills, before, strict=False)] or [len(self.ids)]
 
     @property
     def num_filled(self) -> int:

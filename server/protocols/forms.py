@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
 from engine import FinishReason
+from server.protocols.tool_calls import call_deltas, called
 from server.protocols.trace import TraceWriter
 from server.replies.choice import Delta
 from server.replies.logprobs import LogprobWriter
 from server.schemas import (
-    CalledFunction,
-    CalledTool,
-    CalledToolDelta,
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
@@ -24,7 +21,6 @@ from server.schemas import (
     CompletionChoice,
     CompletionResponse,
     CompletionUsage,
-    FunctionDelta,
     TraceStep,
 )
 
@@ -44,8 +40,13 @@ class Extras:
     trace: TraceWriter | None = None
     """None if the request did not ask for its steps."""
 
+    @property
+    def lists_tokens(self) -> bool:
+        """Whether choices list their tokens besides the text, or tell where these stand."""
+        return self.prompt_ids is not None or self.has_step_map or self.trace is not None
+
     def of(self, delta: Delta) -> dict[str, Any]:
-        """The fields that say why the choice ended, and its token ids if the request asked for them."""
+        """The fields that say why the choice ended, and what the request asked for of its tokens."""
         is_told = isinstance(delta.stop, str) or delta.stop in self.stop_ids
         extras: dict[str, Any] = {
             "finish_reason": _finish_reason(delta.finish_reason),
@@ -54,23 +55,25 @@ class Extras:
         if self.prompt_ids is not None:
             extras["token_ids"] = [token.id for token in delta.tokens]
         if self.has_step_map:
-            extras["step_map"] = list(delta.step_map)
+            extras["step_map"] = [token.step for token in delta.tokens]
+        if self.trace is not None and delta.finish_reason is not None:
+            extras["shown"] = delta.shown
         return extras
 
     def trace_of(self, deltas: Sequence[Delta]) -> list[TraceStep] | None:
         """The steps of these choices; None if the request did not ask for them."""
         if self.trace is None:
             return None
-        return [self.trace.written(delta.index, step) for delta in deltas for step in delta.traced]
+        return [self.trace.written(delta.index, step, delta.prompt_ids) for delta in deltas for step in delta.traced]
 
     def prompt_of(self, index: int) -> list[int] | None:
         """The token ids of this choice's prompt; None if the request did not ask for them."""
         return None if self.prompt_ids is None else list(self.prompt_ids[index])
 
     def num_written(self, delta: Delta, *, is_first: bool) -> int:
-        """Tokens that the answer lists, as log-probabilities or as ids."""
+        """Tokens that the answer lists: as log-probabilities, as ids, or in steps."""
         prompt = self.prompt_ids[delta.index] if self.prompt_ids is not None and is_first else ()
-        watched = sum(len(step.positions) for step in delta.traced) + len(delta.step_map)
+        watched = sum(len(step.positions) + (len(delta.prompt_ids) if step.canvas else 0) for step in delta.traced)
         return len(delta.tokens) + len(delta.prompt_tokens) + len(prompt) + watched
 
 
@@ -152,7 +155,7 @@ class ChatForm:
         choices = [
             ChatChoice(
                 index=delta.index,
-                message=ChatMessage(content=self._content(delta), tool_calls=_called(head["id"], delta) or None),
+                message=ChatMessage(content=self._content(delta), tool_calls=called(head["id"], delta) or None),
                 logprobs=writer.for_chat(delta.tokens) if writer else None,
                 **self._end(delta),
             )
@@ -175,7 +178,7 @@ class ChatForm:
         choices = [
             ChatChunkChoice(
                 index=delta.index,
-                delta=ChatDelta(content=self._content(delta), tool_calls=_call_deltas(head["id"], delta) or None),
+                delta=ChatDelta(content=self._content(delta), tool_calls=call_deltas(head["id"], delta) or None),
                 logprobs=writer.for_chat(delta.tokens) if writer else None,
                 **self._end(delta),
             )
@@ -215,30 +218,3 @@ def _finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | N
             return "length"
         case _:
             return "stop"
-
-
-def _called(answer: str, delta: Delta) -> list[CalledTool]:
-    return [
-        CalledTool(
-            id=_call_id(answer, delta.index, call.index),
-            function=CalledFunction(name=call.name or "", arguments=call.arguments),
-        )
-        for call in delta.calls
-    ]
-
-
-def _call_deltas(answer: str, delta: Delta) -> list[CalledToolDelta]:
-    return [
-        CalledToolDelta(
-            index=call.index,
-            id=None if call.name is None else _call_id(answer, delta.index, call.index),
-            type=None if call.name is None else "function",
-            function=FunctionDelta(name=call.name, arguments=call.arguments),
-        )
-        for call in delta.calls
-    ]
-
-
-def _call_id(answer: str, choice: int, number: int) -> str:
-    """The id of a call, which follows from its answer's id and its place in the answer."""
-    return f"call_{sha256(f'{answer}:{choice}:{number}'.encode()).hexdigest()[:24]}"

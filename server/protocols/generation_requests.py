@@ -44,7 +44,7 @@ async def from_completion(
         logprobs=0 if drawn > body.n and body.logprobs is None else body.logprobs,
         constraint=constraint.constraint if constraint else None,
     )
-    extras = _extras(body, service, prompts, per_prompt=drawn, has_logprobs=body.logprobs is not None)
+    extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
     form = TextForm(extras=extras)
     writer = ResponseWriter(
         form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
@@ -65,7 +65,7 @@ async def from_completion(
         num_scored=body.logprobs if body.echo else None,
         is_traced=extras.trace is not None,
         tells_steps=extras.has_step_map,
-        is_tracked=sampling.logprobs is not None or body.return_token_ids,
+        is_tracked=sampling.logprobs is not None or extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
     )
     return writer, request
@@ -143,7 +143,7 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=constraint.constraint if constraint else None,
     )
-    extras = _extras(body, service, [prompt], per_prompt=body.n, has_logprobs=body.logprobs)
+    extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
     form = ChatForm(
         extras=extras,
         service_tier=body.service_tier,
@@ -169,25 +169,21 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         reads_calls=bool(body.shown_tools),
         is_traced=extras.trace is not None,
         tells_steps=extras.has_step_map,
-        is_tracked=body.logprobs or body.return_token_ids,
+        is_tracked=body.logprobs or extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
     )
     return writer, request
 
 
-def _extras(
-    body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, per_prompt: int, has_logprobs: bool
-) -> Extras:
-    """`per_prompt`: choices that are drawn of each prompt."""
+def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:
     writer = LogprobWriter(service.tokenizer, as_ids=body.return_tokens_as_token_ids)
     asked = body.diffusion or DiffusionRequest()
-    drawn = [prompt.ids for prompt in prompts for _ in range(per_prompt)]
     return Extras(
         logprobs=writer if has_logprobs else None,
         prompt_ids=[prompt.ids for prompt in prompts for _ in range(body.n)] if body.return_token_ids else None,
         stop_ids=frozenset(body.stop_token_ids),
         has_step_map=asked.step_map,
-        trace=TraceWriter(service.tokenizer, drawn) if asked.trace else None,
+        trace=TraceWriter(service.tokenizer) if asked.trace else None,
     )
 
 

@@ -11,15 +11,13 @@ PRECISION = 6
 
 
 class TraceWriter:
-    """Writes steps of one answer's choices."""
+    """Writes steps."""
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]]) -> None:
-        """`prompts`: the token ids of each choice's prompt."""
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._prompts = prompts
 
-    def written(self, index: int, traced: TracedStep) -> TraceStep:
-        """The step of the choice with this index."""
+    def written(self, index: int, traced: TracedStep, prompt_ids: Sequence[int]) -> TraceStep:
+        """The step of the choice with this index and this prompt."""
         return TraceStep(
             index=index,
             step=traced.step,
@@ -30,14 +28,14 @@ class TraceWriter:
             token_ids=list(traced.token_ids),
             tokens=list(map(self._tokenizer.spell, traced.token_ids)),
             confidences=[round(confidence, PRECISION) for confidence in traced.confidences],
-            canvas=self._canvas(index, traced.canvas) if traced.canvas else None,
+            canvas=self._canvas(traced.canvas, prompt_ids) if traced.canvas else None,
         )
 
-    def _canvas(self, index: int, canvas: Canvas) -> TraceCanvas:
+    def _canvas(self, canvas: Canvas, prompt_ids: Sequence[int]) -> TraceCanvas:
         return TraceCanvas(
             end=canvas.end,
             answer=list(canvas.answer),
             output_end=canvas.output_end,
             cached_tokens=canvas.cached_tokens,
-            prompt=list(map(self._tokenizer.spell, self._prompts[index])),
+            prompt=list(map(self._tokenizer.spell, prompt_ids)),
         )

@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from typing import Protocol
 
-from engine import EngineUnavailable, FinishReason, Output, RequestFailed, TracedStep, Usage
+from engine import EngineUnavailable, FinishReason, Output, Range, RequestFailed, TracedStep, Usage
 from server.replies.passage import Passage, Token, shifted
 from server.replies.tool_calls import CallDelta, Part, ToolCallReader
 from server.threads import in_thread_if_long
@@ -68,10 +68,12 @@ class Delta:
     """Usage of this choice so far."""
     fills: tuple[str, ...] | None = None
     """For infilling, in the last delta: the text of each hole."""
-    step_map: Sequence[int] = ()
-    """The step that decoded each of the block's tokens, if the request asked for that."""
     traced: Sequence[TracedStep] = ()
     """One step, in a delta that has nothing else; in that of a whole choice, all of them."""
+    prompt_ids: Sequence[int] = ()
+    """The token ids of the choice's prompt."""
+    shown: Sequence[Range] = ()
+    """In the last delta, if the request asked for tokens: where these stand on the canvas, passage by passage."""
 
 
 class Choice:
@@ -84,11 +86,14 @@ class Choice:
         passages: Sequence[Passage],
         *,
         literals: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        starts: Sequence[int] = (),
         prompt_tokens: Sequence[Token] = (),
         reader: ToolCallReader | None = None,
     ) -> None:
         """`literals`: the texts before, between and after the passages; without any, all are empty.
 
+        `prompt_ids`: the token ids of the prompt. `starts`: the position on the canvas at which each passage begins.
         `prompt_tokens`: the tokens of the scored prompt, which is the first literal. `reader`: finds calls in the text;
         None leaves all of it text.
         """
@@ -96,6 +101,8 @@ class Choice:
         self._stream = stream
         self._passages = passages
         self._literals = literals or [""] * (len(passages) + 1)
+        self._prompt_ids = prompt_ids
+        self._starts = starts
         self._prompt_tokens = prompt_tokens
         self._reader = reader
         self._open = 0
@@ -104,9 +111,9 @@ class Choice:
         """Tokens that the open passage has received."""
         self._base = len(self._literals[0])
         """Characters of the choice's text before the open passage."""
-        self._num_mapped = 0
-        """Tokens whose steps have been told."""
         self._texts = [""] * len(passages)
+        self._num_shown = [0] * len(passages)
+        """Tokens of each passage that its text shows, if the request asked for tokens."""
         self._logprobs: list[float] = []
         """Log-probabilities of the tokens shown so far, of those that have one."""
 
@@ -124,7 +131,7 @@ class Choice:
         spent = NOTHING
         async for output in self._stream:
             if isinstance(output, TracedStep):
-                yield Delta(index=self.index, text="", usage=spent, traced=(output,))
+                yield Delta(index=self.index, text="", usage=spent, traced=(output,), prompt_ids=self._prompt_ids)
                 continue
             reason: FinishReason | None = output.finish_reason
             stop: str | int | None = output.stop_id
@@ -140,11 +147,11 @@ class Choice:
                     usage = replace(usage, completion_tokens=self._passages[0].num_tokens)
             if reason is not None:
                 self._stream.finish(reason, usage)
-            spent, step_map = usage, self._step_map(output)
+            spent = usage
             *before, last = self._parts(text + more, last=reason is not None)
             for part in before:
-                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens, step_map=step_map)
-                tokens, prompt_tokens, step_map = [], (), ()
+                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens)
+                tokens, prompt_tokens = [], ()
             yield replace(
                 self._delta(last, usage),
                 tokens=tokens,
@@ -152,7 +159,7 @@ class Choice:
                 finish_reason=reason,
                 stop=stop,
                 fills=tuple(self._texts) if reason and self._is_fill else None,
-                step_map=step_map,
+                shown=self._shown if reason else (),
             )
             if reason is not None:
                 return
@@ -162,13 +169,9 @@ class Choice:
     def abort(self) -> None:
         self._stream.abort()
 
-    def _step_map(self, output: Output) -> Sequence[int]:
-        """The steps of the block's tokens that `usage` counts."""
-        steps = output.steps or ()
-        if not self._is_fill and isinstance(self._passages[0].stop, str):
-            steps = steps[: self._passages[0].num_tokens - self._num_mapped]
-        self._num_mapped += len(steps)
-        return steps
+    @property
+    def _shown(self) -> tuple[Range, ...]:
+        return tuple((start, start + count) for start, count in zip(self._starts, self._num_shown, strict=False))
 
     def _parts(self, text: str, *, last: bool) -> list[Part]:
         """The text and calls that have become final; empty text if there are none."""
@@ -176,7 +179,7 @@ class Choice:
 
     def _delta(self, part: Part, usage: Usage) -> Delta:
         text, calls = (part, ()) if isinstance(part, str) else ("", (part,))
-        delta = Delta(index=self.index, text=text, calls=calls, usage=usage)
+        delta = Delta(index=self.index, text=text, calls=calls, usage=usage, prompt_ids=self._prompt_ids)
         if self._reader is None:
             return delta
         return replace(delta, num_calls=self._reader.num_calls, is_amid_call=self._reader.is_amid_call)
@@ -192,16 +195,17 @@ class Choice:
 
     def _read(self, output: Output) -> tuple[str, list[Token]]:
         """Hands a block's tokens to the passages that they belong to. Returns the new text and its tokens."""
-        ids, logprobs = output.token_ids, output.logprobs
+        ids, logprobs, steps = output.token_ids, output.logprobs, output.steps
         text, tokens = "", list[Token]()
         while self._open < len(self._passages):
             passage = self._passages[self._open]
             room = len(ids) if passage.length is None else passage.length - self._num_taken
             is_last = output.finish_reason is not None if passage.length is None else len(ids) >= room
-            fresh, begun = passage.push(ids[:room], logprobs and logprobs[:room], last=is_last)
+            fresh, begun = passage.push(ids[:room], logprobs and logprobs[:room], steps and steps[:room], last=is_last)
             self._num_taken += len(ids[:room])
-            ids, logprobs = ids[room:], logprobs and logprobs[room:]
+            ids, logprobs, steps = ids[room:], logprobs and logprobs[room:], steps and steps[room:]
             self._texts[self._open] += fresh
+            self._num_shown[self._open] += len(begun)
             self._logprobs += [token.logprobs.logprob for token in begun if token.logprobs]
             text, tokens = text + fresh, tokens + shifted(begun, self._base)
             if not is_last:

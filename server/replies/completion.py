@@ -126,7 +126,6 @@ class Completion:
 def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
     tokens = [token for part in parts for token in part.tokens]
-    step_map = [step for part in parts for step in part.step_map]
     traced = [step for part in parts for step in part.traced]
     prompt_tokens = next(part.prompt_tokens for part in parts if not part.traced)
     calls = whole_calls(call for part in parts for call in part.calls)
@@ -136,6 +135,5 @@ def _joined(parts: Sequence[Delta]) -> Delta:
         calls=calls,
         tokens=tokens,
         prompt_tokens=prompt_tokens,
-        step_map=step_map,
         traced=traced,
     )

@@ -22,7 +22,7 @@ from server.threads import in_thread_if_long
 MAX_LOGPROBS_OF_ANSWER = 262_144
 """Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
 MAX_TRACED = 65_536
-"""Bound on an answer's tokens if it is watched."""
+"""Bound on the tokens of an answer that is watched: of all choices, each with its prompt."""
 IDS_PER_TOKEN = 64
 """Ids that can be checked in the time that reading or writing one token takes."""
 
@@ -116,6 +116,8 @@ class Submitter:
                     stream,
                     self._passages(request, prompt),
                     literals=prompt.literals if request.echoes else (),
+                    prompt_ids=prompt.ids,
+                    starts=prompt.starts_on_canvas,
                     prompt_tokens=scored[number],
                     reader=ToolCallReader() if request.reads_calls else None,
                 )
@@ -195,14 +197,16 @@ class Submitter:
             )
 
     def _check_trace(self, request: GenerationRequest) -> None:
-        """Raises InvalidRequest for too many tokens whose steps are to be told."""
+        """Raises InvalidRequest for too many tokens to be told with their steps, or as a choice's prompt."""
         if not request.is_traced:
             return
-        count = request.num_drawn * sum(self._length(request, prompt) for prompt in request.prompts)
+        context = self._engine.info.max_model_len  # the engine's error for longer requests is clearer
+        sizes = [len(prompt.ids) + self._length(request, prompt) for prompt in request.prompts]
+        count = request.num_drawn * sum(min(size, context) for size in sizes)
         if count > MAX_TRACED:
             raise InvalidRequest(
-                f"{count} tokens are asked for, and the steps of {MAX_TRACED} can be told in one answer: ask for fewer "
-                "choices or tokens, or leave `diffusion.trace` out.",
+                f"{count} tokens would be told, prompts included, and an answer with its steps may have {MAX_TRACED}: "
+                "ask for fewer choices or tokens, or leave `diffusion.trace` out.",
                 "diffusion.trace",
             )
 

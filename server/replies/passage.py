@@ -22,6 +22,8 @@ class Token:
     """Characters of the choice's text before the token."""
     logprobs: TokenLogprobs | None
     """None if the engine gave none."""
+    step: int | None = None
+    """The step that decoded it, as `engine.Output` counts; None if the engine told none."""
 
 
 _offset = attrgetter("offset")
@@ -67,17 +69,25 @@ class Passage:
         self._pending: list[Token] = []
 
     def push(
-        self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
+        steps: Sequence[int] | None = None,
+        *,
+        last: bool,
     ) -> tuple[str, list[Token]]:
-        """The text that has become final, and the tokens that begin in it. Both are empty after a stop."""
+        """The text that has become final, and the tokens that begin in it. Both are empty after a stop.
+
+        `logprobs` and `steps`: one for each of `ids`.
+        """
         if self.stop is not None:
             return "", []
         end = next((place for place, id_ in enumerate(ids) if id_ in self._stop_ids), None)
-        text = self._read(ids[:end], logprobs, last=last or end is not None)
+        text = self._read(ids[:end], logprobs, steps, last=last or end is not None)
         if self.stop is None and end is not None:
             self.stop = ids[end]
             if self._shows_stop and self._is_tracked:
-                self._pending.append(Token(ids[end], self._num_read, logprobs[end] if logprobs else None))
+                self._pending.append(_token(ids, logprobs, steps, end, self._num_read))
             last = True
         self._num_shown += len(text)
         is_whole = last and not isinstance(self.stop, str)
@@ -85,7 +95,14 @@ class Passage:
         shown, self._pending[:count] = self._pending[:count], []
         return text, shown
 
-    def _read(self, ids: Sequence[int], logprobs: Sequence[TokenLogprobs] | None, *, last: bool) -> str:
+    def _read(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[TokenLogprobs] | None,
+        steps: Sequence[int] | None,
+        *,
+        last: bool,
+    ) -> str:
         """Text of the tokens up to a stop string.
 
         Tokens are decoded one by one if their offsets or stop strings matter; all at once is cheaper.
@@ -97,9 +114,7 @@ class Passage:
             is_last = last and place == len(groups) - 1
             fresh = self._detokenizer.push(group, last=is_last)
             if group and self._is_tracked:
-                self._pending.append(
-                    Token(group[0], self._num_read + self._detokenizer.lead, logprobs[place] if logprobs else None)
-                )
+                self._pending.append(_token(ids, logprobs, steps, place, self._num_read + self._detokenizer.lead))
             self._num_read += len(fresh)
             self.num_tokens += len(group)
             if one_by_one and self.num_tokens <= self._min_tokens:
@@ -110,6 +125,16 @@ class Passage:
             if self.stop is not None:
                 break
         return text
+
+
+def _token(
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs] | None,
+    steps: Sequence[int] | None,
+    place: int,
+    offset: int,
+) -> Token:
+    return Token(ids[place], offset, logprobs[place] if logprobs else None, steps[place] if steps else None)
 
 
 def shifted(tokens: Sequence[Token], by: int) -> list[Token]:

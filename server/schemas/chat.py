@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from engine import MAX_LOGPROBS
+from engine import MAX_LOGPROBS, Range
 from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
@@ -97,7 +97,10 @@ class ChatChoice(BaseModel):
     """The stop string or the one of `stop_token_ids` that ended the answer."""
     token_ids: IdsIfAsked = None
     step_map: IdsIfAsked = None
-    """The step that decoded each token of the answer, from 1; only if asked for."""
+    """The step that decoded each of the tokens that `token_ids` lists, from 1; only if asked for."""
+    shown: IfGiven[list[Range]] = None
+    """Positions of the canvas whose tokens the text shows, each range from the first to before the second: one for each
+    hole, or one. Only with `diffusion.trace`."""
 
 
 class ChatResponse(BaseModel):
@@ -137,7 +140,10 @@ class ChatChunkChoice(BaseModel):
     stop_reason: str | int | None = None
     token_ids: IdsIfAsked = None
     step_map: IdsIfAsked = None
-    """The step that decoded each token of the answer, from 1; only if asked for."""
+    """The step that decoded each of the tokens that `token_ids` lists, from 1; only if asked for."""
+    shown: IfGiven[list[Range]] = None
+    """Positions of the canvas whose tokens the text shows, each range from the first to before the second: one for each
+    hole, or one. Only with `diffusion.trace`, of the choice's last chunk."""
 
 
 class ChatChunk(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from engine import MAX_LOGPROBS
+from engine import MAX_LOGPROBS, Range
 from server.schemas.logprobs import CompletionLogprobs
 from server.schemas.sampling import SamplingRequest, TokenId
 from server.schemas.trace import TraceStep
@@ -106,7 +106,10 @@ class CompletionChoice(BaseModel):
     """The stop string or the one of `stop_token_ids` that ended the answer."""
     token_ids: IdsIfAsked = None
     step_map: IdsIfAsked = None
-    """The step that decoded each token of the answer, from 1; only if asked for."""
+    """The step that decoded each of the tokens that `token_ids` lists, from 1; only if asked for."""
+    shown: IfGiven[list[Range]] = None
+    """Positions of the canvas whose tokens the text shows, each range from the first to before the second: one for each
+    hole, or one. Only with `diffusion.trace`; in a stream, of the choice's last chunk."""
     prompt_token_ids: IdsIfAsked = None
 
 

@@ -2,10 +2,8 @@
 
 from pydantic import BaseModel
 
+from engine import Range
 from server.schemas.wire import IfGiven
-
-Span = tuple[int, int]
-"""Positions from the first to before the second."""
 
 
 class TraceCanvas(BaseModel):
@@ -13,7 +11,7 @@ class TraceCanvas(BaseModel):
 
     end: int
     """Number of its positions, prompt included."""
-    answer: list[Span]
+    answer: list[Range]
     """Positions to fill."""
     output_end: int
     """One past the last position that may be part of the answer."""
@@ -30,9 +28,9 @@ class TraceStep(BaseModel):
     """The choice's."""
     step: int
     """Counts the steps that the choice took part in, from 1."""
-    block: Span
+    block: Range
     """The open block."""
-    rows: list[Span]
+    rows: list[Range]
     """Positions that were computed. Those outside of the block were refreshed, or computed for the first time."""
     visible_end: int
     """One past the last position that was attended to."""

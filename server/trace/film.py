@@ -3,6 +3,7 @@
 Knows answers as JSON and places in a picture, but neither SVG nor pixels.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,10 @@ WIDTH = 64
 """Characters of a line."""
 BYTES = "bytes:"
 """What texts of tokens begin with that are no whole characters."""
+PLACEHOLDER = "□"
+"""Stands for what cannot be drawn."""
+_NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 does not allow, not even escaped."""
 
 
 class NoTrace(Exception):
@@ -45,25 +50,28 @@ def film_of(answer: Mapping[str, Any], index: int = 0) -> Film:
     steps = [step for step in answer.get("trace") or () if step["index"] == index]
     if not steps or "canvas" not in steps[0]:
         raise NoTrace(f"it has no steps of choice {index}: ask with `diffusion.trace`, and without `stream`")
-    canvas, usage = steps[0]["canvas"], answer["usage"]
-    positions = [place for start, end in canvas["answer"] for place in range(start, min(end, canvas["output_end"]))]
+    [shown] = [choice["shown"] for choice in answer["choices"] if choice["index"] == index]
     decoded = {
         position: (token, step["step"], confidence)
         for step in steps
         for position, token, confidence in zip(step["positions"], step["tokens"], step["confidences"], strict=True)
     }
-    shown = positions[: usage["completion_tokens"] if len(answer["choices"]) == 1 else None]
-    cells = tuple(_placed([decoded[position] for position in shown if position in decoded]))
-    told = usage["diffusion"]
-    caption = f"{len(cells)} tokens in {len(steps)} steps · {told['cache']}, {told['unmask']}"
-    return Film(cells, len(steps), 1 + max((cell.line for cell in cells), default=0), caption)
+    tokens = [decoded[at] for at in sorted(decoded) if any(start <= at < end for start, end in shown)]
+    cells = tuple(_placed(tokens))
+    told = answer["usage"]["diffusion"]
+    caption = f"{len(tokens)} tokens in {len(steps)} steps · {told['cache']}, {told['unmask']}"
+    return Film(cells, len(steps), 1 + max((cell.line for cell in cells), default=0), _drawable(caption))
+
+
+def _drawable(text: str) -> str:
+    return _NOT_XML.sub(PLACEHOLDER, text)
 
 
 def _placed(tokens: list[tuple[str, int, float]]) -> Iterator[Cell]:
     """Wraps lines at `WIDTH`, and where a token ends one."""
     line = column = 0
     for token, step, confidence in tokens:
-        text, *others = ("□" if token.startswith(BYTES) else token).split("\n")
+        text, *others = (PLACEHOLDER if token.startswith(BYTES) else _drawable(token)).split("\n")
         for number, part in enumerate([text, *others]):
             if number:
                 line, column = line + 1, 0

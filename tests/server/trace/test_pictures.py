@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from server.cli import main
+from server.trace import svg
 from server.trace.film import WIDTH, film_of
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -16,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def answer_of(tokens, steps):
     """An answer whose token i was decoded in `steps[i]`."""
     return {
-        "choices": [{"index": 0}],
+        "choices": [{"index": 0, "shown": [[5, 5 + len(tokens)]]}],
         "usage": {"completion_tokens": len(tokens), "diffusion": {"cache": "dual", "unmask": "threshold"}},
         "trace": [
             {
@@ -60,16 +61,42 @@ def test_tokens_stand_in_lines():
 
 def test_what_stands_behind_the_answer_is_not_shown():
     answer = answer_of(["a", "b", "<|end|>"], [1, 1, 1])
-    answer["usage"]["completion_tokens"] = 2
+    answer["choices"][0]["shown"] = [[5, 7]]
     assert [cell.text for cell in film_of(answer).cells] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"n": 2}, {"best_of": 3, "n": 2}, {"n": 1, "stop": " the"}, {"prompt": "Ann is <|fill:9|>. Tom is <|fill:9|>."}],
+)
+def test_each_choice_is_drawn_to_its_end(demo_server, how):
+    """Its text, and nothing behind it."""
+    body = {"prompt": "Tell me a story about Ann.\n", "temperature": 0.8, "seed": 3, **how, "return_token_ids": True}
+    answer = httpx.post(f"{demo_server}/v1/completions", json={**body, "diffusion": {"trace": True}}).json()
+    for choice in answer["choices"]:
+        words = "".join(cell.text for cell in film_of(answer, choice["index"]).cells)
+        text = "".join(choice["text"].split())
+        if "stop" in how:  # the token in which the stop string begins is shown whole if the text shows a part of it
+            assert "".join(words.split()).startswith(text)
+        else:
+            assert "".join(words.split()) == text
+
+
+def test_what_xml_cannot_say_is_drawn_as_a_box():
+    answer = answer_of(["a\x00", "\x1b[1m", "\x0b", "\ufffe", "\ud800", "b\x07c"], [1] * 6)
+    answer["usage"]["diffusion"]["cache"] = "\x08"
+    root = ElementTree.fromstring(svg.drawn(film_of(answer)).encode())
+    words = [node.text for node in root.iter(f"{SVG}text")]
+    assert words[:-1] == ["a□", "□[1m", "□", "□", "□", "b□c"]
+    assert "□, threshold" in words[-1]
 
 
 def test_an_answer_of_the_bundled_model(demo_server, saved, tmp_path):
     body = {"prompt": "Tell me a story about Ann.\n", "max_tokens": 60, "diffusion": {"trace": True}}
     answer = httpx.post(f"{demo_server}/v1/completions", json=body).json()
-    svg, gif = tmp_path / "a.svg", tmp_path / "a.gif"
-    assert main(["trace", saved(answer), "--svg", str(svg), "--gif", str(gif)]) == 0
-    root = ElementTree.fromstring(svg.read_text())
+    still, gif = tmp_path / "a.svg", tmp_path / "a.gif"
+    assert main(["trace", saved(answer), "--svg", str(still), "--gif", str(gif)]) == 0
+    root = ElementTree.fromstring(still.read_text())
     words = [node.text for node in root.iter(f"{SVG}text")][:-1]
     assert "".join("".join(words).split()) == "".join(answer["choices"][0]["text"].split())
     style = root.find(f"{SVG}style").text
