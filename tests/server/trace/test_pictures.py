@@ -67,19 +67,25 @@ def test_what_stands_behind_the_answer_is_not_shown():
 
 @pytest.mark.parametrize(
     "how",
-    [{"n": 2}, {"best_of": 3, "n": 2}, {"n": 1, "stop": " the"}, {"prompt": "Ann is <|fill:9|>. Tom is <|fill:9|>."}],
+    [
+        {"n": 2},
+        {"best_of": 3, "n": 2},
+        {"stop": "3 5"},
+        {"prompt": "Ann is <|fill:9|>. Tom is <|fill:9|>."},
+    ],
 )
 def test_each_choice_is_drawn_to_its_end(demo_server, how):
-    """Its text, and nothing behind it."""
-    body = {"prompt": "Tell me a story about Ann.\n", "temperature": 0.8, "seed": 3, **how, "return_token_ids": True}
-    answer = httpx.post(f"{demo_server}/v1/completions", json={**body, "diffusion": {"trace": True}}).json()
+    """Its tokens, and nothing behind them."""
+    body = {"prompt": "Question: Sort these numbers: 7 3 12 5.\nAnswer:", "temperature": 0.7, "seed": 4, "n": 1, **how}
+    body |= {"return_token_ids": True, "diffusion": {"trace": True}}
+    answer = httpx.post(f"{demo_server}/v1/completions", json=body).json()
+    assert len(answer["choices"]) == body["n"]
     for choice in answer["choices"]:
-        words = "".join(cell.text for cell in film_of(answer, choice["index"]).cells)
-        text = "".join(choice["text"].split())
-        if "stop" in how:  # the token in which the stop string begins is shown whole if the text shows a part of it
-            assert "".join(words.split()).startswith(text)
-        else:
-            assert "".join(words.split()) == text
+        film = film_of(answer, choice["index"])
+        assert film.caption.startswith(f"{len(choice['token_ids'])} tokens in ")
+        words = "".join("".join(cell.text for cell in film.cells).split())
+        assert words.startswith("".join(choice["text"].split()))
+        assert "stop" in how or words == "".join(choice["text"].split())
 
 
 def test_what_xml_cannot_say_is_drawn_as_a_box():
