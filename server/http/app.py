@@ -1,6 +1,6 @@
 """The ASGI app around one engine. The engine is a parameter, so that tests can pass a fake one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from server.http.routes import router
 from server.observe.logs import stats_lines
 from server.observe.observability import make_observability
 from server.observe.request_ids import RequestIds
+from server.page.files import page_routes
 from server.protocols.service import Service
 from server.settings.tree import ServerConfig, Settings
 from server.text.tokenizer import Tokenizer
@@ -57,25 +58,28 @@ def create_app(
         lifespan=lifespan,
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
+        diffusion=settings.diffusion,
         redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
     observability = make_observability(engine, tokenizer, settings, tracer)
     service = app.state.service = Service.around(engine, tokenizer, settings, observability)
-    app.router.routes.extend(router.routes)  # `include_router` would build every route again
+    page = page_routes() if config.page else []
+    routes = [*page, *router.routes]
+    app.router.routes.extend(routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
-    _guard(app, config)
-    observability.install(app, router.routes)  # the last middleware added is the outermost
+    _guard(app, config, {route.path for route in page})
+    observability.install(app, routes)  # the last middleware added is the outermost
     return app
 
 
-def _guard(app: FastAPI, config: ServerConfig) -> None:
-    """Puts the middleware around the routes, each one outside those added before it."""
+def _guard(app: FastAPI, config: ServerConfig, page: Collection[str]) -> None:
+    """Puts the middleware around the routes, each one outside those added before it. `page`: paths without a secret."""
     app.add_middleware(
         BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
     )
     app.add_middleware(RequestTimeLimit, seconds=config.request_timeout)
-    open_paths = PROBES if config.metrics_need_key else PROBES | {"/metrics"}
+    open_paths = {*PROBES, *page} if config.metrics_need_key else {*PROBES, *page, "/metrics"}
     app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in config.api_key], open_paths=open_paths)
     app.add_middleware(HeaderLimit)
     if config.allowed_origins:  # outside `ApiKeys`: a browser's preflight carries no key

@@ -1,16 +1,18 @@
 """The API's description at /openapi.json: FastAPI's, corrected where it is wrong for these routes.
 
-FastAPI describes a 422 for every route, cannot describe a stream that depends on a field of the body, and writes all
+FastAPI describes a 422 for every route, knows no settings, cannot describe a stream that depends on a field of the body, and writes all
 bounds as floating-point numbers, which cannot represent the largest bounds of the wire's integers exactly.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.schemas import ChatChunk
+from engine import DiffusionParams
+from server.schemas import ChatChunk, DiffusionRequest
 
 STREAMED = (ChatChunk,)
 """Types that occur only in streams. FastAPI collects types from whole answers and would miss them."""
@@ -21,6 +23,11 @@ _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 
 class Api(FastAPI):
     """FastAPI without 422 in its description: here, invalid requests get 400 and OpenAI's error (`server.errors`)."""
+
+    def __init__(self, *, diffusion: DiffusionParams, **settings: Any) -> None:
+        """`diffusion`: the server's own parameters, which the description tells as defaults."""
+        super().__init__(**settings)
+        self._diffusion = diffusion
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -33,6 +40,8 @@ class Api(FastAPI):
                 schemas.pop(name, None)
             _, added = models_json_schema([(model, "serialization") for model in STREAMED], ref_template=_REF)
             schemas.update(added["$defs"])
+            for name, value in asdict(self._diffusion).items():
+                schemas[DiffusionRequest.__name__]["properties"][name]["default"] = value
             _write_exactly(described)
         assert self.openapi_schema is not None
         return self.openapi_schema

@@ -77,8 +77,14 @@ Stops = Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_
 
 
 _DIFFUSION = {option.name: option for option in options().values() if option.section == "diffusion"}
+def _described(name: str, hint: Any) -> Any:
+    """The type, which for a policy's name is any text, since the engine checks it: the description lists the names."""
+    choices = _DIFFUSION[name].choices
+    return Annotated[hint, Field(json_schema_extra={"enum": list(choices)})] if choices and hint is str else hint
+
+
 _DIFFUSION_FIELDS: dict[str, Any] = {
-    name: (hint | None, Field(default=None, description=_DIFFUSION[name].doc))
+    name: (_described(name, hint) | None, Field(default=None, description=_DIFFUSION[name].doc))
     for name, hint in get_type_hints(DiffusionParams, include_extras=True).items()
 }
 
