@@ -62,12 +62,12 @@ async def test_anything_else_is_a_401(api, engine, guarded, headers):
     assert not engine.streams
 
 
-async def test_every_route_is_guarded_but_the_probes(app, guarded):
+async def test_every_route_is_guarded_but_the_probes_and_the_page(app, guarded):
     client = guarded()
     paths = {*app.openapi()["paths"], "/docs", "/openapi.json", "/", "/nothing", "/health/"}
     statuses = {path: (await client.get(path)).status_code for path in paths}
     open_paths = {path for path, status in statuses.items() if status != 401}
-    assert open_paths == {"/health", "/health/", "/ready"} | ({"/ping"} & paths)
+    assert open_paths == {"/", "/health", "/health/", "/ready"} | ({"/ping"} & paths)
 
 
 async def test_metrics_are_guarded_unless_opened_on_purpose(guarded):
