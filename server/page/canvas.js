@@ -25,11 +25,22 @@ export class CanvasView {
     if (run !== this.run || this.cells.length !== run.size) this.#begin(run);
     this.step = step;
     run.cells(step).forEach((cell, position) => this.#draw(position, cell));
+    this.#follow(run.steps[step - 1]?.block[0]);
     this.#tell(this.cursor);
+  }
+
+  /** Brings the open block into view when it has changed: to ask for places each time would cost a layout. */
+  #follow(block) {
+    if (block === this.block) return;
+    this.block = block;
+    const { root } = this;
+    const top = block === undefined ? 0 : this.cells[block].offsetTop;
+    if (top < root.scrollTop || top > root.scrollTop + root.clientHeight * 0.7) root.scrollTop = top - root.clientHeight * 0.3;
   }
 
   #begin(run) {
     this.run = run;
+    this.block = undefined;
     this.cursor = -1;
     this.root.removeAttribute("aria-activedescendant");
     this.drawn = Array.from({ length: run.size }, () => ({}));

@@ -97,7 +97,8 @@ function makeField(id, name, property) {
   const control = kind.enum ? selection(kind.enum, property.default) : entry(kind, property.default);
   control.id = id;
   control.name = `diffusion.${name}`;
-  const hint = element("p", { className: "hint", id: `${id}-hint`, textContent: [range(kind), property.description].filter(Boolean).join(". ") });
+  const words = [range(kind), property.description].filter(Boolean).join(". ");
+  const hint = element("p", { className: "hint", id: `${id}-hint`, textContent: words });
   control.setAttribute("aria-describedby", hint.id);
   const label = element("label", { htmlFor: id, textContent: name });
   field.append(label, control, hint);
@@ -120,7 +121,7 @@ function entry(kind, preset) {
 function range(kind) {
   const low = kind.minimum ?? kind.exclusiveMinimum;
   const high = kind.maximum ?? kind.exclusiveMaximum;
-  const lower = low === undefined ? "" : `${kind.minimum === undefined ? "above" : "from"} ${low}`;
+  const lower = low === undefined ? "" : `${kind.minimum === undefined ? "Above" : "From"} ${low}`;
   const upper = high === undefined ? "" : `${kind.maximum === undefined ? "below" : "to"} ${high}`;
   return [lower, upper].filter(Boolean).join(" ");
 }

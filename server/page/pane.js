@@ -64,8 +64,9 @@ export class Pane {
 
   /** Asks and shows what comes. Returns in words how that ended; `form` holds the fields that panes share. */
   async ask(path, key, body, signal, form) {
-    this.#begin();
-    const { run } = this;
+    const run = new Run(performance.now());
+    this.root.setAttribute("aria-busy", "true");
+    this.find(".failure").hidden = true;
     try {
       for await (const { name, data } of stream(path, key, body, signal)) this.#take(run, name, data);
       run.ended = performance.now();
@@ -82,12 +83,10 @@ export class Pane {
     }
   }
 
-  #begin() {
-    this.#pause();
-    this.run = new Run(performance.now());
+  /** Shows this run from now on: the one before stays until then, however its request is refused. */
+  #begin(run) {
+    this.run = run;
     this.step = 0;
-    this.root.setAttribute("aria-busy", "true");
-    this.find(".failure").hidden = true;
     this.find(".answer").textContent = "";
     for (const part of [".replay", ".counters", ".work"]) this.find(part).hidden = true;
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -96,6 +95,7 @@ export class Pane {
   }
 
   #take(run, name, data) {
+    if (this.run !== run) this.#begin(run);
     if (data.error) throw new Failure(data.error.message, { param: data.error.param });
     if (name === "unmask.step") {
       run.add(data.trace, performance.now());

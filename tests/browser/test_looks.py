@@ -12,19 +12,6 @@ pytestmark = pytest.mark.browser
 
 MOST_BYTES = 100_000
 SIZES = {"wide": {"width": 1440, "height": 1000}, "phone": {"width": 390, "height": 844}}
-COUNT_FRAMES = """(() => {
-    const wanted = requestAnimationFrame;
-    window.frames_ms = [];
-    // Style and layout are asked for at once, so that they count too.
-    window.requestAnimationFrame = callback => wanted(now => {
-        const begun = performance.now();
-        callback(now);
-        document.body.offsetHeight;
-        window.frames_ms.push(performance.now() - begun);
-    });
-})()"""
-
-
 def stream(steps, cached=0, prompt=64, answer=1024):
     """A stream of an answer of `answer` positions, a token a step, in an order that jumps about in blocks of 32."""
     events = []
@@ -146,20 +133,34 @@ def test_accessible_and_pretty(desk_at, demo_server, pictures):
 
 
 def test_a_canvas_of_1024_positions_stays_smooth(desk, answered, pictures):
-    desk.page.evaluate(COUNT_FRAMES)
+    """Processor time of a frame's script, style and layout: on a busy machine a clock would tell of its neighbours."""
     answered(1024)
     assert len(desk.cells()) == 64 + 1024
-    desk.goto(0)
-    desk.page.evaluate("window.frames_ms.length = 0")
-    desk.pane().locator(".play").click()
-    desk.page.wait_for_timeout(4000)
-    desk.pane().locator(".play").click()
-    frames = sorted(desk.page.evaluate("window.frames_ms"))
+    session = desk.page.context.new_cdp_session(desk.page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent():
+        metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+        return 1000 * sum(metrics[f"{part}Duration"] for part in ("Script", "RecalcStyle", "Layout"))
+
+    def drawn():
+        desk.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return spent()
+
+    desk.pane().locator(".slider").focus()
+    frames = []
+    for start in (0, 480, 990):  # the first block opens, others do, the canvas is nearly full
+        desk.goto(start)
+        before = drawn()
+        for _ in range(34):
+            desk.page.keyboard.press("ArrowRight")
+            after = drawn()
+            frames.append(after - before)
+            before = after
     desk.page.screenshot(path=pictures / "1024.png", full_page=True)
-    print(f"{len(frames)} frames, median {statistics.median(frames):.1f} ms, worst {frames[-1]:.1f} ms")
-    assert len(frames) > 20
-    assert statistics.median(frames) < 16
-    assert frames[int(0.95 * len(frames))] < 50  # the few above are the machine's, which has more to do
+    print(f"median {statistics.median(frames):.1f} ms, worst {max(frames):.1f} ms")
+    assert statistics.median(frames) < 1000 / 60
+    assert max(frames) < 50
 
 
 def test_what_was_there_before_is_hatched_and_what_is_refreshed_lit(desk, answered):
