@@ -1,7 +1,8 @@
 """The API's description at /openapi.json: FastAPI's, corrected where it is wrong for these routes.
 
-FastAPI describes a 422 for every route, knows no settings, cannot describe a stream that depends on a field of the body, and writes all
-bounds as floating-point numbers, which cannot represent the largest bounds of the wire's integers exactly.
+FastAPI describes a 422 for every route, knows none of the server's defaults, cannot describe a stream that depends on a
+field of the body, and writes all bounds as floating-point numbers, which cannot represent the largest bounds of the
+wire's integers exactly.
 """
 
 from dataclasses import asdict

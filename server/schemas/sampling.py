@@ -77,6 +77,8 @@ Stops = Annotated[tuple[str, ...], PlainValidator(_read_stop, json_schema_input_
 
 
 _DIFFUSION = {option.name: option for option in options().values() if option.section == "diffusion"}
+
+
 def _described(name: str, hint: Any) -> Any:
     """The type, which for a policy's name is any text, since the engine checks it: the description lists the names."""
     choices = _DIFFUSION[name].choices

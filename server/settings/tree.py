@@ -62,8 +62,8 @@ class ServerConfig:
     docs: bool = False
     """Serve /docs, a page that loads its scripts from a public CDN; /openapi.json is there always."""
     page: bool = True
-    """Serve `/`, a page on which one watches the model decode. It is open like /health and loads nothing from elsewhere;
-    what it asks the API for needs a key like any request."""
+    """Serve `/`, a page on which one watches the model decode. It is open like /health and loads nothing from
+    elsewhere; what it asks the API for needs a key like any request."""
     max_body_bytes: Annotated[int, Field(ge=1)] = 4 * 1024 * 1024
     """Longest request body; a longer one is answered with 413."""
     max_json_items: Annotated[int, Field(ge=1)] = 262_144

@@ -83,10 +83,14 @@ class Desk:
 
     def cells(self, pane: str = "A") -> list[dict]:
         """What each cell shows: its classes, text, and step."""
-        return self.pane(pane).locator(".canvas").evaluate(
-            """canvas => [...canvas.children].map(cell => ({
+        return (
+            self.pane(pane)
+            .locator(".canvas")
+            .evaluate(
+                """canvas => [...canvas.children].map(cell => ({
                 marks: [...cell.classList], text: cell.textContent, step: Number(cell.dataset.step ?? 0),
             }))"""
+            )
         )
 
 

@@ -12,6 +12,8 @@ pytestmark = pytest.mark.browser
 
 MOST_BYTES = 100_000
 SIZES = {"wide": {"width": 1440, "height": 1000}, "phone": {"width": 390, "height": 844}}
+
+
 def stream(steps, cached=0, prompt=64, answer=1024):
     """A stream of an answer of `answer` positions, a token a step, in an order that jumps about in blocks of 32."""
     events = []
@@ -103,19 +105,19 @@ def test_accessible_and_pretty(desk_at, demo_server, pictures):
     desk = desk_at(demo_server, reduced_motion="reduce").open()
     page = desk.page
 
-    def take(name):
-        for size, viewport in SIZES.items():
-            page.set_viewport_size(viewport)
-            for scheme in ("light", "dark"):
-                page.emulate_media(color_scheme=scheme)
-                page.screenshot(path=pictures / f"{name}-{size}-{scheme}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "scrolls sideways"
+    def take(name, size, scheme):
+        page.set_viewport_size(SIZES[size])
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=pictures / f"{name}-{size}-{scheme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "scrolls sideways"
 
     page.check("#compare")
     desk.run(A__unmask="fixed", max_tokens="48")
     desk.goto(14)
     page.mouse.move(0, 0)
-    take("run")
+    for size in SIZES:
+        take("run", size, "light")
+        take("run", size, "dark")
     page.check("[name=mode][value=chat]")
     for summary in page.locator("summary:visible").all():
         summary.click()
@@ -123,8 +125,8 @@ def test_accessible_and_pretty(desk_at, demo_server, pictures):
     desk.run(message="Sort these numbers: 7 3 12 5.", constraint="yes\nno")
     desk.run(message="And 4 2 9?", temperature="7")
     expect(page.locator("#temperature")).to_have_attribute("aria-invalid", "true")
-    take("open")
-    page.set_viewport_size(SIZES["wide"])
+    take("open", "phone", "dark")
+    take("open", "wide", "light")
     for scheme, options in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
         page.emulate_media(color_scheme=scheme)
         page.fill("#temperature", "")
