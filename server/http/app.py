@@ -22,7 +22,7 @@ from server.http.routes import router
 from server.observe.logs import stats_lines
 from server.observe.observability import make_observability
 from server.observe.request_ids import RequestIds
-from server.page.files import page_routes
+from server.page.files import PageFiles
 from server.protocols.service import Service
 from server.settings.tree import ServerConfig, Settings
 from server.text.tokenizer import Tokenizer
@@ -63,12 +63,12 @@ def create_app(
     )
     observability = make_observability(engine, tokenizer, settings, tracer)
     service = app.state.service = Service.around(engine, tokenizer, settings, observability)
-    page = page_routes() if config.page else []
-    routes = [*page, *router.routes]
+    page = PageFiles() if config.page else None
+    routes = [*(page.routes if page else ()), *router.routes]
     app.router.routes.extend(routes)  # `include_router` would build every route again
     for kind in HANDLED:
         app.add_exception_handler(kind, _tell)
-    _guard(app, config, {route.path for route in page})
+    _guard(app, config, page.paths if page else frozenset())
     observability.install(app, routes)  # the last middleware added is the outermost
     return app
 

@@ -77,18 +77,27 @@ async function refused(answer) {
 async function* events(body) {
   let rest = "";
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const frames = (rest + value).split("\n\n");
-    rest = frames.pop();
-    for (const frame of frames) {
-      const event = { name: null, data: null };
-      for (const line of frame.split("\n")) {
-        if (line.startsWith("event: ")) event.name = line.slice(7);
-        else if (line.startsWith("data: ")) event.data = line.slice(6);
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const frames = (rest + value).split("\n\n");
+      rest = frames.pop();
+      for (const frame of frames) {
+        const event = read(frame);
+        if (event.data !== null) yield event; // else a comment, which keeps the connection alive
       }
-      if (event.data !== null) yield event; // else a comment, which keeps the connection alive
     }
+  } finally {
+    reader.cancel().catch(() => {}); // whoever stops to listen ends the request
   }
+}
+
+function read(frame) {
+  const event = { name: null, data: null };
+  for (const line of frame.split("\n")) {
+    if (line.startsWith("event: ")) event.name = line.slice(7);
+    else if (line.startsWith("data: ")) event.data = line.slice(6);
+  }
+  return event;
 }

@@ -16,6 +16,8 @@ let turns = [];
 let model = "";
 let described = null; // the schema of `diffusion`
 let running = null; // an AbortController
+let asked = EMPTY; // the state of the last run
+let wanted = null; // what a link says of panes whose fields are not there yet
 
 // The form's state
 
@@ -35,8 +37,6 @@ function enter(state) {
   wanted = described ? null : state.panes;
   arrange();
 }
-
-let wanted = null; // what a link says of panes whose fields are not there yet
 
 /** Shows the parts that the state has, and the code that matches it. */
 function arrange() {
@@ -84,14 +84,14 @@ async function start() {
   const asking = panes.slice(0, state.compare ? 2 : 1).map((pane, index) => {
     return pane.ask(pathOf(state), $("key").value, bodyOf(state, state.panes[index]), running.signal, form);
   });
-  const ends = await Promise.all(asking);
-  $("status").textContent = ends.join(" ");
-  running = null;
-  $("run").disabled = false;
-  $("stop").disabled = true;
+  try {
+    $("status").textContent = (await Promise.all(asking)).join(" ");
+  } finally {
+    running = null;
+    $("run").disabled = false;
+    $("stop").disabled = true;
+  }
 }
-
-let asked = EMPTY; // the state of the last run
 
 /** Pane A's answer becomes the conversation's next turn. */
 function answered(run) {

@@ -18,7 +18,7 @@ export class Pane {
     this.onEnd = onEnd;
     this.root = content.querySelector(".pane");
     this.find = (selector) => this.root.querySelector(selector);
-    this.find("h2").textContent = `Settings ${name}`;
+    this.find("h2").append("Settings ", element("span", { className: "letter", textContent: name }));
     this.root.setAttribute("aria-label", `Pane ${name}`);
     this.find(".canvas").id = `canvas-${name}`;
     this.find(".canvas").setAttribute("aria-label", `Canvas ${name}`);
@@ -100,7 +100,10 @@ export class Pane {
     if (name === "unmask.step") {
       run.add(data.trace, performance.now());
     } else {
-      for (const choice of data.choices) run.text += choice.text ?? choice.delta?.content ?? "";
+      for (const choice of data.choices) {
+        run.text += choice.text ?? choice.delta?.content ?? "";
+        run.finish = choice.finish_reason ?? run.finish;
+      }
       run.usage = data.usage ?? run.usage;
       this.find(".answer").textContent = run.text;
     }
@@ -173,6 +176,7 @@ export class Pane {
     slider.value = step;
     slider.setAttribute("aria-valuetext", `step ${step} of ${steps}`);
     this.#write(".step", `step ${step} of ${steps}`);
+    this.#write(".finish", run.finish ? `finish_reason: ${run.finish}` : "");
     this.#write(".play", this.pace === null ? "Play" : "Pause");
     const counters = run.counters(step);
     const texts = {

@@ -71,6 +71,7 @@ def test_every_step_is_drawn_as_it_was(desk):
     [end] = [at for at, cell in enumerate(cells) if "end" in cell["marks"]]
     assert end == canvas["answer"][0][0] + usage["completion_tokens"]
     assert desk.pane().locator(".answer").inner_text().strip() == answer["choices"][0]["text"].strip()
+    expect(desk.pane().locator(".finish")).to_have_text(f"finish_reason: {answer['choices'][0]['finish_reason']}")
     assert desk.counter("forwards") == str(usage["diffusion"]["forwards"])
     assert desk.counter("rows_computed") == str(usage["diffusion"]["rows_computed"])
     assert desk.counter("tokens_per_forward") == f"{usage['diffusion']['tokens_per_forward']:.2f}"
