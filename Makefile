@@ -54,7 +54,7 @@ test-slow: setup tools  ## the tests that take minutes, with real Prometheus and
 
 test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .tools/page
 	.ci/browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser tests/browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --numprocesses auto --maxprocesses 2 --dist worksteal tests/browser
 
 test-containers: setup  ## the images, the compose stack and a pod, really run; left out where that cannot be
 	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers

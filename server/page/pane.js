@@ -9,6 +9,7 @@ import { Run } from "./run.js";
 const LIVE_PACE = 60; // least milliseconds between two steps that are shown while they come
 const MOST_BEHIND = 50; // steps that what is shown may be behind what has come
 const REPLAY = { whole: 8000, least: 16, most: 400 }; // milliseconds of a replay, and bounds for each step of it
+const PARTS = [".replay", ".counters", ".work"]; // what there is of a run
 
 export class Pane {
   /** `onEnd(run)`: called with each run that is complete. */
@@ -88,7 +89,7 @@ export class Pane {
     this.run = run;
     this.step = 0;
     this.find(".answer").textContent = "";
-    for (const part of [".replay", ".counters", ".work"]) this.find(part).hidden = true;
+    for (const part of PARTS) this.find(part).hidden = true;
     const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
     this.pace = isStill ? 0.01 : LIVE_PACE;
     this.last = performance.now();
@@ -169,7 +170,7 @@ export class Pane {
 
   #show(steps) {
     const { run, step } = this;
-    for (const part of [".replay", ".counters", ".work"]) this.find(part).hidden = false;
+    if (this.find(".work").hidden) this.#reveal();
     this.view.show(run, step);
     const slider = this.find(".slider");
     slider.max = steps;
@@ -186,6 +187,12 @@ export class Pane {
       elapsed: `${counters.elapsed.toFixed(2)} s`,
     };
     for (const [name, text] of Object.entries(texts)) this.#write(`[data-counter=${name}]`, String(text));
+  }
+
+  #reveal() {
+    for (const part of PARTS) this.find(part).hidden = false;
+    // Where all stands below each other, the canvas would fill unseen.
+    if (matchMedia("(max-width: 899px)").matches && this.name === "A") this.find(".replay").scrollIntoView();
   }
 
   #write(selector, text) {
