@@ -134,6 +134,13 @@ def test_accessible_and_pretty(desk_at, demo_server, pictures):
         assert found.violations_count == 0, found.generate_report()
 
 
+def test_on_a_phone_the_canvas_comes_into_view(desk_at, demo_server):
+    desk = desk_at(demo_server, viewport=SIZES["phone"]).open()
+    expect(desk.pane().locator(".parameters")).not_to_be_in_viewport()
+    desk.run()
+    expect(desk.pane().locator(".canvas")).to_be_in_viewport()
+
+
 def test_a_canvas_of_1024_positions_stays_smooth(desk, answered, pictures):
     """Processor time of a frame's script, style and layout: on a busy machine a clock would tell of its neighbours."""
     answered(1024)
