@@ -10,7 +10,7 @@ TYPICAL_CANVAS = 512
 """Tokens of an ordinary prompt and its answer."""
 
 
-def start_report(info: EngineInfo, name: str, url: str) -> str:
+def start_report(info: EngineInfo, name: str, url: str, *, has_page: bool) -> str:
     example = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 64, "stream": True}
     fits = [f"{_canvases(info, length)} canvases of {length:,}" for length in _lengths(info)]
     lines = {
@@ -18,6 +18,7 @@ def start_report(info: EngineInfo, name: str, url: str) -> str:
         "weights": f"{size(info.weight_bytes)} in {info.dtype} on {info.device}, from {info.model}",
         "KV cache": f"{info.kv_tokens:,} tokens ({size(info.kv_bytes)}): {' or '.join(fits)} tokens at once",
         "address": f"{url}/v1",
+        **({"page": f"{url}/"} if has_page else {}),
     }
     body = json.dumps(example).replace("'", r"\u0027")
     return "\n".join(

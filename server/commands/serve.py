@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         tokenizer = stack.enter_context(closing(Tokenizer.load(engine.info.folder)))
         app = create_app(engine, tokenizer, settings, tracer)
         name, url = settings.model_names[0], _url(sock)
-        report = start_report(engine.info, name, url)
+        report = start_report(engine.info, name, url, has_page=settings.server.page)
 
         def announce() -> None:
             Console().print(report, highlight=False, markup=False, soft_wrap=True)

@@ -69,12 +69,13 @@ export class DiffusionFields {
   }
 }
 
-/** What is entered, as JSON: a number or null where that is meant, else the text, of which the server complains. */
+/** What is entered, as JSON: null, a number if JavaScript holds it exactly, else the text, of which the server complains. */
 export function read(text, type) {
   if (text === "null") return null;
   if (type !== "integer" && type !== "number") return text;
   const number = Number(text);
-  return text.trim() === "" || Number.isNaN(number) ? text : number;
+  const isLost = !Number.isFinite(number) || (Number.isInteger(number) && !Number.isSafeInteger(number));
+  return text.trim() === "" || isLost ? text : number;
 }
 
 function kindOf(property) {

@@ -28,7 +28,6 @@ HEADERS: Mapping[str, str] = {
     "content-security-policy": "; ".join(_POLICY),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     # Asked for again each time, so that a page never meets another version's server; a 304 is what that costs.
     "cache-control": "no-cache",

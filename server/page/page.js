@@ -73,24 +73,27 @@ function turnItem({ role, content }, index) {
 
 async function start() {
   if (running) return;
-  if (!described && !(await describe())) return;
   running = new AbortController();
   $("run").disabled = true;
   $("stop").disabled = false;
-  for (const control of document.querySelectorAll("[aria-invalid]")) clearError(control);
-  const state = currentState();
-  asked = state;
-  $("status").textContent = "Running.";
-  const asking = panes.slice(0, state.compare ? 2 : 1).map((pane, index) => {
-    return pane.ask(pathOf(state), $("key").value, bodyOf(state, state.panes[index]), running.signal, form);
-  });
   try {
-    $("status").textContent = (await Promise.all(asking)).join(" ");
+    if (described || (await describe())) await run(running.signal);
   } finally {
     running = null;
     $("run").disabled = false;
     $("stop").disabled = true;
   }
+}
+
+async function run(signal) {
+  for (const control of document.querySelectorAll("[aria-invalid]")) clearError(control);
+  const state = currentState();
+  asked = state;
+  $("status").textContent = "Running.";
+  const asking = panes.slice(0, state.compare ? 2 : 1).map((pane, index) => {
+    return pane.ask(pathOf(state), $("key").value, bodyOf(state, state.panes[index]), signal, form);
+  });
+  $("status").textContent = (await Promise.all(asking)).join(" ");
 }
 
 /** Pane A's answer becomes the conversation's next turn. */

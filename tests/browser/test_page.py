@@ -216,6 +216,8 @@ def test_a_conversation_goes_on(desk):
         ({"A__threshold": "high"}, "number"),
         ({"max_tokens": "2000"}, "2000"),
         ({"temperature": "3"}, "less than or equal to 2"),
+        ({"temperature": "1e999"}, "number"),
+        ({"seed": "9007199254740993"}, "integer"),
         ({"prompt": ""}, "prompt"),
     ],
 )
