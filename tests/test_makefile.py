@@ -40,7 +40,7 @@ def make(tmp_path):
 def test_serving_installs_the_runtime_alone_and_says_so(make):
     printed, asked = make("serve", "GPU=yes")
     assert [line for line in asked if "pip install" in line] == [
-        "python -m pip install --disable-pip-version-check -c constraints.txt -e ."
+        "python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e ."
     ]
     assert asked[-1] == "unmask serve"
     assert "Installing what a server needs into .venv" in printed

@@ -172,8 +172,8 @@ class DiffusionParams:
     confidence_method: Literal["softmax", "entropy"] = "softmax"
     """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
     guidance: Literal["posterior", "model"] = "posterior"
-    """Structured outputs, which cannot be asked for yet: tokens and confidences of the valid answers alone, or the
-    model's own proposals as long as these can become a valid answer, which takes more steps."""
+    """Structured output: tokens and confidences of the valid answers alone, or the model's own proposals as long as
+    these can become a valid answer, which takes more steps."""
 
 
 def block_length(diffusion: DiffusionParams, spec: ModelSpec) -> int:

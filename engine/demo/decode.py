@@ -79,10 +79,11 @@ def decode(
         end = len(positions) if block is None else int(last) + 1
         while (live := open_block.any(dim=1)).any():
             hidden = hidden_rows(model, ids[live, :end], seen[live][:, :end, :end] if block else seen[live])
-            logits = model.logits(hidden[open_block[live, :end]])
-            logits[:, mask_id] = -torch.inf
-            sureness, tokens = logits.softmax(dim=-1).max(dim=-1)
-            sure = torch.zeros(ids.shape).masked_scatter(open_block, sureness)
+            # In float32 all that a sure model says has the probability 1.
+            sureness = model.logits(hidden[open_block[live, :end]]).double().softmax(dim=-1)
+            sureness[:, mask_id] = 0.0
+            sureness, tokens = sureness.max(dim=-1)
+            sure = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(open_block, sureness)
             chosen = open_block & (sure == sure.max(dim=1, keepdim=True).values)
             chosen &= chosen.cumsum(dim=1) == 1  # one of equals
             if threshold is not None:

@@ -149,7 +149,7 @@ async def test_the_context_is_finite(sdk, http):
         ({"prompt": "a<|fill:100000|>", "max_tokens": None}, "prompt"),
         ({"suffix": "x", "max_tokens": 100000}, "prompt"),
         ({"n": 128, "prompt": ["a"] * 3}, "n"),
-        ({"extra_body": {"response_format": {"type": "json_object"}}}, "response_format"),
+        ({"extra_body": {"response_format": {"type": "json_schema"}}}, "response_format"),
     ],
 )
 async def test_a_bad_request_names_its_field(sdk, body, param):
