@@ -1,6 +1,6 @@
 r"""Reads regular expressions: what ECMAScript's, Python's and Rust's have in common. Knows syntax, but no automaton.
 
-What is no regular language (look-around, back-references), word boundaries, Unicode properties and flags are refused
+Back-references, which are no regular language, look-behind, word boundaries, Unicode properties and flags are refused
 by name. Classes like `\d` are ECMAScript's.
 """
 
@@ -9,7 +9,16 @@ from typing import NoReturn
 
 from server.structured.refusals import Malformed, Unsupported
 from server.structured.regex.code_points import MAX_CODE_POINT, Range, Ranges, complement, union
-from server.structured.regex.expressions import MAX_REPEAT, Anchor, Characters, Either, Expression, Joined, Repeated
+from server.structured.regex.expressions import (
+    MAX_REPEAT,
+    Anchor,
+    Characters,
+    Either,
+    Expression,
+    Joined,
+    LookAhead,
+    Repeated,
+)
 
 DIGIT: Ranges = ((0x30, 0x39),)
 WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
@@ -30,8 +39,6 @@ CONTROLS = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B, "0": 0x00}
 REFUSED = {"b": "word boundary", "B": "word boundary", "p": "Unicode property", "P": "Unicode property"}
 REFUSED |= dict.fromkeys("123456789k", "back-reference")
 GROUPS = {
-    "=": "look-ahead",
-    "!": "look-ahead",
     "<=": "look-behind",
     "<!": "look-behind",
     ">": "atomic group",
@@ -84,8 +91,8 @@ class _Reader:
             if self._take("+"):
                 raise Unsupported("a possessive repetition is not supported")
             self._take("?")  # which match is found first does not matter
-            if isinstance(item, Anchor):
-                raise Unsupported("a repeated anchor is not supported")
+            if isinstance(item, Anchor | LookAhead):
+                raise Unsupported("a repeated anchor or look-ahead is not supported")
             if most is not None and most < least:
                 self._fail("a repetition whose bounds are the wrong way round")
             if max(least, most or 0) > MAX_REPEAT:
@@ -126,12 +133,18 @@ class _Reader:
         return Characters(((ord(letter), ord(letter)),))
 
     def _group(self) -> Expression:
+        for sign in ("?=", "?!"):
+            if self._take(sign):
+                return LookAhead(self._grouped(), is_negative=sign == "?!")
         if self._take("?"):
             if name := NAME.match(self._text, self._at):
                 self._at = name.end()
             elif not self._take(":"):
                 kinds = (kind for start, kind in GROUPS.items() if self._text.startswith(start, self._at))
                 raise Unsupported(f"{next(kinds, 'a flag in a group')} is not supported")
+        return self._grouped()
+
+    def _grouped(self) -> Expression:
         expression = self._either()
         if not self._take(")"):
             self._fail("a `(` without its `)`")

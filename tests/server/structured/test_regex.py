@@ -46,6 +46,76 @@ def test_the_same_texts_match_as_in_python(pattern, texts, is_search):
         assert found.matches(text) == bool(matched), text
 
 
+ahead = st.tuples(st.sampled_from("=!"), patterns, st.sampled_from(["", "$"])).map("".join).map("(?{})".format)
+looking = st.lists(
+    st.one_of(
+        patterns,
+        ahead,
+        st.tuples(ahead, patterns, patterns, st.sampled_from(["", "?", "{1,2}"])).map(
+            lambda parts: "(?:{}{}|{}){}".format(*parts)
+        ),
+        st.tuples(st.sampled_from("=!"), ahead, patterns).map(lambda parts: "(?{}{}{})".format(*parts)),
+    ),
+    min_size=1,
+    max_size=4,
+).map("".join)
+looking = st.tuples(st.sampled_from(["", "^"]), looking, st.sampled_from(["", "$"])).map("".join)
+
+
+@given(looking, st.lists(TEXTS, min_size=1, max_size=12), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_look_aheads_mean_what_they_mean_in_python(pattern, texts, is_search):
+    try:
+        found = compiled(pattern, is_search=is_search)
+    except NoValue:
+        found = None
+    expected = re.compile(pattern.replace("$", r"\Z"), re.ASCII)
+    for text in [*texts, "", "a", "b", "ab", "ba", "aa"]:
+        matched = expected.search(text) if is_search else expected.fullmatch(text)
+        assert (found is not None and found.matches(text)) == bool(matched), text
+    if found and not is_search:
+        for raw in walks(found, 0, 5):
+            # `.` reads fewer line ends in Python's words
+            assert expected.fullmatch(raw.decode()) or re.search("[\r\u2028\u2029]", raw.decode())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"^(?!\.)(?!.*\.\.)[a-z.]+$", ["a", "a.b", "a."], [".a", "a..b", ""]),
+        (r"^(?=.*\d)(?=.*[a-z]).{3,5}$", ["a1b", "12a", "abcd1"], ["abc", "123", "a1", "abcde1"]),
+        (r"^(?=.{1,4}$)[ab]+$", ["a", "abab"], ["", "ababa"]),
+        (r"^(?!(?:no|off)$)[a-z]+$", ["yes", "non", "o"], ["no", "off"]),
+        (r"(?!a)b", ["b", "ab"], ["a"]),
+        (r"(?=a$)", ["a", "ba"], ["ab", ""]),
+        (r"(?=a)^a$(?!b)", ["a"], ["b", "aa"]),
+        (r"$(?!$)|x", ["x"], ["", "a"]),
+        (r"^(?!$)", ["a"], [""]),
+        (r"^P(?:\dW|(?!.*W)(?=\d|T)(\dD)?(T(?=\d)(\dH)?)?)$", ["P1W", "P1D", "PT1H", "P1DT1H"], ["P", "PT", "P1DT"]),
+        (r"^(?:a(?!b)|b){0,3}$", ["", "aa", "ba", "bba"], ["ab", "bab", "aaaa"]),
+        (r"^(?!é)(?!€).$", ["ü"], ["é", "€"]),
+    ],
+)
+def test_look_aheads(pattern, yes, no):
+    found = compiled(pattern, is_search=True)
+    assert [text for text in yes if not found.matches(text)] == []
+    assert [text for text in no if found.matches(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "cause"),
+    [
+        ("(?:(?!ab).)*", "repetition without bound"),
+        ("a(?!^b)", "`\\^` in a look-ahead"),
+        ("(?=a)" * 200, "128"),
+        ("((?=a)|b){0,4000}", "128"),
+    ],
+)
+def test_look_aheads_that_are_refused(pattern, cause):
+    with pytest.raises(Unsupported, match=cause):
+        compiled(pattern)
+
+
 @given(anchored)
 @settings(max_examples=20, deadline=None)
 def test_what_is_generated_matches_in_python(pattern):
@@ -82,8 +152,7 @@ def test_searches(pattern, yes, no):
 @pytest.mark.parametrize(
     ("pattern", "name"),
     [
-        ("(?=a)b", "look-ahead"),
-        ("(?!a)b", "look-ahead"),
+        ("(?=a)*b", "repeated anchor or look-ahead"),
         ("(?<=a)b", "look-behind"),
         ("(?<!a)b", "look-behind"),
         ("(?i)a", "flag"),
@@ -124,6 +193,10 @@ def test_what_is_no_regex_is_said(pattern):
         ("((((a|b)*c)*d)*e)*" * 500, None),
         ("(.{0,4096}){0,4096}", TooLarge),
         ("(^|a)*$" * 200, TooLarge),
+        ("(?=.*a.{50})(?=.*b.{50})(?=.*c.{50}).*", TooLarge),
+        ("((?=a)a|(?=b)b){1,31}" * 2, Unsupported),
+        ("(?=" * 5000 + ")" * 5000, Unsupported),
+        ("(?!" * 60 + ")" * 60, None),
     ],
 )
 def test_hostile_regexes_end_soon(pattern, refusal):
