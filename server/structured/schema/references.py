@@ -1,5 +1,6 @@
 """Follows `$ref` within one schema. A reference that reaches itself costs nesting wherever it is followed."""
 
+import re
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
@@ -40,7 +41,7 @@ class References:
         for part in parts:
             key = part.replace("~1", "/").replace("~0", "~")
             try:
-                node = node[int(key)] if isinstance(node, list) else node[key]
+                node = node[_index(key)] if isinstance(node, list) else node[key]
             except (KeyError, IndexError, ValueError, TypeError):
                 raise Unsupported(f"the `$ref` {reference!r:.200} leads nowhere", place) from None
         return node
@@ -110,3 +111,10 @@ class References:
             elif isinstance(node, list):
                 waiting += node
         return False
+
+
+def _index(key: str) -> int:
+    """A place in a list, as RFC 6901 writes it, and not in all the ways that Python reads. Raises ValueError."""
+    if not re.fullmatch("0|[1-9][0-9]*", key):
+        raise ValueError(key)
+    return int(key)

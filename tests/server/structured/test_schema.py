@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from server.structured.budget import Budget
-from server.structured.refusals import Refused, Unsupported
+from server.structured.refusals import Malformed, NoValue, Refused, Unsupported
 from server.structured.schema import schema
 
 from .walks import walks
@@ -233,3 +233,101 @@ def test_names_of_a_map_are_compiled_once():
     schema.automaton(names | {"maxProperties": 12}, Budget())
     assert thread_time() - begun < 3
     assert accepts(pattern, {"a-b-": None})
+
+
+ZODS_EMAIL = (
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$"  # zod 4's
+)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "valid", "invalid"),
+    [
+        ({"format": "email", "pattern": ZODS_EMAIL}, ["a.b@example.org"], [".a@b.org", "a..b@c.org", "a.@b.org"]),
+        ({"pattern": ZODS_EMAIL}, ["a.b@example.org", "'a@b.org"], [".a@b.org", "a..b@c.org", 'a"@b.org']),
+        ({"format": "hostname", "pattern": r"^(?=.{1,12}\.?$)[a-z.]+$"}, ["a.example.de"], ["a.example.org"]),
+        ({"format": "duration", "pattern": r"^P(?:\d+W|(?!.*W)(?=\d|T\d).*)$"}, ["P1W", "P2D", "PT1H"], ["P", "PT"]),
+        ({"pattern": r"^(?!.*\n)[\s\S]{2}$"}, ["\t\\", '""'], ["a\n", "\n\n"]),
+    ],
+)
+def test_look_aheads_of_patterns(constraint, valid, invalid):
+    found = schema.automaton({"type": "string", **constraint}, Budget())
+    assert [text for text in valid if not found.matches(json.dumps(text))] == []
+    assert [text for text in invalid if found.matches(json.dumps(text))] == []
+    listed = schema.automaton({"type": "string", **constraint, "enum": [*invalid, valid[0]]}, Budget())
+    assert listed.matches(json.dumps(valid[0], ensure_ascii=False))
+    assert not any(listed.matches(json.dumps(text)) for text in invalid)
+
+
+COLOURS = {"type": "string", "enum": ["red", "green", "blue"]}
+OF_COLOURS = {"type": "object", "propertyNames": COLOURS, "additionalProperties": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "valid", "invalid"),
+    [
+        (
+            OF_COLOURS,
+            ["{}", '{"red":1}', '{"red":1,"green":2,"blue":3}', '{"blue":3}'],
+            ['{"blue":1,"red":2}', '{"a":1}'],
+        ),
+        (
+            OF_COLOURS | {"required": ["green", "red"]},
+            ['{"red":1,"green":2}'],
+            ["{}", '{"red":1}', '{"green":1,"red":2}'],
+        ),
+        (OF_COLOURS | {"minProperties": 1}, ['{"blue":1}', '{"red":1,"blue":1}'], ["{}"]),
+        (OF_COLOURS | {"propertyNames": {"const": "red"}}, ["{}", '{"red":1}'], ['{"green":1}', '{"red":1,"red":1}']),
+        (OF_COLOURS | {"propertyNames": {"enum": [1, "1", "two"], "maxLength": 2}}, ['{"1":1}'], ['{"two":1}']),
+        (
+            OF_COLOURS | {"propertyNames": {"anyOf": [{"const": "b"}, {"enum": ["a"]}]}},
+            ['{"b":1,"a":2}', '{"a":2}'],
+            ['{"a":1,"b":2}'],
+        ),
+        (
+            OF_COLOURS | {"propertyNames": {"$ref": "#/$defs/colour"}, "$defs": {"colour": COLOURS}},
+            ['{"red":1,"blue":2}'],
+            ['{"a":1}'],
+        ),
+        (OF_COLOURS | {"properties": {"blue": {"type": "null"}}}, ['{"blue":null,"red":1}'], ['{"blue":1}']),
+        ({"propertyNames": {"enum": ["a"]}, "patternProperties": {"^.$": {"const": 1}}}, ['{"a":1}'], ['{"a":2}']),
+        ({"type": "object", "propertyNames": {"enum": ["a"]}, "properties": {}}, ["{}"], ['{"a":1}']),
+        ({"type": "object", "propertyNames": {"enum": []}}, ["{}"], ['{"a":1}']),
+    ],
+)
+def test_a_map_of_listed_names_has_optional_properties(constraint, valid, invalid):
+    """In the order in which they are listed."""
+    found = schema.automaton(constraint, Budget())
+    assert [text for text in valid if not found.matches(text)] == []
+    assert [text for text in invalid if found.matches(text)] == []
+    for text in walks(found, 0, 20):
+        jsonschema.validate(json.loads(text), constraint)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "refusal", "place"),
+    [
+        (OF_COLOURS | {"additionalProperties": {"if": {}}}, Unsupported, "#/additionalProperties/if"),
+        (OF_COLOURS | {"propertyNames": {"enum": 5}}, Malformed, "#/propertyNames/enum"),
+        (OF_COLOURS | {"required": ["a"]}, NoValue, "#/required"),
+        (OF_COLOURS | {"propertyNames": {"enum": []}, "minProperties": 1}, NoValue, "#"),
+        (OF_COLOURS | {"propertyNames": {"$ref": "#/propertyNames"}}, Unsupported, "#/additionalProperties"),
+        (OF_COLOURS | {"additionalProperties": {"enum": []}, "minProperties": 1}, NoValue, "#"),
+    ],
+)
+def test_what_is_refused_of_a_map_of_listed_names(constraint, refusal, place):
+    with pytest.raises(refusal) as caught:
+        schema.automaton(constraint, Budget())
+    assert caught.value.place == place
+
+
+@pytest.mark.parametrize(
+    "index", ["-1", "+1", "1_0", " 1", "1 ", "01", "\u0661", "\u00b2", "-", "", "2", "%2D1", "9" * 5000]
+)
+def test_an_index_of_a_pointer_is_written_in_one_way(index):
+    constraint = {"anyOf": [{"type": "null"}, {"type": "boolean"}]}
+    with pytest.raises(Unsupported, match="leads nowhere"):
+        schema.automaton(
+            {"properties": {"a": {"$ref": f"#/$defs/a/anyOf/{index}"}}, "$defs": {"a": constraint}}, Budget()
+        )
+    assert accepts({"$ref": "#/$defs/a/anyOf/1", "$defs": {"a": constraint}}, True)
