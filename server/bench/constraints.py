@@ -60,7 +60,7 @@ SCHEMAS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compiled:
+class SchemaFigures:
     """One schema's automaton, and CPU seconds that it took."""
 
     schema: str
@@ -136,7 +136,7 @@ def _spelt(folder: Path | None, size: int) -> list[bytes]:
         tokenizer.close()
 
 
-def _compile(spelt: Sequence[bytes]) -> tuple[list[Compiled], list[Constraint]]:
+def _compile(spelt: Sequence[bytes]) -> tuple[list[SchemaFigures], list[Constraint]]:
     vocabulary, compiled, constraints = Vocabulary(spelt), [], []
     for name, content in SCHEMAS.items():
         begun = thread_time()
@@ -146,7 +146,7 @@ def _compile(spelt: Sequence[bytes]) -> tuple[list[Compiled], list[Constraint]]:
         lifting = thread_time() - between
         constraints.append(one := Constraint(**lifted))
         compiled.append(
-            Compiled(
+            SchemaFigures(
                 schema=name,
                 seconds=between - begun,
                 lifting_seconds=lifting,
@@ -158,7 +158,7 @@ def _compile(spelt: Sequence[bytes]) -> tuple[list[Compiled], list[Constraint]]:
     return compiled, constraints
 
 
-def _schemas_table(compiled: Sequence[Compiled], vocabulary: int) -> Table:
+def _schemas_table(compiled: Sequence[SchemaFigures], vocabulary: int) -> Table:
     table = Table(title="schemas, in CPU seconds", caption=f"a vocabulary of {vocabulary:,} tokens")
     for title in ("", "automaton", "lifting", "states", "classes", "edges"):
         table.add_column(title, justify="right")

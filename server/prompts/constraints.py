@@ -11,13 +11,12 @@ from typing import Any
 
 from engine import InvalidRequest
 from server.constraints import Compiled, Constraints
-from server.schemas import ChatRequest, ConstrainedRequest, NamedTool
-from server.schemas import Tool as WireTool
+from server.schemas import ChatRequest, ConstrainedRequest, NamedTool, Tool
 from server.structured import spec
 from server.structured.refusals import Malformed, Refused
 from server.structured.schema.writer import Whitespace
 from server.structured.spec import Spec
-from server.structured.tools import PLACE, Tool
+from server.structured.tools import PLACE, CallableFunction
 
 _Says = tuple[str, Callable[[], Spec]]
 """The field, and what makes a spec of it, which may raise Refused."""
@@ -44,7 +43,8 @@ async def compiled_chat(
     """The same of a chat, whose answer may call tools.
 
     What else the body says of the answer, it then says of the text that stands in place of calls. Only a schema can be
-    said of it; where a call is required there is no such text.
+    said of it. Where a call is required there is no such text: what is said of it is read, but neither compiled nor
+    refused for what it asks.
     """
     if not body.shown_tools:
         return await compiled(body, constraints, whitespace, tenant)
@@ -54,7 +54,7 @@ async def compiled_chat(
         content_param, make = said
         with _naming(content_param):
             content = make()
-        if content.kind != "schema":
+        if content.kind != "schema" and _may_answer_with_text(body):
             raise InvalidRequest(
                 f"`{content_param}` cannot stand beside `tools`; leave one of them out.", content_param
             )
@@ -68,14 +68,17 @@ def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace) -
     functions = [tool.function for tool in body.tools]
     if isinstance(choice, NamedTool):
         functions = [function for function in functions if function.name == choice.function.name]
-    is_auto = choice == "auto"
     return spec.of_tools(
-        [Tool(function.name, _of_object(function.parameters)) for function in functions],
-        "auto" if is_auto else "required",
+        [CallableFunction(function.name, _of_object(function.parameters)) for function in functions],
+        "auto" if _may_answer_with_text(body) else "required",
         content.whitespace if content else whitespace,
         is_parallel=body.parallel_tool_calls and not isinstance(choice, NamedTool),
-        content=json.loads(content.source) if content and is_auto else None,
+        content=json.loads(content.source) if content and _may_answer_with_text(body) else None,
     )
+
+
+def _may_answer_with_text(body: ChatRequest) -> bool:
+    return body.tool_choice in (None, "auto")
 
 
 def _of_object(parameters: dict[str, Any]) -> dict[str, Any] | None:
@@ -95,7 +98,7 @@ def _one_of(said: Iterable[_Says]) -> _Says | None:
 
 
 @contextmanager
-def _naming(param: str, tools: Sequence[WireTool] = (), content: str | None = None) -> Iterator[None]:
+def _naming(param: str, tools: Sequence[Tool] = (), content: str | None = None) -> Iterator[None]:
     """Turns a refusal into InvalidRequest, which names the field that the refusal's place lies in, or else `param`.
 
     `tools`: a place in one of them names it. `content`: the field of the schema that other places lie in.

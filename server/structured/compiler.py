@@ -49,10 +49,10 @@ def automaton(spec: Spec, budget: Budget) -> Automaton:
         case "grammar":
             return grammar.automaton(source, budget)
         case "tools":
-            called = [tools.Tool(name, parameters) for name, parameters in source["tools"]]
+            functions = [tools.CallableFunction(name, parameters) for name, parameters in source["functions"]]
             return tools.automaton(
-                called,
-                source["choice"],
+                functions,
+                source["policy"],
                 budget,
                 is_parallel=source["is_parallel"],
                 content=source["content"],

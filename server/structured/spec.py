@@ -8,7 +8,7 @@ from typing import Any, Literal
 from server.structured.refusals import Malformed, TooLarge
 from server.structured.schema.schema import ANY_OBJECT
 from server.structured.schema.writer import Whitespace
-from server.structured.tools import Choice, Tool
+from server.structured.tools import CallableFunction, CallPolicy
 
 Kind = Literal["schema", "regex", "choice", "grammar", "tools"]
 MAX_BYTES: dict[Kind, int] = {"schema": 65_536, "regex": 65_536, "choice": 262_144, "grammar": 65_536, "tools": 262_144}
@@ -51,8 +51,8 @@ def of_grammar(text: str) -> Spec:
 
 
 def of_tools(
-    tools: Sequence[Tool],
-    choice: Choice,
+    functions: Sequence[CallableFunction],
+    policy: CallPolicy,
     whitespace: Whitespace = "flexible",
     *,
     is_parallel: bool = True,
@@ -62,8 +62,8 @@ def of_tools(
     return _spec(
         "tools",
         {
-            "tools": [[tool.name, tool.parameters] for tool in tools],
-            "choice": choice,
+            "functions": [[function.name, function.parameters] for function in functions],
+            "policy": policy,
             "is_parallel": is_parallel,
             "content": content,
         },

@@ -1,9 +1,8 @@
 """The automaton of answers with tool calls, in the form of `server.text.hermes`. Parses nothing and sees no HTTP.
 
-Calls are joined by a line break.
+Calls are joined by a line break. Names are taken as they are: `server.schemas.tools` says which there may be.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +10,6 @@ from typing import Any, Literal
 from server.structured.automaton import Automaton, determinised
 from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
-from server.structured.refusals import Malformed, TooLarge
 from server.structured.regex.code_points import MAX_CODE_POINT
 from server.structured.schema.schema import MAX_DEPTH, write_schema
 from server.structured.schema.strings import dumped
@@ -20,65 +18,52 @@ from server.text.hermes import CLOSE, OPEN
 
 ASCII = 0x80
 """The first code point that is none."""
-Choice = Literal["auto", "required"]
-MAX_TOOLS = 128
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+CallPolicy = Literal["auto", "required"]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 PLACE = "tools/"
-"""What the places of refusals begin with that lie in a tool; its name follows."""
+"""What the places of refusals begin with that lie in a function; its name follows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class CallableFunction:
+    """What a call may name."""
+
     name: str
     parameters: Any = None
     """The JSON Schema of its arguments; None if it takes none."""
 
 
 def automaton(
-    tools: Sequence[Tool],
-    choice: Choice,
+    functions: Sequence[CallableFunction],
+    policy: CallPolicy,
     budget: Budget,
     *,
     is_parallel: bool = True,
     content: Any = None,
     whitespace: Whitespace = "flexible",
 ) -> Automaton:
-    """The automaton of answers by `choice`: with calls, or with at least one; one at most, unless `is_parallel`.
+    """The automaton of answers by `policy`: with calls, or with at least one; one at most, unless `is_parallel`.
 
     Under `auto`, text that is no call comes first: any without the tag of a call, or a JSON text of the schema
     `content`, and then no calls. `whitespace` is that of arguments and of such a text.
 
-    (A request whose choice is `none` has no constraint. One that names a tool requires it, as the only one, and not
-    in parallel.)
+    (A request whose `tool_choice` is `none` has no constraint. One that names a function requires it, as the only
+    one, and not in parallel.) Raises Malformed, Unsupported, NoValue or TooLarge.
     """
-    _check(tools)
 
     def compiled(depth: int) -> Automaton:
         nfa = Nfa(budget)
         start = nfa.node()
         end = nfa.node()
         entry = start
-        if choice == "auto" and content is None:
+        if policy == "auto" and content is None:
             entry = _write_text(nfa, start, end)
-        elif choice == "auto":
+        elif policy == "auto":
             nfa.link(write_schema(nfa, start, content, depth, "#", whitespace), end)
-        nfa.link(_write_calls(nfa, entry, tools, depth, whitespace, is_parallel=is_parallel), end)
+        nfa.link(_write_calls(nfa, entry, functions, depth, whitespace, is_parallel=is_parallel), end)
         return determinised(nfa, start, end)
 
     return shallower(compiled, MAX_DEPTH, budget)
-
-
-def _check(tools: Sequence[Tool]) -> None:
-    if not tools:
-        raise Malformed("there are no tools")
-    if len(tools) > MAX_TOOLS:
-        raise TooLarge(f"more than {MAX_TOOLS} tools")
-    for tool in tools:
-        if not NAME.fullmatch(tool.name):
-            raise Malformed(f"a tool's name has 1 to 64 of the letters a-z, A-Z, 0-9, _ and -, not {tool.name!r:.200}")
-    if len({tool.name for tool in tools}) < len(tools):
-        raise Malformed("two tools have the same name")
 
 
 def _write_text(nfa: Nfa, start: int, end: int) -> int:
@@ -106,23 +91,29 @@ def _write_text(nfa: Nfa, start: int, end: int) -> int:
 
 
 def _write_calls(
-    nfa: Nfa, start: int, tools: Sequence[Tool], depth: int, whitespace: Whitespace, *, is_parallel: bool
+    nfa: Nfa,
+    start: int,
+    functions: Sequence[CallableFunction],
+    depth: int,
+    whitespace: Whitespace,
+    *,
+    is_parallel: bool,
 ) -> int:
     """One call, or more."""
     entry = nfa.node()
     nfa.link(start, entry)
-    end = _write_call(nfa, entry, tools, depth, whitespace)
+    end = _write_call(nfa, entry, functions, depth, whitespace)
     if is_parallel:
         nfa.link(nfa.literal(end, b"\n"), entry)
     return end
 
 
-def _write_call(nfa: Nfa, start: int, tools: Sequence[Tool], depth: int, whitespace: Whitespace) -> int:
+def _write_call(nfa: Nfa, start: int, functions: Sequence[CallableFunction], depth: int, whitespace: Whitespace) -> int:
     head = nfa.literal(start, f"{OPEN}\n".encode())
     end = nfa.node()
-    for tool in tools:
-        schema = NO_PARAMETERS if tool.parameters is None else tool.parameters
-        named = nfa.literal(head, b'{"name": ' + dumped(tool.name).encode() + b', "arguments": ')
-        place = f"{PLACE}{tool.name}/parameters"
+    for function in functions:
+        schema = NO_PARAMETERS if function.parameters is None else function.parameters
+        named = nfa.literal(head, b'{"name": ' + dumped(function.name).encode() + b', "arguments": ')
+        place = f"{PLACE}{function.name}/parameters"
         nfa.link(nfa.literal(write_schema(nfa, named, schema, depth, place, whitespace), b"}"), end)
     return nfa.literal(end, f"\n{CLOSE}".encode())

@@ -10,7 +10,7 @@ import jsonschema
 from server.replies.tool_calls import ToolCallReader, whole_calls
 from server.structured import spec
 from server.structured.spec import Spec
-from server.structured.tools import Tool
+from server.structured.tools import CallableFunction
 
 CASES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "structured" / "cases.json").read_text(encoding="utf-8")
@@ -27,13 +27,13 @@ ROME = '<tool_call>\n{"name": "look", "arguments": {"place": "Rome", "days": 7}}
 NOWHERE = '<tool_call>\n{"name": "look", "arguments": {"days": 7}}\n</tool_call>'
 TOOLS = [
     {
-        "name": f"tools, {choice}, {'parallel' if is_parallel else 'one'}{', content' if content else ''}",
+        "name": f"tools, {policy}, {'parallel' if is_parallel else 'one'}{', content' if content else ''}",
         "kind": "tools",
-        "constraint": {"choice": choice, "is_parallel": is_parallel, "content": content},
+        "constraint": {"policy": policy, "is_parallel": is_parallel, "content": content},
         "valid": [NOW, ROME, *valid],
         "invalid": [NOWHERE, f"{NOW}{ROME}", f"{ROME} ", *invalid],
     }
-    for choice, is_parallel, content, valid, invalid in (
+    for policy, is_parallel, content, valid, invalid in (
         ("auto", True, None, ["", "Hello <tool_cal", f"Well: {NOW}\n{ROME}"], ["<tool_call>"]),
         ("auto", False, {"type": "integer"}, ["7"], ["", "Hello", f"7{NOW}"]),
         ("required", True, None, [f"{NOW}\n{ROME}"], ["", f" {NOW}", "Hello"]),
@@ -54,7 +54,7 @@ def spec_of(case: dict[str, Any]) -> Spec:
         case "regex":
             return spec.of_regex(constraint)
         case "tools":
-            return spec.of_tools([Tool("look", LOOK), Tool("now")], **constraint)
+            return spec.of_tools([CallableFunction("look", LOOK), CallableFunction("now")], **constraint)
     return spec.of_choice(constraint)
 
 
@@ -74,17 +74,17 @@ def validate(case: dict[str, Any], text: str) -> None:
             assert text in case["constraint"]
 
 
-def validate_calls(text: str, choice: str, is_parallel: bool, content: Any) -> None:
+def validate_calls(text: str, policy: str, is_parallel: bool, content: Any) -> None:
     reader = ToolCallReader()
     parts = reader.push(text, last=True)
     said = "".join(part for part in parts if isinstance(part, str))
     calls = whole_calls(part for part in parts if not isinstance(part, str))
     assert not reader.is_amid_call
     assert "<tool_call>" not in said
-    assert calls or choice == "auto"
+    assert calls or policy == "auto"
     assert is_parallel or len(calls) <= 1
     for call in calls:
         jsonschema.validate(json.loads(call.arguments), PARAMETERS[call.name or ""])
     if content is not None and not calls:
         jsonschema.validate(json.loads(said), content)
-    assert not said or choice == "auto"
+    assert not said or policy == "auto"

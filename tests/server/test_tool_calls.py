@@ -9,11 +9,12 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from engine import FinishReason
 from server.http.app import create_app
 from server.schemas import ChatRequest
+from server.schemas.tools import Tools
 from server.settings.tree import build
 from server.text.tokenizer import Tokenizer
 
@@ -251,6 +252,10 @@ async def test_without_tools_nothing_is_shown_or_read(api, engine, says, body):
         ({"response_format": {"type": "json_object"}}, "NOW|LOOK|NOW LOOK|{}"),
         ({"response_format": {"type": "json_object"}, "tool_choice": "required"}, "NOW|LOOK|NOW LOOK"),
         ({"structured_outputs": {"json": {"const": {}}}, "tool_choice": NAMED}, "LOOK"),
+        ({"guided_json": {"if": {}}, "tool_choice": "required"}, "NOW|LOOK|NOW LOOK"),
+        ({"guided_regex": "(?<=a)b", "tool_choice": "required"}, "NOW|LOOK|NOW LOOK"),
+        ({"guided_choice": ["a"], "tool_choice": NAMED}, "LOOK"),
+        ({"structured_outputs": {"grammar": "root ::="}, "tool_choice": NAMED}, "LOOK"),
     ],
 )
 async def test_the_choice_becomes_a_constraint(api, engine, body, accepted):
@@ -352,6 +357,13 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
     assert bytes(engine.submissions[-1].prompt_ids).decode() == f"<u>hi<a>Well:{written}<t>Sun"
 
 
+def test_there_may_be_128_tools():
+    told = [function(name=f"f{number}") for number in range(129)]
+    assert len(TypeAdapter(Tools).validate_python(told[:128])) == 128
+    with pytest.raises(ValidationError, match="at most 128"):
+        TypeAdapter(Tools).validate_python(told)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "why"),
     [
@@ -394,7 +406,12 @@ async def test_an_answer_goes_back_with_the_results(api, engine, says):
         ({"tools": None, "functions": [{"name": "f"}]}, "functions", "`tools`"),
         ({"tools": None, "function_call": {"name": "f"}}, "function_call", "`tool_choice`"),
         ({"guided_regex": "a"}, "guided_regex", "beside `tools`"),
-        ({"guided_regex": "a", "tool_choice": "required"}, "guided_regex", "beside `tools`"),
+        ({"guided_json": "{", "tool_choice": "required"}, "guided_json", "no JSON"),
+        (
+            {"response_format": {"type": "json_object"}, "guided_regex": "a", "tool_choice": "required"},
+            "guided_regex",
+            "both say",
+        ),
         ({"guided_json": {"type": "x"}}, "guided_json", "#/type"),
         ({"guided_json": "{"}, "guided_json", "no JSON"),
         (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from server.replies.tool_calls import MAX_NAME_LENGTH, CallDelta, ToolCallReader
 from server.structured import tools
 from server.structured.budget import Budget
-from server.structured.tools import Tool
+from server.structured.tools import CallableFunction
 from server.text.hermes import CLOSE, OPEN
 from tests.server.structured.walks import walks
 
@@ -162,7 +162,7 @@ WEATHER = {
 @pytest.mark.parametrize("content", ["", "Well: <", "{}\n<tool_cal"])
 def test_what_a_constraint_lets_through_is_read_whole(content):
     """Of every answer that the automaton accepts, its calls are those that were written."""
-    called = [Tool("get_weather", WEATHER), Tool("now")]
+    called = [CallableFunction("get_weather", WEATHER), CallableFunction("now")]
     any_answer = tools.automaton(called, "auto", Budget())
     num_calls = 0
     for raw in walks(tools.automaton(called, "required", Budget()), 0, 60):

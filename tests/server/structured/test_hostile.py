@@ -11,7 +11,7 @@ from server.structured.budget import Budget
 from server.structured.compiler import automaton
 from server.structured.lift import lift
 from server.structured.refusals import Refused
-from server.structured.tools import Tool
+from server.structured.tools import CallableFunction
 from server.structured.vocabulary import Vocabulary
 from server.text.tokenizer import Tokenizer
 
@@ -73,7 +73,7 @@ GRAMMARS = {
     + 'l: "x"',
     "a rule of itself": 'root ::= root root root | "a" | "(" root ")"',
 }
-TOOLS = [Tool(f"t{number}", properties(2, {"type": "object"})) for number in range(128)]
+TOOLS = [CallableFunction(f"t{number}", properties(2, {"type": "object"})) for number in range(128)]
 CONSTRAINTS = {
     **{name: spec.of_schema(one) for name, one in SCHEMAS.items()},
     **{name: spec.of_regex(one) for name, one in REGEXES.items()},
