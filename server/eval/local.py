@@ -29,7 +29,7 @@ from server.replies.completion import Completion
 from server.replies.passage import Passage
 from server.structured import spec
 from server.structured.refusals import Refused
-from server.structured.tools import Tool
+from server.structured.tools import CallableFunction
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 
@@ -96,7 +96,7 @@ class LocalModel:
             asked = spec.of_schema(question.schema)
         elif question.tools:
             functions = (tool["function"] for tool in question.tools)
-            asked = spec.of_tools([Tool(one["name"], one.get("parameters")) for one in functions], "auto")
+            asked = spec.of_tools([CallableFunction(one["name"], one.get("parameters")) for one in functions], "auto")
         else:
             return None
         try:

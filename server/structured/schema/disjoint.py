@@ -20,6 +20,7 @@ def told_apart(options: list[Any], instances: Instances, place: str) -> list[Any
     said = _without_null(said, instances, place)
     apart = list(said)
     for (one, a), (other, b) in combinations(enumerate(said), 2):
+        instances.budget.check_time()
         if _Proof(instances, place).holds(a, b):
             continue
         mine, theirs = _names_of(a), _names_of(b)

@@ -49,12 +49,12 @@ class Instances:
 
     def __init__(self, references: References, budget: Budget) -> None:
         self._references = references
-        self._budget = budget
+        self.budget = budget
         self._automata: dict[tuple[str, bool], Automaton | None] = {}
 
     def fit(self, value: Any, schema: Any, place: str, hops: int = 0) -> bool:
         """Whether `value` fits. Raises Malformed or Unsupported for a schema that cannot be enforced."""
-        self._budget.check_time()
+        self.budget.check_time()
         schema = enforced(schema, place)
         if isinstance(schema, bool):
             return schema
@@ -126,7 +126,7 @@ class Instances:
 
     def _are_distinct(self, values: list[Any]) -> bool:
         for index, value in enumerate(values):
-            self._budget.check_time()
+            self.budget.check_time()
             if any(equal(value, other) for other in values[:index]):
                 return False
         return True
@@ -156,7 +156,7 @@ class Instances:
         key = pattern, is_search
         if key not in self._automata:
             try:
-                self._automata[key] = expressions.automaton(regex.parsed(pattern), self._budget, is_search=is_search)
+                self._automata[key] = expressions.automaton(regex.parsed(pattern), self.budget, is_search=is_search)
             except NoValue:
                 self._automata[key] = None
         found = self._automata[key]
