@@ -43,7 +43,7 @@ FILE ?=
 # A process for each core, if it is more than a file.
 SPREAD := $(if $(FILE),,--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-test: setup  ## the tests, five to six minutes on two cores; FILE="tests/test_tiny.py" runs these alone
+test: setup  ## the tests, about seven minutes on two cores; FILE="tests/test_tiny.py" runs these alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD) $(FILE)
 
 tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what follows

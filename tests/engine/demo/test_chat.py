@@ -25,6 +25,11 @@ def rows() -> Rows:
     return Rows(build())
 
 
+@pytest.fixture(scope="module")
+def whole_words() -> set[str]:
+    return {*pieces(), *SPECIALS, *MARKS, "\n", *"0123456789", " "}
+
+
 def templated(tokenizer: PreTrainedTokenizerFast, problem: Problem, *, before: list[dict[str, object]]) -> str:
     messages = [*before, *problem.messages()]
     for message in messages:
@@ -71,10 +76,9 @@ def test_every_text_round_trips_and_its_pieces_are_its_tokens(task: str, rows: R
 
 
 @pytest.mark.parametrize("task", sorted(TASKS.keys() - {"other"}))
-def test_the_families_are_written_in_whole_words(task: str, rows: Rows) -> None:
-    words = {*pieces(), *SPECIALS, *MARKS, "\n", *"0123456789", " "}
+def test_the_families_are_written_in_whole_words(task: str, rows: Rows, whole_words: set[str]) -> None:
     used = {id_ for problem in problems(task, SEED, 50) for id_ in rows.encoded(chat_form(problem)).ids}
-    assert {rows.tokenizer.decode([id_], skip_special_tokens=False) for id_ in used} <= words
+    assert {rows.tokenizer.decode([id_], skip_special_tokens=False) for id_ in used} <= whole_words
 
 
 @pytest.mark.parametrize(

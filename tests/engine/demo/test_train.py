@@ -15,6 +15,8 @@ from engine.demo.tasks import TASKS
 from engine.demo.train import RECIPES, Run, learning_rate
 from engine.models import describe, load_model
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

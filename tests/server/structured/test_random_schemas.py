@@ -17,6 +17,8 @@ from server.structured.schema import schema
 
 from .walks import walks
 
+pytestmark = pytest.mark.slow
+
 SLOW = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
