@@ -1,4 +1,4 @@
-"""The process holds as much memory after twelve hundred requests of all shapes as after hundreds."""
+"""The process holds as much memory after 1,250 requests of all shapes as after hundreds."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from engine.kernels import native
 
 SCRIPT = Path(__file__).with_name("mixed_requests.py")
-REQUESTS = 1200
+REQUESTS = 1250
 
 
 @pytest.mark.slow
