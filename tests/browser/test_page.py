@@ -140,7 +140,7 @@ def test_two_settings_on_one_prompt(desk):
     desk.run(A__unmask="fixed", B__cache="none", max_tokens="40")
     expect(desk.status).to_contain_text("Pane B: done")
     forwards = [int(desk.counter("forwards", pane)) for pane in "AB"]
-    assert forwards[0] > 2 * forwards[1]
+    assert forwards[0] > forwards[1]
     assert [cell["text"] for cell in desk.cells("A")[:5]] == [cell["text"] for cell in desk.cells("B")[:5]]
     assert [desk.pane(pane).locator(".answer").inner_text() for pane in "AB"] == [
         desk.pane("A").locator(".answer").inner_text()
