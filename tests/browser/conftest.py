@@ -4,6 +4,7 @@ A page that logs an error, or asks anything of another origin, fails its test, w
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,10 @@ class Desk:
 
     def wait(self) -> None:
         expect(self.status).to_contain_text("Pane A: ")
+
+    def wait_for_drawing(self, pane: str = "A") -> None:
+        """Steps are drawn one after another, for a while after the answer's end."""
+        expect(self.pane(pane).locator(".step")).to_have_text(re.compile(r"step (\d+) of \1$"))
 
     def pane(self, name: str = "A") -> Locator:
         return self.page.locator(f"[aria-label='Pane {name}']")

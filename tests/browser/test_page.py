@@ -72,6 +72,7 @@ def test_every_step_is_drawn_as_it_was(desk):
     assert end == canvas["answer"][0][0] + usage["completion_tokens"]
     assert desk.pane().locator(".answer").inner_text().strip() == answer["choices"][0]["text"].strip()
     expect(desk.pane().locator(".finish")).to_have_text(f"finish_reason: {answer['choices'][0]['finish_reason']}")
+    desk.wait_for_drawing()
     assert desk.counter("forwards") == str(usage["diffusion"]["forwards"])
     assert desk.counter("rows_computed") == str(usage["diffusion"]["rows_computed"])
     assert desk.counter("tokens_per_forward") == f"{usage['diffusion']['tokens_per_forward']:.2f}"
@@ -139,8 +140,10 @@ def test_two_settings_on_one_prompt(desk):
     desk.page.check("#compare")
     desk.run(A__unmask="fixed", B__cache="none", max_tokens="40")
     expect(desk.status).to_contain_text("Pane B: done")
+    desk.wait_for_drawing("A")
+    desk.wait_for_drawing("B")
     forwards = [int(desk.counter("forwards", pane)) for pane in "AB"]
-    assert forwards[0] > forwards[1]
+    assert forwards[0] > 2 * forwards[1]
     assert [cell["text"] for cell in desk.cells("A")[:5]] == [cell["text"] for cell in desk.cells("B")[:5]]
     assert [desk.pane(pane).locator(".answer").inner_text() for pane in "AB"] == [
         desk.pane("A").locator(".answer").inner_text()
