@@ -45,22 +45,20 @@ class RemoteModel:
             text = choice["text"] if self._options.plain else _text(choice["message"])
             usage = reply.get("usage") or {}
             cost = usage.get("diffusion") or {}
-            tokens, forwards, rows = (
-                usage.get("completion_tokens"),
-                cost.get("forwards"),
-                cost.get("rows_computed"),
+            return EvalAnswer(
+                text=self._options.trim(text or ""),
+                tokens=usage.get("completion_tokens"),
+                forwards=cost.get("forwards"),
+                rows=cost.get("rows_computed"),
             )
-            return EvalAnswer(text=self._options.trim(text or ""), tokens=tokens, forwards=forwards, rows=rows)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._unlike_openai(reply) from None
 
     async def judge(self, question: Question) -> Mapping[str, float]:
         """By as many forwards as the server needs for one token."""
-        body: dict[str, object] = {"max_tokens": 1}
-        if self._options.plain:
-            reply = await self._asked(question, body | {"logprobs": MAX_PLAIN_LOGPROBS})
-        else:
-            reply = await self._asked(question, body | {"logprobs": True, "top_logprobs": MAX_LOGPROBS})
+        chat = {"logprobs": True, "top_logprobs": MAX_LOGPROBS}
+        logprobs = {"logprobs": MAX_PLAIN_LOGPROBS} if self._options.plain else chat
+        reply = await self._asked(question, {"max_tokens": 1, **logprobs})
         try:
             [choice] = reply["choices"]
             if self._options.plain:
@@ -86,12 +84,14 @@ class RemoteModel:
 
 
 def _text(message: Mapping[str, Any]) -> str | None:
-    """What the message says, calls of tools in Hermes form."""
+    """What the message says, calls of tools in Hermes form behind it. None if nothing."""
     calls = [call["function"] for call in message.get("tool_calls") or ()]
     if not calls:
         content: str | None = message["content"]
-    return content
-    return demo_calls([(call["name"], json.loads(call["arguments"])) for call in calls])
+        return content
+    return (message.get("content") or "") + demo_calls(
+        [(call["name"], json.loads(call["arguments"])) for call in calls]
+    )
 
 
 @asynccontextmanager
