@@ -4,26 +4,28 @@ Brier (1950): the mean of (probability - truth)^2. Expected calibration error (N
 width, the mean distance between mean probability and share of truths, weighted by how many questions are in the bin.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from engine import ConfigError
 from server.eval.answers import Answerer
 from server.eval.questions import Question
+from server.eval.run import ask_all
 
 BINS = 10
+"""Of equal width, over the probabilities from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bin:
-    """Questions whose probability lies in one tenth."""
+    """The questions whose probability of `Yes` lies in one of the BINS."""
 
     n: int
     probability: float
-    """Its mean."""
+    """The mean of their probabilities."""
     share: float
-    """Of those whose answer is yes."""
+    """The share of them whose answer is yes, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,51 +34,44 @@ class Calibration:
 
     n: int
     brier: float
-    error: float
+    """The Brier score, from 0 (right and certain) to 1."""
+    calibration_error: float
+    """The expected calibration error, from 0 to 1."""
     bins: tuple[Bin, ...]
     """Those that have questions, from low to high."""
 
-    def as_json(self) -> dict[str, object]:
-        bins = [{"n": one.n, "probability": one.probability, "share": one.share} for one in self.bins]
-        return {"n": self.n, "brier": self.brier, "calibration_error": self.error, "bins": bins}
-
 
 async def calibrate(answerer: Answerer, questions: Sequence[Question], concurrency: int) -> Calibration:
-    """Asks for the probability of `Yes` of every question. Raises ConfigError if one has another answer."""
+    """Asks for the probability of `Yes` of every question, `concurrency` at a time.
+
+    Raises ConfigError if a question has another answer than Yes or No, and what the answerer raises.
+    """
     if any(question.is_yes is None for question in questions):
         raise ConfigError("--calibration is for questions that are answered by Yes or No, such as --tasks yesno")
-    in_flight = asyncio.Semaphore(concurrency)
-
-    async def judged(question: Question) -> float:
-        async with in_flight:
-            return yes(await answerer.judge(question))
-
-    probabilities = await asyncio.gather(*map(judged, questions))
-    return figures(probabilities, [bool(question.is_yes) for question in questions])
+    judged = await ask_all(answerer.judge, questions, concurrency)
+    return figures([yes(tokens) for tokens in judged], [bool(question.is_yes) for question in questions])
 
 
 def yes(tokens: Mapping[str, float]) -> float:
-    """The probability of yes among yes and no, from those of first tokens by text; even if neither is there."""
+    """The probability of yes among yes and no, from those of first tokens by text; 0.5 if neither is among them."""
     said = {word: sum(p for text, p in tokens.items() if text.strip().lower() == word) for word in ("yes", "no")}
     total = said["yes"] + said["no"]
     return said["yes"] / total if total else 0.5
 
 
 def figures(probabilities: Sequence[float], truths: Sequence[bool]) -> Calibration:
-    """Of at least one question."""
+    """The figures of at least one question: its probability of `Yes`, and whether its answer is yes."""
     asked = list(zip(probabilities, truths, strict=True))
     binned: dict[int, list[tuple[float, bool]]] = {}
     for probability, truth in asked:
         binned.setdefault(min(int(probability * BINS), BINS - 1), []).append((probability, truth))
     bins = tuple(
-        Bin(
-            n=len(those), probability=sum(p for p, _ in those) / len(those), share=sum(t for _, t in those) / len(those)
-        )
+        Bin(n=len(those), probability=fmean(p for p, _ in those), share=fmean(truth for _, truth in those))
         for _, those in sorted(binned.items())
     )
     return Calibration(
         n=len(asked),
-        brier=sum((probability - truth) ** 2 for probability, truth in asked) / len(asked),
-        error=sum(one.n * abs(one.probability - one.share) for one in bins) / len(asked),
+        brier=fmean((probability - truth) ** 2 for probability, truth in asked),
+        calibration_error=sum(one.n * abs(one.probability - one.share) for one in bins) / len(asked),
         bins=bins,
     )

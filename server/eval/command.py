@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
         number = questions.export(args.export, questions.choose_tasks(args.tasks), args.seed, args.limit)
         sys.stderr.write(f"{number} problems written to {args.export}\n")
         return 0
+    if args.calibration and (args.cache or args.unmask or args.plot):
+        raise ConfigError("--calibration asks by one forward, without a policy: leave out --cache, --unmask and --plot")
     asked = _questions(args)
     policies = _policies(args)
     is_compared = policies != [PolicyPair()] and not args.no_agreement
@@ -58,9 +60,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args.calibration:
             found = asyncio.run(_calibrated(args, asked))
-            _print(
-                args, {"calibration": found.as_json()}, show.calibration_markdown(found), show.calibration_table(found)
-            )
+            as_json = {"calibration": asdict(found)}
+            _print(args, as_json, show.calibration_markdown(found), show.calibration_table(found))
             return 0
         rows = asyncio.run(_run(args, asked, policies, reference))
     except ConfigError:
@@ -186,7 +187,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--few-shot", type=count, default=0, metavar="N", help="solved examples first [default: 0]")
     what.add_argument("--plain", action="store_true", help="`Question: … Answer:` instead of the chat template")
     what.add_argument(
-        "--max-tokens", type=positive, default=64, help="longest answer; long stories have 128 [default: 64]"
+        "--max-tokens",
+        type=positive,
+        default=64,
+        help=f"longest answer; long stories have {questions.LONG_STORY} [default: 64]",
     )
     what.add_argument("--calibration", action="store_true", help="of questions answered by Yes or No: the probability "
                       "of Yes in one forward against the truth")  # fmt: skip
@@ -219,7 +223,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")
     form = out.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help='{"rows": […]} on standard output, nothing else there')
+    form.add_argument("--json", action="store_true", help='{"rows": […]}, or {"calibration": {…}}, on standard output, '
+                      "nothing else there")  # fmt: skip
     form.add_argument("--markdown", action="store_true", help="one line per policy, for documents")
     out.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against tokens per forward")
     return parser.parse_args(argv)

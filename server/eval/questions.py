@@ -30,7 +30,7 @@ class Question:
 
     task: str
     messages: tuple[ChatTurn, ...]
-    """The conversation, solved examples included; the last turn is the user's."""
+    """The conversation, solved examples included; the last turn is the user's or a tool's."""
     check: Callable[[str], bool]
     tools: tuple[Mapping[str, Any], ...] = ()
     """The functions that may be called, as OpenAI's `tools`."""
@@ -43,7 +43,12 @@ class Question:
 
     @property
     def plain(self) -> str:
-        """The conversation as text, in the form of the few-shot literature."""
+        """The conversation as text, in the form of the few-shot literature.
+
+        Raises ConfigError if there are tools: that form has no place for them.
+        """
+        if self.tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in self.messages):
+            raise ConfigError(f"{self.task} has tools, which need a chat template: not as plain text")
         turns = [f"{'Answer:' if turn['role'] == 'assistant' else 'Question:'} {turn['content']}" for turn in self._qa]
         lines = [turn + ("\n\n" if turn.startswith("Answer:") else "\n") for turn in turns]
         return "".join([*self._system, *lines, "Answer:"])

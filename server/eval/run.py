@@ -2,13 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
 
 from engine import UnmaskError
 from server.eval.answers import Answerer, EvalAnswer
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.eval.score import Row, make_row
+
+Answered = TypeVar("Answered")
 
 OnProgress = Callable[[str, int], None]
 """Called with a description (empty: unchanged) and the number of new answers."""
@@ -30,7 +34,7 @@ async def evaluate(
         for policy in dict.fromkeys([*([exact] if exact else []), *policies]):
             progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
             start = time.perf_counter()
-            answers = await _ask_all(answerer, asked, policy, concurrency, lambda: progress("", 1))
+            answers = await ask_all(partial(_ask, answerer, policy, progress), asked, concurrency)
             runs[policy] = answers, time.perf_counter() - start
         reference = runs[exact][0] if exact else None
         rows += [make_row(task, policy, asked, runs[policy][0], reference, runs[policy][1]) for policy in policies]
@@ -42,25 +46,25 @@ def num_answers(questions: Sequence[Question], policies: Iterable[PolicyPair], e
     return len(questions) * len({*policies, *([exact] if exact else [])})
 
 
-async def _ask_all(
-    answerer: Answerer,
-    questions: Sequence[Question],
-    policy: PolicyPair,
-    concurrency: int,
-    answered: Callable[[], None],
-) -> list[EvalAnswer]:
+async def _ask(answerer: Answerer, policy: PolicyPair, progress: OnProgress, question: Question) -> EvalAnswer:
+    answer = await answerer.ask(question, policy)
+    progress("", 1)
+    return answer
+
+
+async def ask_all(
+    ask: Callable[[Question], Awaitable[Answered]], questions: Sequence[Question], concurrency: int
+) -> list[Answered]:
     """The answers, in the order of the questions. The first UnmaskError cancels the others and is raised."""
     in_flight = asyncio.Semaphore(concurrency)
 
-    async def ask(question: Question) -> EvalAnswer:
+    async def answered(question: Question) -> Answered:
         async with in_flight:
-            answer = await answerer.ask(question, policy)
-        answered()
-        return answer
+            return await ask(question)
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(ask(question)) for question in questions]
+            tasks = [group.create_task(answered(question)) for question in questions]
     except* UnmaskError as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -61,7 +61,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def calibration_table(found: Calibration) -> Table:
     """A line for each bin of probabilities."""
-    caption = f"n {found.n}\nBrier score {found.brier:.4f}\nexpected calibration error {found.error:.4f}"
+    caption = f"n {found.n}\nBrier score {found.brier:.4f}\nexpected calibration error {found.calibration_error:.4f}"
     shown = Table(box=SIMPLE_HEAD, show_edge=False, caption=caption, caption_justify="left")
     for name in ("probability of yes", "answered by yes", "n"):
         shown.add_column(name, justify="right")
@@ -73,7 +73,7 @@ def calibration_table(found: Calibration) -> Table:
 def calibration_markdown(found: Calibration) -> str:
     """One line for the model."""
     lines = [["n", "Brier score", "expected calibration error"], ["---:"] * 3]
-    lines.append([str(found.n), f"{found.brier:.4f}", f"{found.error:.4f}"])
+    lines.append([str(found.n), f"{found.brier:.4f}", f"{found.calibration_error:.4f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -1,44 +1,19 @@
-"""`unmask eval` as a user meets it, and the arithmetic behind its rows."""
+"""`unmask eval` as a user meets it."""
 
-import asyncio
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import jsonschema
 import pytest
 
-from engine import DEMO_MODEL, ConfigError, DemoProblem, DiffusionParams, demo_problems
+from engine import DiffusionParams
 from server.cli import main
-from server.eval import calibration, questions
-from server.eval.answers import Options
-from server.eval.local import running
-from server.eval.policy import PolicyPair, product
-from server.eval.score import Row, pooled, wilson
-from server.text.tokenizer import Tokenizer
 
 FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
     "tokens_per_forward", "rows_per_token", "seconds",
 }  # fmt: skip
 AFTER = DiffusionParams().refresh_after
-VALUES = {"tokens_per_step": [1.0, 4.0], "threshold": [0.9], "factor": [1.0]}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def tokenizer():
-    """The bundled model's tokenizer for all tests in this process: its own process takes a second to start."""
-
-    class Kept(Tokenizer):
-        def close(self):
-            pass
-
-    tokenizer = Kept.load(Path(DEMO_MODEL))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tokenizer, "load", lambda folder: {Path(DEMO_MODEL): tokenizer}[folder])
-        yield
-    Tokenizer.close(tokenizer)
 
 
 def rows_of(capsys, *argv):
@@ -58,19 +33,6 @@ def fails(capsys, *argv):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     return captured.err
-
-
-@pytest.fixture
-def problems(tmp_path):
-    """`problems({...}, ...)`: a JSONL file with these lines."""
-
-    def write(*lines):
-        path = tmp_path / "problems.jsonl"
-        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8-sig")  # as some editors write it
-        return str(path)
-
-    return write
 
 
 def test_json_has_a_row_for_each_task_and_policy(capsys):
@@ -152,6 +114,8 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
         (["--json", "--markdown"], "not allowed with"),
         (["--guidance", "free,prior"], "--guidance: 'prior' is not one of free, posterior, model"),
         (["--calibration", "--tasks", "sort"], "answered by Yes or No"),
+        (["--calibration", "--tasks", "yesno", "--cache", "dual"], "without a policy"),
+        (["--calibration", "--tasks", "yesno", "--plot", "x.png"], "without a policy"),
         (["--plain", "--tasks", "tool"], "tool needs the chat template"),
         (["--colour"], "--colour"),
     ],
@@ -212,26 +176,6 @@ def test_standard_output_holds_nothing_else():
     assert result.stderr == ""
 
 
-def test_solved_examples_come_first_and_are_not_asked(problems):
-    [sort] = questions.from_tasks(["sort"], seed=1, limit=1, few_shot=2)
-    assert [turn["role"] for turn in sort.messages] == ["user", "assistant"] * 2 + ["user"]
-    path = problems({"prompt": "a", "answer": "A"}, {"prompt": "b", "answer": "B"})
-    [question] = questions.from_file(questions.Path(path), limit=5, few_shot=1)
-    assert question.plain == "Question: a\nAnswer: A\n\nQuestion: b\nAnswer:"
-    assert question.check(" B\n")
-    with pytest.raises(ConfigError, match="beside the 2 examples"):
-        questions.from_file(questions.Path(path), limit=5, few_shot=2)
-
-
-def test_policies_are_a_product():
-    policies = product(["none", "dual"], ["fixed", "entropy_bound"], VALUES, 32)
-    assert [(policy.cache, policy.label) for policy in policies] == [
-        (cache, label) for cache in ("none", "dual") for label in ("fixed 1", "fixed 4", "entropy_bound")
-    ]
-    assert policies[1].diffusion(50) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 16}
-    assert PolicyPair().diffusion(64) == {}
-
-
 def test_windows_are_swept(capsys):
     flags = ["--tasks", "story", "--limit", "2", "--block-length", "8", "--no-agreement"]
     swept = ["--cache", "dual,window", "--refresh-before", "0,16", "--prompt-refresh", "2"]
@@ -245,116 +189,3 @@ def test_windows_are_swept(capsys):
     assert without < with_before < dual
     assert main(["eval", *flags, "--cache", "window", "--refresh-after", "0", "--markdown"]) == 0
     assert "| window 32/0/0 |" in capsys.readouterr().out
-
-
-def test_wilson():
-    assert wilson(90, 100) == pytest.approx((0.8256, 0.9448), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(10, 10)[1] == pytest.approx(1)
-
-
-def test_pooling_sums_and_keeps_what_is_unknown_unknown():
-    row = Row(task="a", policy=PolicyPair(), n=4, correct=3, agreed=2, tokens=10, forwards=5, rows=40, seconds=1.0)
-    unknown = Row(
-        task="b", policy=PolicyPair(), n=6, correct=6, agreed=None, tokens=7, forwards=None, rows=None, seconds=1
-    )
-    total = pooled([row, unknown])
-    assert (total.n, total.accuracy, total.tokens) == (10, 0.9, 17)
-    assert total.agreement is total.tokens_per_forward is total.rows_per_token is None
-    assert (row.tokens_per_forward, row.rows_per_token, row.agreement) == (2, 4, 0.5)
-
-
-@pytest.mark.parametrize("task", ["turn", "tool", "tale", "form", "yesno"])
-def test_a_file_holds_all_that_a_question_is(capsys, tmp_path, task):
-    path = tmp_path / "exported.jsonl"
-    assert main(["eval", "--tasks", task, "--limit", "25", "--seed", "5", "--export", str(path)]) == 0
-    there, here = questions.from_file(path, 25, 0), questions.from_tasks([task], 5, 25, 0)
-    for read, told, problem in zip(there, here, demo_problems(task, 5, 25), strict=True):
-        assert [dict(turn) for turn in read.messages] == [dict(turn) for turn in told.messages]
-        assert (read.tools, read.schema, read.room, read.is_yes) == (told.tools, told.schema, told.room, told.is_yes)
-        for text in (problem.answer, "Yes", "No", f"{problem.answer} {problem.answer}"):
-            assert read.check(text) == told.check(text)
-
-
-def test_solved_examples_of_tools_are_whole_conversations_with_the_same_tools():
-    for question in questions.from_tasks(["tool"], seed=1, limit=8, few_shot=2):
-        called = [call["id"] for turn in question.messages for call in turn.get("tool_calls", ())]
-        answered = [turn["tool_call_id"] for turn in question.messages if turn["role"] == "tool"]
-        assert set(answered) <= set(called)
-        assert len(called) == len(set(called))
-
-
-def test_plain_text_leaves_tools_out_of_all():
-    assert "tool" in questions.choose_tasks(["all"])
-    assert "tool" not in questions.choose_tasks(["all"], plain=True)
-
-
-def test_guided_answers_fit_what_was_asked():
-    """Whatever a model says that has never seen a form."""
-    forms, tools = (questions.from_tasks([task], 1, 6, 0) for task in ("form", "tool"))
-
-    async def answers(guidance):
-        async with running(DEMO_MODEL, Options(max_tokens=64, plain=False), 8) as model:
-            asked = [model.ask(question, PolicyPair(guidance=guidance)) for question in (*forms, *tools)]
-            return [answer.text for answer in await asyncio.gather(*asked)]
-
-    texts = asyncio.run(answers("posterior"))
-    for question, text in zip(forms, texts, strict=False):
-        jsonschema.validate(json.loads(text), dict(question.schema))
-        assert list(json.loads(text)) == list(question.schema["properties"])
-    for text in texts[len(forms) :]:
-        assert "<tool_call>" not in text or DemoProblem(task="tool", prompt="", answer=text).check(text)
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "truths", "brier", "error"),
-    [
-        ([1.0, 0.0], [True, False], 0.0, 0.0),
-        ([1.0, 0.0], [False, True], 1.0, 1.0),
-        ([0.5] * 4, [True, False, True, False], 0.25, 0.0),
-        ([0.75] * 4, [True, True, True, False], 0.1875, 0.0),
-        ([0.9, 0.9, 0.1], [True, False, False], (0.01 + 0.81 + 0.01) / 3, (2 * 0.4 + 0.1) / 3),
-    ],
-)
-def test_brier_score_and_calibration_error(probabilities, truths, brier, error):
-    found = calibration.figures(probabilities, truths)
-    assert found.brier == pytest.approx(brier)
-    assert found.error == pytest.approx(error)
-    assert sum(one.n for one in found.bins) == found.n == len(truths)
-
-
-def test_yes_is_weighed_against_no_alone():
-    assert calibration.yes({"Yes": 0.6, " yes": 0.1, "No": 0.1, "Maybe": 0.2}) == pytest.approx(0.875)
-    assert calibration.yes({"Maybe": 1.0}) == 0.5
-
-
-def test_calibration_is_told_in_json_and_markdown(capsys):
-    flags = ["--tasks", "yesno", "--limit", "4", "--calibration"]
-    assert main(["eval", *flags, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["calibration"]
-    assert found["n"] == 4
-    assert 0 <= found["brier"] <= 1
-    assert main(["eval", *flags, "--markdown"]) == 0
-    assert capsys.readouterr().out.splitlines()[2] == f"| 4 | {found['brier']:.4f} | {found['calibration_error']:.4f} |"
-
-
-def test_a_judgement_takes_one_forward(monkeypatch):
-    """As many steps as a decisions endpoint would take."""
-    [question] = questions.from_tasks(["yesno"], 1, 1, 0)
-
-    async def judged():
-        async with running(DEMO_MODEL, Options(max_tokens=64, plain=False), 8) as model:
-            outputs = []
-            submit = model._engine.submit
-            monkeypatch.setattr(model._engine, "submit", lambda them: [_noted(s, outputs) for s in submit(them)])
-            return await model.judge(question), outputs
-
-    probabilities, outputs = asyncio.run(judged())
-    assert outputs[-1].usage.forwards == 1
-    assert 0.5 < sum(probabilities.values()) <= 1 + 1e-6
-
-
-async def _noted(stream, outputs):
-    async for output in stream:
-        outputs.append(output)
-        yield output
