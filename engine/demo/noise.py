@@ -15,11 +15,16 @@ from torch.nn import functional as F
 
 from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
-from engine.demo.samples import SUMS_SHARE, Bucket, Row, Rows
+from engine.demo.samples import SUM_LENGTH, SUMS_PER_ROW, SUMS_SHARE, Bucket, Row, Rows
 
+IGNORED = -100
+"""The target where nothing has to be said."""
 TOKENS_PER_BATCH = 4096
+"""About as many as a batch has, over all its rows."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
+COPIES_OF_SUMS = 3
+"""Noisy copies of blocks that follow a row of sums."""
 BLOCK = 32
 """The block that masks imitate where attention is full; decoding goes by the same."""
 
@@ -55,9 +60,6 @@ class Batch:
     """Block-causal: 0 where tokens are final, else the number of the noisy copy of a block. None: full attention."""
 
 
-IGNORED = -100
-
-
 class Sampler:
     """Draws the batch of a step. `block`: the block of a block-causal model, None for full attention."""
 
@@ -69,8 +71,9 @@ class Sampler:
         """`progress` is the share of the run that is done."""
         rng = Random(f"{self.seed}/{step}")
         if rng.random() < _between(SUMS_SHARE, progress):
-            rows = [self.rows.sums(rng) for _ in range(TOKENS_PER_BATCH // 48)]
-            return self._full_sums(rows) if self.block is None else self._blocks(rows, rng, [48, 3])
+            length = SUMS_PER_ROW * SUM_LENGTH
+            rows = [self.rows.sums(rng) for _ in range(TOKENS_PER_BATCH // length)]
+            return self._full_sums(rows) if self.block is None else self._blocks(rows, rng, length, COPIES_OF_SUMS)
         buckets = FULL_BUCKETS if self.block is None else BLOCK_BUCKETS
         bucket = rng.choices(buckets, [_between(bucket.share, progress) for bucket in buckets])[0]
         if self.block is None:
@@ -78,7 +81,7 @@ class Sampler:
             return self._full(rows, bucket.length, rng)
         copies = max(4, round(bucket.length / self.block * 0.8))
         number = TOKENS_PER_BATCH // (bucket.length + copies * self.block)
-        return self._blocks([self.rows.draw(rng, bucket) for _ in range(number)], rng, [bucket.length, copies])
+        return self._blocks([self.rows.draw(rng, bucket) for _ in range(number)], rng, bucket.length, copies)
 
     def _filled(self, rows: Sequence[Row], length: int) -> Tensor:
         """The rows' ids, EOS behind them."""
@@ -108,28 +111,22 @@ class Sampler:
         positions = torch.arange(clean.shape[1]).expand(clean.shape)
         return Batch(torch.where(masked, self.mask, clean), positions, torch.where(wanted, clean, IGNORED))
 
-    def _blocks(self, rows: Sequence[Row], rng: Random, shape: Sequence[int]) -> Batch:
-        """Clean rows, each followed by noisy copies of blocks that hold a part of an answer.
+    def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:
+        """Clean rows of `length`, each followed by noisy copies of blocks that hold a part of an answer.
 
         A copy sees the clean blocks before its own, and itself: a prompt is computed once for many draws of noise.
         """
         assert self.block is not None
-        length, copies = shape
         clean = self._filled(rows, length)
         picked = [self._copy(row, rng) for row in rows for _ in range(copies)]
-        offsets = torch.arange(self.block)
-        first = torch.tensor([block for block, _, _ in picked]).mul(self.block)[:, None]
-        places = (first + offsets).view(len(rows), -1)
-        ends = torch.tensor([end for _, _, end in picked])[:, None]
-        starts = torch.tensor([start for _, start, _ in picked])[:, None]
+        blocks, starts, ends, is_last = (torch.tensor(column)[:, None] for column in zip(*picked, strict=True))
+        at = blocks * self.block + torch.arange(self.block)  # [rows * copies, block]
+        places = at.view(len(rows), -1)
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        at = first + offsets
-        is_last = ends < 0  # EOS follows the last answer, and belongs to it
-        ends = torch.where(is_last, -ends, ends)
         ratio, whole = torch.rand(2, len(at), 1, generator=generator)
         noise = (torch.rand(at.shape, generator=generator) < ratio) | (whole < 0.35)
         behind = (at >= ends) & ~is_last
-        answer = (at >= starts) & ~behind
+        answer = (at >= starts) & ~behind  # the EOS behind the last answer belongs to it
         masked = (answer & noise) | behind
         own = answer & (at <= ends)
         masked |= own & ~(masked & own).any(dim=1, keepdim=True)
@@ -143,14 +140,14 @@ class Sampler:
         streams = torch.arange(1, copies + 1).repeat_interleave(self.block).expand(places.shape)
         return Batch(ids, positions, targets, torch.cat([torch.zeros_like(clean), streams], dim=1))
 
-    def _copy(self, row: Row, rng: Random) -> tuple[int, int, int]:
-        """A block, and the answer [start, end) whose part in it is noisy; the end is negative if EOS follows."""
+    def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
+        """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""
         assert self.block is not None
         is_last = rng.random() < 0.5
         start, end = row.answers[-1] if is_last else rng.choice(row.answers)
         is_last = end == len(row.ids)
         block = rng.randint(start // self.block, (end if is_last else end - 1) // self.block)
-        return block, start, -end if is_last else end
+        return block, start, end, is_last
 
 
 def seen(batch: Batch, block: int) -> Tensor:

@@ -139,12 +139,14 @@ class Run:
         return loss.item()
 
     def save(self, path: Path) -> None:
+        """Replaces the state file, which is never half written."""
         part = path.with_suffix(".part")
         states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(states | {"step": self.step}, part)
         part.replace(path)
 
     def resume(self, path: Path) -> None:
+        """Goes on from a state file of the same recipe."""
         state = torch.load(path)
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
@@ -153,7 +155,7 @@ class Run:
 
 
 class Examination:
-    """The held-out problems of the curve, and the accuracy on them."""
+    """The held-out problems of the curve, `number` of each family, and the accuracy on them."""
 
     def __init__(self, tokenizer: Tokenizer, number: int) -> None:
         self.tokenizer = tokenizer
@@ -162,6 +164,7 @@ class Examination:
         self.asked["few_shot"] = [(problem, prompt_of(chat_form(problem, self._shots(problem)))) for problem in few]
 
     def accuracy(self, model: Transformer, block: int | None) -> dict[str, float]:
+        """The share of exact answers, from 0 to 1, by column of the curve."""
         return {
             task: accuracy(model, self.tokenizer, asked, THRESHOLD, 128 if task == "tale" else 64, block)
             for task, asked in self.asked.items()

@@ -1,6 +1,6 @@
-"""The facts that the demo model knows by heart: subject and answer, with the ways in which each kind is asked.
+"""The facts that the bundled models know by heart: subject and answer, with the ways in which each kind is asked.
 
-Data only. The answer's sentence and what is held out belong to `engine.demo.tasks`.
+Data only. The answer's sentence is in `basics`, and what is held out is decided by `engine.demo.tasks`.
 """
 
 from dataclasses import dataclass

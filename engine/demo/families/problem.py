@@ -14,7 +14,7 @@ CALL, END_CALL = "<tool_call>", "</tool_call>"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn before the last: who said what. An assistant's tool calls are its content, in Hermes form."""
+    """One turn of a conversation: who said what. An assistant's tool calls are its content, in Hermes form."""
 
     role: Role
     content: str

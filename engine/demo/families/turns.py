@@ -24,7 +24,7 @@ _AND = ("And {}?", "And what about {}?", "And now {}?", "What about {}?")
 
 
 def turn(rng: Random) -> Problem:
-    """A second question about a first problem of one of today's families."""
+    """A second question about a first problem of one of the basic families."""
     return rng.choices([_word, _sort, _reverse, _facts, _story], [40, 18, 12, 15, 15])[0](rng)
 
 

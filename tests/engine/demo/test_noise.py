@@ -80,7 +80,7 @@ def test_what_stands_behind_an_earlier_answer_is_hidden_from_its_copy(tokenizer)
     """When it is decoded, nothing stands there yet; and what stands before it is as it is."""
     mask, answers = token_id(tokenizer, MASK), [(4, 7), (10, 12)]
     row = Row(list(range(12)), answers)
-    batch = Sampler(tokenizer, 0, BLOCK)._blocks([row], Random(0), [32, 60])
+    batch = Sampler(tokenizer, 0, BLOCK)._blocks([row], Random(0), 32, 60)
     ids, targets = (x[0, 32:].view(-1, BLOCK) for x in (batch.ids, batch.targets))
     of_first = (targets[:, 4:7] != IGNORED).any(dim=1)
     assert 5 < of_first.sum() < 55

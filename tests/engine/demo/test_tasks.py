@@ -70,7 +70,7 @@ def test_a_problem_refuses_the_answer_of_another(task: str) -> None:
     assert not any(problem.check(other.answer) for other in others if other.answer != problem.answer)
 
 
-def test_todays_problems_are_those_of_the_published_tables() -> None:
+def test_the_basic_problems_are_those_of_the_published_tables() -> None:
     """Their seeds are in docs: a change of what they draw would make the tables those of other problems."""
     drawn = {task: problems(task, 20261122, 1)[0].prompt for task in ("word", "sort", "reverse", "facts", "story")}
     assert drawn == PUBLISHED
