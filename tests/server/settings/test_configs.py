@@ -1,0 +1,51 @@
+"""The files of configs/ that ship."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine import DEMO_MODEL
+from server.settings.sources import load_settings
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+BLOCK_CAUSAL = {
+    "sdar-1.7b": "JetLM/SDAR-1.7B-Chat",
+    "sdar-4b": "JetLM/SDAR-4B-Chat",
+    "sdar-8b": "JetLM/SDAR-8B-Chat",
+    "fast-dllm-v2-1.5b": "Efficient-Large-Model/Fast_dLLM_v2_1.5B",
+    "fast-dllm-v2-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "served"),
+    [
+        ("demo", DEMO_MODEL, "demo"),
+        ("llada-8b-instruct", "GSAI-ML/LLaDA-8B-Instruct", "llada-8b-instruct"),
+        ("llada-1.5", "GSAI-ML/LLaDA-1.5", "llada-1.5"),
+        ("dream-v0-instruct-7b", "Dream-org/Dream-v0-Instruct-7B", "dream-v0-instruct-7b"),
+        ("dream-coder-7b", "Dream-org/Dream-Coder-v0-Instruct-7B", "dream-coder-7b"),
+        ("diffucoder-7b", "apple/DiffuCoder-7B-cpGRPO", "diffucoder-7b"),
+    ],
+)
+def test_the_configs_that_ship(name, model, served):
+    settings = load_settings(["--config", str(CONFIGS / f"{name}.yaml")], {})
+    assert settings.engine.model == model
+    assert settings.model_names[0] == served
+    assert settings.diffusion.cache == "dual"
+
+
+@pytest.mark.parametrize(("name", "model"), BLOCK_CAUSAL.items())
+def test_the_configs_of_block_causal_families(name, model):
+    """How they decode comes from the engine."""
+    path = CONFIGS / f"{name}.yaml"
+    settings = load_settings(["--config", str(path)], {})
+    assert settings.engine.model == model
+    assert settings.model_names == (name, model)
+    assert "diffusion" not in yaml.safe_load(path.read_text())
+
+
+def test_every_config_that_ships_is_tested():
+    tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | set(BLOCK_CAUSAL)
