@@ -1,6 +1,7 @@
 """Constraints that are made to take long or much: each is compiled or refused within its time."""
 
 from contextlib import suppress
+from pathlib import Path
 from time import thread_time
 
 import pytest
@@ -84,10 +85,9 @@ CONSTRAINTS = {
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    from pathlib import Path
-
     tokenizer = Tokenizer.load(Path(DEMO_MODEL))
-    return Vocabulary(tokenizer.spellings(max(tokenizer.added_tokens) + 1))
+    yield Vocabulary(tokenizer.spellings(max(tokenizer.added_tokens) + 1))
+    tokenizer.close()
 
 
 @pytest.mark.parametrize("name", CONSTRAINTS)
