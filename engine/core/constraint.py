@@ -46,6 +46,39 @@ class Constraint:
     accepts: NDArray[np.bool_]
     """[states] whether the answer may end here."""
 
+    @classmethod
+    def of_steps(
+        cls,
+        classes: NDArray[np.int64],
+        step: NDArray[np.int32],
+        distance: NDArray[np.int32],
+        accepts: NDArray[np.bool_],
+    ) -> "Constraint":
+        """The constraint of these tables, shaped as the fields; steps into states that are dead are left out."""
+        end = len(distance)
+        is_live = np.append(distance < NEVER, [True, False])
+        step = np.where(is_live[:, None] & is_live[step], step, end + 1).astype(np.int32)
+        src, token_class = np.nonzero(step[: end + 1] <= end)
+        dst = step[src, token_class]
+        order = np.lexsort((token_class, dst, src))
+        src, dst, token_class = src[order], dst[order], token_class[order]
+        first = np.flatnonzero(np.diff(src, prepend=-1) | np.diff(dst, prepend=-1))
+        labels: dict[bytes, int] = {}
+        sets = np.split(token_class.astype(np.int32), first[1:])
+        label = [labels.setdefault(one.tobytes(), len(labels)) for one in sets if len(one)]
+        contents = [np.frombuffer(one, np.int32) for one in labels]
+        return cls(
+            classes=classes,
+            step=step,
+            edge_src=src[first].astype(np.int32),
+            edge_dst=dst[first].astype(np.int32),
+            edge_label=np.array(label, np.int32),
+            label_start=np.cumsum([0, *(len(one) for one in contents)]).astype(np.int32),
+            label_classes=np.concatenate([np.empty(0, np.int32), *contents]),
+            distance=distance,
+            accepts=accepts,
+        )
+
     @property
     def num_states(self) -> int:
         """Number of states but END and the dead one."""
@@ -110,7 +143,7 @@ class Constraint:
         is_left = np.bincount(classes, minlength=self.num_classes) > 0
         step = np.where(is_left, self.step, self.dead)
         distance = self._distances(is_left)
-        return _made(classes, step, distance, self.accepts)
+        return Constraint.of_steps(classes, step, distance, self.accepts)
 
     def _distances(self, is_left: NDArray[np.bool_]) -> NDArray[np.int32]:
         """[states] anew where only some classes (bool [classes]) have tokens."""
@@ -136,32 +169,3 @@ def _grouped(
     table = np.full((int(sizes.sum()), GROUP), len(items), np.int32)
     table[np.repeat(np.cumsum(sizes) - sizes, counts) + place // GROUP, place % GROUP] = items
     return table, np.repeat(np.arange(num_classes), sizes)
-
-
-def _made(
-    classes: NDArray[np.int64], step: NDArray[np.int32], distance: NDArray[np.int32], accepts: NDArray[np.bool_]
-) -> Constraint:
-    """The constraint of this table, whose steps into states that are dead are left out."""
-    end = len(distance)
-    is_live = np.append(distance < NEVER, [True, False])
-    step = np.where(is_live[:, None] & is_live[step], step, end + 1).astype(np.int32)
-    src, token_class = np.nonzero(step[: end + 1] <= end)
-    dst = step[src, token_class]
-    order = np.lexsort((token_class, dst, src))
-    src, dst, token_class = src[order], dst[order], token_class[order]
-    first = np.flatnonzero(np.diff(src, prepend=-1) | np.diff(dst, prepend=-1))
-    labels: dict[bytes, int] = {}
-    sets = np.split(token_class.astype(np.int32), first[1:])
-    label = [labels.setdefault(one.tobytes(), len(labels)) for one in sets if len(one)]
-    contents = [np.frombuffer(one, np.int32) for one in labels]
-    return Constraint(
-        classes=classes,
-        step=step,
-        edge_src=src[first].astype(np.int32),
-        edge_dst=dst[first].astype(np.int32),
-        edge_label=np.array(label, np.int32),
-        label_start=np.cumsum([0, *(len(one) for one in contents)]).astype(np.int32),
-        label_classes=np.concatenate([np.empty(0, np.int32), *contents]),
-        distance=distance,
-        accepts=accepts,
-    )

@@ -160,17 +160,7 @@ def any_text(spec: ModelSpec) -> Constraint:
     step = np.full((3, count + 1), 2, np.int32)
     step[0, 1:count] = 0
     step[:2, count] = 1
-    return Constraint(
-        classes=classes,
-        step=step,
-        edge_src=np.array([0, 0, 1], np.int32),
-        edge_dst=np.array([0, 1, 1], np.int32),
-        edge_label=np.array([0, 1, 1], np.int32),
-        label_start=np.array([0, count - 1, count], np.int32),
-        label_classes=np.arange(1, count + 1, dtype=np.int32),
-        distance=np.zeros(1, np.int32),
-        accepts=np.ones(1, np.bool_),
-    )
+    return Constraint.of_steps(classes, step, distance=np.zeros(1, np.int32), accepts=np.ones(1, np.bool_))
 
 
 def _first_line(error: Exception) -> str:

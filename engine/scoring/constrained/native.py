@@ -4,8 +4,10 @@
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +70,7 @@ class NativeChain(Chain):
 
     def behind(self, columns: Floats, *, is_best: bool) -> Floats:
         values, behind = self._values(columns, is_best), np.empty(self.viable.shape)
-        self._kernel.weigh_behind(self._span, _at(behind), _at(values), is_best, None)
+        _call(self._kernel.weigh_behind, self._span, behind, values, is_best, None)
         return behind
 
     def gains(self, columns: Floats) -> tuple[Floats, Floats]:
@@ -77,39 +79,39 @@ class NativeChain(Chain):
         probabilities, edges = np.empty(self._num_live), np.empty(self._num_live, np.int32)
         counts = np.zeros(self.num_places, np.int64)
         kept = Kept(_at(probabilities), _at(edges), _at(counts), self._num_live)
-        self._kernel.weigh_behind(self._span, _at(behind), _at(values), False, kept)
-        self._kernel.weigh_classes(self._span, _at(gains), _at(values), kept)
+        _call(self._kernel.weigh_behind, self._span, behind, values, False, kept)
+        _call(self._kernel.weigh_classes, self._span, gains, values, kept)
         return gains, behind
 
     def _values(self, columns: Floats, is_best: bool) -> Floats:
         """columns [rows, classes] -> [rows, labels]."""
         values = np.empty(self.used.shape)
-        self._kernel.weigh_labels(self._span, _at(values), _at(np.ascontiguousarray(columns)), is_best)
+        _call(self._kernel.weigh_labels, self._span, values, np.ascontiguousarray(columns), is_best)
         return values
 
     def walk(self, columns: Floats, behind: Floats, draw: Draw) -> Ids:
         classes, hashes = np.empty(len(self.used), np.int64), draw.hashes(self.span) if draw.temperature else _NONE
         columns = np.ascontiguousarray(columns)
-        self._kernel.walk(self._span, _at(classes), _at(columns), _at(behind), draw.temperature, _at(hashes))
+        _call(self._kernel.walk, self._span, classes, columns, behind, draw.temperature, hashes)
         return classes
 
     def _reach(self) -> bool:
         constraint, span = self.span.constraint, self.span
         states, classes, labels = constraint.num_states + 1, constraint.num_classes, constraint.num_labels
         room = max(len(constraint.edge_dst), 2 * (states + labels + classes))
-        tables = constraint.step, constraint.edge_start, constraint.edge_src, constraint.edge_dst
-        arrays = (
-            *tables,
-            constraint.edge_label,
-            constraint.label_start,
-            constraint.label_classes,
-            span.fixed,
-            span.rows,
+        tables = (
+            *(constraint.step, constraint.edge_start, constraint.edge_src, constraint.edge_dst),
+            *(constraint.edge_label, constraint.label_start, constraint.label_classes),
         )
-        self._arrays = (*map(np.ascontiguousarray, arrays), self.viable, self.used, np.empty(2 * room))
+        # Held for as long as the struct has their addresses.
+        self._arrays: tuple[NDArray[Any], ...] = (
+            *(np.ascontiguousarray(table, np.int32) for table in tables),
+            *(np.ascontiguousarray(places, np.int64) for places in (span.fixed, span.rows)),
+            *(self.viable, self.used, np.empty(2 * room)),
+        )
         sizes = states, classes, labels, self.num_places, len(self.used), room, span.state
         self._span = Span(*map(_at, self._arrays), *sizes)
-        self._num_live = self._kernel.reach(self._span, _at(span.ends))
+        self._num_live = _call(self._kernel.reach, self._span, span.ends)
         return bool(self._num_live >= 0)
 
 
@@ -129,7 +131,7 @@ def log_sum_exp(values: Floats) -> Floats:
     """[rows] of values [rows, columns], which may be overwritten; -inf where all are."""
     if own := kernel():
         values, sums = np.ascontiguousarray(values), np.empty(len(values))
-        own.log_sums(_at(sums), _at(values), *values.shape)
+        _call(own.log_sums, sums, values, *values.shape)
         return sums
     most = np.maximum(values.max(axis=1), -1e300)
     with np.errstate(divide="ignore"):
@@ -144,31 +146,30 @@ def is_completable(request: Request, positions: Ids, tokens: Ids) -> bool:
 
 
 def _at(array: NDArray[np.generic]) -> int:
+    """Its address, which does not keep it."""
     return array.ctypes.data
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a kernel with the addresses of arrays, which live until it returns even if nobody else holds them."""
+    return function(*(_at(one) if isinstance(one, np.ndarray) else one for one in arguments))
 
 
 def _agrees(own: Kernel) -> bool:
     """Whether it is what numpy computes, of counted pairs with a position that is decoded and one without logits."""
     step = np.array([[4, 1, 2, 3], [4, 2, 0, 4], [4, 4, 1, 3], [4, 4, 4, 3], [4, 4, 4, 4]], np.int32)
-    src, dst = np.array([0, 0, 0, 1, 1, 2, 2, 3]), np.array([1, 2, 3, 0, 2, 1, 3, 3])
-    label = np.array([0, 1, 2, 1, 0, 1, 2, 2])
-    constraint = Constraint(
-        classes=np.arange(4),
-        step=step,
-        edge_src=src.astype(np.int32),
-        edge_dst=dst.astype(np.int32),
-        edge_label=label.astype(np.int32),
-        label_start=np.array([0, 1, 2, 3], np.int32),
-        label_classes=np.array([1, 2, 3], np.int32),
-        distance=np.array([0, 1, 0], np.int32),
-        accepts=np.array([True, False, True]),
-    )
+    distance, accepts = np.array([0, 1, 0], np.int32), np.array([True, False, True])
+    constraint = Constraint.of_steps(np.arange(4), step, distance, accepts)
     fixed, rows = np.array([OPEN, OPEN, 1, OPEN, OPEN]), np.array([0, UNSCORED, UNSCORED, 1, 2])
     span = OpenSpan(constraint, 7, 0, fixed, rows, 0)
     ours, theirs, draw = NativeChain(span, own), Chain(span), Draw(0.7, 5, 3)
     if not ((ours.viable == theirs.viable).all() and (ours.used == theirs.used).all()):
         return False
     columns, found = np.sin(np.arange(12.0)).reshape(3, 4) * 9, []
+    sums = np.zeros(3)
+    _call(own.log_sums, sums, columns.copy(), *columns.shape)
+    if not np.allclose(sums, np.logaddexp.reduce(columns, axis=1)):
+        return False
     for chain in (ours, theirs):
         best, (gains, behind) = chain.behind(columns, is_best=True), chain.gains(columns)
         ways = chain.walk(columns, behind, draw), chain.walk(columns, best, Draw(0.0, 0, 0))

@@ -61,13 +61,24 @@ def test_it_is_what_numpy_computes(compiled, number, seed, scale, room):
         np.testing.assert_array_equal(ours.walk(columns, onwards, draw), theirs.walk(columns, onwards, draw))
 
 
+def test_ends_of_more_states_than_numpy_keeps_memory_for(compiled):
+    """The kernel must read them before their memory goes to another."""
+    steps = [{0: at + 1} for at in range(2000)]
+    constraint = automaton(VOCAB, [*steps, {}], [2000], [VOCAB - 2])
+    for room, is_possible in ((0, False), (1989, False), (1990, True)):
+        span = OpenSpan(constraint, 0, 0, np.full(10, OPEN), np.arange(10), room)
+        chain = native.NativeChain(span, native.Kernel(compiled))
+        assert chain.is_possible == is_possible
+        np.testing.assert_array_equal(chain.viable, Chain(span).viable)
+
+
 def test_without_a_compiler_numpy_computes_it(monkeypatch):
     monkeypatch.setattr(native, "kernel", lambda: None)
     span = OpenSpan(CONSTRAINTS[0], 0, 0, np.full(3, OPEN), np.arange(3), 0)
     assert type(native.chain_of(span)) is Chain
 
 
-@pytest.mark.parametrize("name", ["weigh_behind", "weigh_classes", "walk", "reach"])
+@pytest.mark.parametrize("name", ["weigh_behind", "weigh_classes", "walk", "reach", "log_sums"])
 def test_a_kernel_that_computes_something_else_is_not_taken(compiled, name, monkeypatch):
     own = native.Kernel(compiled)
     assert native._agrees(own)
