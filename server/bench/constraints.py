@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -78,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
     given = _parse(argv[1:])
     if given.vocabulary < 512:
         raise ConfigError(f"vocabulary is {given.vocabulary}; it must be 512 or more")
+    if not all(0 <= temperature < inf for temperature in given.temperature):
+        raise ConfigError("a temperature must be a number, 0 or more")
     spelt = _spelt(given.tokenizer, given.vocabulary)
     compiled, constraints = _compile(spelt)
     with progress_bar() as bar:

@@ -43,7 +43,14 @@ def test_spellings_are_different_and_always_the_same():
 
 @pytest.mark.parametrize(
     ("flags", "word"),
-    [(("--requests", "0"), "0"), (("--vocabulary", "300"), "512"), (("--temperature", "x"), "x")],
+    [
+        (("--requests", "0"), "0"),
+        (("--vocabulary", "300"), "512"),
+        (("--temperature", "x"), "x"),
+        (("--temperature=-1,0",), "temperature"),
+        (("--temperature", "nan"), "temperature"),
+        (("--tokenizer", "ELSEWHERE"), "ELSEWHERE"),
+    ],
 )
 def test_a_complaint_is_one_line(capsys, flags, word):
     assert main(["bench", "constraints", *flags]) == 2
