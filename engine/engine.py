@@ -23,7 +23,7 @@ from engine.scheduling.faults import report
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
-from engine.scoring.constrained.classes import TableStore
+from engine.scoring.constrained.tables import TableStore
 from engine.unmask.policies import effective, needs
 
 

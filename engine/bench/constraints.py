@@ -25,8 +25,8 @@ from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scoring import slices
-from engine.scoring.constrained.classes import TableStore
 from engine.scoring.constrained.posterior import Constrained
+from engine.scoring.constrained.tables import TableStore
 from engine.unmask.policies import needs
 
 CONSTRAINT_PARTS = ("before the logits", "reduction", "behind the logits")

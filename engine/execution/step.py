@@ -13,7 +13,7 @@ from engine.execution.clock import DeviceClock
 from engine.execution.graphs import Graphs, Replay
 from engine.execution.runner import Runner
 from engine.kernels.transfer import Upload
-from engine.scoring.constrained.classes import TableStore
+from engine.scoring.constrained.tables import TableStore
 from engine.scoring.scores import Launched, Scoring
 
 

@@ -15,8 +15,8 @@ from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Floats, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.columns import ScoredSlice
-from engine.scoring.constrained.classes import TableStore
 from engine.scoring.constrained.posterior import Constrained
+from engine.scoring.constrained.tables import TableStore
 from engine.scoring.edits import edits, is_edited
 from engine.scoring.logprobs import num_reported, received
 from engine.scoring.slices import Logits, Rows, owned_by, target_slices

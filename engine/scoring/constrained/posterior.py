@@ -18,9 +18,10 @@ from engine.core.plan import Needs, Scores, StepPlan
 from engine.core.request import Floats, Ids, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.constrained.chain import Chain, Draw
-from engine.scoring.constrained.classes import Asked, ClassSlice, Style, TableStore
+from engine.scoring.constrained.classes import Asked, ClassSlice, Style
 from engine.scoring.constrained.native import chain_of, log_sum_exp
 from engine.scoring.constrained.spans import OpenSpan
+from engine.scoring.constrained.tables import TableStore
 from engine.scoring.slices import TargetSlice
 
 Number = TypeVar("Number", np.int64, np.float64)
