@@ -407,10 +407,10 @@ extern "C" void weigh_classes(const Span *span, double *gains, const double *val
 }
 
 // columns [rows, classes] of best or noisy logits, and what is behind -> classes [rows] along the way of the largest sum.
-// `heat` is the temperature of the draw, 0 for the best way; `states` [places] are hashes of all that noise depends on but
+// `heat` is the temperature of the draw, 0 for the best way; `hashes` [places] are of all that noise depends on but
 // the state that an edge without logits leads to.
 extern "C" void walk(const Span *span, int64_t *classes, const double *columns, const double *behind, double heat,
-                     const int64_t *states) {
+                     const int64_t *hashes) {
     const Span &s = *span;
     int64_t state = s.start;
     for (int64_t place = 0; place < s.places; place++) {
@@ -421,7 +421,7 @@ extern "C" void walk(const Span *span, int64_t *classes, const double *columns, 
         const uint8_t *next = s.viable + (place + 1) * s.states;
         const double *onwards = behind + (place + 1) * s.states;
         const double *own = s.rows[place] == UNSCORED ? nullptr : columns + s.rows[place] * s.classes;
-        const double even = -std::log((double)s.count_edges(state, next));
+        const double even = own ? 0.0 : -std::log((double)s.count_edges(state, next));
         double most = -INFINITY;
         int32_t taken = -1;
         s.each_edge(state, next, [&](int32_t edge) {
@@ -429,7 +429,7 @@ extern "C" void walk(const Span *span, int64_t *classes, const double *columns, 
             if (own)
                 sum += s.largest(s.edge_label[edge], own);
             else if (heat)
-                sum += heat * (gumbel(mixed(((uint32_t)states[place] + 0x9E3779B9u) ^ (uint32_t)s.edge_dst[edge])) + even);
+                sum += heat * (gumbel(mixed(((uint32_t)hashes[place] + 0x9E3779B9u) ^ (uint32_t)s.edge_dst[edge])) + even);
             if (taken < 0 || sum > most) {
                 most = sum;
                 taken = edge;

@@ -46,10 +46,12 @@ def checked(name: str, load: Callable[[Path], Functions], agree: Callable[[Funct
         functions = load(library())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         stderr = getattr(error, "stderr", None)
-        logger.info("no %s kernel for this CPU, torch's are used: %s", name, stderr or error)
+        logger.info("no %s kernel for this CPU, slower code is used: %s", name, stderr or error)
         return None
     if not agree(functions):
-        logger.warning("the %s kernel for this CPU computes something else than torch: not used", name)
+        logger.warning(
+            "the %s kernel for this CPU computes something else than the code that it replaces: not used", name
+        )
         return None
     return functions
 

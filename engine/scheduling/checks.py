@@ -63,11 +63,11 @@ _DIFFUSION_CHOICES = _choices(DiffusionParams)
 
 
 def _check_ranges(params: object, ranges: Mapping[str, Sequence[Bound]], prefix: str) -> None:
-    for name, constraints in ranges.items():
+    for name, bounds in ranges.items():
         value = getattr(params, name)
-        for constraint in constraints:
+        for each in bounds:
             # Each comparison is written so that NaN fails it.
-            match constraint:
+            match each:
                 case Ge(bound):
                     fits, words = value is None or value >= bound, f"at least {bound}"
                 case Gt(bound):
