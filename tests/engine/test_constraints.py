@@ -265,8 +265,9 @@ def test_so_are_too_many_classes(engine, monkeypatch):
     with pytest.raises(InvalidRequest, match=r"lower it to \d,"):
         engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
     monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_CLASSES", 1)
-    with pytest.raises(InvalidRequest, match="no block is short enough"):
+    with pytest.raises(InvalidRequest, match="no block is short enough") as refused:
         engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
+    assert refused.value.param == "max_tokens"
 
 
 def test_holes_are_refused(engine):
