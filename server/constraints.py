@@ -1,8 +1,7 @@
 """The constraints of one model: compiled in a worker process, each once, and kept while there is room.
 
 Several requests for one spec wait for one compilation; one that nobody waits for any more is not begun. A refusal is
-kept too. A job has a bound on its processor time,
-whatever the spec is, and the event loop is never held up.
+kept too. A job has a bound on its processor time, whatever the spec is, and the event loop is never held up.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 from engine import Constraint, ModelSpec, QueueFull
@@ -129,12 +128,8 @@ class Constraints:
 
     async def _compiled_once(self, key: _Key) -> Compiled | Refused:
         """Waits for the compilation that runs for another request, if one does."""
-        running = self._running.get(key)
-        if is_first := running is None:
-            if len(self._running) >= MAX_RUNNING:
-                raise QueueFull("Too many constraints are being compiled; try again later.")
-            running = self._running[key] = _Compilation(asyncio.create_task(self._compile(key)))
-            running.task.add_done_callback(lambda _: self._running.pop(key, None))
+        is_first = key not in self._running
+        running = self._begun(key) if is_first else self._running[key]
         running.num_waiting += 1
         try:
             made = await asyncio.shield(running.task)  # others may wait when this request's client has hung up
@@ -142,8 +137,21 @@ class Constraints:
             running.num_waiting -= 1
             if not (running.num_waiting or running.has_begun):
                 running.task.cancel()
-                self._running.pop(key, None)
+                self._forget(key, running)
         return made if is_first or isinstance(made, Refused) else replace(made, is_cached=True)
+
+    def _begun(self, key: _Key) -> _Compilation:
+        """A new one. Raises QueueFull."""
+        if len(self._running) >= MAX_RUNNING:
+            raise QueueFull("Too many constraints are being compiled; try again later.")
+        begun = self._running[key] = _Compilation(asyncio.create_task(self._compile(key)))
+        begun.task.add_done_callback(lambda _: self._forget(key, begun))
+        return begun
+
+    def _forget(self, key: _Key, running: _Compilation) -> None:
+        """Unless another has its place already: one that is cancelled ends only later."""
+        if self._running.get(key) is running:
+            del self._running[key]
 
     async def _compile(self, key: _Key) -> Compiled | Refused:
         started = time.monotonic()
@@ -196,17 +204,18 @@ class Constraints:
 
 def _made(packed: str) -> Constraint:
     constraint = Constraint(**unpacked(packed))
-    _ = constraint.groups  # made here, in a thread, and not in the engine's first step with it
+    _ = constraint.groups, constraint.edge_start  # made here, in a thread, not in the engine's first step with it
     return constraint
 
 
 def _size(key: _Key, made: Compiled | Refused) -> int:
-    """Bytes that are kept for this key."""
+    """Bytes that are kept for this key, the same whenever it is asked."""
     source = sys.getsizeof(key[1].source)
     if isinstance(made, Refused):
         return source + REFUSAL_BYTES
-    arrays = [value for value in vars(made.constraint).values() if hasattr(value, "nbytes")]
-    return source + sum(int(array.nbytes) for array in [*arrays, *made.constraint.groups])
+    constraint = made.constraint
+    arrays = [getattr(constraint, field.name) for field in fields(constraint)]
+    return source + sum(int(array.nbytes) for array in [*arrays, constraint.edge_start, *constraint.groups])
 
 
 def _keyword(error: Refused) -> str:

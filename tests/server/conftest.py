@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from tokenizers import AddedToken, decoders, pre_tokenizers
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from engine import EngineLoop
+from engine import Constraint, EngineLoop
 from server.http import lifecycle
 from server.http.app import create_app
 from server.http.lifecycle import Server
@@ -54,9 +55,25 @@ def tokenizer(tokenizer_folder: Path) -> Iterator[Tokenizer]:
         yield tokenizer
 
 
+@pytest.fixture(scope="session")
+def make_engine() -> type[FakeEngine]:
+    return FakeEngine
+
+
 @pytest.fixture
-def engine() -> FakeEngine:
-    return FakeEngine()
+def engine(make_engine: type[FakeEngine]) -> FakeEngine:
+    return make_engine()
+
+
+@pytest.fixture(scope="session")
+def accepts() -> Callable[[Constraint, str], bool]:
+    """`accepts(constraint, text)`: whether the answer may be this text, whose bytes are its token ids."""
+
+    def accepts(constraint: Constraint, text: str) -> bool:
+        state = constraint.advanced(0, np.frombuffer(text.encode(), np.uint8).astype(np.int64))
+        return state < constraint.num_states and bool(constraint.accepts[state])
+
+    return accepts
 
 
 @pytest.fixture
