@@ -33,10 +33,10 @@ class StopStrings:
 
     def _longest_start(self, text: str) -> int:
         """Characters of the longest end of `text` with which a stop string begins, a whole stop string excluded."""
-        return max((_overlap(text, stop) for stop in self._stops), default=0)
+        return max((overlap(text, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Characters of the longest end of `text` with which `stop` begins, `stop` itself excluded.
 
     Makes as many comparisons as `stop` has characters. With many stop strings, the sum of their lengths is the cost.

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from server.replies.stop_strings import overlap
 from server.text.hermes import CLOSE, OPEN
 
 MAX_NAME_LENGTH = 512
@@ -113,7 +114,7 @@ class ToolCallReader:
             content = self._held.rstrip() if self.num_calls else self._held
             self._held = ""
         else:
-            content = self._held[: len(self._held) - _overlap(self._held)].rstrip()
+            content = self._held[: len(self._held) - overlap(self._held, OPEN)].rstrip()
             self._held = self._held[len(content) :]
         if content:
             yield content
@@ -187,11 +188,6 @@ def _joined(parts: list[Part]) -> list[Part]:
         else:
             joined.append(part)
     return joined
-
-
-def _overlap(text: str) -> int:
-    """Characters of the longest end of `text` with which a tag begins."""
-    return next(size for size in range(min(len(OPEN) - 1, len(text)), -1, -1) if text.endswith(OPEN[:size]))
 
 
 def _head(text: str) -> tuple[int, str] | Literal[""] | None:
