@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from engine import MAX_LOGPROBS, Range
@@ -10,7 +10,7 @@ from server.schemas.logprobs import CompletionLogprobs
 from server.schemas.sampling import SamplingRequest, TokenId
 from server.schemas.trace import TraceStep
 from server.schemas.usage import CompletionUsage
-from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off, whole_numbers
+from server.schemas.wire import INT64, IdsIfAsked, IfGiven, Text, check_unicode, spelled_off, whole_numbers
 
 MAX_PROMPTS = 128
 MAX_BEST_OF = 20
@@ -53,7 +53,7 @@ class CompletionRequest(SamplingRequest):
 
     prompt: Annotated[Prompts, PlainValidator(_read_prompts, json_schema_input_type=_AnyPrompt)]
     """A text, a list of texts, token ids, or a list of such lists. A text may hold holes to be filled, `<|fill:8|>`."""
-    suffix: Annotated[str, AfterValidator(check_unicode)] = ""
+    suffix: Text = ""
     """Text behind the answer, which is kept while `max_tokens` positions between it and the prompt are filled."""
     echo: bool = False
     """Answer with the prompt before the text; of infilling, with the completed text."""

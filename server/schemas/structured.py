@@ -6,9 +6,8 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from server.schemas.wire import WireRequest, check_unicode
+from server.schemas.wire import Text, WireRequest, check_unicode
 
-Text = Annotated[str, AfterValidator(check_unicode)]
 Choices = list[Text]
 _SCHEMA: JsonDict = {"anyOf": [{"type": "object"}, {"type": "boolean"}]}
 _SCHEMA_OR_TEXT: JsonDict = {"anyOf": [{"type": "object"}, {"type": "string"}]}

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, PlainValidator, ValidationInfo, fiel
 from pydantic_core import PydanticCustomError
 
 from server.schemas.tools import Tools
-from server.schemas.wire import WireRequest, check_unicode
+from server.schemas.wire import Text, WireRequest, check_unicode
 
 MAX_MESSAGES = 1024
 MAX_TOOL_CALLS = 128
@@ -19,7 +19,6 @@ MAX_KWARGS_LENGTH = 8192
 
 Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
 KNOWN_ROLES = {"developer": "system", "function": "tool"}
-Text = Annotated[str, AfterValidator(check_unicode)]
 Name = Annotated[str, Field(max_length=256), AfterValidator(check_unicode)]
 
 

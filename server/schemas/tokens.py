@@ -2,12 +2,12 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.sampling import TokenIds
 from server.schemas.template import Messages, TemplateRequest
-from server.schemas.wire import WireRequest, check_unicode
+from server.schemas.wire import Text, WireRequest
 
 
 class TokenizeRequest(TemplateRequest):
@@ -15,7 +15,7 @@ class TokenizeRequest(TemplateRequest):
 
     model: Annotated[str, Field(max_length=256)] = ""
     """One of the names that `GET /v1/models` lists; absent is the first."""
-    prompt: Annotated[str, AfterValidator(check_unicode)] | None = None
+    prompt: Text | None = None
     """A text."""
     messages: Messages | None = None
     """A conversation, in place of `prompt`."""

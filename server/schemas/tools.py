@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.wire import IfGiven, WireRequest, check_unicode
+from server.schemas.wire import IfGiven, Text, WireRequest
 
 MAX_TOOLS = 128
 
@@ -30,7 +30,7 @@ class Function(WireRequest):
 
     name: FunctionName
     """1 to 64 of the letters a-z and A-Z, digits, `_` and `-`."""
-    description: Annotated[str, AfterValidator(check_unicode)] | None = None
+    description: Text | None = None
     """What it does, for the model."""
     parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = Field(default_factory=dict)
     """The JSON Schema of its arguments; absent or empty is a function without any."""

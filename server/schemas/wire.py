@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -87,6 +87,8 @@ def check_unicode(text: str) -> str:
     return text
 
 
+Text = Annotated[str, AfterValidator(check_unicode)]
+"""A text that can be encoded."""
 Value = TypeVar("Value")
 IfGiven = Annotated[Value | None, Field(exclude_if=lambda value: value is None)]
 """A field of an answer that is there only where the request has brought it about."""
