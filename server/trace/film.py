@@ -10,6 +10,8 @@ from typing import Any
 
 WIDTH = 64
 """Characters of a line."""
+STEP_SECONDS, HOLD_SECONDS = 0.45, 3.0
+"""A step's time on the screen, and that of the whole answer before the film begins anew."""
 BYTES = "bytes:"
 """What texts of tokens begin with that are no whole characters."""
 PLACEHOLDER = "□"

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import ConfigError
-from server.trace.film import Film
+from server.trace.film import HOLD_SECONDS, STEP_SECONDS, WIDTH, Film
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
 CHARACTER, LINE, MARGIN = 9, 24, 16
 """In pixels, as for SVG; the font is chosen so that a character is this wide."""
-COLUMNS = 64
-STEP_MS, HOLD_MS = 450, 3000
 GROUND, MASK, WORD, NOTE = "#ffffff", "#d8dce3", "#1b1f24", "#6a737d"
 
 
@@ -25,7 +23,7 @@ def write(film: Film, path: Path) -> None:
         raise ConfigError("a GIF needs more: pip install 'unmask[plot]' (--svg does not)") from None
     font = ImageFont.truetype(font_manager.findfont("DejaVu Sans Mono"), 15)
     first, *others = [_picture(film, step, font) for step in range(film.num_steps + 1)]
-    durations = [STEP_MS] * film.num_steps + [HOLD_MS]
+    durations = [round(1000 * seconds) for seconds in [STEP_SECONDS] * film.num_steps + [HOLD_SECONDS]]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
 
 
@@ -33,7 +31,7 @@ def _picture(film: Film, step: int, font: "ImageFont.FreeTypeFont") -> "Image.Im
     """What stands there once `step` steps are done."""
     from PIL import Image, ImageColor, ImageDraw
 
-    size = (2 * MARGIN + COLUMNS * CHARACTER, 2 * MARGIN + (film.num_lines + 1) * LINE)
+    size = (2 * MARGIN + WIDTH * CHARACTER, 2 * MARGIN + (film.num_lines + 1) * LINE)
     picture = Image.new("RGB", size, GROUND)
     draw = ImageDraw.Draw(picture)
     for cell in film.cells:

@@ -2,13 +2,10 @@
 
 from xml.sax.saxutils import escape
 
-from server.trace.film import Cell, Film
+from server.trace.film import HOLD_SECONDS, STEP_SECONDS, WIDTH, Cell, Film
 
 CHARACTER, LINE, MARGIN = 8.4, 24.0, 16.0
 """In pixels; of the font's width, of a line's height, and round the text."""
-STEP_SECONDS, HOLD_SECONDS = 0.45, 3.0
-"""A step's time on the screen, and that of the whole answer before the film begins anew."""
-COLUMNS = 64
 
 _STYLE = """\
 text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre; }
@@ -21,7 +18,7 @@ text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mo
 
 def drawn(film: Film) -> str:
     """The picture as the text of a file."""
-    width = 2 * MARGIN + COLUMNS * CHARACTER
+    width = 2 * MARGIN + WIDTH * CHARACTER
     height = 2 * MARGIN + (film.num_lines + 1) * LINE
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     parts = [
