@@ -174,17 +174,7 @@ class ChatForm:
     def chunk(
         self, head: dict[str, Any], delta: Delta | None, usage: CompletionUsage | None, *, is_first: bool
     ) -> ChatChunk:
-        writer = self.extras.logprobs
-        choices = [
-            ChatChunkChoice(
-                index=delta.index,
-                delta=ChatDelta(content=self._content(delta), tool_calls=call_deltas(head["id"], delta) or None),
-                logprobs=writer.for_chat(delta.tokens) if writer else None,
-                **self._end(delta),
-            )
-            for delta in (delta,)
-            if delta
-        ]
+        choices = [self._choice(head["id"], delta)] if delta else []
         return ChatChunk(**head, choices=choices, usage=usage, service_tier=self.service_tier)
 
     def traced(self, head: dict[str, Any], step: TraceStep) -> ChatChunk:
@@ -195,6 +185,16 @@ class ChatForm:
         choice = ChatChunkChoice(index=index, delta=ChatDelta(role="assistant", content=content))
         ids = None if index else self.extras.prompt_of(0)
         return ChatChunk(**head, choices=[choice], service_tier=self.service_tier, prompt_token_ids=ids, usage=usage)
+
+    def _choice(self, answer: str, delta: Delta) -> ChatChunkChoice:
+        """`answer`: its id."""
+        writer = self.extras.logprobs
+        return ChatChunkChoice(
+            index=delta.index,
+            delta=ChatDelta(content=self._content(delta), tool_calls=call_deltas(answer, delta) or None),
+            logprobs=writer.for_chat(delta.tokens) if writer else None,
+            **self._end(delta),
+        )
 
     def _content(self, delta: Delta) -> str | None:
         """null only beside calls, or as long as these may come."""

@@ -127,7 +127,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
     tokens = [token for part in parts for token in part.tokens]
     traced = [step for part in parts for step in part.traced]
-    prompt_tokens = next(part.prompt_tokens for part in parts if not part.traced)
+    prompt_tokens = [token for part in parts for token in part.prompt_tokens]
     calls = whole_calls(call for part in parts for call in part.calls)
     return replace(
         parts[-1],
