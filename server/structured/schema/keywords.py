@@ -3,7 +3,7 @@
 Words of older drafts, and some of today, are said in others' words.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from typing import Any
 
@@ -53,6 +53,23 @@ REFUSED = frozenset(
         "$recursiveRef",
     }
 )
+
+OF_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
+"""Keywords under which there are schemas by names, which may be those of keywords."""
+OF_VALUES = frozenset({"enum", "const", "default", "examples"})
+"""Keywords under which there are no schemas."""
+
+
+def within(node: object) -> Iterator[object]:
+    """The schemas and lists right within a schema or a list, those under keywords that say nothing here too."""
+    if isinstance(node, list):
+        yield from node
+    elif isinstance(node, dict):
+        for keyword, value in node.items():
+            if keyword in OF_NAMES and isinstance(value, dict):
+                yield from value.values()
+            elif keyword not in OF_VALUES:
+                yield value
 
 
 def inside(place: str, *keys: str | int) -> str:
@@ -153,12 +170,9 @@ def _holds_references(node: object) -> bool:
     waiting = [node]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, dict):
-            if "$ref" in node:
-                return True
-            waiting += node.values()
-        elif isinstance(node, list):
-            waiting += node
+        if isinstance(node, dict) and "$ref" in node:
+            return True
+        waiting += within(node)
     return False
 
 

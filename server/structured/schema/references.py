@@ -6,12 +6,10 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 from server.structured.refusals import Unsupported
-from server.structured.schema.keywords import enforced, inside
+from server.structured.schema.keywords import enforced, inside, within
 
 MAX_HOPS = 64
 """References that follow each other without an object or array between."""
-VALUES = frozenset({"enum", "const", "default", "examples"})
-"""Keywords under which there are no schemas."""
 
 
 class References:
@@ -68,9 +66,7 @@ class References:
                 for name in (node.get("$anchor"), address[1:]):
                     if isinstance(name, str) and name and "/" not in name:
                         found.setdefault(name, node)
-                waiting += [value for key, value in node.items() if key not in VALUES]
-            elif isinstance(node, list):
-                waiting += node
+            waiting += within(node)
         return found
 
     def followed(self, schema: Any, place: str) -> Any:
@@ -107,9 +103,7 @@ class References:
                 if isinstance(further, str) and further not in seen:
                     seen.add(further)
                     waiting.append(self.target(further, place))
-                waiting += [value for key, value in node.items() if key not in VALUES]
-            elif isinstance(node, list):
-                waiting += node
+            waiting += within(node)
         return False
 
 

@@ -159,6 +159,16 @@ SUPPORTED = [
         [[1]],
     ),
     ({"$ref": "#x", "$defs": {"a": {"$anchor": "x", "type": "null"}}}, [None], [1]),
+    (
+        {"properties": {"$id": {}, "default": {"$anchor": "x", "type": "null"}, "a": {"$ref": "#x"}}},
+        [{"default": None, "a": None}, {"a": None}],
+        [{"a": 1}, {"default": 1}],
+    ),
+    (
+        {"properties": {"default": {"$ref": "#"}, "$ref": {"type": "null"}}, "type": "object"},
+        [{}, {"default": {"default": {"$ref": None}}}],
+        [{"default": 1}, {"$ref": 1}],
+    ),
 ]
 
 
