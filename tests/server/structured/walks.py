@@ -1,8 +1,12 @@
-"""Random texts of an automaton over bytes."""
+"""Texts of an automaton over bytes: random ones, and whether a schema's has a given one."""
+
+import json
 
 import numpy as np
 
 from server.structured.automaton import distances
+from server.structured.budget import Budget
+from server.structured.schema import schema
 
 HURRY = 400
 """Bytes after which a walk takes the shortest way to an end."""
@@ -32,3 +36,9 @@ def _to_the_end(automaton):
     return distances(
         np.repeat(np.arange(len(automaton.table)), width), automaton.table.ravel().astype(np.int64), automaton.accepts
     )
+
+
+def accepts(constraint, value):
+    """Whether a schema has the value, or the JSON text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return schema.automaton(constraint, Budget()).matches(text)
