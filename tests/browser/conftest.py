@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
@@ -68,6 +69,13 @@ class Desk:
             self.page.click("#run")
         self.wait()
         return json.loads(asked.value.post_data)
+
+    def whole(self, body: dict) -> dict:
+        """The same request's answer, not as a stream."""
+        body = {**body, "stream": False}
+        del body["stream_options"]
+        path = f"/v1/{'chat/' if 'messages' in body else ''}completions"
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60).json()
 
     def wait(self) -> None:
         expect(self.status).to_contain_text("Pane A: ")
