@@ -205,11 +205,10 @@ export async function copy(text, button) {
   const label = (button.dataset.label ??= button.textContent);
   try {
     await navigator.clipboard.writeText(text);
-    button.textContent = "Copied";
   } catch {
     byHand(text); // no clipboard over plain HTTP from another machine
-    button.textContent = "Copied";
   }
+  button.textContent = "Copied";
   setTimeout(() => (button.textContent = label), 1500);
 }
 
