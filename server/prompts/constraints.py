@@ -22,6 +22,11 @@ _Says = tuple[str, Callable[[], Spec]]
 """The field, and what makes a spec of it, which may raise Refused."""
 
 
+def is_constrained(body: ConstrainedRequest) -> bool:
+    """Whether some field says what the answer must be."""
+    return any(_said(body, "flexible"))
+
+
 async def compiled(
     body: ConstrainedRequest, constraints: Constraints, whitespace: Whitespace, tenant: str
 ) -> Compiled | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from engine import InvalidRequest, ModelSpec
 from server.constraints import Compiled
-from server.prompts.constraints import compiled, compiled_chat
+from server.prompts.constraints import compiled, compiled_chat, is_constrained
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
@@ -33,9 +33,9 @@ async def from_completion(
         raise InvalidRequest("With holes to fill, `logprobs` is of the fills: leave `echo` out.", "logprobs")
     drawn = max(body.best_of or 1, body.n)
     default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
-    constraint = await compiled(body, service.constraints, service.json_whitespace, tenant)
-    if constraint:
+    if is_constrained(body):
         _check_constrained(body, is_infill=is_infill)
+    constraint = await compiled(body, service.constraints, service.json_whitespace, tenant)
     sampling = await sampling_params(
         body,
         service.tokenizer,

@@ -118,9 +118,11 @@ async def test_what_cannot_be_enforced_is_a_400(tokenizer, body, param, why):
         ({"echo": True, "logprobs": 1}, "echo"),
     ],
 )
-async def test_what_it_cannot_be_combined_with(api, engine, body, param):
+async def test_what_it_cannot_be_combined_with(api, app, engine, body, param):
     assert (await api.error(400, guided_regex="a", **body))["param"] == param
     assert not engine.submissions
+    shown = generate_latest(app.state.registry).decode()
+    assert re.search(r"unmask_constraint_compile_seconds_count\{[^}]*\} 0.0", shown), "it was compiled for nothing"
 
 
 async def test_it_is_compiled_once_and_kept(api, app):
