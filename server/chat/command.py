@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 from rich.console import Console, Group, RenderableType
@@ -26,6 +26,8 @@ PATH = "chat/completions"
 MAX_HISTORY = 1000
 """Lines that are kept for the arrow keys."""
 FRAMES_PER_SECOND = 20
+UNKNOWN_FIELD = (400, 422)
+"""Statuses with which servers refuse a field that they do not know."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -190,13 +192,16 @@ class Session:
                 if refusal is None:
                     self._extras = (extra,)
                     return
-            answer.error = refusal
+                if refusal.status not in UNKNOWN_FIELD:
+                    break
+            assert refusal
+            answer.error = refusal.message
         except BrokenStream as error:
             answer.error = plain(str(error))
         except httpx.HTTPError as error:
             answer.error = plain(complaint(self._http, PATH, error))
 
-    async def _read(self, answer: Answer, body: Mapping[str, Any], extra: Mapping[str, Any]) -> str | None:
+    async def _read(self, answer: Answer, body: Mapping[str, Any], extra: Mapping[str, Any]) -> "_Refusal | None":
         """None, or why the server refuses this."""
         diffusion = {**extra, **body.get("diffusion", {})}
         whole = {
@@ -208,10 +213,18 @@ class Session:
         }
         async with self._http.stream("POST", PATH, json=whole) as response:
             if not response.is_success:
-                return _message(response.status_code, (await response.aread()).decode(errors="replace"))
+                told = (await response.aread()).decode(errors="replace")
+                return _Refusal(response.status_code, _message(response.status_code, told))
             async for chunk in events(response):
                 answer.read(chunk)
         return None
+
+
+class _Refusal(NamedTuple):
+    """An answer that is no success."""
+
+    status: int
+    message: str
 
 
 class _Panels:

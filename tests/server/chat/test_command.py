@@ -91,6 +91,23 @@ def test_other_servers(refuses, capsys):
     assert len(other.asked) == (3 if refuses else 2), "it is asked for steps once"
 
 
+def test_a_server_that_is_busy_is_asked_for_steps_again(capsys):
+    """It may know them: only a field that is refused says that it does not."""
+
+    class Busy(Other):
+        async def __aenter__(self):
+            self.is_success = len(self.asked) > 1
+            self.status_code = 200 if self.is_success else 429
+            return self
+
+    other = Busy(refuses=False)
+    with asyncio.Runner() as runner:
+        session = command.Session(Console(), other, "m", Conversation(), runner)
+        assert session.once("Hello?") == 1
+        assert session.once("Again?") == 0
+    assert [body.get("diffusion") for body in other.asked] == [{"trace": True}] * 2
+
+
 def spoken(other, lines, monkeypatch, model="m", settings=None):
     """What the terminal shows of a talk of these lines."""
     console = Console(file=io.StringIO(), force_terminal=False, width=200)
