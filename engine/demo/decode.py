@@ -34,13 +34,12 @@ class DenseContext:
 def hidden_rows(model: Transformer, ids: Tensor, seen: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
     """ids [rows, length] -> hidden [rows, length, dim]. `seen`: [rows or 1, queries or 1, keys]."""
     rows, length = ids.shape
-    positions = torch.arange(length).expand(ids.shape) if positions is None else positions
+    positions = torch.arange(length, device=ids.device).expand(ids.shape) if positions is None else positions
     context = DenseContext(rows, None if seen is None else seen[:, None])
     hidden: Tensor = model(ids.flatten(), positions.flatten(), context)
     return hidden.view(rows, length, -1)
 
 
-@torch.inference_mode()
 def decode(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -56,14 +55,15 @@ def decode(
     """
     mask_id, eos_id = token_id(tokenizer, MASK), token_id(tokenizer, EOS)
     prompt_ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    starts = torch.tensor([len(ids) for ids in prompt_ids])
+    device = model.embed.device
+    starts = torch.tensor([len(ids) for ids in prompt_ids], device=device)
     grid = block or 1
     ends = (starts + canvas + grid - 1) // grid * grid  # the canvas is filled to the end of its last block
-    ids = torch.full((len(prompts), int(ends.max())), eos_id)
+    ids = torch.full((len(prompts), int(ends.max())), eos_id, device=device)
     for row, prompt in enumerate(prompt_ids):
         ids[row, : len(prompt)] = torch.tensor(prompt)
         ids[row, len(prompt) : ends[row]] = mask_id
-    positions = torch.arange(ids.shape[1])
+    positions = torch.arange(ids.shape[1], device=device)
     place = positions - starts[:, None]
     masked = (place >= 0) & (positions < ends[:, None])
     if block is None:
@@ -83,7 +83,7 @@ def decode(
             sureness = model.logits(hidden[open_block[live, :end]]).double().softmax(dim=-1)
             sureness[:, mask_id] = 0.0
             sureness, tokens = sureness.max(dim=-1)
-            sure = torch.zeros(ids.shape, dtype=torch.float64).masked_scatter(open_block, sureness)
+            sure = torch.zeros(ids.shape, dtype=torch.float64, device=device).masked_scatter(open_block, sureness)
             chosen = open_block & (sure == sure.max(dim=1, keepdim=True).values)
             chosen &= chosen.cumsum(dim=1) == 1  # one of equals
             if threshold is not None:

@@ -27,10 +27,13 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Takes (parameter, parts): a fused matrix is cut into `parts` along its rows, each orthogonalised alone."""
+    """Takes (parameter, parts): a fused matrix is cut into `parts` along its rows, each orthogonalised alone.
+
+    `lr` is a tensor on the parameters' device, so that a CUDA graph of a step reads what it is then.
+    """
 
     def __init__(
-        self, matrices: Iterable[tuple[Tensor, int]], lr: float, momentum: float = 0.95, weight_decay: float = 0.2
+        self, matrices: Iterable[tuple[Tensor, int]], lr: Tensor, momentum: float = 0.95, weight_decay: float = 0.2
     ) -> None:
         matrices = list(matrices)
         self.parts = {id(parameter): parts for parameter, parts in matrices}
@@ -41,12 +44,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            kept = 1 - group["lr"] * group["weight_decay"]
             same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                if not state:
+                    state["velocity"] = torch.zeros_like(parameter)
+                velocity = state["velocity"]
                 velocity.lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(velocity, group["momentum"])  # Nesterov
                 parts = self.parts[id(parameter)]
@@ -56,4 +62,4 @@ class Muon(torch.optim.Optimizer):
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 updates = orthogonalise(torch.stack([part for _, part in pairs]))
                 for (weight, _), update in zip(pairs, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-scale)
+                    weight.mul_(kept).sub_(update * scale)

@@ -5,8 +5,8 @@ the EOS tail is seldom a target: one says as much as a hundred of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -19,7 +19,7 @@ from engine.demo.samples import SUM_LENGTH, SUMS_PER_ROW, SUMS_SHARE, Bucket, Ro
 
 IGNORED = -100
 """The target where nothing has to be said."""
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 8192
 """About as many as a batch has, over all its rows."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
@@ -48,9 +48,8 @@ BLOCK_BUCKETS = (
 """All answers of a row are targets, so that many solved examples cost nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the model is given, and what it must say: all [rows, length]."""
+class Batch(NamedTuple):
+    """What the model is given, and what it must say: all [rows, length] and contiguous."""
 
     ids: Tensor
     positions: Tensor
@@ -108,7 +107,7 @@ class Sampler:
         return self._batch(clean, masked, masked & ((torch.arange(length) <= ends) | drawn))
 
     def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor) -> Batch:
-        positions = torch.arange(clean.shape[1]).expand(clean.shape)
+        positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
         return Batch(torch.where(masked, self.mask, clean), positions, torch.where(wanted, clean, IGNORED))
 
     def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:

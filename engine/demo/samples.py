@@ -131,7 +131,7 @@ class Rows:
         ids: list[int] = []
         answers = []
         for encoding, (_, is_answer) in zip(
-            self.tokenizer.encode_batch([text for text, _ in pieces]), pieces, strict=True
+            self.tokenizer.encode_batch_fast([text for text, _ in pieces]), pieces, strict=True
         ):
             if is_answer:
                 answers.append((len(ids), len(ids) + len(encoding.ids)))

@@ -1,25 +1,28 @@
-"""Trains a bundled model from scratch on a CPU: `python -m engine.demo.train demo`, or `demo-block`.
+"""Trains a bundled model from scratch: `python -m engine.demo.train demo`, or `demo-block`.
 
 Every step's data follow from (seed, step, --steps), so a run that is stopped and resumed from its state file is the
-same run. `--hours` stops a run early, to be resumed. The learning rate is constant until its last part, so `--steps`
-may be changed before that when resuming. The curve goes to `docs/`.
+same run. On a GPU the data are the same, and sums differ in their last bits. `--hours` stops a run early, to
+be resumed. The learning rate is constant until its last part, so `--steps` may be changed before that when resuming.
+The curve goes to `docs/`.
 """
 
 import argparse
 import csv
 import itertools
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from statistics import fmean
 
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
 from engine.demo import FOLDERS
 from engine.demo.build_tokenizer import save
@@ -29,6 +32,7 @@ from engine.demo.families.problem import Problem
 from engine.demo.muon import Muon
 from engine.demo.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.samples import FORMS, chat_form, prompt_of
+from engine.demo.steps import GraphedSteps
 from engine.demo.tasks import TASKS, examples, problems
 from engine.models.layers import Transformer, TransformerConfig
 
@@ -39,8 +43,10 @@ THRESHOLD = 0.9
 CURVE_SEED = 1
 """Held-out problems of the curve; the final numbers use another seed."""
 CURVES = {name: Path(f"docs/{name}-training.csv") for name in FOLDERS}
-REPORTED = 50
-"""Steps between two lines of the log, with each of which the state is saved."""
+REPORTED = 60.0
+"""Seconds between two lines of the log, with each of which the state is saved."""
+AHEAD = 16
+"""Batches that each process draws ahead."""
 SHOTS = 3
 """Solved examples before the questions of the column `few_shot`."""
 
@@ -90,14 +96,24 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
 
 
 def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head and norms."""
+    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors."""
     parts = {"qkv": 3, "gate_up": 2}
     named = {
         name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
     }
     matrices = [(parameter, parts.get(name.split(".")[-2], 1)) for name, parameter in named.items()]
     others = [parameter for name, parameter in model.named_parameters() if name not in named]
-    return Muon(matrices, MUON_LR), torch.optim.AdamW(others, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
+    device = model.embed.device
+    muon = Muon(matrices, torch.tensor(MUON_LR, device=device))
+    adam = torch.optim.AdamW(
+        others,
+        torch.tensor(ADAM_LR, device=device),
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+        fused=True,
+        capturable=device.type == "cuda",
+    )
+    return muon, adam
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -107,51 +123,85 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
-    """Plain cross-entropy over the targets."""
+    """Plain cross-entropy over the targets. All rows are scored: to pick some would mean to wait for their number."""
     visible = None if block is None else seen(batch, block)
     hidden = hidden_rows(model, batch.ids, visible, batch.positions)
-    wanted = batch.targets != IGNORED
-    return F.cross_entropy(model.logits(hidden[wanted]), batch.targets[wanted])
+    return F.cross_entropy(model.logits(hidden.flatten(0, 1)), batch.targets.flatten(), ignore_index=IGNORED)
+
+
+class Batches(Dataset[Batch]):
+    """The batch of each step of a run."""
+
+    def __init__(self, sampler: Sampler, steps: int) -> None:
+        self.sampler, self.steps = sampler, steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.sampler.batch(step, min(1.0, step / self.steps))
 
 
 class Run:
     """The model, its optimisers and how far they are."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int) -> None:
-        self.recipe = recipe
+    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu") -> None:
+        self.recipe, self.device = recipe, torch.device(device)
         self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
         self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(seed))
+        self.model.to(self.device)
         self.muon, self.adam = optimisers(self.model)
         self.sampler, self.step = Sampler(tokenizer, seed, recipe.block), 0
+        self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
+        self._losses, self._counted = torch.zeros((), device=self.device), 0
 
-    def advance(self) -> float:
-        """One step; returns its loss."""
+    def batches(self, workers: int = 0) -> Iterator[Batch]:
+        """The batches of all steps to come, drawn by so many processes; by this one if 0."""
+        return iter(
+            DataLoader(
+                Batches(self.sampler, self.recipe.steps),
+                batch_size=None,
+                sampler=range(self.step, self.recipe.steps),
+                num_workers=workers,
+                prefetch_factor=AHEAD if workers else None,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def advance(self, batch: Batch) -> None:
+        """One step, on its batch."""
         factor = learning_rate(self.step, self.recipe.steps)
-        batch = self.sampler.batch(self.step, min(1.0, self.step / self.recipe.steps))
-        loss = loss_of(self.model, batch, self.recipe.block)
-        torch.autograd.backward(loss)
         for optimiser, lr in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
-            optimiser.param_groups[0]["lr"] = lr * factor
-            optimiser.step()
-            optimiser.zero_grad()
+            optimiser.param_groups[0]["lr"].fill_(lr * factor)
+        self._learn(batch)
         self.step += 1
-        return loss.item()
+        self._counted += 1
+
+    def mean_loss(self) -> float:
+        """Of the steps since this was last asked; the host waits for them."""
+        mean = self._losses.item() / self._counted
+        self._losses.zero_()
+        self._counted = 0
+        return mean
 
     def save(self, path: Path) -> None:
-        """Replaces the state file, which is never half written."""
         part = path.with_suffix(".part")
         states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(states | {"step": self.step}, part)
         part.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Goes on from a state file of the same recipe."""
-        state = torch.load(path)
+        state = torch.load(path, map_location=self.device)
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step = state["step"]
+
+    def _learnt(self, batch: Batch) -> None:
+        loss = loss_of(self.model, batch, self.recipe.block)
+        torch.autograd.backward(loss)
+        for optimiser in (self.muon, self.adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        self._losses += loss.detach()
 
 
 class Examination:
@@ -196,7 +246,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="length of the run, learning rate and all [default: the recipe's]")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many, to be resumed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda [default: cpu]")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches [default: this one does]")
     parser.add_argument("--every", type=int, default=500, help="steps between two points of the curve")
     parser.add_argument("--problems", type=int, default=16, help="problems per family at each point")
     parser.add_argument("--state", type=Path, help="resumed from when it exists [default: NAME-training.pt]")
@@ -207,37 +259,51 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of texts this short, threads cost more than they gain
     recipe = RECIPES[args.name] if args.steps is None else replace(RECIPES[args.name], steps=args.steps)
     state, folder = args.state or Path(f"{args.name}-training.pt"), args.export or FOLDERS[args.name]
     curve = args.curve or CURVES[args.name]
     save(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    run = Run(tokenizer, recipe, args.seed)
-    if state.exists():
-        run.resume(state)
-    else:
-        curve.unlink(missing_ok=True)
-    examination = Examination(tokenizer, args.problems)
-    console = Console(highlight=False, soft_wrap=True)
-    losses, started, first, reported = [], time.monotonic(), run.step, time.monotonic()
-    while run.step < recipe.steps:
-        losses.append(run.advance())
-        hours = (time.monotonic() - started) / 3600
-        is_over = run.step == recipe.steps or hours >= args.hours
-        if run.step % REPORTED == 0:
+    with stream_of(args.device):
+        run = Run(tokenizer, recipe, args.seed, args.device)
+        if state.exists():
+            run.resume(state)
+        else:
+            curve.unlink(missing_ok=True)
+        examination = Examination(tokenizer, args.problems)
+        console = Console(highlight=False, soft_wrap=True)
+        first = run.step
+        started = reported = examined = time.monotonic()
+        for batch in run.batches(args.workers):
+            run.advance(batch)
+            hours = (time.monotonic() - started) / 3600
+            is_over = run.step == recipe.steps or hours >= args.hours
+            is_point = run.step % args.every == 0 or is_over
+            if not is_point and time.monotonic() - reported < REPORTED:
+                continue
+            loss = run.mean_loss()
             run.save(state)
             left = hours / (run.step - first) * (recipe.steps - run.step)
-            console.print(f"step {run.step} of {recipe.steps}, loss {fmean(losses[-REPORTED:]):.3f}, {left:.1f} h left")
-        if run.step % args.every and not is_over:
-            continue
-        run.save(state)
-        export(run.model, tokenizer, folder, recipe.block)
-        point = {"step": run.step, "loss": fmean(losses)} | examination.accuracy(run.model, recipe.block)
-        append(curve, point | {"seconds": round(time.monotonic() - reported)})
-        console.print(" ".join(f"{name} {value:.3g}" for name, value in point.items()))
-        losses, reported = [], time.monotonic()
-        if is_over:
-            break
+            console.print(f"step {run.step} of {recipe.steps}, loss {loss:.3f}, {left:.1f} h left")
+            reported = time.monotonic()
+            if not is_point:
+                continue
+            export(run.model, tokenizer, folder, recipe.block)
+            point = {"step": run.step, "loss": loss} | examination.accuracy(run.model, recipe.block)
+            append(curve, point | {"seconds": round(time.monotonic() - examined)})
+            console.print(" ".join(f"{name} {value:.3g}" for name, value in point.items()))
+            reported = examined = time.monotonic()
+            if is_over:
+                break
+
+
+def stream_of(device: str) -> AbstractContextManager[object]:
+    """Where a run's kernels go: a CUDA graph cannot be captured on the default stream."""
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    torch.set_float32_matmul_precision("high")
+    return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

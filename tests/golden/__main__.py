@@ -19,9 +19,11 @@ FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream, "sdar": sdar, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--device", default="cpu", help="of the engine; all else is computed on the CPU [default: cpu]")
     torch.set_num_threads(1)
+    given = parser.parse_args()
     wrong = 0
-    for folder in parser.parse_args().folders:
+    for folder in given.folders:
         print(folder)
         try:
             checkpoint = Checkpoint.load(folder)
@@ -29,7 +31,7 @@ def main() -> None:
             print(f"  {error}")
             wrong += 1
             continue
-        for line in (*_logits(checkpoint), *_generations(checkpoint)):
+        for line in (*_logits(checkpoint), *_generations(checkpoint, given.device)):
             print(f"    {line}")
             wrong += 1
     sys.exit(1 if wrong else 0)
@@ -43,13 +45,13 @@ def _logits(checkpoint: Checkpoint) -> Iterator[str]:
     yield from far
 
 
-def _generations(checkpoint: Checkpoint) -> Iterator[str]:
+def _generations(checkpoint: Checkpoint, device: str) -> Iterator[str]:
     """A line for each row that came out otherwise."""
     family = FAMILIES[checkpoint.spec.family]
     paths = sorted(checkpoint.folder.glob("generations*.json"))
     if not paths:
         yield "no generations*.json"
-    engine = through_engine.engine_of(checkpoint.folder)
+    engine = through_engine.engine_of(checkpoint.folder, device)
     for path in paths:
         rows = read_rows(path)
         taken = [row for row in rows if family.takes(row)]

@@ -1,5 +1,6 @@
 """Training: a resumed run is the unbroken one, and a checkpoint loads as the published models do."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -40,14 +41,23 @@ def make(folder, monkeypatch):
     return lambda name: Run(tokenizer, replace(RECIPES[name], steps=STEPS), seed=5)
 
 
+def advanced(run, steps, workers=0):
+    """The losses of these steps."""
+    losses = []
+    for batch in itertools.islice(run.batches(workers), steps):
+        run.advance(batch)
+        losses.append(run.mean_loss())
+    return losses
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resumed_run_is_the_unbroken_one(make, name, tmp_path):
     unbroken, first, second = make(name), make(name), make(name)
-    losses = [unbroken.advance() for _ in range(STEPS)]
-    halves = [first.advance() for _ in range(STEPS // 2)]
+    losses = advanced(unbroken, STEPS)
+    halves = advanced(first, STEPS // 2)
     first.save(tmp_path / "state.pt")
     second.resume(tmp_path / "state.pt")
-    halves += [second.advance() for _ in range(STEPS // 2)]
+    halves += advanced(second, STEPS // 2, workers=2)
     assert halves == losses
     for one, other in zip(unbroken.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
