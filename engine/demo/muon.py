@@ -44,22 +44,22 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            kept = 1 - group["lr"] * group["weight_decay"]
+            learnt = [parameter for parameter in group["params"] if parameter.grad is not None]
+            grads = [parameter.grad for parameter in learnt]
+            for parameter in learnt:
+                if not self.state[parameter]:
+                    self.state[parameter]["velocity"] = torch.zeros_like(parameter)
+            velocities = [self.state[parameter]["velocity"] for parameter in learnt]
+            torch._foreach_lerp_(velocities, grads, 1 - group["momentum"])
+            nesterov = torch._foreach_lerp(grads, velocities, group["momentum"])  # noqa: SLF001
             same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["velocity"] = torch.zeros_like(parameter)
-                velocity = state["velocity"]
-                velocity.lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(velocity, group["momentum"])  # Nesterov
+            for parameter, update in zip(learnt, nesterov, strict=True):
                 parts = self.parts[id(parameter)]
                 for weight, part in zip(parameter.chunk(parts), update.chunk(parts), strict=True):
                     same_shape[part.shape].append((weight, part))
             for (rows, columns), pairs in same_shape.items():
-                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                weights = [weight for weight, _ in pairs]
                 updates = orthogonalise(torch.stack([part for _, part in pairs]))
-                for (weight, _), update in zip(pairs, updates, strict=True):
-                    weight.mul_(kept).sub_(update * scale)
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                scale = group["lr"] * max(1.0, rows / columns) ** 0.5
+                torch._foreach_sub_(weights, (updates * scale).unbind())
