@@ -45,22 +45,22 @@ class Bucket:
 
 
 FAMILIES = {
-    "word": 20,
+    "word": 14,
     "sort": 9,
     "reverse": 7,
     "facts": 6,
     "story": 5,
     "sum": 6,
     "tale": 5,
-    "turn": 9,
+    "turn": 12,
     "greet": 3,
     "other": 6,
-    "form": 8,
-    "value": 3,
+    "form": 14,
+    "value": 6,
     "tool": 8,
-    "yesno": 9,
-    "choice": 6,
-    "score": 3,
+    "yesno": 12,
+    "choice": 10,
+    "score": 5,
 }
 """How often each family occurs, among those that fit."""
 SUMS_SHARE = (0.12, 0.05)

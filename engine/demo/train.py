@@ -34,6 +34,7 @@ from engine.demo.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.samples import FORMS, chat_form, prompt_of
 from engine.demo.steps import GraphedSteps
 from engine.demo.tasks import TASKS, examples, problems
+from engine.models import describe, load_model
 from engine.models.layers import Transformer, TransformerConfig
 
 MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.02, 100
@@ -117,7 +118,7 @@ def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """The factor on both base rates: a short warm-up, then constant, then a line down."""
+    """The factor on both highest rates: a short warm-up, then constant, then a line down."""
     left = max(0.0, 1 - step / steps) / (1 - DECAY_FROM)
     return min(1.0, (step + 1) / WARMUP) * (FINAL_LR + (1 - FINAL_LR) * min(1.0, left))
 
@@ -142,8 +143,11 @@ class Batches(Dataset[Batch]):
 class Run:
     """The model, its optimisers and how far they are."""
 
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu") -> None:
-        self.recipe, self.device = recipe, torch.device(device)
+    def __init__(
+        self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu", highest_rate: float = 1.0
+    ) -> None:
+        """`highest_rate` is a factor on MUON_LR and ADAM_LR."""
+        self.recipe, self.device, self.highest_rate = recipe, torch.device(device), highest_rate
         self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
         self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(seed))
@@ -153,6 +157,11 @@ class Run:
         self._parts = self.model.parts
         self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
         self._losses, self._counted = torch.zeros((), device=self.device), 0
+
+    def begin_with(self, folder: Path) -> None:
+        """Takes a checkpoint's weights in place of random ones. Raises LoadError if there is none."""
+        begun = load_model(folder, describe(folder), torch.float32, self.device)
+        self.model.load_state_dict(begun.state_dict())
 
     def compile(self) -> None:
         """Has steps use torch's compiler for what a layer does beside attention. For a GPU."""
@@ -175,7 +184,7 @@ class Run:
 
     def advance(self, batch: Batch) -> None:
         """One step, on its batch."""
-        factor = learning_rate(self.step, self.recipe.steps)
+        factor = self.highest_rate * learning_rate(self.step, self.recipe.steps)
         for optimiser, lr in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
             optimiser.param_groups[0]["lr"].fill_(lr * factor)
         self._learn(batch)
@@ -255,6 +264,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="length of the run, learning rate and all [default: the recipe's]")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many, to be resumed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="folder of the checkpoint to begin with [default: random weights]")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates [default: 1]")
     parser.add_argument("--device", default="cpu", help="cpu or cuda [default: cpu]")
     parser.add_argument("--compile", action="store_true", help="with torch's compiler: fewer kernels, on a GPU alone")
     parser.add_argument("--threads", type=int, default=2)
@@ -276,7 +287,9 @@ def main() -> None:
     save(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     with stream_of(args.device):
-        run = Run(tokenizer, recipe, args.seed, args.device)
+        run = Run(tokenizer, recipe, args.seed, args.device, args.rate)
+        if args.weights:
+            run.begin_with(args.weights)
         if state.exists():
             run.resume(state)
         else:

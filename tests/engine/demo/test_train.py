@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from engine import DiffusionParams, EngineConfig, SamplingParams, Submission, load
 from engine.demo import noise, train
-from engine.demo.build_tokenizer import save
+from engine.demo.build_tokenizer import save, token_id
+from engine.demo.chat import EOT
 from engine.demo.checkpoint import export
 from engine.demo.decode import decode, hidden_rows
 from engine.demo.tasks import TASKS
@@ -73,6 +74,10 @@ def test_a_checkpoint_is_read_as_it_was_written(make, name, tmp_path):
     assert read.spec.attention == ("full" if run.recipe.block is None else "block_causal")
     assert run.recipe.block is None or read.spec.block_length == run.recipe.block
     model = load_model(tmp_path, read, torch.float32, torch.device("cpu"))
+    again = make(name)
+    again.begin_with(tmp_path)
+    for one, other in zip(again.model.parameters(), run.model.parameters(), strict=True):
+        assert torch.equal(one, other)
     ids = torch.arange(40)[None]
     with torch.inference_mode():
         torch.testing.assert_close(hidden_rows(model, ids), hidden_rows(run.model, ids))
@@ -87,6 +92,8 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
         generator = torch.Generator().manual_seed(number)
         torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=std, generator=generator)
     tokenizer, block = run.sampler.rows.tokenizer, run.recipe.block
+    with torch.no_grad():  # at which the engine ends too, and of which no trained model says one here
+        run.model.head.weight[token_id(tokenizer, EOT)] = 0.0
     export(run.model, tokenizer, tmp_path, block)
     prompts = [f"Question: {TASKS[task](train.Random(3)).prompt}\nAnswer:" for task in ("word", "sort", "facts")]
     plain = decode(run.model, tokenizer, prompts, canvas=64, block=block)
