@@ -5,7 +5,7 @@ Plain data with its own checks. Knows nothing of torch, requests or files.
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from engine.core.errors import ConfigError
 
@@ -57,6 +57,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda, or one of several as in cuda:1")
+        for name, choices in (("dtype", get_args(Dtype)), ("attention", get_args(Attention))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         for name in ("max_running_requests", "max_queued_requests", "page_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

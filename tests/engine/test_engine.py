@@ -244,6 +244,8 @@ def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max
         ({"kv_cache_tokens": 512}, CapacityError, "lower max_model_len"),
         ({"device": "cuda:7"}, ConfigError, "no CUDA"),
         ({"device": "toaster"}, ConfigError, "must be auto, cpu, cuda"),
+        ({"dtype": "int3"}, ConfigError, "dtype is .int3.; it must be one of auto, float32"),
+        ({"attention": "flex"}, ConfigError, "attention is .flex.; it must be one of auto, sdpa, triton"),
     ],
 )
 def test_settings_that_cannot_work(llada_tiny, settings, error, message):
