@@ -51,6 +51,8 @@ class TokenLogprobs:
     """Natural logarithm of the token's probability."""
     top: tuple[tuple[int, float], ...]
     """(token, its log-probability) of the most probable ones, the best first, as many as were asked for."""
+    named: tuple[float, ...] = ()
+    """The log-probability of each of `logprob_ids`, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

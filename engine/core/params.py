@@ -25,6 +25,8 @@ MAX_BAD_WORD_TOKENS = 1024
 """Tokens in all of them together."""
 MAX_STEPS = MAX_BLOCK = 65_536
 """Steps and positions: more than any canvas has, and still numbers to compute with."""
+MAX_LOGPROB_IDS = 512
+"""Entries of `logprob_ids`."""
 INT64 = 2**63
 BLOCK_LENGTH = 32
 """Default block of models that attend in both directions, in tokens."""
@@ -90,6 +92,8 @@ class SamplingParams:
     They are the model's own, of the step that decodes the token: before any edit, temperature or `top_p`. The mask
     token has its share of the probability, but is not among the most probable ones.
     """
+    logprob_ids: tuple[int, ...] = ()
+    """With `logprobs`: report those of these tokens too, at each position."""
     constraint: Constraint | None = None
     """The language that the answer is a whole text of, whatever else is asked; None is any text.
 

@@ -70,13 +70,15 @@ class Logprobs:
 
     num_top: int
     """How many most probable tokens were asked for."""
+    named: Floats
+    """[targets, named] of each of `logprob_ids`, in their order."""
 
     def of(self, chosen: Mask) -> Iterator[TokenLogprobs]:
         """One for each chosen target, in order; equally probable tokens are in order of their ids."""
         for index in np.flatnonzero(chosen):
             order = np.lexsort((self.tokens[index], -self.values[index]))[: self.num_top]
             top = zip(self.tokens[index, order].tolist(), self.values[index, order].tolist(), strict=True)
-            yield TokenLogprobs(float(self.proposed[index]), tuple(top))
+            yield TokenLogprobs(float(self.proposed[index]), tuple(top), tuple(self.named[index].tolist()))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from engine.core.params import (
     MAX_BAD_WORDS,
     MAX_BIAS,
     MAX_BIASED,
+    MAX_LOGPROB_IDS,
     MAX_STOP_IDS,
     SamplingParams,
     banned_everywhere,
@@ -54,6 +55,7 @@ def check_sampling(submission: Submission, spec: ModelSpec) -> None:
         if sampling.allowed_ids <= {spec.mask_id}:
             words = "only holds the mask token, which is never drawn" if sampling.allowed_ids else "is empty"
             raise InvalidRequest(f"allowed_token_ids {words}; it must hold a token to draw.", "allowed_token_ids")
+    _check_logprob_ids(sampling, spec)
     _check_that_some_token_is_left(submission, spec)
     if sampling.constraint is not None:
         _check_constraint(submission, spec)
@@ -70,6 +72,17 @@ def _check_bias(sampling: SamplingParams, spec: ModelSpec) -> None:
             raise InvalidRequest(
                 f"logit_bias of token {token} is {bias}; it must be from {-MAX_BIAS:g} to {MAX_BIAS:g}.", "logit_bias"
             )
+
+
+def _check_logprob_ids(sampling: SamplingParams, spec: ModelSpec) -> None:
+    if len(sampling.logprob_ids) > MAX_LOGPROB_IDS:
+        raise InvalidRequest(
+            f"logprob_token_ids has {len(sampling.logprob_ids)} entries; it must have at most {MAX_LOGPROB_IDS}.",
+            "logprob_token_ids",
+        )
+    if sampling.logprob_ids and sampling.logprobs is None:
+        raise InvalidRequest("logprob_token_ids are only reported with logprobs.", "logprob_token_ids")
+    check_ids(sampling.logprob_ids, spec, "logprob_token_ids")
 
 
 def _check_bad_words(sampling: SamplingParams, spec: ModelSpec) -> None:

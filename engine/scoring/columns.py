@@ -17,7 +17,7 @@ from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import Upload
 from engine.scoring.constrained.classes import ClassSlice
 from engine.scoring.edits import Edit, Edits
-from engine.scoring.logprobs import Reported
+from engine.scoring.logprobs import Extent, Reported
 from engine.scoring.sampling import Shaping, parameters
 from engine.scoring.slices import Rows, TargetSlice, owned_by
 from engine.scoring.top_tokens import Subset, most_probable
@@ -30,20 +30,17 @@ class ScoredSlice:
         self,
         targets: TargetSlice,
         edits: Mapping[Request, Edit],
-        num_top: int | None,
+        reported: Extent | None,
         with_entropy: bool,
         classes: ClassSlice | None,
         upload: Upload,
     ) -> None:
-        """`classes` are of the slice's constrained targets. All others are of the whole step.
-
-        `num_top` is `logprobs.num_reported`.
-        """
+        """`classes` are of the slice's constrained targets. All others are of the whole step."""
         self.some, plans, needs = targets
         self.classes = classes
         counts = [len(plan.targets) for plan in plans]
         total = sum(counts)
-        self._reported = Reported(plans, num_top, upload) if num_top is not None else None
+        self._reported = Reported(plans, reported, upload) if reported else None
         self._edits = Edits(plans, edits, upload) if edits else None
         self._cut = VocabularyCut(counts, needs, upload) if any(need.vocabulary for need in needs) else None
         shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]

@@ -127,7 +127,8 @@ def twin(raw, request, position, need):
         said["margin"] = second - first if p[MASK] == first else first - second
     logprobs = raw.double().log_softmax(-1)
     best = sorted(drawable, key=lambda token: -logprobs[token])[: asked.logprobs or 0]
-    said["logprobs"] = (float(logprobs[token]), [(token, float(logprobs[token])) for token in best])
+    named = [float(logprobs[token]) for token in asked.logprob_ids]
+    said["logprobs"] = (float(logprobs[token]), [(token, float(logprobs[token])) for token in best], named)
     return said
 
 
@@ -155,6 +156,7 @@ SAMPLING = st.fixed_dictionaries(
         "stop_ids": st.frozensets(SMALL, max_size=2),
         "ignore_eos": st.booleans(),
         "logprobs": st.integers(0, 20),
+        "logprob_ids": st.lists(st.integers(0, VOCAB - 1), max_size=5).map(tuple),
     },
 )
 NEEDS = st.sampled_from(
@@ -176,6 +178,7 @@ def batches(draw):
     for asked in draw(st.lists(SAMPLING, min_size=1, max_size=5)):
         asked["decoded"] = [(o, t) for o, t in asked["decoded"].items() if o < asked["num_targets"]][:-1]
         asked["min_tokens"] = min(asked.get("min_tokens", 0), asked["num_targets"])
+        asked |= {} if "logprobs" in asked else {"logprob_ids": ()}
         try:
             plans.append(plan(**asked))
         except InvalidRequest:

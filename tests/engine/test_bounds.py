@@ -13,7 +13,16 @@ import torch
 
 import engine.scoring.edits
 from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.core.params import INT64, MAX_BAD_WORD_TOKENS, MAX_BAD_WORDS, MAX_BIASED, MAX_BLOCK, MAX_STEPS, MAX_STOP_IDS
+from engine.core.params import (
+    INT64,
+    MAX_BAD_WORD_TOKENS,
+    MAX_BAD_WORDS,
+    MAX_BIASED,
+    MAX_BLOCK,
+    MAX_LOGPROB_IDS,
+    MAX_STEPS,
+    MAX_STOP_IDS,
+)
 from engine.core.plan import StepPlan
 from engine.core.ranges import Ge, Le
 from engine.core.request import Request
@@ -59,6 +68,7 @@ SAMPLING = {
     "stop_ids": [frozenset(range(MAX_STOP_IDS))],
     "ignore_eos": [False, True],
     "logprobs": [0, 20],
+    "logprob_ids": [(), (VOCAB - 1,) * MAX_LOGPROB_IDS],
     "constraint": [automaton(VOCAB, [dict.fromkeys(range(VOCAB - 2), 0)], [0], [VOCAB - 2])],
 }
 DIFFUSION = {
@@ -114,6 +124,7 @@ BESIDE = {
     "max_steps": {"unmask": "cad", "initial_steps": 1},
     "confidence_method": {"unmask": "cad"},
     "constraint": {"ignore_eos": False},
+    "logprob_ids": {"logprobs": 0},
     "min_tokens": {"stop_ids": frozenset(range(MAX_STOP_IDS))},
 }
 """With what each of them matters."""

@@ -31,10 +31,11 @@ def test_each_request_is_edited_and_drawn_as_the_slow_twin_does_it(batch, seed):
                 if name in said:
                     np.testing.assert_allclose(getattr(scores, name)[index], said[name], rtol=1e-4, atol=1e-5)
             if told:
-                logprob, top = said["logprobs"]
+                logprob, top, named = said["logprobs"]
                 assert told[index].logprob == pytest.approx(logprob, abs=1e-5)
                 assert [token for token, _ in told[index].top] == [token for token, _ in top]
                 assert [value for _, value in told[index].top] == pytest.approx([v for _, v in top], abs=1e-5)
+                assert list(told[index].named) == pytest.approx(named, abs=1e-5)
         first += len(asked.targets)
 
 

@@ -48,5 +48,5 @@ def test_targets_are_scored_in_parts_as_they_are_at_once(dtype, batch, seed, at_
             np.testing.assert_array_equal(getattr(some, name), getattr(every, name))
         assert (some.logprobs is None) == (every.logprobs is None)
         if some.logprobs and every.logprobs:
-            for name in ("proposed", "tokens", "values", "num_top"):
+            for name in ("proposed", "named", "tokens", "values", "num_top"):
                 np.testing.assert_array_equal(getattr(some.logprobs, name), getattr(every.logprobs, name))
