@@ -13,6 +13,7 @@ from server.observe.observability import Observability
 from server.prompts.conversation import ConversationReader
 from server.prompts.prompts import PromptReader
 from server.protocols.unsupported import UnsupportedFields
+from server.replies.forwards import Forwards
 from server.replies.generation import Submitter
 from server.schemas import ModelCard
 from server.settings.tree import Settings
@@ -72,6 +73,7 @@ class Service:
         """The service of one model."""
         config = settings.server
         max_model_len = engine.info.max_model_len
+        forwards = Forwards(engine)
         prompts = PromptReader(tokenizer, max_model_len=max_model_len, vocab_size=engine.info.spec.vocab_size)
         return cls(
             engine=engine,
@@ -86,7 +88,7 @@ class Service:
                 is_enabled=config.structured,
                 cache_bytes=config.structured_cache_mb * 2**20,
             ),
-            submitter=Submitter(engine, tokenizer, prompts, observability.observers),
+            submitter=Submitter(engine, tokenizer, prompts, observability.observers, forwards),
             unsupported=UnsupportedFields(),
             temperature=config.temperature,
             default_max_tokens=config.default_max_tokens,

@@ -11,6 +11,7 @@ from server.prompts.convert import seeds
 from server.prompts.prompts import Prompt, PromptReader
 from server.replies.choice import NOTHING, Choice, EmptyStream, Stream
 from server.replies.completion import Completion
+from server.replies.forwards import IDS_PER_TOKEN, Forwards
 from server.replies.passage import Passage, Token
 from server.replies.prompt_logprobs import PromptScorer
 from server.replies.stop_strings import StopStrings
@@ -23,8 +24,6 @@ MAX_LOGPROBS_OF_ANSWER = 262_144
 """Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
 MAX_TRACED = 65_536
 """Bound on the tokens of an answer that is watched: of all choices, each with its prompt."""
-IDS_PER_TOKEN = 64
-"""Ids that can be checked in the time that reading or writing one token takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +74,19 @@ class GenerationRequest:
 class Submitter:
     """Hands generation requests to the engine."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, observers: Observers) -> None:
+    def __init__(
+        self,
+        engine: EngineLoop,
+        tokenizer: Tokenizer,
+        prompts: PromptReader,
+        observers: Observers,
+        forwards: Forwards,
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._observers = observers
-        self._scorer = PromptScorer(engine)
+        self._scorer = PromptScorer(engine, forwards)
 
     async def start(self, request: GenerationRequest) -> Completion:
         """Submits the request and scores its prompts. Returns the answer, which the engine is still decoding.

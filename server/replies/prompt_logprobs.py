@@ -4,43 +4,33 @@ A diffusion model has no probability of a token given only the tokens before it.
 all the others: one forward for each token, in which that token is masked (Salazar et al., arXiv 1910.14659).
 """
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from engine import (
     DiffusionParams,
     EngineLoop,
     Hole,
-    Output,
-    OutputStream,
-    QueueFull,
     RequestFailed,
     SamplingParams,
     Submission,
     TokenLogprobs,
     Usage,
 )
-from server.replies.choice import NOTHING, check_end
+from server.replies.forwards import Forwards, spent
 
 MAX_IN_FLIGHT = 16
 """Tokens that one HTTP request scores at a time."""
-PATIENCE_SECONDS = 0.02
-"""Pause between looks at a full queue."""
 
 PromptLogprobs = list[TokenLogprobs | None]
 """For each token of a prompt; None for a token that is not scored."""
 
 
 class PromptScorer:
-    """Scores prompts with a bounded number of engine requests. Leaves half of the queue to other requests."""
+    """Scores prompts with a bounded number of engine requests."""
 
-    def __init__(self, engine: EngineLoop) -> None:
-        self._engine = engine
-        info = engine.info
-        self._mask_id = info.spec.mask_id
-        self._max_waiting = max(1, info.max_queued_requests // 2)
-        self._turn = asyncio.Lock()
-        """Held by the one submission that polls the queue. Thousands may wait for the lock instead of polling."""
+    def __init__(self, engine: EngineLoop, forwards: Forwards) -> None:
+        self._mask_id = engine.info.spec.mask_id
+        self._forwards = forwards
 
     async def score(
         self, response_id: str, prompts: Sequence[Sequence[int]], num_top: int
@@ -51,70 +41,30 @@ class PromptScorer:
         not scored, as in OpenAI's API, and mask tokens are not.
         """
         scores: list[PromptLogprobs] = [[None] * len(prompt) for prompt in prompts]
-        spent: list[Usage] = []
-        places = self._places(prompts)
-
-        async def work() -> None:
-            for number, place in places:
-                request_id = f"{response_id}-score-{number}-{place}"
-                scores[number][place], usage = await self._score(request_id, prompts[number], place, num_top)
-                spent.append(usage)
-
-        workers = [asyncio.create_task(work()) for _ in range(MAX_IN_FLIGHT)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-        total = Usage(
-            prompt_tokens=0,
-            completion_tokens=0,
-            forwards=sum(usage.forwards for usage in spent),
-            rows_computed=sum(usage.rows_computed for usage in spent),
+        places = [
+            (number, place)
+            for number, prompt in enumerate(prompts)
+            for place in range(1, len(prompt))
+            if prompt[place] != self._mask_id
+        ]
+        submissions = (
+            _masked(f"{response_id}-score-{number}-{place}", prompts[number], place, num_top)
+            for number, place in places
         )
-        return scores, total
+        blocks = await self._forwards.run(submissions, MAX_IN_FLIGHT)
+        for (number, place), block in zip(places, blocks, strict=True):
+            if not block.logprobs:
+                raise RequestFailed("The engine did not say how probable a token is.")
+            [scores[number][place]] = block.logprobs
+        return scores, spent(blocks)
 
-    def _places(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
-        for number, prompt in enumerate(prompts):
-            yield from ((number, place) for place in range(1, len(prompt)) if prompt[place] != self._mask_id)
 
-    async def _score(
-        self, request_id: str, prompt: Sequence[int], place: int, num_top: int
-    ) -> tuple[TokenLogprobs, Usage]:
-        """Replaces the token at `place` by a hole of one position, in which only that token is allowed."""
-        submission = Submission(
-            request_id=request_id,
-            prompt_ids=[*prompt[:place], *prompt[place + 1 :]],
-            sampling=SamplingParams(max_tokens=1, allowed_ids=frozenset({prompt[place]}), logprobs=num_top),
-            diffusion=DiffusionParams(cache="none", unmask="fixed", block_length=1),
-            holes=(Hole(offset=place, length=1),),
-        )
-        stream = await self._submit(submission)
-        found, usage = None, NOTHING
-        try:
-            async for output in stream:
-                assert isinstance(output, Output)  # nobody watches this
-                check_end(output)
-                found, usage = output.logprobs or found, output.usage
-        finally:
-            stream.abort()
-        if not found:
-            raise RequestFailed("The engine did not say how probable a token is.")
-        return found[0], usage
-
-    async def _submit(self, submission: Submission) -> OutputStream:
-        """Submits as soon as fewer than half of the queue's places are taken.
-
-        Raises EngineUnavailable if the engine accepts no more requests.
-        """
-        async with self._turn:
-            while True:
-                if self._engine.num_waiting < self._max_waiting or not self._engine.accepting:
-                    try:
-                        [stream] = self._engine.submit([submission])
-                    except QueueFull:
-                        pass
-                    else:
-                        return stream
-                await asyncio.sleep(PATIENCE_SECONDS)
+def _masked(request_id: str, prompt: Sequence[int], place: int, num_top: int) -> Submission:
+    """The prompt with a hole in place of one token, in which only that token is allowed."""
+    return Submission(
+        request_id=request_id,
+        prompt_ids=[*prompt[:place], *prompt[place + 1 :]],
+        sampling=SamplingParams(max_tokens=1, allowed_ids=frozenset({prompt[place]}), logprobs=num_top),
+        diffusion=DiffusionParams(cache="none", unmask="fixed", block_length=1),
+        holes=(Hole(offset=place, length=1),),
+    )

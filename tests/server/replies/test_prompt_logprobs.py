@@ -7,7 +7,8 @@ from operator import itemgetter
 import pytest
 
 from engine import EngineUnavailable, FinishReason, Hole
-from server.replies.prompt_logprobs import MAX_IN_FLIGHT, PATIENCE_SECONDS
+from server.replies.forwards import PATIENCE_SECONDS
+from server.replies.prompt_logprobs import MAX_IN_FLIGHT
 
 MASK = 256
 
@@ -247,7 +248,7 @@ async def test_a_queue_that_takes_nothing_any_more_is_not_waited_for(api, engine
 async def test_a_failure_takes_the_rest_along(api, engine, stream):
     def play(fake):
         if fake.submission.holes and fake.submission.holes[0].offset == 2:
-            raise EngineUnavailable("gone")
+            fake.play(["", EngineUnavailable("gone")])
 
     engine.play, engine.script = play, None
     response = await api.complete(prompt="abcde", echo=True, logprobs=0, max_tokens=1, stream=stream)
