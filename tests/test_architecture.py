@@ -41,7 +41,8 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "constraints": "jobs structured text",
     "prompts": "schemas text structured constraints",
     "replies": "threads errors schemas text observe prompts",
-    "protocols": "threads errors settings schemas text structured observe constraints prompts replies",
+    "decisions": "schemas text observe prompts replies",
+    "protocols": "threads errors settings schemas text structured observe constraints prompts replies decisions",
     "page": "",
     "http": "errors settings schemas text guards observe prompts replies protocols page",
     "remote": "",
@@ -49,7 +50,7 @@ SERVER = {  # all of them may import from `engine`, its public face, and from no
     "bench": "arguments console text structured remote",
     "chat": "arguments schemas remote",
     "trace": "arguments",
-    "eval": "arguments settings text structured constraints observe replies remote",
+    "eval": "arguments settings text structured constraints observe prompts replies decisions remote",
     "cli": "arguments",
 }
 SEES = {

@@ -15,7 +15,10 @@ from server.guards.auth import tenant_of
 from server.guards.disconnect import unless_disconnected
 from server.http.openapi import events_of
 from server.http.sse import EventStream
-from server.prompts.convert import ENGINE_NAMES
+from server.prompts.convert import ENGINE_NAMES, cache_salt
+from server.protocols.decisions.reply import written
+from server.protocols.decisions.request import is_joint, questions_of, turns_of
+from server.protocols.decisions.schema import DecisionRequest, DecisionResponse
 from server.protocols.generation_requests import from_chat, from_completion
 from server.protocols.response import ResponseWriter
 from server.protocols.service import Service
@@ -132,6 +135,20 @@ async def _respond(
     finally:
         completion.abort()
     return Response(whole, media_type="application/json")
+
+
+@router.post("/v1/decisions", responses=_told(400, 404, 408, 413, 415, 429), **_POSTS)
+async def create_decision(body: DecisionRequest, request: Request, service: Shared) -> DecisionResponse:
+    """Answer questions whose answers are few and known, with the probability of each: by one forward, not decoded."""
+    model, joint = service.models.resolve(body.model), is_joint(body)
+    service.unsupported.check(body)
+    deciding = service.decider.decide(
+        turns_of(body),
+        questions_of(body),
+        is_joint=joint,
+        cache_salt=cache_salt(tenant_of(request.scope), body.cache_salt),
+    )
+    return written(body, model, await unless_disconnected(request.receive, deciding))
 
 
 @contextmanager

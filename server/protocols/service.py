@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from engine import DiffusionParams, EngineInfo, EngineLoop
 from server.constraints import Constraints
+from server.decisions.decider import Decider
 from server.errors import ModelNotFound
 from server.observe.observability import Observability
 from server.prompts.conversation import ConversationReader
@@ -58,6 +59,7 @@ class Service:
     conversations: ConversationReader
     constraints: Constraints
     submitter: Submitter
+    decider: Decider
     unsupported: UnsupportedFields
     temperature: float
     default_max_tokens: int
@@ -89,6 +91,7 @@ class Service:
                 cache_bytes=config.structured_cache_mb * 2**20,
             ),
             submitter=Submitter(engine, tokenizer, prompts, observability.observers, forwards),
+            decider=Decider(engine, tokenizer, prompts, forwards),
             unsupported=UnsupportedFields(),
             temperature=config.temperature,
             default_max_tokens=config.default_max_tokens,

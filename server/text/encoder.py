@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain, zip_longest
-from typing import Any
+from typing import Any, TypedDict
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
@@ -30,6 +30,18 @@ class TooLong(Exception):
     def __init__(self, characters: int) -> None:
         super().__init__(characters)
         self.characters = characters
+
+
+class Endings(TypedDict):
+    """The tokens of a conversation with several endings, in the order in which they stand."""
+
+    before: list[int]
+    """All before the ending."""
+    endings: list[list[int]]
+    opening: list[int]
+    """Between the ending and the answer."""
+    closing: list[int]
+    """Behind the answer."""
 
 
 class Encoder:
@@ -83,17 +95,8 @@ class Encoder:
 
         Tools, calls and results are the template's to write. One that does not is given them as text.
         """
-        has_tools = bool(tools) or any("tool_calls" in turn or turn["role"] == RESULT_ROLE for turn in turns)
-        control = self._control_of_tools if has_tools else self._control
         marks = Marks()
-
-        def mark(text: str) -> str:
-            return marks.put(text, self._spans(text, control))
-
-        marked = changed(with_objects(turns), mark)
-        marked_tools = changed(tools, mark, with_keys=True)
-        if has_tools and not self.template_knows_tools:
-            marked, marked_tools = as_text(marked, marked_tools), []
+        marked, marked_tools = self._marked(turns, tools, marks)
         last = marked[-1]["content"]
         if continue_final_message:
             marked[-1]["content"] = marks.open(last)
@@ -105,7 +108,60 @@ class Encoder:
         rendered, literals = marks.split(text)
         if (length := sum(map(len, chain(rendered, literals)))) > max_characters:
             raise TooLong(length)
-        pieces = self.encode_parts(rendered, add_special_tokens)
+        return self._joined(self.encode_parts(rendered, add_special_tokens), literals)
+
+    def converse_each(self, turns: list[dict[str, Any]], endings: list[str], max_characters: int) -> Endings:
+        """The tokens of a conversation whose last turn ends in one of `endings`, and whose answer is still to come.
+
+        The conversation is rendered once, and every ending is encoded alone. Raises Unreadable, NoObject, or TooLong.
+        """
+        marks = Marks()
+        marked, _ = self._marked(turns, [], marks)
+        marked[-1]["content"] += marks.put("", [(0, 0)])
+        text = self._render([*marked, {"role": "assistant", "content": marks.put("", [(0, 0)])}], [], {}, False)
+        rendered, literals = marks.split(text)
+        if (length := sum(map(len, chain(rendered, literals))) + max(map(len, endings))) > max_characters:
+            raise TooLong(length)
+        places = [place for place, literal in enumerate(literals) if not literal]
+        if len(places) != 2:
+            raise Unreadable("does not show the last message and its answer once each")
+        pieces = self.encode_parts(rendered, add_special_tokens=False)
+        ending, answer = places
+        return {
+            "before": self._joined(pieces[: ending + 1], literals[:ending]),
+            "endings": [self._as_text(one, self._control_in(turns, [])) for one in endings],
+            "opening": self._joined(pieces[ending + 1 : answer + 1], literals[ending + 1 : answer]),
+            "closing": self._joined(pieces[answer + 1 :], literals[answer + 1 :]),
+        }
+
+    def _marked(
+        self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], marks: Marks
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Turns and tools as the template gets them, with marks for the names of control tokens in their texts."""
+        control = self._control_in(turns, tools)
+
+        def mark(text: str) -> str:
+            return marks.put(text, self._spans(text, control))
+
+        marked = changed(with_objects(turns), mark)
+        marked_tools = changed(tools, mark, with_keys=True)
+        if control is self._control_of_tools and not self.template_knows_tools:
+            marked, marked_tools = as_text(marked, marked_tools), []
+        return marked, marked_tools
+
+    def _control_in(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]]) -> "_Names":
+        """The control tokens of a conversation: with tools, more of them."""
+        has_tools = bool(tools) or any("tool_calls" in turn or turn["role"] == RESULT_ROLE for turn in turns)
+        return self._control_of_tools if has_tools else self._control
+
+    def _as_text(self, text: str, control: "_Names") -> list[int]:
+        """The tokens of a text in which the names of control tokens are ordinary text."""
+        marks = Marks()
+        pieces, literals = marks.split(marks.put(text, self._spans(text, control)))
+        return self._joined(self.encode_parts(pieces, add_special_tokens=False), literals)
+
+    def _joined(self, pieces: list[list[int]], literals: list[str]) -> list[int]:
+        """The tokens of pieces with literals between them, whose tokens are those of ordinary text."""
         between = [self._spelled(literal) for literal in literals]
         return list(chain(*chain(*zip_longest(pieces, between, fillvalue=[]))))
 

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine import InvalidRequest, LoadError
 from server.jobs.workers import Failed, TookTooLong, Workers
-from server.text.encoder import TooLong, Unreadable
+from server.text.encoder import Endings, TooLong, Unreadable
 from server.text.turns import NoObject
 from server.text.turns import texts as texts_in
 
@@ -29,7 +30,7 @@ SECONDS = 2.0
 SECONDS_PER_CHARACTER = 1e-5
 """Processor time for each character of a job's texts: ten times what tokenizers usually need."""
 Lane = Literal["texts", "chats"]
-Job = Literal["encode", "encode_parts", "locate", "converse"]
+Job = Literal["encode", "encode_parts", "locate", "converse", "converse_each"]
 """The methods of `Encoder` that a job may call."""
 
 
@@ -141,6 +142,24 @@ class Tokenizer:
                 add_special_tokens=add_special_tokens,
             )
         return ids
+
+    async def converse_each(
+        self, turns: list[dict[str, Any]], endings: Sequence[str], *, max_characters: int
+    ) -> Endings:
+        """The tokens of a conversation whose last turn goes on with each of `endings`, and of what is round its answer.
+
+        Raises InvalidRequest, NoObject, or TooLong.
+        """
+        with _told_of("The model's chat template", "input"):
+            told: Endings = await self._ask(
+                "chats",
+                "converse_each",
+                characters=sum(map(len, chain(texts_in(turns), endings))),
+                turns=turns,
+                endings=list(endings),
+                max_characters=max_characters,
+            )
+        return told
 
     @property
     def kind(self) -> str:

@@ -15,6 +15,7 @@ from engine import (
     ModelSpec,
     Output,
     QueueFull,
+    SamplingParams,
     Submission,
     TokenLogprobs,
     Usage,
@@ -29,11 +30,13 @@ Script = Callable[[Submission], Sequence[Step]]
 """How the engine answers a submission: blocks, at last the reason for the end (LENGTH if none is given) or an error."""
 
 
-def said_of(ids: Sequence[int], count: int | None) -> tuple[TokenLogprobs, ...] | None:
+def said_of(ids: Sequence[int], sampling: SamplingParams) -> tuple[TokenLogprobs, ...] | None:
     """Log-probabilities that follow from the token: token t has -t/256, and the best ones are 0, 1, 2, ..."""
-    if count is None:
+    if sampling.logprobs is None:
         return None
-    return tuple(TokenLogprobs(-id_ / 256, tuple((best, -best / 256) for best in range(count))) for id_ in ids)
+    best = tuple((best, -best / 256) for best in range(sampling.logprobs))
+    named = tuple(-id_ / 256 for id_ in sampling.logprob_ids)
+    return tuple(TokenLogprobs(-id_ / 256, best, named) for id_ in ids)
 
 
 class FakeStream:
@@ -62,7 +65,7 @@ class FakeStream:
             token_ids=ids,
             finish_reason=finish,
             usage=self._usage,
-            logprobs=said_of(ids, self.submission.sampling.logprobs),
+            logprobs=said_of(ids, self.submission.sampling),
             stop_id=stop_id,
         )
         self._queue.put_nowait(output)
@@ -187,7 +190,7 @@ class FakeEngine:
             raise InvalidRequest("this family cannot fill holes", param="holes")
         if not submission.prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        if submission.diffusion.cache not in ("none", "prefix", "dual"):
+        if submission.diffusion.cache not in ("auto", "none", "prefix", "dual"):
             raise InvalidRequest(f"unknown cache {submission.diffusion.cache}", param="diffusion.cache")
         if len(submission.prompt_ids) + submission.sampling.max_tokens > MAX_LEN:
             raise ContextLengthExceeded("the context is 128 tokens", param="max_tokens")

@@ -1,0 +1,218 @@
+"""Decides: the probability of each answer to each question about one conversation.
+
+Each question is a canvas of its own, so that answers do not depend on each other: the conversation, the question, and a
+slot: a mask where the answer's one token would stand. One forward scores it, and nothing is decoded. Models that attend
+in both directions see the end of the answer's turn behind the slot. Joint questions are on one canvas, whose slots are
+all scored by one forward.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+from secrets import token_hex
+from typing import Any
+
+from engine import (
+    ContextLengthExceeded,
+    DiffusionParams,
+    EngineLoop,
+    Hole,
+    InvalidRequest,
+    RequestFailed,
+    SamplingParams,
+    Submission,
+    Usage,
+)
+from server.decisions.labels import Labels, read_labels
+from server.decisions.questions import Asked, Question, asked
+from server.prompts.prompts import LONGEST_TOGETHER, PromptReader
+from server.replies.forwards import Forwards, spent
+from server.text.encoder import Endings, TooLong
+from server.text.tokenizer import Tokenizer
+from server.text.turns import NoObject, texts
+
+Turn = Mapping[str, Any]
+"""One turn of a conversation, as `server.text.turns` has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """The answers, and what they have cost."""
+
+    probabilities: Sequence[Sequence[float]]
+    """Of each question, in order: of each of its options. They add up to 1."""
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class _Canvas:
+    """Tokens with slots between them, and the labels that are read at each slot."""
+
+    ids: Sequence[int]
+    offsets: Sequence[int]
+    """Of each slot: tokens before it."""
+    asked: Sequence[Asked]
+    num_before: int
+    """Tokens before the first question."""
+
+
+class Decider:
+    """Decides by one engine and its tokenizer."""
+
+    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, forwards: Forwards) -> None:
+        self._info = engine.info
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._forwards = forwards
+        self._labels: Labels | None = None
+        self._reading = asyncio.Lock()
+
+    async def decide(
+        self,
+        turns: Sequence[Turn],
+        questions: Sequence[Question],
+        *,
+        is_joint: bool = False,
+        cache_salt: str = "",
+    ) -> Decided:
+        """Asks every question about the conversation. `turns`, `questions`: one at least.
+
+        Waits while the engine's queue is full. Raises InvalidRequest, in the words of the API (`input`, `questions.0`,
+        `diffusion.joint`), ContextLengthExceeded, and what `Forwards.run` raises.
+        """
+        if is_joint and self._info.spec.is_block_causal:
+            raise InvalidRequest(
+                f"The model is block-causal ({self._info.spec.family}): one forward cannot score slots of several "
+                "blocks. Leave `diffusion.joint` out; questions share what is computed of the input.",
+                "diffusion.joint",
+            )
+        labels = await self._read_labels()
+        worded = [_asked(number, question, labels) for number, question in enumerate(questions)]
+        canvases = await self._canvases(turns, worded, is_joint)
+        for number, canvas in enumerate(canvases):
+            self._check_length(canvas, "questions" if is_joint else f"questions.{number}")
+        key = token_hex(16)
+        submissions = (
+            self._submission(f"decision-{key}-{number}", canvas, cache_salt) for number, canvas in enumerate(canvases)
+        )
+        blocks = await self._forwards.run(submissions, 2 * self._info.max_running_requests)
+        found: list[Sequence[float]] = []
+        for canvas, block in zip(canvases, blocks, strict=True):
+            if not block.logprobs:
+                raise RequestFailed("The engine did not say how probable the answers are.")
+            for one, told in zip(canvas.asked, block.logprobs, strict=True):
+                by_id = dict(zip(_ids(canvas), told.named, strict=True))
+                found.append(_shares([by_id[label.id] for label in one.labels]))
+        cost = spent(blocks)
+        return Decided(
+            probabilities=found,
+            usage=Usage(
+                prompt_tokens=sum(len(canvas.ids) for canvas in canvases),
+                completion_tokens=0,
+                forwards=cost.forwards,
+                rows_computed=cost.rows_computed,
+                cached_tokens=cost.cached_tokens,
+            ),
+        )
+
+    async def _read_labels(self) -> Labels:
+        async with self._reading:
+            if self._labels is None:
+                self._labels = await read_labels(self._tokenizer, self._info.spec.vocab_size)
+        return self._labels
+
+    async def _canvases(self, turns: Sequence[Turn], worded: Sequence[Asked], is_joint: bool) -> list[_Canvas]:
+        endings = [one.text for one in worded]
+        if is_joint:
+            endings = ["\n".join(f"{number}. {text}" for number, text in enumerate(endings, start=1))]
+        told = await self._read(turns, endings)
+        closing = () if self._info.spec.is_block_causal else told["closing"]
+        if not is_joint:
+            return [
+                _canvas(told["before"], [[*ending, *told["opening"]]], closing, [one])
+                for ending, one in zip(told["endings"], worded, strict=True)
+            ]
+        lines = ["1:\n", *(f"\n{number}:\n" for number in range(2, len(worded) + 1))]
+        first, *others = await self._tokenizer.encode(lines, add_special_tokens=False, param="questions")
+        first = [*told["endings"][0], *told["opening"], *first]
+        return [_canvas(told["before"], [first, *others], closing, worded)]
+
+    async def _read(self, turns: Sequence[Turn], endings: Sequence[str]) -> Endings:
+        """The conversation with each of these texts at the end of a turn of the user."""
+        if not self._tokenizer.has_chat_template:
+            raise InvalidRequest("This model has no chat template, by which it would be asked.", "input")
+        *before, last = [dict(turn) for turn in turns]
+        if last["role"] != "user":
+            before, last = [*before, last], {"role": "user", "content": ""}
+        elif last["content"]:
+            last["content"] += "\n"
+        self._prompts.check_length(texts([*before, last]), "input")
+        longest, most = max(map(len, endings)), self._prompts.max_characters
+        if longest > most or sum(map(len, endings)) > LONGEST_TOGETHER * most:
+            raise self._prompts.too_long(longest if longest > most else sum(map(len, endings)), "questions")
+        try:
+            return await self._tokenizer.converse_each([*before, last], endings, max_characters=most)
+        except NoObject:
+            raise InvalidRequest("The `arguments` of a call must be the JSON text of an object.", "input") from None
+        except TooLong as error:
+            raise self._prompts.too_long(error.characters, "input") from None
+
+    def _check_length(self, canvas: _Canvas, param: str) -> None:
+        """`param`: the questions of the canvas. Raises ContextLengthExceeded, which names them or the input."""
+        length, most = len(canvas.ids) + len(canvas.offsets), self._info.max_model_len
+        if length > most:
+            param = "input" if 2 * canvas.num_before > length else param
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {most} tokens. However, the input has {canvas.num_before} "
+                f"tokens, and {length - canvas.num_before} are for what is asked about it.",
+                param,
+            )
+
+    def _submission(self, request_id: str, canvas: _Canvas, cache_salt: str) -> Submission:
+        count, behind = len(canvas.offsets), canvas.offsets[-1] < len(canvas.ids)
+        span = canvas.offsets[-1] - canvas.offsets[0] + count
+        return Submission(
+            request_id=request_id,
+            prompt_ids=canvas.ids,
+            sampling=SamplingParams(max_tokens=count, ignore_eos=True, logprobs=0, logprob_ids=_ids(canvas)),
+            diffusion=DiffusionParams(
+                unmask="fixed", steps=1, block_length=None if self._info.spec.is_block_causal else span
+            ),
+            holes=tuple(Hole(offset=offset, length=1) for offset in canvas.offsets) if behind else (),
+            cache_salt=cache_salt,
+        )
+
+
+def _asked(number: int, question: Question, labels: Labels) -> Asked:
+    if (found := asked(question, labels)) is None:
+        raise InvalidRequest(
+            f"This model's tokenizer has labels of one token for {len(labels.names)} options, not for "
+            f"{len(question.options)}.",
+            f"questions.{number}.choices",
+        )
+    return found
+
+
+def _canvas(
+    before: Sequence[int], between: Sequence[Sequence[int]], closing: Sequence[int], worded: Sequence[Asked]
+) -> _Canvas:
+    """A slot behind each of the pieces `between`, which begin with the questions."""
+    ids, offsets = list(before), []
+    for piece in between:
+        ids += piece
+        offsets.append(len(ids))
+    return _Canvas([*ids, *closing], offsets, worded, len(before))
+
+
+def _ids(canvas: _Canvas) -> tuple[int, ...]:
+    """The tokens that are read at the canvas's slots, each once."""
+    return tuple(dict.fromkeys(label.id for one in canvas.asked for label in one.labels))
+
+
+def _shares(logprobs: Sequence[float]) -> list[float]:
+    """The probability of each, given that it is one of them."""
+    highest = max(logprobs)
+    weights = [exp(logprob - highest) for logprob in logprobs]
+    total = sum(weights)
+    return [weight / total for weight in weights]

@@ -1,0 +1,1 @@
+"""`/v1/decisions`: wire types, bodies as conversations and questions, probabilities as answers."""
