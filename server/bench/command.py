@@ -11,6 +11,7 @@ COMMANDS = {
     "decode": ("server.bench.decode", "this engine and the papers' own loops decoding on this machine, in turns"),
     "host": ("server.bench.host", "what a step costs the host for each request, without a model"),
     "constraints": ("server.bench.constraints", "what structured outputs cost a step, without a model"),
+    "decisions": ("server.bench.decisions", "questions a second of a running server, decided and asked by chat"),
     "gpu": ("server.bench.gpu", "a GPU: whether it computes right, waits where it should, and is as fast as predicted"),
     "serve": ("server.bench.serve.command", "a running OpenAI-compatible server under load"),
     "roofline": ("server.bench.roofline.command", "what a model can reach at most on given hardware, by arithmetic"),

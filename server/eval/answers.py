@@ -1,9 +1,10 @@
 """The answer to a question, and the interface of what answers: a local model or a server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.decisions.questions import Question as Decision
 from server.eval.policy import PolicyPair
 from server.eval.questions import NEXT_QUESTION, Question
 
@@ -41,4 +42,8 @@ class Answerer(Protocol):
 
     async def judge(self, question: Question) -> Mapping[str, float]:
         """The most probable texts of the answer's first token and their probabilities, from one forward."""
+        ...
+
+    async def decide(self, decisions: Sequence[Decision]) -> Sequence[Sequence[float]]:
+        """The probability of each option of each, as /v1/decisions tells them."""
         ...

@@ -30,6 +30,7 @@ from server.arguments import Parser, count, listed, positive, rate
 from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
 from server.eval.calibration import Calibration, calibrate
+from server.eval.decisions import DecisionRow, decided
 from server.eval.policy import CANVAS, FREE, GUIDANCES, WINDOW, Lookahead, PolicyPair, exact, product
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
@@ -50,8 +51,11 @@ def main(argv: Sequence[str]) -> int:
         number = questions.export(args.export, questions.choose_tasks(args.tasks), args.seed, args.limit)
         sys.stderr.write(f"{number} problems written to {args.export}\n")
         return 0
-    if args.calibration and (args.cache or args.unmask or args.plot):
-        raise ConfigError("--calibration asks by one forward, without a policy: leave out --cache, --unmask and --plot")
+    for flag in ("calibration", "decisions"):
+        if getattr(args, flag) and (args.cache or args.unmask or args.plot):
+            raise ConfigError(f"--{flag} asks by one forward, without a policy: leave out --cache, --unmask and --plot")
+    if args.decisions and args.plain:
+        raise ConfigError("--decisions are asked by the chat template, which --plain leaves out")
     asked = _questions(args)
     policies = _policies(args)
     is_compared = policies != [PolicyPair()] and not args.no_agreement
@@ -60,8 +64,13 @@ def main(argv: Sequence[str]) -> int:
     try:
         if args.calibration:
             found = asyncio.run(_calibrated(args, asked))
-            as_json = {"calibration": asdict(found)}
+            as_json: dict[str, object] = {"calibration": asdict(found)}
             _print(args, as_json, show.calibration_markdown(found), show.calibration_table(found))
+            return 0
+        if args.decisions:
+            told = asyncio.run(_decided(args, asked))
+            as_json = {"decisions": [asdict(one) for one in told]}
+            _print(args, as_json, show.decisions_markdown(told), show.decisions_table(told))
             return 0
         rows = asyncio.run(_run(args, asked, policies, reference))
     except ConfigError:
@@ -86,6 +95,11 @@ def _print(args: argparse.Namespace, as_json: object, markdown: str, table: Tabl
 async def _calibrated(args: argparse.Namespace, asked: Sequence[questions.Question]) -> Calibration:
     async with _answerer(args) as model_or_server:
         return await calibrate(model_or_server, asked, args.concurrency)
+
+
+async def _decided(args: argparse.Namespace, asked: Sequence[questions.Question]) -> list[DecisionRow]:
+    async with _answerer(args) as model_or_server:
+        return await decided(model_or_server, asked)
 
 
 def _answerer(args: argparse.Namespace) -> AbstractAsyncContextManager[Answerer]:
@@ -194,6 +208,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     what.add_argument("--calibration", action="store_true", help="of questions answered by Yes or No: the probability "
                       "of Yes in one forward against the truth")  # fmt: skip
+    what.add_argument("--decisions", action="store_true", help="of questions answered by Yes or No, a letter, a number "
+                      "from 1 on, or one of `choices`: accuracy and calibration by /v1/decisions")  # fmt: skip
     what.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the tasks' problems there and end")
     how = parser.add_argument_group("how it is decoded (comma-separated lists)")
     how.add_argument("--cache", type=_names, help=f"of {','.join(CACHES)} [default: {defaults.cache}]")
@@ -223,8 +239,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")
     form = out.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help='{"rows": […]}, or {"calibration": {…}}, on standard output, '
-                      "nothing else there")  # fmt: skip
+    form.add_argument("--json", action="store_true", help='{"rows": […]}, or {"calibration": {…}}, or {"decisions": […]}, '
+                      "on standard output, nothing else there")  # fmt: skip
     form.add_argument("--markdown", action="store_true", help="one line per policy, for documents")
     out.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against tokens per forward")
     return parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from math import exp
 from typing import Any
@@ -20,12 +20,16 @@ from engine import (
     load,
 )
 from server.constraints import Constraints
+from server.decisions.decider import Decider
+from server.decisions.questions import Question as Decision
 from server.eval.answers import EvalAnswer, Options
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.observe.observer import Observers, Siblings
+from server.prompts.prompts import PromptReader
 from server.replies.choice import Choice
 from server.replies.completion import Completion
+from server.replies.forwards import Forwards
 from server.replies.passage import Passage
 from server.structured import spec
 from server.structured.refusals import Refused
@@ -34,6 +38,8 @@ from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 
 ONE_FORWARD = DiffusionParams(unmask="fixed", steps=1)
+NO_INPUT = [{"role": "user", "content": ""}]
+"""What decisions are about that say everything themselves."""
 
 
 class LocalModel:
@@ -45,6 +51,9 @@ class LocalModel:
         self._constraints = constraints
         self._options = options
         self._ids = itertools.count()
+        info = engine.info
+        prompts = PromptReader(tokenizer, max_model_len=info.max_model_len, vocab_size=info.spec.vocab_size)
+        self._decider = Decider(engine, tokenizer, prompts, Forwards(engine))
 
     async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
         prompt, room = await self._prompt(question), self._options.room(question)
@@ -81,6 +90,9 @@ class LocalModel:
         outputs = [output async for output in stream if isinstance(output, Output)]
         [first] = outputs[0].logprobs or ()
         return {self._tokenizer.decode([token]): exp(logprob) for token, logprob in first.top}
+
+    async def decide(self, decisions: Sequence[Decision]) -> Sequence[Sequence[float]]:
+        return (await self._decider.decide(NO_INPUT, decisions)).probabilities
 
     async def _prompt(self, question: Question) -> list[int]:
         """Token ids: of the plain text if asked for or if there is no chat template, else from the chat template."""

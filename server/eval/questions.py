@@ -5,7 +5,7 @@ Knows no model and no tokenizer: messages are rendered elsewhere.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Question:
     """The JSON Schema that the answer must fit; None of an answer that need not be JSON."""
     is_yes: bool | None = None
     """Of a question that is answered by `Yes` or `No`: the truth."""
+    choices: tuple[str, ...] = ()
+    """The answers that there are, of a question from a file that tells them."""
     room: int = 0
     """The most tokens that an answer takes; a longer `--max-tokens` counts."""
 
@@ -96,7 +98,7 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
         problem = _problem(task, fields, where)
         *before, last = messages
         question = _asked(problem, [*before, *solved, last])
-        questions.append(question)
+        questions.append(replace(question, choices=_choices(fields, where)))
     if not questions:
         raise ConfigError(f"{path} holds no problems" + (f" beside the {few_shot} examples" if few_shot else ""))
     return questions
@@ -181,6 +183,15 @@ def _messages(fields: Mapping[str, Any], where: str) -> list[ChatTurn]:
         f"{where} needs either a `prompt` that is a string, or `messages` of `role` and `content`, the last the "
         "user's or a tool's"
     )
+
+
+def _choices(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    choices = fields.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(one, str) for one in choices):
+        raise ConfigError(f"{where}: `choices` must be a list of strings")
+    if choices and (len(set(choices)) < max(len(choices), 2) or fields["answer"] not in choices):
+        raise ConfigError(f"{where}: `choices` must be two or more, each once, with the `answer` among them")
+    return tuple(choices)
 
 
 def _is_turn(turn: object) -> bool:

@@ -4,7 +4,7 @@ The `diffusion` object is sent only if a policy sets a field of it; `usage.diffu
 """
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from math import exp
 from typing import Any
@@ -12,11 +12,14 @@ from typing import Any
 import httpx
 
 from engine import MAX_LOGPROBS, ConfigError, demo_calls
+from server.decisions.questions import Question as Decision
 from server.eval.answers import EvalAnswer, Options
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.remote import call, connect, first_model
 
+AT_ONCE = 400
+"""The most questions that /v1/decisions takes."""
 MAX_PLAIN_LOGPROBS = 5
 """The most that OpenAI's completions API takes."""
 
@@ -71,6 +74,19 @@ class RemoteModel:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._unlike_openai(reply) from None
 
+    async def decide(self, decisions: Sequence[Decision]) -> Sequence[Sequence[float]]:
+        """Many in each request: they do not depend on each other."""
+        found: list[Sequence[float]] = []
+        for first in range(0, len(decisions), AT_ONCE):
+            questions = list(map(_as_body, decisions[first : first + AT_ONCE]))
+            body = {"model": self._model, "input": "", "questions": questions}
+            reply = await call(self._http, "POST", "decisions", body)
+            try:
+                found += [_probabilities(answer) for answer in reply["answers"]]
+            except (KeyError, TypeError):
+                raise self._unlike_openai(reply) from None
+        return found
+
     async def _asked(self, question: Question, body: dict[str, object]) -> Any:
         body = {"model": self._model, "temperature": 0} | body
         if self._options.plain:
@@ -81,6 +97,21 @@ class RemoteModel:
 
     def _unlike_openai(self, reply: object) -> ConfigError:
         return ConfigError(f"{self._http.base_url} does not answer as OpenAI's API does: {reply!r:.200}")
+
+
+def _as_body(decision: Decision) -> dict[str, object]:
+    body: dict[str, object] = {"type": decision.kind, "instructions": decision.instructions}
+    if decision.kind == "choice":
+        body["choices"] = [{"value": option.text} for option in decision.options]
+    if decision.kind == "score":
+        body["levels"] = [{"label": option.text} for option in decision.options]
+    return body
+
+
+def _probabilities(answer: Mapping[str, Any]) -> list[float]:
+    if answer["type"] == "predicate":
+        return [answer["probability"], 1 - answer["probability"]]
+    return [one["probability"] for one in answer["probabilities"]]
 
 
 def _text(message: Mapping[str, Any]) -> str | None:

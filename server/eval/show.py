@@ -9,8 +9,11 @@ from rich.table import Table
 
 from engine import ConfigError
 from server.eval.calibration import Calibration
+from server.eval.decisions import DecisionRow
 from server.eval.policy import PolicyPair
 from server.eval.score import Row, pooled
+
+_DECISIONS = ["task", "n", "exact", "confidence", "Brier score", "expected calibration error"]
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -75,6 +78,28 @@ def calibration_markdown(found: Calibration) -> str:
     lines = [["n", "Brier score", "expected calibration error"], ["---:"] * 3]
     lines.append([str(found.n), f"{found.brier:.4f}", f"{found.calibration_error:.4f}"])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def decisions_table(rows: Sequence[DecisionRow]) -> Table:
+    """A line for each task."""
+    caption = "exact: most probable answers that are right; confidence: their mean probability; both in per cent"
+    shown = Table(box=SIMPLE_HEAD, show_edge=False, caption=caption, caption_justify="left")
+    for name in _DECISIONS:
+        shown.add_column(name, justify="left" if name == "task" else "right")
+    for row in rows:
+        shown.add_row(*_decision_cells(row))
+    return shown
+
+
+def decisions_markdown(rows: Sequence[DecisionRow]) -> str:
+    """The same for documents."""
+    lines = [_DECISIONS, ["---", *["---:"] * (len(_DECISIONS) - 1)], *map(_decision_cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _decision_cells(row: DecisionRow) -> list[str]:
+    shares = (f"{100 * share:.1f}" for share in (row.accuracy, row.confidence))
+    return [row.task, str(row.n), *shares, f"{row.brier:.4f}", f"{row.calibration_error:.4f}"]
 
 
 def overall(rows: Sequence[Row]) -> list[Row]:
