@@ -239,7 +239,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")
     form = out.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help='{"rows": […]}, or {"calibration": {…}}, or {"decisions": […]}, '
+    form.add_argument("--json", action="store_true", help='{"rows": […]}, {"calibration": {…}} or {"decisions": […]}, '
                       "on standard output, nothing else there")  # fmt: skip
     form.add_argument("--markdown", action="store_true", help="one line per policy, for documents")
     out.add_argument("--plot", type=Path, metavar="FILE.png", help="accuracy against tokens per forward")

@@ -19,6 +19,7 @@ from server.prompts.convert import ENGINE_NAMES, cache_salt
 from server.protocols.decisions.reply import written
 from server.protocols.decisions.request import is_joint, questions_of, turns_of
 from server.protocols.decisions.schema import DecisionRequest, DecisionResponse
+from server.protocols.fim import FimForm, FimRequest, FimResponse
 from server.protocols.generation_requests import from_chat, from_completion
 from server.protocols.response import ResponseWriter
 from server.protocols.service import Service
@@ -102,6 +103,22 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     service.unsupported.check(body)
     with _in_words(ENGINE_NAMES):
         converting = from_completion(body, service, tenant_of(request.scope))
+        writer, generation = await unless_disconnected(request.receive, converting)
+        return await _respond(writer, generation, body, request, service)
+
+
+@router.post(
+    "/v1/fim/completions",
+    response_model=FimResponse,
+    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(FimResponse),
+    **_POSTS,
+)
+async def create_fim_completion(body: FimRequest, request: Request, service: Shared) -> Response:
+    """Fill in what is between a text and a suffix."""
+    body = body.with_seed
+    service.unsupported.check(body)
+    with _in_words(ENGINE_NAMES):
+        converting = from_completion(body, service, tenant_of(request.scope), FimForm)
         writer, generation = await unless_disconnected(request.receive, converting)
         return await _respond(writer, generation, body, request, service)
 

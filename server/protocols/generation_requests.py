@@ -6,6 +6,7 @@ from engine import InvalidRequest, ModelSpec
 from server.constraints import Compiled
 from server.prompts.constraints import compiled, compiled_chat, is_constrained
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
+from server.prompts.fim import with_hole
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
 from server.protocols.response import ResponseWriter
@@ -13,16 +14,25 @@ from server.protocols.service import Service
 from server.protocols.trace import TraceWriter
 from server.replies.generation import GenerationRequest
 from server.replies.logprobs import LogprobWriter
-from server.schemas import ChatRequest, CompletionRequest, ConstraintUsage, DiffusionRequest, NamedTool, SamplingRequest
+from server.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    ConstraintUsage,
+    DiffusionRequest,
+    NamedTool,
+    Prompts,
+    SamplingRequest,
+)
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
+from server.text.tokenizer import Tokenizer
 
 
 async def from_completion(
-    body: CompletionRequest, service: Service, tenant: str
+    body: CompletionRequest, service: Service, tenant: str, form_of: type[TextForm] = TextForm
 ) -> tuple[ResponseWriter, GenerationRequest]:
     """The generation request of a completion, and its response writer. Raises InvalidRequest, or ModelNotFound.
 
-    `tenant`: who shares keys and values, as `server.guards.auth` tells it.
+    `tenant`: who shares keys and values, as `server.guards.auth` tells it. `form_of`: the form of the answer.
     """
     model, spec = service.models.resolve(body.model), service.engine.info.spec
     diffusion = diffusion_params(body.diffusion, service.diffusion, spec)
@@ -45,7 +55,7 @@ async def from_completion(
         constraint=constraint.constraint if constraint else None,
     )
     extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
-    form = TextForm(extras=extras)
+    form = form_of(extras=extras)
     writer = ResponseWriter(
         form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
     )
@@ -99,15 +109,18 @@ def _check_constrained(body: CompletionRequest, *, is_infill: bool) -> None:
 
 async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     special = body.add_special_tokens is not False
+    length = DEFAULT_MAX_TOKENS if body.num_asked is None else body.num_asked
     if body.suffix:
-        length = DEFAULT_MAX_TOKENS if body.num_asked is None else body.num_asked
         if not length:
             raise InvalidRequest("Prompt and `suffix` need room between them: `max_tokens` of 1 or more.", "max_tokens")
         return await service.prompts.read_infix(
             body.prompt, body.suffix, length, add_special_tokens=special, echo=body.echo
         )
     prompts = await service.prompts.read(
-        body.prompt, add_special_tokens=special, echo=body.echo, locate=body.echo and body.logprobs is not None
+        _with_holes(body.prompt, length, service.tokenizer),
+        add_special_tokens=special,
+        echo=body.echo,
+        locate=body.echo and body.logprobs is not None,
     )
     for prompt in prompts:
         if prompt.fills and body.num_asked not in (None, prompt.num_filled):
@@ -116,6 +129,15 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
                 "max_tokens",
             )
     return prompts
+
+
+def _with_holes(prompts: Prompts, length: int, tokenizer: Tokenizer) -> Prompts:
+    """Prompts in the templates of coder models have a hole instead."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts or not length:
+        return prompts
+    known = {token.content for token in tokenizer.added_tokens.values()}
+    return [with_hole(text, length, known) for text in texts]
 
 
 async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[ResponseWriter, GenerationRequest]:
