@@ -29,6 +29,7 @@ class Command:
 
 COMMANDS = {
     "serve": Command("server.commands.serve", "serve a model behind the OpenAI API"),
+    "run-batch": Command("server.commands.run_batch", "answer a file of requests in OpenAI's batch format, offline"),
     "chat": Command("server.chat.command", "talk to a model, and watch it decode"),
     "trace": Command("server.trace.command", "draw how an answer was decoded, as a picture that moves"),
     "bench": Command(

@@ -44,9 +44,9 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
-        ([], "give a command: serve or chat or trace or bench or eval (`unmask help` explains them)"),
-        (["srve"], "srve is no command, but serve, chat, trace, bench, eval are; did you mean serve?"),
-        (["GSAI-ML/LLaDA-8B"], "GSAI-ML/LLaDA-8B is no command, but serve, chat, trace, bench, eval are\n"),
+        ([], "give a command: serve or run-batch or chat or trace or bench or eval (`unmask help` explains them)"),
+        (["srve"], "srve is no command, but serve, run-batch, chat, trace, bench, eval are; did you mean serve?"),
+        (["GSAI-ML/LLaDA-8B"], "GSAI-ML/LLaDA-8B is no command, but serve, run-batch, chat, trace, bench, eval are\n"),
     ],
 )
 def test_a_command_is_needed(argv, text, capsys):
@@ -75,7 +75,7 @@ def test_help_is_a_word_too(argv, usage, capsys):
 
 
 def test_bench_alone_says_what_it_measures(complaint):
-    benchmarks = "decode or host or constraints or gpu or serve or roofline"
+    benchmarks = "decode or host or constraints or decisions or gpu or serve or roofline"
     assert f"say what to measure: unmask bench {benchmarks}" in complaint("bench")
     assert "did you mean roofline?" in complaint("bench", "rofline")
 

@@ -1,0 +1,119 @@
+"""`unmask run-batch`: a file of requests by the bundled model, what is wrong with lines, and runs that go on."""
+
+import json
+
+import pytest
+
+from engine import ConfigError
+from server.cli import main
+from server.commands.run_batch import resume
+
+CHAT = {"messages": [{"role": "user", "content": "Sort these numbers: 7 3."}], "max_tokens": 16}
+PREDICATE = {"type": "predicate", "instructions": "Is it so?"}
+
+
+def line(custom_id, url="/v1/chat/completions", body=None, **more):
+    return {"custom_id": custom_id, "method": "POST", "url": url, "body": CHAT if body is None else body, **more}
+
+
+@pytest.fixture
+def batch(tmp_path, capsys):
+    """`batch(lines, *flags)`: the exit code, the answers by custom_id, and what was told."""
+
+    def run(*lines):
+        texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
+        (tmp_path / "in.jsonl").write_text("\n".join(texts) + "\n\n")
+        code = main(["run-batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "demo"])
+        answers = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]
+        return code, answers, capsys.readouterr()
+
+    return run
+
+
+def test_every_route(batch):
+    code, answers, told = batch(
+        line("chat"),
+        line("text", "/v1/completions", {"prompt": "Sort these numbers: 7 3.", "max_tokens": 8}),
+        line("fim", "/v1/fim/completions", {"prompt": "Sort", "suffix": "7 3.", "max_tokens": 4}),
+        line("decision", "/v1/decisions", {"input": "Tom.", "questions": [PREDICATE]}),
+    )
+    assert code == 0
+    assert told.out == ""
+    assert told.err == "4 answered, 0 failed, 0 had answers before\n"
+    by_id = {one["custom_id"]: one for one in answers}
+    assert set(by_id) == {"chat", "text", "fim", "decision"}
+    for one in answers:
+        assert one["id"].startswith("batch_req_")
+        assert one["error"] is None
+        assert one["response"]["status_code"] == 200
+        assert one["response"]["request_id"]
+    assert by_id["chat"]["response"]["body"]["object"] == "chat.completion"
+    assert by_id["text"]["response"]["body"]["object"] == "text_completion"
+    assert by_id["decision"]["response"]["body"]["answers"][0]["type"] == "predicate"
+
+
+def test_what_fails_is_a_line_and_is_asked_again(batch):
+    wrong = [
+        "{",
+        "[]",
+        {"method": "POST"},
+        line("get", method="GET"),
+        line("far", "https://api.example.com/v1/chat/completions"),
+        line("stream", body={**CHAT, "stream": True}),
+        line("bad", body={**CHAT, "temperature": 3}),
+        line("nowhere", "/v1/nowhere"),
+    ]
+    code, answers, told = batch(line("good"), *wrong, line("good"), line("é\ud800", body={**CHAT, "n": 0}))
+    assert code == 1
+    assert told.err == "1 answered, 10 failed, 0 had answers before\n"
+    refused = [one["error"]["message"] for one in answers if one["error"]]
+    assert sorted(int(message.partition(":")[0].split()[1]) for message in refused) == [2, 3, 4, 5, 6, 7, 10]
+    assert all(one["response"] is None for one in answers if one["error"])
+    by_id = {one["custom_id"]: one for one in answers if one["custom_id"]}
+    assert by_id["bad"]["response"]["status_code"] == 400
+    assert by_id["bad"]["response"]["body"]["error"]["param"] == "temperature"
+    assert by_id["nowhere"]["response"]["status_code"] == 404
+
+    first = next(one for one in answers if one["custom_id"] == "good")
+    code, answers, told = batch(line("good"), line("bad"), line("new"))
+    assert code == 0
+    assert told.err == "2 answered, 0 failed, 1 had answers before\n"
+    assert answers[0] == first
+    assert {one["custom_id"] for one in answers} == {"good", "bad", "new"}
+
+
+def test_a_run_that_was_ended_goes_on(tmp_path):
+    path = tmp_path / "out.jsonl"
+    whole = [{"custom_id": str(n), "response": {"status_code": 200 if n % 2 else 503}, "error": None} for n in range(4)]
+    text = "".join(json.dumps(one) + "\n" for one in whole)
+    path.write_text(text + '{"custom_id": "9", "resp')
+    assert resume(path) == {"1", "3"}
+    assert [json.loads(one)["custom_id"] for one in path.read_text().splitlines()] == ["1", "3"]
+    assert resume(path) == {"1", "3"}
+    assert resume(tmp_path / "new.jsonl") == set()
+    path.write_text(text.rstrip("\n"))
+    assert resume(path) == {"1", "3"}
+    assert path.read_text().endswith("\n")
+
+
+@pytest.mark.parametrize("text", ["hello\nworld\n", '{"custom_id": "a"}\n', "[1]\n", "\xff"])
+def test_a_file_of_something_else_is_left_alone(tmp_path, text):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"out\.jsonl"):
+        resume(path)
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_what_the_user_can_mend(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text(json.dumps(line("a")))
+    for argv, words in (
+        ((), "required"),
+        (("nowhere.jsonl", "out.jsonl"), "nowhere.jsonl cannot be read"),
+        ((str(tmp_path / "in.jsonl"), str(tmp_path / "in.jsonl")), "is the input"),
+        ((str(tmp_path / "in.jsonl"), str(tmp_path / "no" / "out.jsonl")), "cannot be written"),
+        ((str(tmp_path / "in.jsonl"), "out.jsonl", "--colour", "red"), "--colour"),
+    ):
+        assert main(["run-batch", *argv]) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "in.jsonl").read_text() == json.dumps(line("a"))
