@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from server.protocols.decisions.schema import DecisionQuestion, DecisionRequest
 from server.protocols.unsupported import HARMLESS, MAX_LABEL_LENGTH, NEUTRAL_VALUES, REASONS
 from server.schemas import (
     ChatRequest,
@@ -121,6 +122,8 @@ _TABLES: Mapping[str, Callable[[], str]] = {
         DiffusionRequest, defaults={o.name: o.default for o in options().values() if o.section == "diffusion"}
     ),
     "function": lambda: _fields(Function),
+    "decisions": lambda: _fields(DecisionRequest),
+    "decision_question": lambda: _fields(DecisionQuestion),
     "tokenize": lambda: _fields(TokenizeRequest),
     "detokenize": lambda: _fields(DetokenizeRequest),
     "refused": _refused,

@@ -1,9 +1,9 @@
 """Decides: the probability of each answer to each question about one conversation.
 
 Each question is a canvas of its own, so that answers do not depend on each other: the conversation, the question, and a
-slot: a mask where the answer's one token would stand. One forward scores it, and nothing is decoded. Models that attend
-in both directions see the end of the answer's turn behind the slot. Joint questions are on one canvas, whose slots are
-all scored by one forward.
+blank, which is a mask where the answer's one token would stand. One forward scores it, and nothing is decoded. Models
+that attend in both directions see the end of the answer's turn behind the blank. Joint questions are on one canvas,
+whose blanks are all scored by one forward.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """Tokens with slots between them, and the labels that are read at each slot."""
+    """Tokens with blanks between them, and the labels that are read at each blank."""
 
     ids: Sequence[int]
     offsets: Sequence[int]
-    """Of each slot: tokens before it."""
+    """Of each blank: tokens before it."""
     asked: Sequence[Asked]
     num_before: int
     """Tokens before the first question."""
@@ -83,7 +83,7 @@ class Decider:
         """
         if is_joint and self._info.spec.is_block_causal:
             raise InvalidRequest(
-                f"The model is block-causal ({self._info.spec.family}): one forward cannot score slots of several "
+                f"The model is block-causal ({self._info.spec.family}): one forward cannot score blanks of several "
                 "blocks. Leave `diffusion.joint` out; questions share what is computed of the input.",
                 "diffusion.joint",
             )
@@ -197,7 +197,7 @@ def _asked(number: int, question: Question, labels: Labels) -> Asked:
 def _canvas(
     before: Sequence[int], between: Sequence[Sequence[int]], closing: Sequence[int], worded: Sequence[Asked]
 ) -> _Canvas:
-    """A slot behind each of the pieces `between`, which begin with the questions."""
+    """A blank behind each of the pieces `between`, which begin with the questions."""
     ids, offsets = list(before), []
     for piece in between:
         ids += piece
@@ -206,7 +206,7 @@ def _canvas(
 
 
 def _ids(canvas: _Canvas) -> tuple[int, ...]:
-    """The tokens that are read at the canvas's slots, each once."""
+    """The tokens that are read at the canvas's blanks, each once."""
     return tuple(dict.fromkeys(label.id for one in canvas.asked for label in one.labels))
 
 

@@ -40,8 +40,9 @@ class ServedModels:
         return name
 
     def card(self, name: str) -> ModelCard:
+        length = self._max_model_len
         return ModelCard(
-            id=self.resolve(name), created=self._created, root=self._root, max_model_len=self._max_model_len
+            id=self.resolve(name), created=self._created, root=self._root, max_model_len=length, context_length=length
         )
 
     def cards(self) -> list[ModelCard]:

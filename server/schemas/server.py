@@ -16,6 +16,9 @@ class ModelCard(BaseModel):
     """What was loaded: a hub id, or the name of a folder."""
     parent: None = None
     max_model_len: int
+    """Longest prompt and answer together, in tokens; vLLM's name."""
+    context_length: int
+    """The same under OpenRouter's name."""
 
 
 class ModelList(BaseModel):
@@ -23,6 +26,9 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    models: tuple[()] = ()
+    """Empty, and there because Codex reports an error without it. Codex would read entries of a form of its own, which
+    changes with its releases, and drops the whole list for one field that is missing."""
 
 
 class Status(BaseModel):

@@ -4,12 +4,13 @@
 async def test_models_are_listed_the_default_first(api):
     listed = (await api.client.get("/v1/models")).json()
     assert listed["object"] == "list"
+    assert listed["models"] == [], "Codex complains of a list without it"
     assert [card["id"] for card in listed["data"]] == ["fake", "org/fake"]
     for card in listed["data"]:
         assert card["object"] == "model"
         assert card["owned_by"] == "unmask"
         assert isinstance(card["created"], int)
-        assert card["max_model_len"] == 128
+        assert card["max_model_len"] == card["context_length"] == 128
         assert (await api.client.get(f"/v1/models/{card['id']}")).json() == card
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from engine import InvalidRequest
 from server.decisions.questions import Option, Question, predicate
-from server.protocols.decisions.schema import DecisionDiffusion, DecisionQuestion, DecisionRequest, Item
+from server.protocols.decisions.schema import DecisionDiffusion, DecisionItem, DecisionQuestion, DecisionRequest
 from server.schemas.template import KNOWN_ROLES
 
 
@@ -25,7 +25,7 @@ def turns_of(asked: DecisionRequest) -> list[dict[str, Any]]:
     return turns
 
 
-def _call(item: Item) -> dict[str, Any] | None:
+def _call(item: DecisionItem) -> dict[str, Any] | None:
     """A custom tool's input is the one argument of a function of its name."""
     if item.type == "function_call":
         arguments = item.arguments or ""

@@ -19,35 +19,35 @@ Name = Annotated[str, Field(max_length=MAX_NAME_LENGTH), AfterValidator(check_un
 _Given = Annotated[str, Field(min_length=1), AfterValidator(check_unicode)]
 
 
-class TextPart(WireRequest):
+class DecisionTextPart(WireRequest):
     """A piece of text."""
 
     type: Literal["input_text"]
     text: Text
 
 
-class JsonPart(WireRequest):
+class DecisionJsonPart(WireRequest):
     """An object, or a list of objects, which the model reads as JSON text."""
 
     type: Literal["input_json"]
     data: dict[str, Any] | list[dict[str, Any]]
 
 
-class OutputTextPart(WireRequest):
+class DecisionOutputTextPart(WireRequest):
     """A piece of what the assistant said."""
 
     type: Literal["output_text"]
     text: Text
 
 
-class RefusalPart(WireRequest):
+class DecisionRefusalPart(WireRequest):
     """The assistant's words where it refused."""
 
     type: Literal["refusal"]
     refusal: Text
 
 
-AnyPart = TextPart | JsonPart | OutputTextPart | RefusalPart
+AnyPart = DecisionTextPart | DecisionJsonPart | DecisionOutputTextPart | DecisionRefusalPart
 
 
 def _read_text(value: Any) -> str:
@@ -81,7 +81,7 @@ _Parts = Annotated[list[AnyPart], Field(min_length=1)]
 Content = Annotated[str, PlainValidator(_read_text, json_schema_input_type=str | _Parts)]
 
 
-class Item(WireRequest):
+class DecisionItem(WireRequest):
     """A message, or a tool's call or its output."""
 
     type: Literal["message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"] = (
@@ -125,7 +125,7 @@ def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-def _check_calls(items: list[Item]) -> list[Item]:
+def _check_calls(items: list[DecisionItem]) -> list[DecisionItem]:
     """Each output belongs to a call before it."""
     called: set[str] = set()
     for number, item in enumerate(items):
@@ -138,7 +138,7 @@ def _check_calls(items: list[Item]) -> list[Item]:
     return items
 
 
-_ItemList = Annotated[list[Item], Field(min_length=1, max_length=MAX_MESSAGES)]
+_ItemList = Annotated[list[DecisionItem], Field(min_length=1, max_length=MAX_MESSAGES)]
 Items = Annotated[
     _ItemList, AfterValidator(_check_calls), BeforeValidator(_as_items, json_schema_input_type=str | _ItemList)
 ]

@@ -79,7 +79,7 @@ def deciding(engine, tokenizer, monkeypatch):
 
 
 def plain(engine, submission):
-    """For each slot, the probabilities of the submission's named tokens, by a plain forward over its whole canvas."""
+    """For each blank, the probabilities of the submission's named tokens, by a plain forward over its whole canvas."""
     request, spec, model = engine.new_request(submission), engine.info.spec, engine.runner.model
     ids, named = torch.from_numpy(request.ids), list(submission.sampling.logprob_ids)
     context = DenseContext(model, len(ids))
@@ -87,8 +87,8 @@ def plain(engine, submission):
         context = BlockCausalContext(model, len(ids), request.block_length)
     with torch.inference_mode():
         logits = model.logits(model(ids, torch.arange(len(ids)), context)).double().numpy()
-    for slot in request.answer_positions[: submission.sampling.max_tokens]:
-        weights = np.exp(logits[max(slot - spec.shift, 0), named])
+    for blank in request.answer_positions[: submission.sampling.max_tokens]:
+        weights = np.exp(logits[max(blank - spec.shift, 0), named])
         yield weights / weights.sum()
 
 
