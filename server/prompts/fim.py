@@ -26,6 +26,11 @@ TEMPLATES = (
 )
 
 
+def is_templated(text: str) -> bool:
+    """Whether the text may be in one of the templates."""
+    return any(template.prefix in text for template in TEMPLATES)
+
+
 def with_hole(text: str, length: int, known: Collection[str]) -> str:
     """The text with a hole of `length` positions, if it is in one of the templates and its tokens are not `known`.
 

@@ -146,6 +146,8 @@ class ChatForm:
     """The request's, repeated in whole answers only."""
     has_tools: bool = False
     """Tools may be called: content is null beside calls, and left out of chunks without text."""
+    shows_reasoning: bool = True
+    """Reasoning that is told apart is part of the answer."""
     is_named: bool = False
     """The one tool to call is the request's choice, so that a call is what ends the answer as any other (`stop`)."""
     prefix = "chatcmpl-"
@@ -155,7 +157,11 @@ class ChatForm:
         choices = [
             ChatChoice(
                 index=delta.index,
-                message=ChatMessage(content=self._content(delta), tool_calls=called(head["id"], delta) or None),
+                message=ChatMessage(
+                    content=self._content(delta),
+                    reasoning_content=self._reasoning(delta),
+                    tool_calls=called(head["id"], delta) or None,
+                ),
                 logprobs=writer.for_chat(delta.tokens) if writer else None,
                 **self._end(delta),
             )
@@ -191,7 +197,11 @@ class ChatForm:
         writer = self.extras.logprobs
         return ChatChunkChoice(
             index=delta.index,
-            delta=ChatDelta(content=self._content(delta), tool_calls=call_deltas(answer, delta) or None),
+            delta=ChatDelta(
+                content=self._content(delta),
+                reasoning_content=self._reasoning(delta),
+                tool_calls=call_deltas(answer, delta) or None,
+            ),
             logprobs=writer.for_chat(delta.tokens) if writer else None,
             **self._end(delta),
         )
@@ -200,6 +210,9 @@ class ChatForm:
         """null only beside calls, or as long as these may come."""
         may_be_null = self.has_tools and (delta.num_calls > 0 or delta.finish_reason is None)
         return delta.text or (None if may_be_null else "")
+
+    def _reasoning(self, delta: Delta) -> str | None:
+        return (delta.reasoning or None) if self.shows_reasoning else None
 
     def _end(self, delta: Delta) -> dict[str, Any]:
         """`Extras.of`, where whole calls are an end of their own: clients run these."""

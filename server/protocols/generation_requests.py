@@ -6,7 +6,7 @@ from engine import InvalidRequest, ModelSpec
 from server.constraints import Compiled
 from server.prompts.constraints import compiled, compiled_chat, is_constrained
 from server.prompts.convert import cache_salt, diffusion_params, sampling_params
-from server.prompts.fim import with_hole
+from server.prompts.fim import is_templated, with_hole
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
 from server.protocols.response import ResponseWriter
@@ -134,7 +134,7 @@ async def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
 def _with_holes(prompts: Prompts, length: int, tokenizer: Tokenizer) -> Prompts:
     """Prompts in the templates of coder models have a hole instead."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    if not texts or not length:
+    if not any(map(is_templated, texts)) or not length:
         return prompts
     known = {token.content for token in tokenizer.added_tokens.values()}
     return [with_hole(text, length, known) for text in texts]
@@ -171,6 +171,7 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         service_tier=body.service_tier,
         metadata=body.metadata,
         has_tools=bool(body.shown_tools),
+        shows_reasoning=body.include_reasoning,
         is_named=isinstance(body.tool_choice, NamedTool),
     )
     writer = ResponseWriter(
@@ -189,12 +190,18 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         keeps_stop=body.include_stop_str_in_output,
         skips_special=body.skip_special_tokens,
         reads_calls=bool(body.shown_tools),
+        reads_reasoning=service.tokenizer.reasons and _may_reason(body),
         is_traced=extras.trace is not None,
         tells_steps=extras.has_step_map,
         is_tracked=body.logprobs or extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
     )
     return writer, request
+
+
+def _may_reason(body: ChatRequest) -> bool:
+    """Whether the answer may begin with reasoning: what an answer must be is said of all of it."""
+    return not is_constrained(body) and (not body.shown_tools or body.tool_choice in (None, "auto"))
 
 
 def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:

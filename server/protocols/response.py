@@ -11,7 +11,14 @@ from engine import DiffusionParams
 from server.protocols.forms import Form
 from server.replies.choice import Delta
 from server.replies.completion import Completion
-from server.schemas import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails, StreamOptions
+from server.schemas import (
+    CompletionTokensDetails,
+    CompletionUsage,
+    ConstraintUsage,
+    DiffusionUsage,
+    PromptTokensDetails,
+    StreamOptions,
+)
 from server.threads import in_thread_if_long
 
 STEP = "unmask.step"
@@ -93,6 +100,7 @@ class ResponseWriter:
             completion_tokens=usage.completion_tokens,
             total_tokens=usage.prompt_tokens + usage.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=completion.num_reasoning_tokens),
             diffusion=DiffusionUsage(
                 cache=self.diffusion.cache,
                 unmask=self.diffusion.unmask,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, Range, RequestFailed, TracedStep, Usage
 from server.replies.passage import Passage, Token, shifted
+from server.replies.reasoning import ReasoningReader
 from server.replies.tool_calls import CallDelta, Part, ToolCallReader
 from server.threads import in_thread_if_long
 
@@ -50,6 +51,10 @@ class Delta:
     index: int
     text: str
     """Empty if the block has no visible text, or none that is final yet."""
+    reasoning: str = ""
+    """What the block adds to the reasoning before the text. Only in its first delta."""
+    num_reasoning_tokens: int = 0
+    """Tokens of the choice's reasoning so far."""
     calls: Sequence[CallDelta] = ()
     num_calls: int = 0
     """Calls of the choice so far."""
@@ -90,12 +95,13 @@ class Choice:
         starts: Sequence[int] = (),
         prompt_tokens: Sequence[Token] = (),
         reader: ToolCallReader | None = None,
+        reasoning: ReasoningReader | None = None,
     ) -> None:
         """`literals`: the texts before, between and after the passages; without any, all are empty.
 
         `prompt_ids`: the token ids of the prompt. `starts`: the position on the canvas at which each passage begins.
         `prompt_tokens`: the tokens of the scored prompt, which is the first literal. `reader`: finds calls in the text;
-        None leaves all of it text.
+        None leaves all of it text. `reasoning`: tells reasoning from the text; None leaves it in.
         """
         self.index = index
         self._stream = stream
@@ -105,6 +111,7 @@ class Choice:
         self._starts = starts
         self._prompt_tokens = prompt_tokens
         self._reader = reader
+        self._reasoning = reasoning
         self._open = 0
         """Index of the passage that the next token belongs to."""
         self._num_taken = 0
@@ -148,12 +155,16 @@ class Choice:
             if reason is not None:
                 self._stream.finish(reason, usage)
             spent = usage
-            *before, last = self._parts(text + more, last=reason is not None)
+            text, reasoning = text + more, ""
+            if self._reasoning:
+                reasoning, text = self._reasoning.push(text, output.token_ids, last=reason is not None)
+            *before, last = self._parts(text, last=reason is not None)
             for part in before:
-                yield replace(self._delta(part, usage), tokens=tokens, prompt_tokens=prompt_tokens)
-                tokens, prompt_tokens = [], ()
+                yield replace(self._delta(part, usage), reasoning=reasoning, tokens=tokens, prompt_tokens=prompt_tokens)
+                reasoning, tokens, prompt_tokens = "", [], ()
             yield replace(
                 self._delta(last, usage),
+                reasoning=reasoning,
                 tokens=tokens,
                 prompt_tokens=prompt_tokens,
                 finish_reason=reason,
@@ -179,7 +190,14 @@ class Choice:
 
     def _delta(self, part: Part, usage: Usage) -> Delta:
         text, calls = (part, ()) if isinstance(part, str) else ("", (part,))
-        delta = Delta(index=self.index, text=text, calls=calls, usage=usage, prompt_ids=self._prompt_ids)
+        delta = Delta(
+            index=self.index,
+            text=text,
+            num_reasoning_tokens=self._reasoning.num_tokens if self._reasoning else 0,
+            calls=calls,
+            usage=usage,
+            prompt_ids=self._prompt_ids,
+        )
         if self._reader is None:
             return delta
         return replace(delta, num_calls=self._reader.num_calls, is_amid_call=self._reader.is_amid_call)

@@ -41,6 +41,7 @@ class Completion:
         self._counts = counts
         self._usages = [NOTHING for _ in choices]
         self._fills: list[tuple[str, ...] | None] = [None for _ in choices]
+        self._reasoning_tokens = [0 for _ in choices]
 
     @property
     def num_choices(self) -> int:
@@ -58,6 +59,11 @@ class Completion:
             visible_tokens=sum(usage.visible_tokens for usage in self._usages),
             cached_tokens=sum(self._cached_tokens),
         )
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the choices' reasoning so far."""
+        return sum(self._reasoning_tokens)
 
     @property
     def _cached_tokens(self) -> Iterator[int]:
@@ -93,6 +99,9 @@ class Completion:
                 before, self._usages[delta.index] = self._usages[delta.index], delta.usage
                 self._counts.generation += delta.usage.completion_tokens - before.completion_tokens
                 self._fills[delta.index] = delta.fills
+                self._reasoning_tokens[delta.index] = max(
+                    self._reasoning_tokens[delta.index], delta.num_reasoning_tokens
+                )
                 unfinished -= delta.finish_reason is not None
                 yield delta
         finally:
@@ -125,6 +134,7 @@ class Completion:
 
 def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
+    reasoning = "".join(part.reasoning for part in parts)
     tokens = [token for part in parts for token in part.tokens]
     traced = [step for part in parts for step in part.traced]
     prompt_tokens = [token for part in parts for token in part.prompt_tokens]
@@ -132,6 +142,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
     return replace(
         parts[-1],
         text=text,
+        reasoning=reasoning,
         calls=calls,
         tokens=tokens,
         prompt_tokens=prompt_tokens,

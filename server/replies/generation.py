@@ -14,14 +14,17 @@ from server.replies.completion import Completion
 from server.replies.forwards import IDS_PER_TOKEN, Forwards
 from server.replies.passage import Passage, Token
 from server.replies.prompt_logprobs import PromptScorer
+from server.replies.reasoning import ReasoningReader
 from server.replies.stop_strings import StopStrings
 from server.replies.tool_calls import ToolCallReader
 from server.text.detokenizer import Detokenizer
-from server.text.tokenizer import Tokenizer
+from server.text.tokenizer import CLOSE_REASONING, OPEN_REASONING, Tokenizer
 from server.threads import in_thread_if_long
 
 MAX_LOGPROBS_OF_ANSWER = 262_144
 """Bound on an answer's log-probabilities: tokens of all choices and scored prompts, times (alternatives + 1)."""
+IDS_OF_TAG = 16
+"""Tokens in which a tag and white space behind it certainly stand."""
 MAX_TRACED = 65_536
 """Bound on the tokens of an answer that is watched: of all choices, each with its prompt."""
 
@@ -53,6 +56,8 @@ class GenerationRequest:
     """Prompts are scored, with this many alternatives for each token; None: they are not scored."""
     reads_calls: bool = False
     """Tool calls in the text are told apart from it."""
+    reads_reasoning: bool = False
+    """Reasoning before the text is told apart from it."""
     is_traced: bool = False
     """The answer has each step."""
     tells_steps: bool = False
@@ -126,11 +131,18 @@ class Submitter:
                     starts=prompt.starts_on_canvas,
                     prompt_tokens=scored[number],
                     reader=ToolCallReader() if request.reads_calls else None,
+                    reasoning=self._reasoning(prompt) if request.reads_reasoning else None,
                 )
             )
         num_prompt_tokens = [len(prompt.ids) for prompt in request.prompts]
         counts = self._observers.tokens
         return Completion(choices, num_prompt_tokens, num_kept=request.num_kept, scoring=spent, counts=counts)
+
+    def _reasoning(self, prompt: Prompt) -> ReasoningReader:
+        end = self._tokenizer.decode(prompt.ids[-IDS_OF_TAG:])
+        added = self._tokenizer.added_tokens.items()
+        close_id = next((id_ for id_, token in added if token.content == CLOSE_REASONING), None)
+        return ReasoningReader(is_open=end.rstrip().endswith(OPEN_REASONING), close_id=close_id)
 
     async def _submit(self, request: GenerationRequest) -> Sequence[Stream]:
         sampling, diffusion = request.sampling, request.diffusion

@@ -30,7 +30,13 @@ from server.schemas.tokens import (
 )
 from server.schemas.tools import CalledFunction, CalledTool, CalledToolDelta, Function, FunctionDelta, NamedTool, Tool
 from server.schemas.trace import TraceCanvas, TraceStep
-from server.schemas.usage import CompletionUsage, ConstraintUsage, DiffusionUsage, PromptTokensDetails
+from server.schemas.usage import (
+    CompletionTokensDetails,
+    CompletionUsage,
+    ConstraintUsage,
+    DiffusionUsage,
+    PromptTokensDetails,
+)
 from server.schemas.wire import StreamOptions, WireRequest
 
 __all__ = [
@@ -51,6 +57,7 @@ __all__ = [
     "CompletionLogprobs",
     "CompletionRequest",
     "CompletionResponse",
+    "CompletionTokensDetails",
     "CompletionUsage",
     "ConstrainedRequest",
     "ConstraintUsage",

@@ -49,8 +49,10 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     then the model does not see `tools`. The name of a function calls this one, once. Absent is `auto` with `tools`."""
     parallel_tool_calls: bool = True
     """Whether the answer may hold more than one call."""
+    include_reasoning: bool = True
+    """Whether the answer has `reasoning_content`, where the model's chat template has a place for reasoning."""
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    """Handed to the chat template, under this name."""
+    """Handed to the chat template, under this name; decoding is the same."""
     service_tier: _Label | None = None
     """Comes back with the answer; there is one tier."""
     metadata: Annotated[dict[_Key, _Label], Field(max_length=MAX_LABELS)] | None = None
@@ -82,6 +84,8 @@ class ChatMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     """null only where there are calls, and no text."""
+    reasoning_content: IfGiven[str] = None
+    """What the model thought before, where its chat template has a place for that."""
     refusal: None = None
     tool_calls: IfGiven[list[CalledTool]] = None
 
@@ -126,6 +130,8 @@ class ChatDelta(BaseModel):
     role: IfGiven[Literal["assistant"]] = None
     content: IfGiven[str] = None
     """Absent only where tools may be called, of chunks without text."""
+    reasoning_content: IfGiven[str] = None
+    """What the block adds to the reasoning before the text."""
     tool_calls: IfGiven[list[CalledToolDelta]] = None
     """One entry: a chunk holds text, or one piece of one call."""
 

@@ -45,9 +45,10 @@ class PromptTokensDetails(BaseModel):
 
 
 class CompletionTokensDetails(BaseModel):
-    """Of the choices' tokens: reasoning is text as any other here, and no `prediction` is looked at."""
+    """Of the choices' tokens: no `prediction` is looked at."""
 
     reasoning_tokens: int = 0
+    """Those of the reasoning that is told apart from the text of a chat."""
     audio_tokens: int = 0
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0

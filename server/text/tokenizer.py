@@ -29,6 +29,8 @@ SECONDS = 2.0
 """Processor time of a job, to which `SECONDS_PER_CHARACTER` adds."""
 SECONDS_PER_CHARACTER = 1e-5
 """Processor time for each character of a job's texts: ten times what tokenizers usually need."""
+OPEN_REASONING, CLOSE_REASONING = "<think>", "</think>"
+"""What models that reason before they answer write round it."""
 Lane = Literal["texts", "chats"]
 Job = Literal["encode", "encode_parts", "locate", "converse", "converse_each"]
 """The methods of `Encoder` that a job may call."""
@@ -187,6 +189,12 @@ class Tokenizer:
     @property
     def has_chat_template(self) -> bool:
         return self.chat_template is not None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the chat template has a place for reasoning before the answer."""
+        template = self.chat_template or ""
+        return OPEN_REASONING in template and CLOSE_REASONING in template
 
     def _setup(self) -> dict[str, Any]:
         """Arguments of `server.text.encoder.Encoder`."""

@@ -1,0 +1,100 @@
+"""Chats with a model whose template has a place for reasoning: `reasoning_content`, whole and in streams."""
+
+import shutil
+from contextlib import closing
+
+import httpx
+import pytest
+
+from engine import FinishReason
+from server.http.app import create_app
+from server.settings.tree import build
+from server.text.tokenizer import Tokenizer
+
+from .conftest import Api
+
+TEMPLATE = """\
+{% for tool in tools or () %}{{ tool.function.name }} {% endfor %}\
+{% for m in messages %}<{{ m.role[0] }}>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}\
+{{ m.content }}{% for call in m.tool_calls %}\
+<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>\
+{% endfor %}{% endfor %}{% if add_generation_prompt %}<a>{% if think %}<think>\n{% endif %}{% endif %}"""
+TOOL = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.fixture(scope="module")
+def thinking(tokenizer_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    with closing(Tokenizer.load(folder)) as tokenizer:
+        yield tokenizer
+
+
+@pytest.fixture
+async def thinker(engine, thinking):
+    """An Api whose model says "Two and two." to itself, and then "Four."."""
+    engine.script = lambda _: ["<think>\nTwo ", "and two.\n</thi", "nk>\n\nFo", "ur."]
+    app = create_app(engine, thinking, build({"served_model_name": ["fake"]}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        yield Api(client)
+
+
+def message(response):
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]
+
+
+async def test_a_whole_answer(thinker):
+    told = message(await thinker.chat())
+    assert (told["reasoning_content"], told["content"]) == ("Two and two.", "Four.")
+
+
+async def test_a_stream(thinker):
+    chunks = thinker.events_of((await thinker.chat(stream=True)).text)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Two and two."
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Four."
+    assert [("reasoning_content" in delta) for delta in deltas] == [False, True, True, False, False]
+
+
+async def test_a_template_that_opens_it(thinker, engine):
+    engine.script = lambda _: ["Two.</think>", "Four."]
+    told = message(await thinker.chat(chat_template_kwargs={"think": True}))
+    assert (told["reasoning_content"], told["content"]) == ("Two.", "Four.")
+
+
+async def test_reasoning_may_be_left_out(thinker):
+    told = message(await thinker.chat(include_reasoning=False))
+    assert told["content"] == "Four."
+    assert "reasoning_content" not in told
+
+
+async def test_tools_are_read_behind_it(thinker, engine):
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    engine.script = lambda _: ["<think>I look.</think>", call, FinishReason.STOP]
+    answer = await thinker.chat(tools=[TOOL])
+    told = message(answer)
+    assert told["reasoning_content"] == "I look."
+    assert told["content"] is None
+    assert told["tool_calls"][0]["function"]["name"] == "look"
+    assert answer.json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    "form", [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"choice": ["a"]}}]
+)
+async def test_what_an_answer_must_be_is_all_content(thinker, engine, form):
+    engine.script = lambda _: ["<think>"]
+    assert message(await thinker.chat(**form))["content"] == "<think>"
+
+
+async def test_each_choice_has_its_own(thinker):
+    choices = (await thinker.chat(n=2)).json()["choices"]
+    assert [choice["message"]["reasoning_content"] for choice in choices] == ["Two and two."] * 2
+
+
+async def test_completions_and_other_models_have_none(thinker, api, engine):
+    text = (await thinker.complete()).json()["choices"][0]["text"]
+    assert text == "<think>\nTwo and two.\n</think>\n\nFour."
+    assert message(await api.chat())["content"] == text
