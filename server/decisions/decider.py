@@ -8,7 +8,7 @@ whose blanks are all scored by one forward.
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 from secrets import token_hex
 from typing import Any
@@ -26,6 +26,7 @@ from engine import (
 )
 from server.decisions.labels import Labels, read_labels
 from server.decisions.questions import Asked, Question, asked
+from server.observe.observer import TokenCounts
 from server.prompts.prompts import LONGEST_TOGETHER, PromptReader
 from server.replies.forwards import Forwards, spent
 from server.text.encoder import Endings, TooLong
@@ -60,11 +61,20 @@ class _Canvas:
 class Decider:
     """Decides by one engine and its tokenizer."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer, prompts: PromptReader, forwards: Forwards) -> None:
+    def __init__(
+        self,
+        engine: EngineLoop,
+        tokenizer: Tokenizer,
+        prompts: PromptReader,
+        forwards: Forwards,
+        counts: TokenCounts,
+    ) -> None:
+        """`counts`: the counters that grow with the usage."""
         self._info = engine.info
         self._tokenizer = tokenizer
         self._prompts = prompts
         self._forwards = forwards
+        self._counts = counts
         self._labels: Labels | None = None
         self._reading = asyncio.Lock()
 
@@ -104,17 +114,9 @@ class Decider:
             for one, told in zip(canvas.asked, block.logprobs, strict=True):
                 by_id = dict(zip(_ids(canvas), told.named, strict=True))
                 found.append(_shares([by_id[label.id] for label in one.labels]))
-        cost = spent(blocks)
-        return Decided(
-            probabilities=found,
-            usage=Usage(
-                prompt_tokens=sum(len(canvas.ids) for canvas in canvases),
-                completion_tokens=0,
-                forwards=cost.forwards,
-                rows_computed=cost.rows_computed,
-                cached_tokens=cost.cached_tokens,
-            ),
-        )
+        usage = replace(spent(blocks), prompt_tokens=sum(len(canvas.ids) for canvas in canvases))
+        self._counts.prompt += usage.prompt_tokens
+        return Decided(probabilities=found, usage=usage)
 
     async def _read_labels(self) -> Labels:
         async with self._reading:

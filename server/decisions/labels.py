@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from itertools import product
+from itertools import islice, product
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class Labels(NamedTuple):
 async def read_labels(tokenizer: Tokenizer, vocab_size: int) -> Labels:
     """The labels that this tokenizer has."""
     pairs = ["".join(pair) for pair in product(ascii_uppercase, repeat=2)]
-    words = [text for text in map(tokenizer.spell, range(vocab_size)) if _WORD.fullmatch(text)][:MOST_WORDS]
+    words = list(islice(filter(_WORD.fullmatch, map(tokenizer.spell, range(vocab_size))), MOST_WORDS))
     numbers = [str(number) for number in range(1, MOST_LEVELS + 1)]
     texts = ["Yes", "No", *numbers, *ascii_uppercase, *pairs, *words]
     encoded = await tokenizer.encode(texts, add_special_tokens=False)

@@ -53,7 +53,7 @@ class LocalModel:
         self._ids = itertools.count()
         info = engine.info
         prompts = PromptReader(tokenizer, max_model_len=info.max_model_len, vocab_size=info.spec.vocab_size)
-        self._decider = Decider(engine, tokenizer, prompts, Forwards(engine))
+        self._decider = Decider(engine, tokenizer, prompts, Forwards(engine), Observers().tokens)
 
     async def ask(self, question: Question, policy: PolicyPair) -> EvalAnswer:
         prompt, room = await self._prompt(question), self._options.room(question)

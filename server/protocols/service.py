@@ -92,7 +92,7 @@ class Service:
                 cache_bytes=config.structured_cache_mb * 2**20,
             ),
             submitter=Submitter(engine, tokenizer, prompts, observability.observers, forwards),
-            decider=Decider(engine, tokenizer, prompts, forwards),
+            decider=Decider(engine, tokenizer, prompts, forwards, observability.observers.tokens),
             unsupported=UnsupportedFields(),
             temperature=config.temperature,
             default_max_tokens=config.default_max_tokens,

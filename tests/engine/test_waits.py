@@ -23,6 +23,7 @@ EDITS = (
     {"bad_words": ((1,), (2, 3))},
     {"min_tokens": 5},
     {"logprobs": 5},
+    {"logprobs": 0, "logprob_ids": (3, 7, 5)},
     {"temperature": 1.0, "logprobs": 0, "allowed_ids": frozenset(range(9)), "min_tokens": 1, "bad_words": ((4, 4),)},
 )
 

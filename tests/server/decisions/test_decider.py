@@ -13,6 +13,7 @@ from engine.bench.block_causal import BlockCausalContext
 from engine.bench.reference import DenseContext
 from server.decisions.decider import Decider
 from server.decisions.questions import Option, Question, predicate
+from server.observe.observer import Observers
 from server.prompts.prompts import PromptReader
 from server.replies.forwards import Forwards
 from server.text.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ def deciding(engine, tokenizer, monkeypatch):
         submitted, prepare = [], loop.prepare
         monkeypatch.setattr(loop, "prepare", lambda some: submitted.extend(some) or prepare(some))
         prompts = PromptReader(tokenizer, max_model_len=loop.info.max_model_len, vocab_size=loop.info.spec.vocab_size)
-        decider = Decider(loop, tokenizer, prompts, Forwards(loop))
+        decider = Decider(loop, tokenizer, prompts, Forwards(loop), Observers().tokens)
 
         async def decide(questions, turns=INPUT, **how):
             return await decider.decide(turns, questions, **how)

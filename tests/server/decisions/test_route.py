@@ -47,7 +47,7 @@ def shares(*tokens):
     return pytest.approx([weight / sum(weights) for weight in weights])
 
 
-async def test_the_answers(decide):
+async def test_the_answers(decide, api):
     response = await decide(model="fake")
     assert response.status_code == 200, response.text
     predicate, choice, score = response.json()["answers"]
@@ -64,6 +64,9 @@ async def test_the_answers(decide):
     assert usage["total_tokens"] == usage["input_tokens"] > 3 * len("<user>Hi.")
     assert usage["output_tokens"] == 0
     assert usage["diffusion"] == {"forwards": 6, "rows_computed": 30}
+    figures = (await api.client.get("/metrics")).text
+    assert f'unmask_prompt_tokens_total{{model_name="fake"}} {usage["input_tokens"]:.1f}' in figures
+    assert 'unmask_generation_tokens_total{model_name="fake"} 0.0' in figures
 
 
 async def test_the_description_fits(decide, api):
