@@ -111,8 +111,9 @@ class Decider:
         for canvas, block in zip(canvases, blocks, strict=True):
             if not block.logprobs:
                 raise RequestFailed("The engine did not say how probable the answers are.")
+            ids = _ids(canvas)
             for one, told in zip(canvas.asked, block.logprobs, strict=True):
-                by_id = dict(zip(_ids(canvas), told.named, strict=True))
+                by_id = dict(zip(ids, told.named, strict=True))
                 found.append(_shares([by_id[label.id] for label in one.labels]))
         usage = replace(spent(blocks), prompt_tokens=sum(len(canvas.ids) for canvas in canvases))
         self._counts.prompt += usage.prompt_tokens
@@ -172,16 +173,15 @@ class Decider:
             )
 
     def _submission(self, request_id: str, canvas: _Canvas, cache_salt: str) -> Submission:
-        count, behind = len(canvas.offsets), canvas.offsets[-1] < len(canvas.ids)
+        """All blanks lie in one block, which one step decodes. A block-causal model has its blank behind the tokens."""
+        count, is_causal = len(canvas.offsets), self._info.spec.is_block_causal
         span = canvas.offsets[-1] - canvas.offsets[0] + count
         return Submission(
             request_id=request_id,
             prompt_ids=canvas.ids,
             sampling=SamplingParams(max_tokens=count, ignore_eos=True, logprobs=0, logprob_ids=_ids(canvas)),
-            diffusion=DiffusionParams(
-                unmask="fixed", steps=1, block_length=None if self._info.spec.is_block_causal else span
-            ),
-            holes=tuple(Hole(offset=offset, length=1) for offset in canvas.offsets) if behind else (),
+            diffusion=DiffusionParams(unmask="fixed", steps=1, block_length=None if is_causal else span),
+            holes=() if is_causal else tuple(Hole(offset=offset, length=1) for offset in canvas.offsets),
             cache_salt=cache_salt,
         )
 
@@ -191,7 +191,7 @@ def _asked(number: int, question: Question, labels: Labels) -> Asked:
         raise InvalidRequest(
             f"This model's tokenizer has labels of one token for {len(labels.names)} options, not for "
             f"{len(question.options)}.",
-            f"questions.{number}.choices",
+            f"questions.{number}.{'levels' if question.kind == 'score' else 'choices'}",
         )
     return found
 

@@ -7,7 +7,7 @@ from math import exp
 import jsonschema
 import pytest
 
-from engine import FinishReason
+from engine import FinishReason, Hole
 from server.decisions.labels import MOST_LEVELS
 from server.http.app import create_app
 from server.protocols.decisions.request import turns_of
@@ -151,6 +151,17 @@ async def test_what_is_wrong_is_named(decide, api, param, words, body):
     error = api.error_of(response, 404 if param == "model" else 400)
     assert error["param"] == param
     assert words in error["message"]
+
+
+async def test_a_template_that_ends_with_the_answer(decide, engine, tokenizer):
+    """As the fake's does: the last blank has nothing behind it, and those before it are holes all the same."""
+    response = await decide(questions=[PREDICATE, SCORE], diffusion={"joint": True})
+    assert response.status_code == 200, response.text
+    [submission] = engine.submissions
+    text = await tokenizer.decode_all(submission.prompt_ids)
+    assert text.endswith("<assistant>1:\n\n2:\n")
+    assert submission.holes == (Hole(len(text) - 4, 1), Hole(len(text), 1))
+    assert len(response.json()["answers"]) == 2
 
 
 async def test_unknown_and_harmless_fields_pass(decide):
