@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -32,8 +33,9 @@ OFTEN = 10
 """How often a word must occur in what no family is about: rarer ones are bytes, as a user's unknown words are."""
 
 
-def pieces() -> list[str]:
-    """Every word that the families use, with and without the space before it where both occur."""
+@cache
+def pieces() -> tuple[str, ...]:
+    """Every word that the families use, with and without the space before it where both occur. It takes seconds."""
     instructions = "".join(text for text, _ in rendered((), ("{}",)))
     frame = (*FRAME, *SYSTEMS, *JSON_MARKS, instructions)
     found = Counter(piece for text in frame for piece in _PIECE.findall(text))
@@ -46,7 +48,7 @@ def pieces() -> list[str]:
             texts += problem.tools
             counted.update(piece for text in texts for piece in _PIECE.findall(text))
         found.update({piece: n for piece, n in counted.items() if task != "other" or n >= OFTEN})
-    return sorted(piece for piece in found if not (len(piece.strip()) > 2 and piece.strip().isdigit()))
+    return tuple(sorted(piece for piece in found if not (len(piece.strip()) > 2 and piece.strip().isdigit())))
 
 
 def build() -> Tokenizer:

@@ -26,10 +26,11 @@ def automaton(vocab, steps, accepting, stops):
     step[states, -1] = states
     accepts = np.zeros(states, np.bool_)
     accepts[list(accepting)] = True
-    distance = np.where(accepts, 0, NEVER)
-    for _ in range(states):
-        for state, onwards in enumerate(steps):
-            for to in onwards.values():
+    distance, before = np.where(accepts, 0, NEVER), None
+    while not np.array_equal(distance, before):
+        before = distance.copy()
+        for state in reversed(range(states)):  # most lead to later ones
+            for to in steps[state].values():
                 distance[state] = min(distance[state], distance[to] + 1)
     return made(classes, step, distance.astype(np.int32), accepts)
 
@@ -41,10 +42,10 @@ def made(classes, step, distance, accepts):
     step = np.array([[to if live[src] and live[to] else end + 1 for to in row] for src, row in enumerate(step)])
     edges, labels = [], []
     for src in range(end + 1):
-        for dst in range(end + 1):
-            if some := tuple(np.flatnonzero(step[src] == dst)):
-                labels += [some] if some not in labels else []
-                edges.append((src, dst, labels.index(some)))
+        for dst in np.unique(step[src][step[src] <= end]):
+            some = tuple(np.flatnonzero(step[src] == dst))
+            labels += [some] if some not in labels else []
+            edges.append((src, dst, labels.index(some)))
     src, dst, label = np.array(edges, np.int32).T
     return Constraint(
         classes=np.asarray(classes, np.int64),

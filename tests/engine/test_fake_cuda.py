@@ -16,8 +16,8 @@ from engine.scoring import sampling
 from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
 from tests.engine.fake_cuda import CUDA, fake_cuda, launched_at_once, paged_kernel
-from tests.engine.test_waits import everything
-from tests.engine.toys import TOY
+from tests.engine.test_waits import EDITS, everything
+from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
 LLADA = replace(TOY, vocab_size=2000, max_positions=2048)
 DREAM = replace(LLADA, num_kv_heads=2, qkv_bias=True)
@@ -32,6 +32,7 @@ def cuda(monkeypatch):
         yield fake
 
 
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("geometry", "shift", "kernel"),
     [
@@ -40,8 +41,13 @@ def cuda(monkeypatch):
         (DREAM, 1, attend_spans),
     ],
 )
-def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kernel):
-    asked = [*everything(submission), submission("holes", prompt=[5] * 30, holes=[(2, 9), (7, 7)], gen_length=16)]
+def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kernel, stride):
+    """In slow tests each cache with each unmask policy, else each of both."""
+    some = list(everything(submission, stride))
+    assert {one.diffusion.cache for one in some} == {*FULL_ATTENTION_CACHES}
+    assert {one.diffusion.unmask for one in some} == {*UNMASKS}
+    assert len(some) >= len(EDITS)
+    asked = [*some, submission("holes", prompt=[5] * 30, holes=[(2, 9), (7, 7)], gen_length=16)]
     engine = cuda.engine(geometry, replace(SPEC, shift=shift, max_model_len=128), requests=100, kernel=kernel)
     for one in asked:
         engine.submit(engine.new_request(one))

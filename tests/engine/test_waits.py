@@ -49,9 +49,9 @@ class Waits(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def everything(submission):
-    """Each cache with each unmask policy, and all edits among them."""
-    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)]
+def everything(submission, stride=1):
+    """Each cache with each unmask policy, or one in `stride` of these pairs, and all edits among them."""
+    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)][::stride]
     for number, (cache, unmask) in enumerate(pairs):
         asked = submission(number, prompt=[5] * (3 + number % 9), cache=cache, unmask=unmask, block_length=16)
         yield replace(asked, sampling=SamplingParams(max_tokens=32, seed=number, **EDITS[number % len(EDITS)]))
