@@ -57,7 +57,7 @@ test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --numprocesses auto --maxprocesses 2 --dist worksteal tests/browser
 
 test-containers: setup  ## the images, the compose stack and a pod, really run; left out where that cannot be
-	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers
+	PYTHON=$(BIN)/python .ci/containers $(BIN)/python -m pytest -q -m containers tests/docker
 
 test-wheel: setup  ## the wheel, where no developers' tools are: whether it answers
 	rm -rf .tools/wheel && $(PYTHON) -m venv .tools/wheel

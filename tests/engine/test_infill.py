@@ -90,7 +90,7 @@ def plainly(engine, row):
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=30, deadline=None, derandomize=True)  # a near tie is rounding noise: not to be met by chance
+@settings(max_examples=20, deadline=None, derandomize=True)  # a near tie is rounding noise: not to be met by chance
 @given(data=st.data())
 def test_it_fills_as_the_plain_loops_do(engines, submission, run, family, data):
     """Alone or up to four at once, with every cache that has a plain loop; tokens, forwards and rows."""
@@ -129,7 +129,7 @@ def test_dreams_sampler_fills_as_its_plain_loop_does(engines, submission, run, f
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(row=canvases(), unmask=st.sampled_from(sorted(UNMASKS)), temperature=st.sampled_from([0.0, 1.0]))
 def test_caches_that_recompute_everything_fill_alike(engines, submission, run, family, row, unmask, temperature):
     """A window over the canvas is dual; d2 that chooses every position is none."""
@@ -149,7 +149,10 @@ def test_caches_that_recompute_everything_fill_alike(engines, submission, run, f
 @pytest.mark.parametrize("family", ["llada", pytest.param("dream", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cache", FULL_ATTENTION_CACHES)
 def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission, run, family, cache):
-    """Among ordinary requests; every hole to its last position, and no page is kept."""
+    """Among ordinary requests, which get what they get among themselves; every hole to its last position.
+
+    No page is kept. That ordinary requests in one batch decode as alone is tests/engine/test_engine.py's.
+    """
     engine = engines[family]
     canvas = {"prompt": list(range(40, 70)), "gen_length": 24, "cache": cache}
     three = [(0, 5), (4, 10), (28, 9)]
@@ -167,25 +170,26 @@ def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission,
         for unmask in UNMASKS
         for temperature, holes in ((0.7, three), (0.0, ()))
     ]
-    together = run(engine, *asked)
+    together, apart = run(engine, *asked), run(engine, *(one for one in asked if not one.holes))
     for one in asked:
         tokens, reason, _ = together[one.request_id]
-        assert run(engine, one) == {one.request_id: together[one.request_id]}
         if one.holes:
+            apart |= run(engine, one)
             assert (len(tokens), reason) == (24, FinishReason.LENGTH), "stop tokens end no hole"
             assert MASK not in tokens
         else:
             assert reason is FinishReason.STOP
+    assert together == apart
     assert engine.stats().kv_pages_used == 0
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_a_hole_at_the_end_is_an_ordinary_request(engines, submission, run, family):
     """Of every cache and policy, all at once."""
-    row = {"prompt": list(range(30, 47)), "gen_length": 32, "block_length": 8}
-    row |= {"threshold": 0.3, "temperature": 0.5, "steps": 20}
+    row = {"prompt": list(range(30, 47)), "gen_length": 16, "block_length": 8}
+    row |= {"threshold": 0.3, "temperature": 0.5, "steps": 10}
     policies = [{"cache": cache, "unmask": unmask} for cache in FULL_ATTENTION_CACHES for unmask in UNMASKS]
-    holes = run(engines[family], *(submission(i, holes=[(17, 32)], **row, **each) for i, each in enumerate(policies)))
+    holes = run(engines[family], *(submission(i, holes=[(17, 16)], **row, **each) for i, each in enumerate(policies)))
     plain = run(engines[family], *(submission(i, ignore_eos=True, **row, **each) for i, each in enumerate(policies)))
     assert holes == plain
 

@@ -49,7 +49,7 @@ def decoded(engine, run, submission, rows):
 
 def test_golden_rows_alone_and_in_one_batch(by_kernel, golden, submission, run):
     """Those with the fewest forwards: Triton's interpreter takes a tenth of a second for each."""
-    rows = sorted(golden, key=lambda row: row["nfe"])[:6]
+    rows = sorted(golden, key=lambda row: row["nfe"])[:3]
     assert decoded(by_kernel, run, submission, rows) == [row["output"] for row in rows]
     assert decoded(by_kernel, run, submission, rows[:1]) == [rows[0]["output"]]
 

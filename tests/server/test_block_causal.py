@@ -13,6 +13,7 @@ from engine import DiffusionParams, EngineConfig, EngineLoop, load, resolved
 from server.cli import main
 from server.commands import serve as serve_command
 from server.prompts.convert import cache_salt
+from server.settings.sources import load_settings
 from server.text.tokenizer import Tokenizer
 
 LONG = [7 + number % 200 for number in range(100)]
@@ -232,10 +233,10 @@ async def test_metrics_tell_what_was_found(sdar):
 
 
 async def test_a_full_pool_preempts_and_says_so(sdar):
-    """Eight answers outgrow a pool in which their prompts have room; each gets what it gets alone."""
-    prompts = [[number, *LONG[:30]] for number in range(1, 9)]
-    body = {"max_tokens": 120, "ignore_eos": True, "return_token_ids": True}
-    async with sdar({"kv_cache_tokens": 512, "max_model_len": 256}) as http:
+    """Four answers outgrow a pool in which their prompts have room; each gets what it gets alone."""
+    prompts = [[number, *LONG[:30]] for number in range(1, 5)]
+    body = {"max_tokens": 60, "ignore_eos": True, "return_token_ids": True}
+    async with sdar({"kv_cache_tokens": 256, "max_model_len": 128}) as http:
 
         async def ask(prompt):
             answer = (await http.post("/v1/completions", json={"prompt": prompt, **body}, timeout=60)).json()
@@ -256,11 +257,10 @@ async def test_what_only_choices_of_one_prompt_share_is_not_cached(sdar):
             assert await cached(http, n=3) == WHOLE_PAGES
 
 
-def test_without_prefix_caching_nothing_is_found(serve, sdar_tiny):
-    with serve(str(sdar_tiny), "--no-prefix-caching") as url:
-        body = {"prompt": LONG, "max_tokens": 4}
-        answers = [httpx.post(f"{url}/v1/completions", json=body).json() for _ in range(2)]
-    assert [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers] == [0, 0]
+async def test_without_prefix_caching_nothing_is_found(sdar, sdar_tiny):
+    asked = load_settings([str(sdar_tiny), "--no-prefix-caching"], {}).engine
+    async with sdar({"prefix_caching": asked.prefix_caching}) as http:
+        assert [await cached(http) for _ in range(2)] == [0, 0]
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
