@@ -156,7 +156,7 @@ class Engine:
         return [*outputs, *self._fail()]
 
     def take_traced(self) -> list[TracedStep]:
-        """What the steps since the last call did to requests that are watched."""
+        """What the last step did to requests that are watched, once; nobody has to ask."""
         return self.scheduler.take_traced()
 
     @property

@@ -1,7 +1,7 @@
 """What a step costs the host: the step of a crowd of requests without its forward and its scoring, timed by part.
 
 No model is loaded. Scores are made up, outside the clock: the host's work depends on how many they are, not on what
-they say.
+they say. Times are CPU time of this thread: other work on the machine disturbs them little.
 """
 
 import time
@@ -51,7 +51,8 @@ class HostFigures:
 class Crowd:
     """Requests that all run, with the `dual` cache and the `threshold` policy, after their first step."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, is_traced: bool = False) -> None:
+        """`is_traced`: somebody watches each request (`TracedStep`)."""
         self.tally = Tally()
         self._scheduler = Scheduler(
             PagePool(size * -(-SPEC.max_model_len // PAGE), PAGE),
@@ -65,6 +66,7 @@ class Crowd:
                 prompt_ids=[1] * PROMPT,
                 sampling=SamplingParams(max_tokens=CANVAS, ignore_eos=True),
                 diffusion=DiffusionParams(cache="dual", unmask="threshold", block_length=BLOCK),
+                is_traced=is_traced,
             )
             self._scheduler.add(Request.new(submission, SPEC))
         self.step({})
@@ -83,6 +85,7 @@ class Crowd:
             self.tally.chosen(choices)
         with _timed(seconds, "commit"):
             outputs = self._scheduler.commit(choices)
+            self._scheduler.take_traced()
         with _timed(seconds, "tally"):
             self.tally.completed(outputs)
 
@@ -93,9 +96,13 @@ class Crowd:
 
 
 def bench_host(
-    crowds: Sequence[int], steps: int, progress: Callable[[int, int, int], None] = lambda *_: None
+    crowds: Sequence[int],
+    steps: int,
+    progress: Callable[[int, int, int], None] = lambda *_: None,
+    *,
+    is_traced: bool = False,
 ) -> list[HostFigures]:
-    """Times `steps` steps of crowds of so many requests.
+    """Times `steps` steps of crowds of so many requests, all of them watched if `is_traced`.
 
     `progress` is called with the steps done, those there are, and the size of the crowd at work. Raises ConfigError for
     numbers below 1, and for more steps than a request has.
@@ -104,7 +111,7 @@ def bench_host(
         raise ConfigError(f"requests are 1 or more, steps 1 to {CANVAS - 1}")
     figures = []
     for number, size in enumerate(crowds):
-        crowd, timed = Crowd(size), list[dict[str, float]]()
+        crowd, timed = Crowd(size, is_traced=is_traced), list[dict[str, float]]()
         for step in range(steps):
             progress(number * steps + step, len(crowds) * steps, size)
             timed.append(dict.fromkeys(HOST_PARTS, 0.0))
@@ -116,6 +123,6 @@ def bench_host(
 
 @contextmanager
 def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     yield
-    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begun
+    seconds[part] = seconds.get(part, 0.0) + time.thread_time() - begun

@@ -100,7 +100,7 @@ class Scheduler:
 
     def commit(self, choices: Sequence[Choice]) -> list[Output]:
         """Writes the chosen tokens and releases finished requests. Returns the blocks that this completed."""
-        outputs = []
+        outputs, self._traced = list[Output](), []
         for choice in choices:
             request = choice.plan.request
             with self.faults.of(request):
@@ -113,7 +113,7 @@ class Scheduler:
         return outputs
 
     def take_traced(self) -> list[TracedStep]:
-        """The steps of watched requests since the last call."""
+        """The last step of watched requests, once."""
         taken, self._traced = self._traced, []
         return taken
 

@@ -18,7 +18,7 @@ from server.console import output, progress_bar
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code. Raises ConfigError for errors that the user can fix."""
     given = _parse(argv[1:])
-    figures = _run(given.requests, given.steps)
+    figures = _run(given.requests, given.steps, is_traced=given.trace)
     streaming = _run_streaming(given.clients) if given.clients else None
     if given.json:
         rows = [{"requests": row.requests, "total": row.total, **row.microseconds} for row in figures]
@@ -48,18 +48,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--clients", type=count, default=64, metavar="N", help="clients that stream; 0 leaves this part out"
     )
+    parser.add_argument("--trace", action="store_true", help="each request is watched; streaming clients never are")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of the table")
     return parser.parse_args(argv)
 
 
-def _run(crowds: Sequence[int], steps: int) -> list[HostFigures]:
+def _run(crowds: Sequence[int], steps: int, *, is_traced: bool) -> list[HostFigures]:
     with progress_bar() as bar:
         task = bar.add_task("host", total=None)
 
         def progress(done: int, total: int, size: int) -> None:
             bar.update(task, completed=done, total=total, description=f"{size} requests")
 
-        return bench_host(crowds, steps, progress)
+        return bench_host(crowds, steps, progress, is_traced=is_traced)
 
 
 def _run_streaming(clients: int) -> StreamingFigures:
@@ -82,7 +83,7 @@ def _streaming_table(figures: StreamingFigures) -> Table:
 
 def _table(figures: Sequence[HostFigures], steps: int) -> Table:
     table = Table(
-        title="microseconds of the host for a step of one request",
+        title="microseconds of the host's CPU time for a step of one request",
         caption=f"medians of {steps} steps; prompt 896, canvas 1024, blocks of 32, cache dual, unmask threshold",
     )
     for title in ("requests", *HOST_PARTS, "all"):

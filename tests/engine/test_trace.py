@@ -143,6 +143,15 @@ def test_what_was_traced_of_an_aborted_request_ends_with_it(llada_tiny):
     assert engine.take_traced() == []
 
 
+def test_steps_that_nobody_takes_are_not_kept(llada_tiny):
+    engine = load(EngineConfig(model=str(llada_tiny)))
+    for one in crowd(FULL, False, 2, seed=2):
+        engine.submit(engine.new_request(replace(one, diffusion=replace(one.diffusion, unmask="fixed"))))
+    for _ in range(3):
+        engine.step()
+    assert [step.step for step in engine.take_traced()] == [3, 3]
+
+
 @pytest.mark.parametrize("spans", [(), ((0, 1),), ((0, 3), (4, 5)), ((2, 3), (5, 9), (10, 11))])
 def test_ranges(spans):
     assert ranges(np.array(positions(spans), np.int64)) == spans

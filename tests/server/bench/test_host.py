@@ -20,6 +20,14 @@ def test_json(capsys):
         assert min(row.values()) > 0
 
 
+def test_what_is_watched_takes_longer_to_commit(capsys):
+    figures = []
+    for flags in ((), ("--trace",)):
+        assert main(["bench", "host", "--requests", "64", "--steps", "24", "--clients", "0", "--json", *flags]) == 0
+        figures += json.loads(capsys.readouterr().out)["microseconds"]
+    assert figures[0]["commit"] < figures[1]["commit"]
+
+
 def test_the_table(capsys):
     assert main(list(FEW)) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
