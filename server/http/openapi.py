@@ -48,16 +48,17 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def events_of(*kinds: type[BaseModel]) -> dict[str, Any]:
-    """The description of server-sent events whose data is one of `kinds` as JSON.
+def events_of(*kinds: type[BaseModel], name: str) -> dict[str, Any]:
+    """The description of server-sent events whose data is one of `kinds` as JSON. Some are called `name`, most nothing.
 
     `itemSchema` is a keyword of OpenAPI 3.2, which FastAPI also uses in 3.1. Readers that do not know it see a string.
     """
     content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
+    event = {"type": "string", "const": name}
     return {
         "schema": {"type": "string"},
-        "itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]},
+        "itemSchema": {"type": "object", "properties": {"event": event, "data": data}, "required": ["data"]},
     }
 
 

@@ -21,7 +21,7 @@ from server.protocols.decisions.request import is_joint, questions_of, turns_of
 from server.protocols.decisions.schema import DecisionRequest, DecisionResponse
 from server.protocols.fim import FimForm, FimRequest, FimResponse
 from server.protocols.generation_requests import from_chat, from_completion
-from server.protocols.response import ResponseWriter
+from server.protocols.response import STEP, ResponseWriter
 from server.protocols.service import Service
 from server.replies.generation import GenerationRequest
 from server.schemas import (
@@ -69,8 +69,11 @@ def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of an answer that may come as server-sent events."""
-    told = "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON."
-    return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse)}}}
+    told = (
+        "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON. "
+        f"An event that tells a step is called `{STEP}`; the others have no name."
+    )
+    return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse, name=STEP)}}}
 
 
 router = APIRouter(responses=_told(401, 403, 431, 500, 503, 504))

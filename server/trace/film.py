@@ -12,10 +12,10 @@ WIDTH = 64
 """Characters of a line."""
 STEP_SECONDS, HOLD_SECONDS = 0.45, 3.0
 """A step's time on the screen, and that of the whole answer before the film begins anew."""
-BYTES = "bytes:"
-"""What texts of tokens begin with that are no whole characters."""
 PLACEHOLDER = "□"
 """Stands for what cannot be drawn."""
+_BYTES = re.compile(r"bytes:(\\x[0-9a-f]{2})+")
+"""Texts of tokens that are no whole characters."""
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 does not allow, not even escaped."""
 
@@ -73,7 +73,7 @@ def _placed(tokens: list[tuple[str, int, float]]) -> Iterator[Cell]:
     """Wraps lines at `WIDTH`, and where a token ends one."""
     line = column = 0
     for token, step, confidence in tokens:
-        text, *others = (PLACEHOLDER if token.startswith(BYTES) else _drawable(token)).split("\n")
+        text, *others = (PLACEHOLDER if _BYTES.fullmatch(token) else _drawable(token)).split("\n")
         for number, part in enumerate([text, *others]):
             if number:
                 line, column = line + 1, 0

@@ -5,6 +5,7 @@ import json
 import jsonschema
 import pytest
 
+from server.protocols.response import STEP
 from server.schemas.wire import INT64
 
 
@@ -31,6 +32,16 @@ async def test_the_chunks_of_a_stream(api, described, path):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**chunks[0], "choices": None}, schema)
     jsonschema.validate({"error": {"message": "a", "type": "b", "param": None, "code": None}}, schema)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_the_event_of_a_step_is_named(described, path):
+    """Others have no name."""
+    item = events_of(described, path)
+    jsonschema.validate({"data": "{}"}, item)
+    jsonschema.validate({"event": STEP, "data": "{}"}, item)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"event": "step", "data": "{}"}, item)
 
 
 async def test_bounds_of_integers_are_integers(described):

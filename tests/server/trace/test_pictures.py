@@ -43,6 +43,11 @@ def saved(tmp_path):
     return save
 
 
+def test_a_word_that_begins_as_bytes_do_is_drawn():
+    film = film_of(answer_of(["bytes:", "bytes: 3", "bytes:\\xe2\\x82"], [1, 1, 1]))
+    assert [cell.text for cell in film.cells] == ["bytes:", "bytes: 3", "□"]
+
+
 def test_tokens_stand_in_lines():
     film = film_of(answer_of(["One", " two", "\n", "x" * 60, " three", "bytes:\\xe2", "a\nb"], [2, 1, 2, 1, 3, 1, 1]))
     assert [(cell.text, cell.line, cell.column, cell.step) for cell in film.cells] == [
