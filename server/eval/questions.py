@@ -76,8 +76,8 @@ def from_tasks(tasks: Sequence[str], seed: int, limit: int, few_shot: int) -> li
 def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
     """Up to `limit` questions from lines of {"prompt" or "messages", "answer"}.
 
-    The first `few_shot` lines are solved examples and are not asked. A line's "task" is the row that it counts for, by
-    default the file's name. Raises ConfigError with the number of the line.
+    The first `few_shot` lines are solved examples, with all their turns but the system's, and are not asked. A line's
+    "task" is the row that it counts for, by default the file's name. Raises ConfigError with the number of the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -88,12 +88,13 @@ def from_file(path: Path, limit: int, few_shot: int) -> list[Question]:
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     questions: list[Question] = []
     solved: list[ChatTurn] = []
-    for number, line in numbered[: few_shot + limit]:
+    for place, (number, line) in enumerate(numbered[: few_shot + limit]):
         where = f"{path}, line {number}"
         fields = _fields(line, where)
         task, messages, answer = str(fields.get("task", path.stem)), _messages(fields, where), fields["answer"]
-        if len(solved) < 2 * few_shot:
-            solved += [messages[-1], {"role": "assistant", "content": answer}]
+        if place < few_shot:
+            solved += (turn for turn in messages if turn["role"] != "system")
+            solved.append({"role": "assistant", "content": answer})
             continue
         problem = _problem(task, fields, where)
         *before, last = messages

@@ -20,6 +20,17 @@ def test_solved_examples_come_first_and_are_not_asked(problems):
         questions.from_file(Path(path), limit=5, few_shot=2)
 
 
+def test_a_solved_example_has_all_its_turns(problems):
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "A"), ("user", "b"))]
+    shot = {"messages": [{"role": "system", "content": "s"}, *turns], "answer": "B"}
+    path = problems(shot, {"prompt": "c", "answer": "C"}, {"prompt": "d", "answer": "D"})
+    questions_of = questions.from_file(Path(path), limit=5, few_shot=1)
+    assert [[turn["content"] for turn in one.messages] for one in questions_of] == [
+        ["a", "A", "b", "B", "c"],
+        ["a", "A", "b", "B", "d"],
+    ]
+
+
 @pytest.mark.parametrize("task", ["turn", "tool", "tale", "form", "yesno"])
 def test_a_file_holds_all_that_a_question_is(capsys, tmp_path, task):
     path = tmp_path / "exported.jsonl"
