@@ -194,11 +194,11 @@ def test_one_that_computes_something_else_is_not_used(compiled_before, monkeypat
 
 
 def test_golden_rows_with_torchs_kernels(llada_tiny, golden, submission, run, monkeypatch):
-    """Every third one, as a machine without a compiler decodes them."""
+    """Every seventh one, as a machine without a compiler decodes them."""
     monkeypatch.setattr(native, "kernel", lambda: None)
     monkeypatch.setattr(kernels, "FEW_WEIGHTS", 2**10)
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
-    rows = golden[::3]
+    rows = golden[::7]
     results = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
     for number, row in enumerate(rows):
-        assert results[str(number)][0] == row["output"], f"row {3 * number}"
+        assert results[str(number)][0] == row["output"], f"row {7 * number}"
