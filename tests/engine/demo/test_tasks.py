@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from itertools import islice
 from random import Random
 
@@ -26,8 +27,10 @@ PUBLISHED = {
 """The first problem of each family of the tables in docs/quality.md."""
 
 
-def sample(task: str, n: int = 300) -> list[Problem]:
-    return problems(task, SEED, n)
+@cache
+def sample(task: str, n: int = 300) -> tuple[Problem, ...]:
+    """Drawn once: most of what is drawn is not held out."""
+    return tuple(problems(task, SEED, n))
 
 
 @pytest.mark.parametrize("task", TASKS)
