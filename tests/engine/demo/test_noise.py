@@ -1,5 +1,6 @@
 """Training batches: what is masked, what is a target, and that a block-causal copy sees what decoding will show it."""
 
+from functools import cache
 from random import Random
 
 import pytest
@@ -21,6 +22,7 @@ def tokenizer():
     return build()
 
 
+@cache
 def batches(tokenizer, block):
     sampler = Sampler(tokenizer, 3, block)
     return [sampler.batch(step, 0.5) for step in STEPS]
