@@ -1,8 +1,8 @@
-"""CPU time and function calls of the host for a step of one of 64 requests, which nobody watches.
+"""CPU time, function calls and bytecode instructions of the host for a step of one of 64 requests that nobody watches.
 
 `python tests/engine/timed_steps.py` in the root of any checkout that has `unmask bench host`, with it as PYTHONPATH: in
-turns with another commit it says what that one adds. CPU time is of one thread, the median of many steps; calls do not
-depend on the machine.
+turns with another commit it says what that one adds. CPU time is of one thread, the median of many steps; calls and
+instructions do not depend on the machine.
 """
 
 import sys
@@ -21,6 +21,21 @@ def seconds(crowd):
     return thread_time() - begun
 
 
+def instructions(crowd):
+    """Of Python, in one step."""
+    counted = Counter()
+
+    def trace(frame, event, _argument):
+        frame.f_trace_opcodes = True
+        counted[event] += 1
+        return trace
+
+    sys.settrace(trace)
+    crowd.step({})
+    sys.settrace(None)
+    return counted["opcode"]
+
+
 def main():
     crowd, counted = Crowd(REQUESTS), Counter()
     for _ in range(COUNTED):
@@ -28,8 +43,9 @@ def main():
         crowd.step({})
         sys.setprofile(None)
     calls = (counted["call"] + counted["c_call"]) / COUNTED / REQUESTS
+    executed = sum(instructions(crowd) for _ in range(COUNTED)) / COUNTED / REQUESTS
     taken = median(seconds(crowd) for _ in range(STEPS))
-    print(f"{1e6 * taken / REQUESTS:.2f} microseconds, {calls:.2f} calls")
+    print(f"{1e6 * taken / REQUESTS:.2f} microseconds, {calls:.2f} calls, {executed:.1f} instructions")
 
 
 if __name__ == "__main__":
