@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.demo.build_tokenizer import save, token_id
 from engine.demo.chat import BOS, EOS, EOT, MASK
-from engine.models import llada, sdar
+from engine.models.families import llada, sdar
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import Destinations
 

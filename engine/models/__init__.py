@@ -14,8 +14,8 @@ from torch import nn
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
-from engine.models import dream, fast_dllm, llada, sdar
 from engine.models.config_file import ConfigFile
+from engine.models.families import dream, fast_dllm, llada, sdar
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from engine.core.config import ModelSpec
-from engine.models import llada, new_model
+from engine.models import new_model
+from engine.models.families import llada
 from engine.models.layers import Transformer, TransformerConfig
 
 SIZES: Mapping[str, Mapping[str, int]] = {

@@ -27,7 +27,7 @@ from engine import (
     with_fp8,
     with_graphs,
 )
-from engine.models import dream
+from engine.models.families import dream
 from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
 TINY = replace(TOY, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, ff_dim=6, vocab_size=10)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from engine import EngineConfig, LoadError, load
 from engine.bench.reference import DenseContext, decode, factor, fixed, threshold
 from engine.models import describe, load_model
-from engine.models.dream import Config, destinations
+from engine.models.families.dream import Config, destinations
 
 MASK = 256
 

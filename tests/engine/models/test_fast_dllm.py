@@ -10,7 +10,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from engine import LoadError
 from engine.models import describe
-from engine.models.fast_dllm import Config, destinations
+from engine.models.families.fast_dllm import Config, destinations
 from tests.engine.models.transformers_twin import logits_of_transformers
 from tests.golden import fast_dllm as golden
 from tests.golden.checkpoint import Checkpoint

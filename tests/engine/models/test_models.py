@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import EngineConfig, LoadError, load
 from engine.models import describe, load_model
-from engine.models.llada import Config
+from engine.models.families.llada import Config
 from tests.engine.toys import TOY
 
 

@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from engine import LoadError
 from engine.models import describe
-from engine.models.sdar import Config, destinations
+from engine.models.families.sdar import Config, destinations
 from tests.engine.models.transformers_twin import logits_of_transformers
 from tests.golden import sdar as golden
 from tests.golden.checkpoint import Checkpoint

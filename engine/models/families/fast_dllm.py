@@ -11,7 +11,7 @@ from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.core.params import MAX_BLOCK
 from engine.core.ranges import Ge, Le
-from engine.models.qwen import QwenConfig, destinations
+from engine.models.families.qwen import QwenConfig, destinations
 
 __all__ = ["ARCHITECTURES", "Config", "destinations"]
 

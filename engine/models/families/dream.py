@@ -9,7 +9,7 @@ from typing import Literal
 
 from engine.core.config import ModelSpec
 from engine.models.config_file import TokenId
-from engine.models.qwen import QwenConfig, destinations
+from engine.models.families.qwen import QwenConfig, destinations
 
 __all__ = ["ARCHITECTURES", "Config", "destinations"]
 

@@ -11,8 +11,8 @@ from engine.core.config import ModelSpec
 from engine.core.params import MAX_BLOCK
 from engine.core.ranges import Ge, Le
 from engine.models.config_file import TokenId
+from engine.models.families.qwen import QwenConfig, destinations
 from engine.models.layers import TransformerConfig
-from engine.models.qwen import QwenConfig, destinations
 
 __all__ = ["ARCHITECTURES", "Config", "destinations"]
 
