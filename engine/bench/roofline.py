@@ -25,6 +25,8 @@ LAUNCHES_PER_LAYER = 28
 requests is one of them. Counted on a device that is not there (tests/engine/test_fake_cuda.py)."""
 QK_NORM_LAUNCHES = 5
 """Kernels more where a layer norms its queries and keys. Counted likewise."""
+MOE_LAUNCHES = 18
+"""Kernels more where a layer has experts in place of an MLP. Counted likewise, for normalised softmax scores."""
 
 GEOMETRIES = SIZES
 """Models known by name."""
@@ -104,9 +106,10 @@ def geometry_of(model: str) -> TransformerConfig:
     return find(model).geometry
 
 
-def launches_per_layer(geometry: TransformerConfig) -> int:
-    """Kernels that a layer of this geometry starts."""
-    return LAUNCHES_PER_LAYER + QK_NORM_LAUNCHES * geometry.qk_norm
+def launches(geometry: TransformerConfig) -> int:
+    """Kernels that all layers of this geometry start."""
+    per_layer = LAUNCHES_PER_LAYER + QK_NORM_LAUNCHES * geometry.qk_norm
+    return geometry.num_layers * per_layer + geometry.num_moe_layers * MOE_LAUNCHES
 
 
 @functools.cache
@@ -209,7 +212,7 @@ def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, re
     """One forward of `requests` such steps."""
     operators = _operators(geometry, hardware, step, requests)
     total = functools.reduce(Cost.__add__, operators, Cost())
-    starting = geometry.num_layers * launches_per_layer(geometry) * hardware.launch_seconds
+    starting = launches(geometry) * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
     return replace(total, seconds=seconds)
 
@@ -224,26 +227,46 @@ def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requ
         seconds = max(computing, moving)
         return Cost(flops, moved, seconds, seconds if computing >= moving else 0.0)
 
-    def product(count: int, of: int, to: int) -> Cost:
-        moved = of * to * hardware.weight_itemsize + count * (of + to) * item
+    def product(count: int, of: int, to: int, weights: float = 1.0) -> Cost:
+        """`count` rows, each through one of `weights` matrices that are read."""
+        moved = weights * of * to * hardware.weight_itemsize + count * (of + to) * item
         return bound(2.0 * count * of * to, moved, hardware.weight_flops)
+
+    def mlp(width: int, count: int = rows, weights: float = 1.0) -> list[Cost]:
+        return [
+            product(count, dim, 2 * width, weights),
+            product(count, width, dim, weights),
+            bound(0.0, count * 3 * width * item, hardware.flops),
+        ]
 
     attention_bytes = (2 * requests * step.visible * kv + 2 * rows * q) * item
     if step.watched:  # float32, written and read
         attention_bytes += 2 * rows * step.visible * geometry.num_heads * 4
-    # Two norms, two residual sums, rotation, norms of q and k, K and V into their slots, the gate; each in one pass.
-    elementwise = 10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 4 * kv + 3 * geometry.ff_dim
+    # Two norms, two residual sums, rotation, norms of q and k, K and V into their slots; each in one pass.
+    elementwise = 10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 4 * kv
     layer = [
         product(rows, dim, q + 2 * kv),
         product(rows, q, dim),
-        product(rows, dim, 2 * geometry.ff_dim),
-        product(rows, geometry.ff_dim, dim),
         # Keys and values are read once for each request.
         bound(4.0 * rows * step.visible * q, attention_bytes, hardware.flops),
         bound(0.0, rows * elementwise * item, hardware.flops),
     ]
     for operator in layer:
         yield operator.times(geometry.num_layers)
+    for operator in mlp(geometry.ff_dim):
+        yield operator.times(geometry.num_layers - geometry.num_moe_layers)
+    if moe := geometry.moe:
+        copies = rows * moe.experts_per_token
+        # Routers that choose all experts alike: so many of them have at least one row.
+        read = moe.num_experts * (1.0 - (1.0 - moe.experts_per_token / moe.num_experts) ** rows)
+        experts = [
+            product(rows, dim, moe.num_experts),
+            *mlp(moe.ff_dim, copies, read),
+            *(mlp(moe.shared_ff_dim) if moe.shared_ff_dim else ()),
+            bound(0.0, (3 * copies + 2 * rows) * dim * item, hardware.flops),  # rows to their experts, and their sums
+        ]
+        for operator in experts:
+            yield operator.times(geometry.num_moe_layers)
     scored = step.scored * requests
     yield product(scored, dim, geometry.vocab_size)
     yield bound(0.0, scored * geometry.vocab_size * item, hardware.flops)

@@ -9,6 +9,7 @@ import torch
 
 from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError
+from engine.kernels.products import ROWS_APART
 from engine.models.layers import TransformerConfig
 from engine.scoring.slices import TARGETS_AT_ONCE
 
@@ -35,17 +36,33 @@ def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: 
     """
     scored = min(max_batch_rows, TARGETS_AT_ONCE)
     row = _row_bytes(geometry, dtype) + min(CLASSES, geometry.vocab_size) * CLASS_BYTES
-    return max_batch_rows * row + scored * geometry.vocab_size * SCORING_BYTES
+    padding = 2 * ROWS_APART * geometry.moe.num_experts * geometry.dim * dtype.itemsize if geometry.moe else 0
+    return max_batch_rows * row + padding + scored * geometry.vocab_size * SCORING_BYTES
 
 
 def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:
-    """Bytes of one row where a layer is widest: MLP with gate and up, or rotation of q and k in float32."""
+    """Bytes of one row where a layer is widest: MLP with gate and up, experts, or rotation of q and k in float32."""
     dim, ff, item = geometry.dim, geometry.ff_dim, dtype.itemsize
     q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
-    mlp = (3 * dim + 4 * ff) * item
+    mlp = (3 * dim + 4 * ff) * item if geometry.num_moe_layers < geometry.num_layers else 0
     rotation = (2 * dim + q + 2 * kv) * item + 3 * (q + kv) * 4
     cos_and_sin, indices = 4 * geometry.head_dim, 4 * 8
-    return max(mlp, rotation) + cos_and_sin + indices
+    return max(mlp, rotation, _row_bytes_of_experts(geometry, dtype)) + cos_and_sin + indices
+
+
+def _row_bytes_of_experts(geometry: TransformerConfig, dtype: torch.dtype) -> int:
+    """Bytes of one row in a layer with experts, whether all its rows go through the same ones or not; 0 without any.
+
+    A row is there once for each of its experts: before and after their MLPs on a CPU, with up to an eighth of padding,
+    or as gate and up of the grouped product on CUDA.
+    """
+    moe, dim = geometry.moe, geometry.dim
+    if moe is None:
+        return 0
+    copies = moe.experts_per_token * max(2 * dim + dim // 4, dim + 2 * moe.ff_dim, 4 * moe.ff_dim)
+    one = 4 * max(moe.ff_dim, moe.shared_ff_dim) + dim
+    routing = 4 * moe.num_experts * 4 + moe.experts_per_token * 5 * 8
+    return (4 * dim + copies + one) * dtype.itemsize + routing
 
 
 def kv_pool_pages(
@@ -87,4 +104,4 @@ def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.
         free, total = torch.cuda.mem_get_info(device)
         return int(total * (config.memory_fraction or 0.9)) - (total - free)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(total * (config.memory_fraction or 0.5)) - geometry.num_parameters * dtype.itemsize
+    return int(total * (config.memory_fraction or 0.5)) - geometry.weight_bytes(dtype)

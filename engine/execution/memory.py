@@ -64,7 +64,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
 
     def footprint(dtype: torch.dtype) -> Footprint:
-        weight_bytes, per_token = geometry.num_parameters * dtype.itemsize, kv_bytes_per_token(geometry, dtype)
+        weight_bytes, per_token = geometry.weight_bytes(dtype), kv_bytes_per_token(geometry, dtype)
         step = step_bytes(geometry, dtype, max_batch_rows)
         pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
         return Footprint(

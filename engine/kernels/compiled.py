@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from engine.core.errors import ConfigError
+from engine.kernels.experts.mlps import Stacked
+from engine.kernels.experts.mlps import expert_mlps as fastest_expert_mlps
 from engine.kernels.products import linear as fastest_linear
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product: Tensor = _opaque_linear(x, weight, bias)
         return product
     return fastest_linear(x, weight, bias)
+
+
+def expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked) -> Tensor:
+    """`experts.mlps.expert_mlps`, which a compiled function may call.
+
+    The compiler cannot look into it: how many rows each expert has is data.
+    """
+    if torch.compiler.is_compiling():
+        mlps: Tensor = _opaque_expert_mlps(x, chosen, weights, gate_up, down)
+        return mlps
+    return fastest_expert_mlps(x, chosen, weights, gate_up, down)
 
 
 def find_code_folder() -> None:
@@ -84,6 +97,16 @@ def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @_opaque_linear.register_fake
 def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001 - the operator's own
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("unmask::expert_mlps", mutates_args=())
+def _opaque_expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return fastest_expert_mlps(x, chosen, weights, gate_up, down)
+
+
+@_opaque_expert_mlps.register_fake
+def _shape_of_expert_mlps(x: Tensor, *_: Tensor) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _trial(x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Kernel:
         self._gated, self._rotated, self._written = functions.gated, functions.rotated, functions.written
         rows = (_Pointer, _Integer)
         self._gated.argtypes = (_Pointer, *rows, _Integer, _Integer, ctypes.c_int)
-        self._rotated.argtypes = (_Pointer, *rows, _Pointer, _Pointer, *(_Integer,) * 3, ctypes.c_int)
+        self._rotated.argtypes = (_Pointer, *rows, _Pointer, _Pointer, *(_Integer,) * 4, ctypes.c_int)
         self._written.argtypes = (*rows, *rows, _Pointer, *(_Integer,) * 4, ctypes.c_int)
         for function in (self._attention, self._watched_attention, self._gated, self._rotated, self._written):
             function.restype = None
@@ -90,11 +90,14 @@ class Kernel:
         return out
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2] -> as x, by half-split RoPE; torch's bits."""
+        """x [rows, heads, head_dim], cos and sin [rows, 1, half] -> as x, by half-split RoPE; torch's bits.
+
+        Rotates the first 2 * half numbers of each head.
+        """
         out = x.new_empty(x.shape)
         rows, heads, head_dim = x.shape
         tables = cos.data_ptr(), sin.data_ptr()
-        self._rotated(out.data_ptr(), *_rows(x), *tables, rows, heads, head_dim // 2, torch.get_num_threads())
+        self._rotated(out.data_ptr(), *_rows(x), *tables, rows, heads, head_dim, cos.shape[-1], torch.get_num_threads())
         return out
 
     def write(self, kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
@@ -182,13 +185,14 @@ def _works_row_by_row(own: Kernel) -> bool:
     width = heads * head_dim
     x = torch.arange(count * 2 * width, dtype=torch.float32).mul_(0.7).sin_().mul_(9).view(count, 2 * width)
     new, (gate, up) = x[:, :width].view(count, heads, head_dim), x.chunk(2, dim=-1)
-    cos, sin = (x[:, None, begin : begin + head_dim // 2].contiguous() for begin in (0, 50))
-    low, high = new.chunk(2, dim=-1)
+    half = head_dim // 2 - 2
+    cos, sin = (x[:, None, begin : begin + half].contiguous() for begin in (0, 50))
+    low, high, rest = new[..., :half], new[..., half : 2 * half], new[..., 2 * half :]
     slots, kept = torch.arange(count).flip(0), torch.zeros(heads, count + 2, head_dim)
     own.write(kept, new, slots)
     pairs = (
         (own.gate(x), F.silu(gate) * up),
-        (own.rotate(new, cos, sin), torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)),
+        (own.rotate(new, cos, sin), torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)),
         (kept, torch.zeros_like(kept).index_copy_(1, slots, new.transpose(0, 1))),
     )
     return all(torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5) for ours, theirs in pairs)

@@ -71,11 +71,15 @@ def gated(gate_up: Tensor) -> Tensor:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split RoPE in float32: x [rows, heads, head_dim], cos and sin [rows, 1, head_dim / 2]."""
+    """Half-split RoPE in float32: x [rows, heads, head_dim], cos and sin [rows, 1, half].
+
+    The first 2 * half numbers of each head are rotated, the others stay.
+    """
     if native.takes_rows(x) and (own := native.kernel()):
         return own.rotate(x, cos, sin)
-    low, high = x.float().chunk(2, dim=-1)
-    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
+    half = cos.shape[-1]
+    low, high, rest = torch.split(x.float(), [half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1).to(x.dtype)
 
 
 def write(kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:

@@ -45,16 +45,17 @@ extern "C" void gated(float *out, const float *gate_up, int64_t row, int64_t row
     }
 }
 
-// x [rows, heads, 2 * half], heads of a row contiguous -> out [rows, heads, 2 * half]. cos and sin [rows, half]. Each
-// product is rounded before the sum, as torch rounds it: results are torch's, bit by bit.
+// x [rows, heads, dim], heads of a row contiguous -> out [rows, heads, dim]. cos and sin [rows, half]: the first 2 * half
+// numbers of a head are rotated, the others are copied. Each product is rounded before the sum, as torch rounds it:
+// results are torch's, bit by bit.
 extern "C" void rotated(float *out, const float *x, int64_t row, const float *cos, const float *sin, int64_t rows,
-                        int64_t heads, int64_t half, int threads) {
+                        int64_t heads, int64_t dim, int64_t half, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * heads * half > WORTH_A_THREAD)
     for (int64_t r = 0; r < rows; r++) {
         const float *c = cos + r * half, *s = sin + r * half;
         for (int64_t h = 0; h < heads; h++) {
-            const float *low = x + r * row + 2 * h * half, *high = low + half;
-            float *to = out + 2 * (r * heads + h) * half;
+            const float *low = x + r * row + h * dim, *high = low + half;
+            float *to = out + (r * heads + h) * dim;
             for (int64_t i = 0; i < half; i += LANES) {
                 const int64_t left = half - i;
                 const Vector a = load(low + i, left), b = load(high + i, left);
@@ -68,6 +69,7 @@ extern "C" void rotated(float *out, const float *x, int64_t row, const float *co
                 store(to + i, rounded[0] - rounded[1], left);
                 store(to + half + i, rounded[2] + rounded[3], left);
             }
+            std::memcpy(to + 2 * half, low + 2 * half, (dim - 2 * half) * sizeof(float));
         }
     }
 }

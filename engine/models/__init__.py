@@ -115,10 +115,14 @@ def _skeleton(geometry: TransformerConfig) -> Transformer:
 
 
 def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """With uninitialised memory for its weights. Not by `to_empty`, which imports sympy, for half a second."""
+    """With uninitialised memory for its weights. Not by `to_empty`, which imports sympy, for half a second.
+
+    A module with a `dtype` keeps it.
+    """
     for module in model.modules():
+        own = getattr(module, "dtype", None) or dtype
         for name, parameter in list(module.named_parameters(recurse=False)):
-            memory = torch.empty(parameter.shape, dtype=dtype, device=device)
+            memory = torch.empty(parameter.shape, dtype=own, device=device)
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
     model.fill_tables(device)
     return model.eval()

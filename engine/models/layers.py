@@ -1,4 +1,4 @@
-"""The transformer that every family so far is made of: RMSNorm, rotary attention, SwiGLU, one output head.
+"""The transformer that every family so far is made of: RMSNorm, rotary attention, SwiGLU or experts, one output head.
 
 It maps flat rows (ids, positions) to hidden rows. Batching, KV pages, cache and unmask policies stay outside:
 the `context` argument computes attention from this step's queries, keys and values.
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.kernels.compiled import compiled, linear
-from engine.kernels.products import gated, packed, rotated
+from engine.kernels.compiled import compiled
+from engine.kernels.products import rotated
 from engine.kernels.proposals import bytes_per_logit, fuses, head, propose
+from engine.models.experts import Experts, MoE, MoEConfig
+from engine.models.mlp import MLP, Linear
 
 
 class AttentionContext(Protocol):
@@ -37,6 +39,7 @@ class TransformerConfig:
     num_kv_heads: int
     head_dim: int
     ff_dim: int
+    """Width of a layer's MLP; of `moe.dense_layers` alone where there are experts."""
     vocab_size: int
     max_positions: int
     norm_eps: float
@@ -45,32 +48,44 @@ class TransformerConfig:
     qk_norm: bool = False
     """RMS norms over the numbers of each head of q and k, before rotation, as in Qwen3."""
     tied_head: bool = False
+    rotary_dim: int | None = None
+    """Numbers of each head that are rotated, from its first on; None is all of them."""
+    moe: MoEConfig | None = None
+    """The experts of its layers; None is one MLP in each."""
 
     @property
     def num_parameters(self) -> int:
         """All weights, embeddings and norms included."""
+        moe = self.num_moe_layers * self.moe.layer_parameters(self.dim) if self.moe else 0
+        return self._parameters_beside_moe + moe
+
+    @property
+    def num_active_parameters(self) -> int:
+        """The weights that one row is multiplied by, and its embedding's table: of experts, those it goes through."""
+        moe = self.num_moe_layers * self.moe.active_parameters(self.dim) if self.moe else 0
+        return self._parameters_beside_moe + moe
+
+    @property
+    def num_moe_layers(self) -> int:
+        """How many layers have experts."""
+        return sum(map(self.has_experts, range(self.num_layers)))
+
+    def has_experts(self, layer: int) -> bool:
+        return self.moe is not None and layer not in self.moe.dense_layers
+
+    def weight_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of all weights in this dtype; routers are float32 in any."""
+        routers = self.num_moe_layers * self.moe.router_parameters(self.dim) if self.moe else 0
+        return self.num_parameters * dtype.itemsize + routers * (torch.float32.itemsize - dtype.itemsize)
+
+    @property
+    def _parameters_beside_moe(self) -> int:
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = self.dim * qkv + self.num_heads * self.head_dim * self.dim + qkv * self.qkv_bias
         attention += 2 * self.head_dim * self.qk_norm
-        layer = attention + 3 * self.dim * self.ff_dim + 2 * self.dim
+        mlps = (self.num_layers - self.num_moe_layers) * 3 * self.dim * self.ff_dim
         tables = self.vocab_size * self.dim * (1 if self.tied_head else 2)
-        return self.num_layers * layer + tables + self.dim
-
-
-class Linear(nn.Module):
-    """`nn.Linear` without the random initialisation that a checkpoint overwrites anyway."""
-
-    def __init__(self, in_dim: int, out_dim: int, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_dim, in_dim))
-        self.bias = nn.Parameter(torch.empty(out_dim)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-    def pack(self) -> None:
-        """Puts the weight in the memory order that is best for products; only `linear` can read it then."""
-        self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
+        return self.num_layers * (attention + 2 * self.dim) + mlps + tables + self.dim
 
 
 def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -106,8 +121,9 @@ class HeadNorms(nn.Module):
 
 
 def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, 1, head_dim / 2] in float32."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    """cos and sin [max_positions, 1, rotary_dim / 2] in float32."""
+    rotary_dim = config.rotary_dim or config.head_dim
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
     angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 
@@ -133,27 +149,16 @@ class Attention(nn.Module):
         return q, k, v
 
 
-class MLP(nn.Module):
-    """SwiGLU with gate and up from one fused product: weight rows [gate | up]."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_up = Linear(config.dim, 2 * config.ff_dim)
-        self.down = Linear(config.ff_dim, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(gated(self.gate_up(x)))
-
-
 class Block(nn.Module):
     """One pre-norm transformer layer: what lies before attention over the context, and what lies after it."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config)
+        experts = config.moe if config.has_experts(layer) else None
+        self.mlp = MoE(config.dim, experts) if experts else MLP(config.dim, config.ff_dim)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [rows, dim] -> q, k and v as `AttentionContext.attend` takes them."""
@@ -187,12 +192,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Parameter(torch.empty(config.vocab_size, config.dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied_head else Linear(config.dim, config.vocab_size)
         # Not `rotary_table`: for a model without memory, its `arange` would import torch's compiler, for a second.
         for name in ("cos", "sin"):
-            table = torch.empty(config.max_positions, 1, config.head_dim // 2, dtype=torch.float32)
+            half = (config.rotary_dim or config.head_dim) // 2
+            table = torch.empty(config.max_positions, 1, half, dtype=torch.float32)
             self.register_buffer(name, table, persistent=False)
         self.parts = Parts(Block.before, Block.after, Transformer.score)
 
@@ -228,7 +234,7 @@ class Transformer(nn.Module):
     def pack(self) -> None:
         """Reorders weights where that makes products faster. The model cannot be trained or saved afterwards."""
         for module in self.modules():
-            if isinstance(module, Linear) and not (module is self.head and self.fuses):
+            if isinstance(module, Linear | Experts) and not (module is self.head and self.fuses):
                 module.pack()
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Models with random weights in LLaDA's layout, for measuring: they decode nonsense, as fast as trained models."""
+"""Models with random weights, named in LLaDA's keys, for measuring: they decode nonsense, as fast as trained models."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,6 +7,7 @@ import torch
 
 from engine.core.config import ModelSpec
 from engine.models import new_model
+from engine.models.experts import MoEConfig
 from engine.models.families import llada
 from engine.models.layers import Transformer, TransformerConfig
 
@@ -32,16 +33,35 @@ SIZES: Mapping[str, Mapping[str, int]] = {
         "mlp_hidden_size": 12288,
         "vocab_size": 151936,
     },
+    "sdar-30b-a3b": {
+        "d_model": 2048,
+        "n_layers": 48,
+        "n_heads": 32,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 6144,
+        "vocab_size": 151936,
+    },
+    "llada-moe-7b": {"d_model": 2048, "n_layers": 16, "n_heads": 16, "mlp_hidden_size": 8192, "vocab_size": 157184},
+    "small-moe": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
 }
 """Geometries in LLaDA's keys of `config.json`.
 
 `small` (31 M parameters) and `tiny` (0.1 M, for tests) have LLaDA-8B's proportions. `wide` has LLaDA-8B's vocabulary on
-a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. Of SDAR-8B-Chat, whose layout
-is Qwen3-8B's, attention is full.
+a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. `small-moe` is `small` with
+32 experts, of which each row goes through four, together as wide as its MLP. Of SDAR-8B- and -30B-A3B-Chat, whose
+layouts are Qwen3's, attention is full.
 """
+MOES: Mapping[str, MoEConfig] = {
+    "sdar-30b-a3b": MoEConfig(num_experts=128, experts_per_token=8, ff_dim=768, is_normalised=True),
+    "llada-moe-7b": MoEConfig(num_experts=64, experts_per_token=8, ff_dim=1024),
+    "small-moe": MoEConfig(num_experts=32, experts_per_token=4, ff_dim=384, is_normalised=True),
+}
+"""The experts of sizes that have them, which LLaDA's keys cannot say."""
+HEAD_DIMS: Mapping[str, int] = {"sdar-30b-a3b": 128}
+"""Numbers of a head where heads are wider than their share of a row."""
 SHIFTS: Mapping[str, int] = {"dream-7b": 1}
 """`ModelSpec.shift` where it is not 0."""
-QK_NORMS = frozenset({"sdar-8b"})
+QK_NORMS = frozenset({"sdar-8b", "sdar-30b-a3b", "llada-moe-7b"})
 """Sizes whose layers norm queries and keys, which LLaDA's keys cannot say."""
 
 
@@ -53,7 +73,9 @@ def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:
 
 def geometry_named(size: str, max_model_len: int) -> TransformerConfig:
     """The geometry of a name in `SIZES`."""
-    return replace(config_of(SIZES[size], max_model_len).geometry, qk_norm=size in QK_NORMS)
+    geometry = config_of(SIZES[size], max_model_len).geometry
+    head_dim = HEAD_DIMS.get(size, geometry.head_dim)
+    return replace(geometry, qk_norm=size in QK_NORMS, head_dim=head_dim, moe=MOES.get(size))
 
 
 def random_model(
@@ -67,5 +89,5 @@ def random_model(
         if parameter.dim() == 1:
             parameter.fill_(1.0)
         else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
     return model, replace(config.spec({}), shift=SHIFTS.get(size, 0))

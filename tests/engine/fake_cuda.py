@@ -147,9 +147,10 @@ class FakeCuda:
         with unset_fake_temporarily(), torch.device("meta"):
             model = Transformer(geometry)
         for module in model.modules():  # `Module.to` cannot put fakes in the place of parameters
+            kept = getattr(module, "dtype", None) or dtype
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
-                    own = torch.empty(parameter.shape, dtype=dtype, device=CUDA)
+                    own = torch.empty(parameter.shape, dtype=kept, device=CUDA)
                     module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
         shape = (geometry.max_positions, 1, geometry.head_dim // 2)
         model.cos, model.sin = torch.empty(shape, device=CUDA), torch.empty(shape, device=CUDA)

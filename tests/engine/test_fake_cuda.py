@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.bench.roofline import QK_NORM_LAUNCHES
+from engine.bench.roofline import MOE_LAUNCHES, QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
 from engine.kernels.transfer import to_device
+from engine.models.experts import MoEConfig
 from engine.scoring import sampling
 from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
@@ -155,6 +156,18 @@ def test_launches_of_a_layer_and_beside_the_layers(cuda):
 def test_norms_of_queries_and_keys_launch_what_the_roofline_counts(cuda):
     plain, normed = (a_block_step(cuda, 4, 2, geometry=replace(LLADA, qk_norm=qk_norm)) for qk_norm in (False, True))
     assert normed - plain == 2 * QK_NORM_LAUNCHES
+
+
+def test_experts_launch_what_the_roofline_counts_whatever_their_number(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    moe = MoEConfig(num_experts=8, experts_per_token=2, ff_dim=64, is_normalised=True)
+    plain, few, many = (
+        a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=own)) for own in (None, moe, replace(moe, num_experts=64))
+    )
+    assert few == many == plain + 2 * MOE_LAUNCHES
+    layer = replace(moe, score="sigmoid", has_choice_bias=True, num_groups=4, groups_per_token=2, shared_ff_dim=64)
+    assert a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=layer)) <= few + 2 * 20
+    assert a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=layer), capture=launched_at_once) <= 30
 
 
 def test_a_step_through_a_graph_launches_it_and_the_scoring(cuda):

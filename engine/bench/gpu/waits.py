@@ -9,7 +9,7 @@ from engine.bench.gpu.crowd import Crowd
 from engine.bench.gpu.prediction import METHODS
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.bench.gpu.watch import Profile, profile_of, waits
-from engine.bench.roofline import launches_per_layer
+from engine.bench.roofline import launches
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import attend_spans
 from engine.models.layers import TransformerConfig
@@ -44,8 +44,7 @@ def check(model: str, device: torch.device, requests: int) -> Outcome:
 def most_launches(geometry: TransformerConfig, by_request: int) -> int:
     """`geometry` has the layers that no graph launches; `by_request` requests have kernels of their own."""
     own = BY_REQUEST * by_request
-    a_layer = launches_per_layer(geometry) + SPLIT + max(own - 1, 0)
-    return geometry.num_layers * a_layer + BESIDE_LAYERS + own
+    return launches(geometry) + geometry.num_layers * (SPLIT + max(own - 1, 0)) + BESIDE_LAYERS + own
 
 
 def judge(places: Sequence[str], profiled: Profile, most: int) -> Outcome:

@@ -27,6 +27,8 @@ from engine import (
     with_fp8,
     with_graphs,
 )
+from engine.bench.roofline import MOE_LAUNCHES
+from engine.models.experts import MoEConfig
 from engine.models.families import dream
 from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
@@ -84,6 +86,29 @@ def test_starting_kernels():
     assert forward_cost(TINY, with_graphs(gpu), step, 2).seconds == bound
     normed = replace(TINY, qk_norm=True)
     assert forward_cost(normed, gpu, step, 2).seconds == 3 * (28 + 5) * 2.0
+
+
+def test_experts_by_hand():
+    """Three rows through two of four experts each, in the last of two layers; all choices are as likely."""
+    moe = MoEConfig(num_experts=4, experts_per_token=2, ff_dim=5, shared_ff_dim=3, dense_layers=frozenset({0}))
+    step = Step("step", rows=3, scored=1, visible=5)
+    geometry = replace(TINY, num_layers=2, moe=moe)
+    mixed, dense = (forward_cost(each, SLOW, step, 1) for each in (geometry, replace(geometry, moe=None)))
+    rows, copies = 3, 6
+    mlp = 2 * rows * 4 * 12 + 2 * rows * 6 * 4
+    router, shared = 2 * rows * 4 * 4, 2 * rows * 4 * 6 + 2 * rows * 3 * 4
+    experts = 2 * copies * 4 * 10 + 2 * copies * 5 * 4
+    assert mixed.flops - dense.flops == router + shared + experts - mlp
+
+    mlp_bytes = 2 * (48 + rows * 16) + 2 * (24 + rows * 10) + 2 * 3 * 6 * rows
+    router_bytes = 2 * (16 + rows * 8)
+    shared_bytes = 2 * (24 + rows * 10) + 2 * (12 + rows * 7) + 2 * 3 * 3 * rows
+    read = 4 * (1 - 0.5**3)
+    experts_bytes = 2 * (read * 40 + copies * 14) + 2 * (read * 20 + copies * 9) + 2 * 3 * 5 * copies
+    moved = 2 * 4 * (3 * copies + 2 * rows)
+    assert mixed.bytes - dense.bytes == pytest.approx(router_bytes + shared_bytes + experts_bytes + moved - mlp_bytes)
+    started = replace(SLOW, launch_seconds=2.0)
+    assert forward_cost(geometry, started, step, 1).seconds == 2.0 * (2 * 28 + MOE_LAUNCHES)
 
 
 def test_fp8_halves_weights_and_doubles_their_products():
@@ -168,9 +193,14 @@ def test_named_geometries(published, llada_tiny):
     assert (named.dim, named.num_layers, named.num_heads) == (theirs["d_model"], theirs["n_layers"], theirs["n_heads"])
     assert (named.ff_dim, named.vocab_size) == (theirs["mlp_hidden_size"], theirs["embedding_size"])
     assert named.num_kv_heads == theirs["n_kv_heads"]
-    assert {"small", "wide", "tiny", "llada-8b", "dream-7b", "sdar-8b"} == set(GEOMETRIES)
+    without_experts = {"small", "wide", "tiny", "llada-8b", "dream-7b", "sdar-8b"}
+    assert without_experts | {"small-moe", "sdar-30b-a3b", "llada-moe-7b"} == set(GEOMETRIES)
     assert geometry_of("dream-7b").num_parameters == dream.Config.read(published("dream-7b")).geometry.num_parameters
     assert geometry_of("sdar-8b").num_parameters == 8_190_735_360, "Qwen3-8B's"
+    large = geometry_of("sdar-30b-a3b")
+    assert large.num_parameters == 30_532_122_624, "Qwen3-30B-A3B's"
+    assert 3.3e9 < large.num_active_parameters < 3.4e9
+    assert round(geometry_of("llada-moe-7b").num_parameters / 1e9, 1) == 7.4
     heads = attrgetter("num_heads", "num_kv_heads", "head_dim", "qkv_bias", "qk_norm")
     assert heads(geometry_of("dream-7b")) == (28, 4, 128, True, False)
     assert heads(geometry_of("sdar-8b")) == (32, 8, 128, False, True)

@@ -13,7 +13,7 @@ from engine.core.config import EngineConfig, ModelSpec
 from engine.execution.budget import kv_bytes_per_token, kv_pool_pages, step_bytes
 from engine.execution.warmup import any_text
 from engine.models import new_model
-from tests.engine.toys import TOY
+from tests.engine.toys import TOY, TOY_MOE
 
 GIB = 2**30
 KINDS = {
@@ -21,6 +21,10 @@ KINDS = {
     "norms of queries and keys": replace(TOY, ff_dim=64, qk_norm=True),
     "wide MLP, few heads of keys": replace(TOY, ff_dim=700, num_kv_heads=1, qkv_bias=True),
     "large vocabulary": replace(TOY, vocab_size=12_000),
+    "experts": replace(TOY, moe=TOY_MOE),
+    "experts, a shared MLP and a dense layer": replace(
+        TOY, moe=replace(TOY_MOE, shared_ff_dim=300, dense_layers=frozenset({0}))
+    ),
 }
 ROWS = 512
 

@@ -20,6 +20,7 @@ from engine import ConfigError, EngineConfig, load
 from engine.bench.reference import DenseContext
 from engine.kernels.compiled import find_code_folder
 from engine.models import new_model
+from engine.models.experts import MoEConfig
 from engine.models.synthetic import random_model
 
 CPU = torch.device("cpu")
@@ -83,6 +84,22 @@ def test_three_graphs_whatever_the_layers_and_rows(graphs, models):
     for rows, targets in ((1, 1), (64, 1), (1, 1), (7, 5)):
         torch.testing.assert_close(forward(model, rows, targets), forward(plain, rows, targets))
     assert len(graphs) == 6, "a single row has graphs of its own"
+
+
+def test_experts_are_in_the_graphs_of_layers_that_have_them(graphs):
+    """Two graphs behind attention: one for layers with experts, one for those without."""
+    moe = MoEConfig(num_experts=8, experts_per_token=2, ff_dim=48, is_normalised=True, dense_layers=frozenset({0}))
+    geometry = replace(random_model("tiny", 128, torch.float32, CPU)[0].config, num_layers=4, moe=moe)
+    plain, model = (new_model(geometry, torch.float32, CPU) for _ in range(2))
+    torch.manual_seed(0)
+    for parameter, same in zip(plain.parameters(), model.parameters(), strict=True):
+        same.copy_(parameter.normal_(1.0, 0.1) if parameter.dim() == 1 else parameter.normal_(0.0, 0.1))
+    model.compile_parts()
+    for rows, targets in ((32, 8), (100, 3), (33, 31)):
+        torch.testing.assert_close(forward(model, rows, targets), forward(plain, rows, targets))
+        assert len(graphs) == 4
+    calls = [str(node.target) for graph in graphs for node in graph.graph.nodes if node.op == "call_function"]
+    assert sum("unmask.expert_mlps" in name for name in calls) == 1
 
 
 def test_the_cpus_own_product_is_in_the_graphs(graphs, models):

@@ -1,6 +1,9 @@
 """What a layer does to each row, for CPUs: the formulas at every width of vectors, and what the kernels take."""
 
+import ctypes
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +33,19 @@ def heads_of(count, heads, head_dim):
     return 3 * torch.randn(count, heads + 2, head_dim)[:, 1:-1]
 
 
+@pytest.mark.parametrize("name", ["gated", "rotated", "written"])
+def test_each_argument_has_the_type_of_its_parameter(kernel, name):
+    """A parameter without one would be passed as an int: half of a number of 64 bits may then be anything."""
+    source = Path(native.__file__).with_name("rows.cpp").read_text()
+    [parameters] = re.findall(rf'extern "C" void {name}\(([^)]*)\)', source)
+    kinds = {"float": ctypes.c_void_p, "int64_t": ctypes.c_int64, "int": ctypes.c_int}
+    expected = [
+        ctypes.c_void_p if "*" in parameter else kinds[parameter.removeprefix("const ").split()[0]]
+        for parameter in map(str.strip, parameters.split(","))
+    ]
+    assert list(getattr(kernel, f"_{name}").argtypes) == expected
+
+
 @SHAPES
 def test_gates_are_their_formula(kernel, count, heads, head_dim):
     gate_up = heads_of(count, heads, head_dim).flatten(1)
@@ -45,13 +61,16 @@ def test_gates_that_are_far_from_zero(kernel):
     assert gated[-1].isnan()
 
 
+@pytest.mark.parametrize("share", [1, 2, 4])
 @SHAPES
-def test_rotated_rows_are_torchs_bit_by_bit(kernel, count, heads, head_dim):
-    x = heads_of(count, heads, head_dim)
-    angles = torch.arange(count * head_dim / 2).view(count, 1, -1)
+def test_rotated_rows_are_torchs_bit_by_bit(kernel, count, heads, head_dim, share):
+    """All numbers of a head, or a half or a quarter of them; the others stay as they are."""
+    x, half = heads_of(count, heads, head_dim), head_dim // (2 * share)
+    angles = torch.arange(float(count * half)).view(count, 1, half)
     cos, sin = angles.cos(), angles.sin()
-    low, high = x.chunk(2, dim=-1)
-    assert torch.equal(kernel.rotate(x, cos, sin), torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1))
+    low, high, rest = x.split((half, half, head_dim - 2 * half), dim=-1)
+    expected = torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
+    assert torch.equal(kernel.rotate(x, cos, sin), expected)
 
 
 @SHAPES

@@ -1,0 +1,129 @@
+"""A layer's MLP as many small ones, the experts, of which each row goes through a few: mixture of experts (MoE).
+
+How rows are routed is data (`MoEConfig`), so that one layer serves every family. A row's experts depend on this row
+alone. Sources: MoE with top-k gates (arXiv 1701.06538); shared experts (DeepSeekMoE, 2401.06066); sigmoid scores,
+groups and a bias that balances the load (DeepSeek-V3, 2412.19437).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.kernels.compiled import expert_mlps
+from engine.kernels.products import packed
+from engine.models.mlp import MLP, Linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """How many experts a layer has, how wide they are, and how its router chooses and weighs those of a row."""
+
+    num_experts: int
+    experts_per_token: int
+    ff_dim: int
+    """Width of one expert."""
+    shared_ff_dim: int = 0
+    """Width of an MLP that every row goes through as well, unweighted; 0 is none."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes an expert's score of its logit: softmax over all experts, or each logit's own sigmoid."""
+    has_choice_bias: bool = False
+    """Whether a bias of each expert is added to its score for the choice. It does not weigh."""
+    num_groups: int = 1
+    """Groups of neighbouring experts, of the same size."""
+    groups_per_token: int = 1
+    """Experts are chosen from so many groups: those whose two best experts have the largest sum of scores."""
+    is_normalised: bool = False
+    """Whether the weights of a row's experts are divided by their sum."""
+    scale: float = 1.0
+    """What weights are multiplied by."""
+    dense_layers: frozenset[int] = frozenset()
+    """Layers that have one MLP of `TransformerConfig.ff_dim` in place of experts."""
+
+    def router_parameters(self, dim: int) -> int:
+        """Weights of one layer's router, which are float32 in any model."""
+        return self.num_experts * (dim + self.has_choice_bias)
+
+    def layer_parameters(self, dim: int) -> int:
+        """Weights of one layer's router, experts and shared MLP."""
+        return self.router_parameters(dim) + 3 * dim * (self.num_experts * self.ff_dim + self.shared_ff_dim)
+
+    def active_parameters(self, dim: int) -> int:
+        """Those of them that one row is multiplied by."""
+        return self.router_parameters(dim) + 3 * dim * (self.experts_per_token * self.ff_dim + self.shared_ff_dim)
+
+
+class Router(nn.Module):
+    """Which experts each row goes through, and with what weights. In float32: near scores decide."""
+
+    def __init__(self, dim: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.config, self.dtype = config, torch.float32
+        self.logits = Linear(dim, config.num_experts, dtype=torch.float32)
+        self.bias = nn.Parameter(torch.empty(config.num_experts)) if config.has_choice_bias else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [rows, dim] -> the experts of each row (int64) and their weights (float32), both [rows, experts_per_token].
+
+        The best expert first.
+        """
+        config, logits = self.config, self.logits(x.float())
+        scores = logits.softmax(dim=-1) if config.score == "softmax" else logits.sigmoid()
+        ranked = scores if self.bias is None else scores + self.bias
+        if config.num_groups > 1:
+            ranked = _within_best_groups(ranked, config.num_groups, config.groups_per_token)
+        chosen = ranked.topk(config.experts_per_token, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if config.is_normalised and config.experts_per_token > 1:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return chosen, weights * config.scale if config.scale != 1.0 else weights
+
+
+def _within_best_groups(ranked: Tensor, num_groups: int, kept: int) -> Tensor:
+    """ranked [rows, experts] -> the same, with minus infinity outside the best groups."""
+    groups = ranked.unflatten(-1, (num_groups, -1))  # [rows, groups, experts of one]
+    worth = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(dim=-1)
+    out = torch.ones_like(worth, dtype=torch.bool).scatter(-1, worth.topk(kept, dim=-1).indices, False)
+    return groups.masked_fill(out.unsqueeze(-1), -torch.inf).flatten(-2)
+
+
+class Experts(nn.Module):
+    """The experts' weights, one stacked on the other: gate_up [experts, 2 * ff_dim, dim], down [experts, dim, ff_dim].
+
+    Rows of an expert's `gate_up` are [gate | up].
+    """
+
+    def __init__(self, dim: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.gate_up: nn.Parameter | nn.ParameterList = nn.Parameter(
+            torch.empty(config.num_experts, 2 * config.ff_dim, dim)
+        )
+        self.down: nn.Parameter | nn.ParameterList = nn.Parameter(torch.empty(config.num_experts, dim, config.ff_dim))
+
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x [rows, dim], chosen and weights [rows, experts_per_token] -> their weighted sum, [rows, dim]."""
+        return expert_mlps(x, chosen, weights, self.gate_up, self.down)
+
+    def pack(self) -> None:
+        """As `Linear.pack`, expert by expert."""
+        for name in ("gate_up", "down"):
+            stacked = getattr(self, name)
+            own = [packed(weight) for weight in stacked]
+            if any(weight.is_mkldnn for weight in own):
+                delattr(self, name)
+                setattr(self, name, nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in own))
+
+
+class MoE(nn.Module):
+    """Router, experts, and the MLP that all rows share, if there is one."""
+
+    def __init__(self, dim: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.router, self.experts = Router(dim, config), Experts(dim, config)
+        self.shared = MLP(dim, config.shared_ff_dim) if config.shared_ff_dim else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, dim] -> [rows, dim]"""
+        out = self.experts(x, *self.router(x))
+        return out if self.shared is None else out + self.shared(x)
