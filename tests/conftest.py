@@ -33,6 +33,9 @@ LLADA_TINY = Path(__file__).parent / "data" / "llada-tiny"
 DREAM_TINY = LLADA_TINY.with_name("dream-tiny")
 SDAR_TINY = LLADA_TINY.with_name("sdar-tiny")
 FAST_DLLM_TINY = LLADA_TINY.with_name("fast-dllm-v2-tiny")
+SDAR_MOE_TINY = LLADA_TINY.with_name("sdar-moe-tiny")
+LLADA_MOE_TINY = LLADA_TINY.with_name("llada-moe-tiny")
+LLADA2_TINY = LLADA_TINY.with_name("llada2-tiny")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,6 +87,24 @@ def sdar_tiny() -> Path:
 def fast_dllm_tiny() -> Path:
     """The same in Fast-dLLM v2's layout: block-causal, shifted logits, a mask that only the tokenizer knows."""
     return FAST_DLLM_TINY
+
+
+@pytest.fixture(scope="session")
+def sdar_moe_tiny() -> Path:
+    """The same in SDAR-MoE's layout: eight experts in each layer, two for each row."""
+    return SDAR_MOE_TINY
+
+
+@pytest.fixture(scope="session")
+def llada_moe_tiny() -> Path:
+    """The same in LLaDA-MoE's layout: full attention, sixteen experts, four for each row, not normalised."""
+    return LLADA_MOE_TINY
+
+
+@pytest.fixture(scope="session")
+def llada2_tiny() -> Path:
+    """The same in LLaDA2's layout: block-causal, a dense layer, experts in groups beside a shared one."""
+    return LLADA2_TINY
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 Blocks lie on a grid from the first prompt token. A row sees all rows up to the end of its block. Every forward computes
 the whole prefix again, so that nothing is kept but what a loop itself keeps. Forwards are counted as the published
-samplers run them, which keep finished blocks. Sources: SDAR (arXiv 2510.06303), Fast-dLLM v2 (2509.26328). Knows the
-model, but no pages, batches or requests.
+samplers run them, of which some keep finished blocks. Sources: SDAR (arXiv 2510.06303), Fast-dLLM v2 (2509.26328),
+LLaDA2.0 (2512.15745). Knows the model, but no pages, batches or requests.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -52,7 +52,7 @@ class Decoded:
     forwards: Mapping[str, int]
     """By kind, as the published sampler runs them."""
     denoise_per_block: Sequence[int] = ()
-    """SDAR: denoising forwards of each block that was decoded."""
+    """SDAR, LLaDA2: denoising forwards of each block that was decoded."""
 
 
 class _Canvas:
@@ -135,6 +135,60 @@ def decode_sdar(
         denoise.append(step)
     forwards = {"prefill": int(prompt >= block_length), "denoise": sum(denoise), "commit": len(denoise)}
     return Decoded(canvas.answer(end), forwards, denoise)
+
+
+@torch.inference_mode()
+def decode_llada2(
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    *,
+    gen_length: int,
+    block_length: int,
+    steps: int,
+    threshold: float,
+    minimal_topk: int,
+    eos_early_stop: bool,
+    mask_id: int,
+    end_ids: Collection[int],
+) -> Decoded:
+    """LLaDA2.0's `generate`, greedy; the canvas ends with the block that holds the last token asked for.
+
+    A block's tokens are spread over its steps. A step writes all that exceed the threshold, or as many of the most
+    confident as are due. Generation ends behind a block after which the answer holds an end; with `eos_early_stop` as
+    soon as an end is written and nothing before the first one is masked. The answer is cut behind its first end.
+    """
+    prompt, steps = len(prompt_ids), min(steps, gen_length // minimal_topk)
+    length = -(-(prompt + gen_length) // block_length) * block_length
+    canvas = _Canvas(model, prompt_ids, length, block_length, mask_id)
+    share, extra = divmod(block_length, steps)
+    denoise: list[int] = []
+
+    def ended() -> list[int]:
+        """The known answer up to and with its first end; empty if it has none."""
+        known = canvas.known_answer()
+        ends = [place for place, token in enumerate(known) if token in end_ids]
+        return known[: ends[0] + 1] if ends else []
+
+    for start in range(prompt // block_length * block_length, length, block_length):
+        end = start + block_length
+        denoise.append(0)
+        for step in range(steps):
+            targets = canvas.targets(start, end)
+            if not len(targets):
+                break
+            confidence, tokens = propose(canvas.logits(canvas.positions[:end])[targets], mask_id)
+            accepted, due = confidence > threshold, share + (step < extra)
+            if accepted.sum() < due:
+                accepted = most_confident(confidence, due)
+            canvas.write(targets[accepted], tokens[accepted])
+            denoise[-1] += 1
+            if eos_early_stop and not set(end_ids).isdisjoint(tokens[accepted].tolist()) and (answer := ended()):
+                return Decoded(answer, {"denoise": sum(denoise)}, denoise)
+        if ended():
+            break
+    answer = canvas.answer(prompt + gen_length)
+    cut = ended()
+    return Decoded(cut if 0 < len(cut) < len(answer) else answer, {"denoise": sum(denoise)}, denoise)
 
 
 def _bounded(probabilities: Tensor, bound: float) -> Tensor:

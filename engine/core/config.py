@@ -76,7 +76,7 @@ class ModelSpec:
     """What decoding needs to know of a model. Family differences are data here, never an `if` elsewhere."""
 
     family: str
-    """The `model_type` of its `config.json`."""
+    """Its name in `engine.models.FAMILIES`, mostly the `model_type` of its `config.json`."""
     vocab_size: int
     """Rows of the output head."""
     mask_id: int

@@ -39,11 +39,7 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: Path, block: int | 
 def published_tensors(model: Transformer, destinations: Destinations) -> dict[str, Tensor]:
     """The weights under a family's names: the loader's table read backwards."""
     parameters = dict(model.named_parameters())
-    tensors = {}
-    for name, (parameter, start, rows) in destinations.items():
-        whole = parameters[parameter].detach()
-        tensors[name] = (whole if rows is None else whole[start : start + rows]).clone()
-    return tensors
+    return {name: destination.within(parameters).detach().clone() for name, destination in destinations.items()}
 
 
 def sdar_config(config: TransformerConfig, tokenizer: Tokenizer, block: int) -> dict[str, object]:

@@ -40,6 +40,8 @@ class MemoryPlan:
     model: str
     family: str
     num_parameters: int
+    num_active_parameters: int
+    """Those that one row is multiplied by, and the embedding table: of experts, those that a row goes through."""
     max_model_len: int
     max_batch_rows: int
     memory_bytes: int
@@ -80,6 +82,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
         model=config.model,
         family=description.spec.family,
         num_parameters=geometry.num_parameters,
+        num_active_parameters=geometry.num_active_parameters,
         max_model_len=max_model_len,
         max_batch_rows=max_batch_rows,
         memory_bytes=budget,

@@ -1,11 +1,12 @@
 """The model families, and loading a model from a checkpoint folder.
 
-A family is one file that says how its `config.json` and tensor names map to ours; adding one is that file and a
-line in `FAMILIES`. Knows no policy, no batch, no KV.
+A family is one file of `families/` that says how its `config.json` and tensor names map to ours; adding one is that
+file and a line in `FAMILIES`. Knows no policy, no batch, no KV.
 """
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,7 @@ from torch import nn
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.models.config_file import ConfigFile
-from engine.models.families import dream, fast_dllm, llada, sdar
+from engine.models.families import dream, fast_dllm, llada, llada2, llada_moe, sdar, sdar_moe
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,
@@ -43,8 +44,16 @@ class Family(Protocol):
     def destinations(self, config: TransformerConfig) -> Destinations: ...
 
 
-FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream, "sdar": sdar, "Fast_dLLM_Qwen": fast_dllm}
-"""`model_type` of `config.json` -> family."""
+FAMILIES: Mapping[str, Family] = {
+    "llada": llada,
+    "Dream": dream,
+    "sdar": sdar,
+    "Fast_dLLM_Qwen": fast_dllm,
+    "sdar_moe": sdar_moe,
+    "llada_moe": llada_moe,
+    "llada2_moe": llada2,
+}
+"""Name -> family: `model_type` of its `config.json`, or a name of ours where two families share one."""
 
 
 class Description(NamedTuple):
@@ -136,7 +145,14 @@ def _family(folder: Path, config: Mapping[str, Any]) -> Family:
             return family
     model_type = config.get("model_type", "nothing")
     unknown = ", ".join(architectures) or (model_type if isinstance(model_type, str) else reprlib.repr(model_type))
-    raise LoadError(f"{folder}: unknown architecture {unknown}; known families: {_known()}")
+    raise LoadError(f"{folder}: unknown architecture {unknown}; known families: {_known()}{_nearest(architectures)}")
+
+
+def _nearest(architectures: Sequence[str]) -> str:
+    """Which known architecture has the name that is most like one of these, if any is."""
+    known = [name for family in FAMILIES.values() for name in family.ARCHITECTURES]
+    near = [name for unknown in architectures for name in get_close_matches(unknown, known, n=1, cutoff=0.7)]
+    return f"; the nearest is {near[0]}" if near else ""
 
 
 def _known() -> str:

@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from engine.core.config import ModelSpec
+from engine.core.errors import LoadError
 from engine.core.ranges import Ge, Gt, Le
 from engine.models.declared import FILLED, LISTED, Contradiction, Declaration
+from engine.models.experts import MoEConfig
 from engine.models.layers import TransformerConfig
 
 Layers = Annotated[int, Ge(1), Le(256)]
 Heads = Annotated[int, Ge(1), Le(4096)]
+Experts = Annotated[int, Ge(1), Le(4096)]
 Width = Annotated[int, Ge(1), Le(2**20)]
 """Numbers of a hidden row, or of a row within an MLP."""
 Vocabulary = Annotated[int, Ge(2), Le(2**24)]
@@ -50,6 +53,29 @@ class ConfigFile(Declaration, ABC):
             raise Contradiction(f"{geometry.num_heads} heads cannot share {geometry.num_kv_heads} of keys and values")
         if geometry.head_dim < 2 or geometry.head_dim % 2:
             raise Contradiction(f"heads have {geometry.head_dim} numbers; rotation needs an even number of them")
+        if geometry.rotary_dim is not None and (geometry.rotary_dim < 2 or geometry.rotary_dim % 2):
+            raise Contradiction(
+                f"{geometry.rotary_dim} numbers of a head are rotated; it must be an even number of them"
+            )
+        if geometry.moe is not None:
+            _check_experts(geometry.moe)
+
+
+def _check_experts(moe: MoEConfig) -> None:
+    if moe.num_experts % moe.num_groups:
+        raise Contradiction(f"{moe.num_experts} experts cannot be in {moe.num_groups} groups of one size")
+    if moe.groups_per_token > moe.num_groups:
+        raise Contradiction(f"experts are of {moe.groups_per_token} groups; there are {moe.num_groups}")
+    available = moe.num_experts // moe.num_groups * moe.groups_per_token
+    if moe.experts_per_token > available:
+        raise Contradiction(f"each token has {moe.experts_per_token} experts of {available}")
+
+
+def named_token(text: str, special_tokens: Mapping[str, int]) -> int:
+    """The id of a token that only the tokenizer knows. Raises LoadError if it has none of this name."""
+    if text not in special_tokens:
+        raise LoadError(f"the tokenizer lacks {text!r}, whose id stands in no config file")
+    return special_tokens[text]
 
 
 def divided(width: int, heads: int) -> int:

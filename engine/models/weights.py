@@ -32,6 +32,14 @@ class Destination(NamedTuple):
     parameter: str
     start: int = 0
     rows: int | None = None
+    expert: int | None = None
+    """Which of the weights, where the parameter is one of all experts."""
+
+    def within(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The part of a parameter that the tensor is for."""
+        whole = parameters[self.parameter]
+        own = whole if self.expert is None else whole[self.expert]
+        return own if self.rows is None else own[self.start : self.start + self.rows]
 
 
 Destinations = Mapping[str, Destination]
@@ -146,7 +154,7 @@ def find_tensors(folder: Path, model: nn.Module, destinations: Destinations) -> 
             for name in shards[path]:
                 if name not in destinations:
                     raise LoadError(f"{folder}: tensor {name!r} is not part of this architecture")
-                tensor, expected = shard.get_slice(name), list(_target(parameters, destinations[name]).shape)
+                tensor, expected = shard.get_slice(name), list(destinations[name].within(parameters).shape)
                 if tensor.get_shape() != expected:
                     raise LoadError(f"{folder}: tensor {name!r} is {tensor.get_shape()}, expected {expected}")
                 if tensor.get_dtype() not in _DTYPES:
@@ -170,16 +178,10 @@ def load_weights(
         for path, names in shards.items():
             with _opened(path) as shard:
                 for name in names:
-                    _target(parameters, destinations[name]).copy_(shard.get_tensor(name))
+                    destinations[name].within(parameters).copy_(shard.get_tensor(name))
                     done += 1
                     if progress:
                         progress(done, len(destinations))
-
-
-def _target(parameters: Mapping[str, Tensor], destination: Destination) -> Tensor:
-    """The part of a parameter that a tensor is for."""
-    whole, start, rows = parameters[destination.parameter], destination.start, destination.rows
-    return whole if rows is None else whole[start : start + rows]
 
 
 @contextmanager

@@ -33,8 +33,10 @@ def show(
 ) -> None:
     """Prints the plan for each memory. `spec`: the model's. Raises what `plan_memory` raises."""
     plans = [plan_memory(config, memory, diffusion) for memory in memories]
+    count, active = plans[0].num_parameters, plans[0].num_active_parameters
+    of_a_token = f"{parameters(active)} of them for each token, " if active < count else ""
     console.print(
-        f"{plans[0].model} ({plans[0].family}): {parameters(plans[0].num_parameters)} parameters, "
+        f"{plans[0].model} ({plans[0].family}): {parameters(count)} parameters, {of_a_token}"
         f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows",
         highlight=False,
         soft_wrap=True,

@@ -8,12 +8,20 @@ from pathlib import Path
 import torch
 
 from engine import LoadError
-from tests.golden import dream, fast_dllm, llada, logits, sdar, through_engine
+from tests.golden import dream, fast_dllm, llada, llada2, llada_moe, logits, sdar, through_engine
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Family, differences, read_rows
 
-FAMILIES: Mapping[str, Family] = {"llada": llada, "Dream": dream, "sdar": sdar, "Fast_dLLM_Qwen": fast_dllm}
-"""`model_type` of `config.json` -> how its rows are decoded."""
+FAMILIES: Mapping[str, Family] = {
+    "llada": llada,
+    "Dream": dream,
+    "sdar": sdar,
+    "Fast_dLLM_Qwen": fast_dllm,
+    "sdar_moe": sdar,
+    "llada_moe": llada_moe,
+    "llada2_moe": llada2,
+}
+"""Name of a family -> how its rows are decoded."""
 
 
 def main() -> None:
@@ -57,7 +65,7 @@ def _generations(checkpoint: Checkpoint, device: str) -> Iterator[str]:
         taken = [row for row in rows if family.takes(row)]
         requests = [(number, row) for number, row in enumerate(taken) if row["output"]]  # none asks for no token
         submissions = [family.asked(row, str(number)) for number, row in requests]
-        wanted = [{"id": row.get("id", number), **family.expected(row)} for number, row in requests]
+        wanted = [{"id": row.get("id", number), **family.expected(row, checkpoint.spec)} for number, row in requests]
         for way, right, made in (
             ("plain loop", taken, family.through_plain_loop(checkpoint, taken)),
             ("engine, one by one", wanted, through_engine.alone(engine, submissions)),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from engine import DiffusionParams, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.reference import decode_as_dream
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
@@ -32,5 +32,5 @@ def asked(row: Row, name: str) -> Submission:
     )
 
 
-def expected(row: Row) -> Made:
+def expected(row: Row, spec: ModelSpec) -> Made:
     return {"output": row["output"]}

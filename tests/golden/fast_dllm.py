@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from engine import DiffusionParams, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.block_causal import decode_fast_dllm
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
@@ -44,7 +44,7 @@ def asked(row: Row, name: str) -> Submission:
     )
 
 
-def expected(row: Row) -> Made:
+def expected(row: Row, spec: ModelSpec) -> Made:
     """Where a prompt ends with a block, its forward says the next token; other prompts are computed with that block.
 
     `batch_sample` finishes a block in which its answer has ended, which the engine does not.
@@ -53,4 +53,4 @@ def expected(row: Row) -> Made:
     needed = sum(forwards[kind] for kind in ("block", "sub", "commit"))
     needed += forwards["prefill"] and len(row["prompt"]) % row["block_length"] == 0
     is_cut = row["sampler"] == "batch_sample" and row["finish"] == "stop"
-    return {"output": cut_at_stop(row)} | ({} if is_cut else {"forwards": needed})
+    return {"output": cut_at_stop(row, row["stop_ids"])} | ({} if is_cut else {"forwards": needed})

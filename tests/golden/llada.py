@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from engine import DiffusionParams, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.reference import Rule, decode, factor, fixed, threshold
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
@@ -37,7 +37,7 @@ def asked(row: Row, name: str) -> Submission:
     )
 
 
-def expected(row: Row) -> Made:
+def expected(row: Row, spec: ModelSpec) -> Made:
     return {"output": row["output"], "forwards": row["nfe"]}
 
 

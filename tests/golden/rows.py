@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from engine import Submission
+from engine import ModelSpec, Submission
 from tests.golden.checkpoint import Checkpoint
 
 Row = Mapping[str, Any]
@@ -26,8 +26,11 @@ class Family(Protocol):
         """The request whose answer the row is, of the id `name`."""
         ...
 
-    def expected(self, row: Row) -> Made:
-        """What the engine must make of that request: `output`, and `forwards` where the row says how many it takes."""
+    def expected(self, row: Row, spec: ModelSpec) -> Made:
+        """What the engine must make of that request: `output`, and its `forwards` or the `most_forwards`.
+
+        Either only where the row says so.
+        """
         ...
 
 
@@ -40,5 +43,11 @@ def differences(rows: Iterable[Row], made: Iterable[Made]) -> list[str]:
     return [
         f"row {row.get('id', number)}: {', '.join(wrong)}"
         for number, (row, got) in enumerate(zip(rows, made, strict=True))
-        if (wrong := [key for key, value in got.items() if key in row and value != row[key]])
+        if (wrong := [*_differing(row, got)])
     ]
+
+
+def _differing(row: Row, got: Made) -> Iterator[str]:
+    yield from (key for key, value in got.items() if key in row and value != row[key])
+    if {"forwards", "most_forwards"} <= {*got, *row} and got["forwards"] > row["most_forwards"]:
+        yield "most_forwards"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from engine import DiffusionParams, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.block_causal import decode_sdar
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Made, Row
@@ -44,6 +44,6 @@ def asked(row: Row, name: str) -> Submission:
     )
 
 
-def expected(row: Row) -> Made:
+def expected(row: Row, spec: ModelSpec) -> Made:
     """The prompt and each finished block are computed in a forward that denoises: no other is needed."""
     return {"output": row["output"], "forwards": row["forwards"]["denoise"]}

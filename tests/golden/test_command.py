@@ -36,7 +36,10 @@ def shortened(tmp_path):
     return copy
 
 
-@pytest.mark.parametrize("name", ["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny", "sdar_moe_tiny", "llada_moe_tiny", "llada2_tiny"],
+)
 def test_what_is_reproduced(command, shortened, request, name):
     code, printed = command(shortened(request.getfixturevalue(name)))
     assert code == 0

@@ -4,7 +4,7 @@ Knows no family: a family says what to ask, and what must come of it.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from engine import EngineConfig, Submission, load
@@ -42,7 +42,7 @@ def together(engine: Engine, submissions: Sequence[Submission]) -> list[Made]:
     return [{"output": tokens[name], "forwards": forwards[name]} for name in names]
 
 
-def cut_at_stop(row: Row) -> list[int]:
+def cut_at_stop(row: Row, stop_ids: Collection[int]) -> list[int]:
     """The row's output before its first stop token."""
-    stops = [place for place, token in enumerate(row["output"]) if token in row["stop_ids"]]
+    stops = [place for place, token in enumerate(row["output"]) if token in stop_ids]
     return row["output"][: stops[0]] if stops else row["output"]

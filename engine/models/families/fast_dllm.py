@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from engine.core.config import ModelSpec
-from engine.core.errors import LoadError
 from engine.core.params import MAX_BLOCK
 from engine.core.ranges import Ge, Le
+from engine.models.config_file import named_token
 from engine.models.families.qwen import QwenConfig, destinations
 
 __all__ = ["ARCHITECTURES", "Config", "destinations"]
@@ -32,12 +32,10 @@ class Config(QwenConfig):
 
         Raises LoadError if the tokenizer has no mask.
         """
-        if _MASK not in special_tokens:
-            raise LoadError(f"the tokenizer lacks {_MASK!r}, the mask of Fast-dLLM v2, which no config file names")
         return ModelSpec(
             family="Fast_dLLM_Qwen",
             vocab_size=self.vocab_size,
-            mask_id=special_tokens[_MASK],
+            mask_id=named_token(_MASK, special_tokens),
             eos_ids=frozenset(self.eos_token_id),
             max_model_len=self.max_position_embeddings,
             shift=1,

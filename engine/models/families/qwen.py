@@ -1,6 +1,6 @@
 """What checkpoints in Qwen's layout share: keys of Qwen2's and Qwen3's `config.json`, and tensor names.
 
-Families that grew from Qwen add what they alone have. Knows no family.
+Families that grew from Qwen add what they alone have, and others use some of its names. Knows no family.
 """
 
 from typing import Literal
@@ -62,8 +62,8 @@ class QwenConfig(ConfigFile):
 
 
 def destinations(config: TransformerConfig) -> Destinations:
-    """Tensor names of Qwen2, with biases of q, k and v, and of Qwen3, with norms of q and k instead."""
-    q, kv, ff = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.ff_dim
+    """Tensor names of Qwen2, with biases of q, k and v, and of Qwen3, with norms of q and k instead, or experts."""
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     places = {
         "model.embed_tokens.weight": Destination("embed"),
         "model.norm.weight": Destination("norm.weight"),
@@ -88,8 +88,31 @@ def destinations(config: TransformerConfig) -> Destinations:
             f"{theirs}.input_layernorm.weight": Destination(f"{ours}.attention_norm.weight"),
             f"{theirs}.self_attn.o_proj.weight": Destination(f"{ours}.attention.out.weight"),
             f"{theirs}.post_attention_layernorm.weight": Destination(f"{ours}.mlp_norm.weight"),
-            f"{theirs}.mlp.gate_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", 0, ff),
-            f"{theirs}.mlp.up_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", ff, ff),
-            f"{theirs}.mlp.down_proj.weight": Destination(f"{ours}.mlp.down.weight"),
+            **mlp_destinations(config, i),
         }
     return places
+
+
+def mlp_destinations(config: TransformerConfig, layer: int) -> Destinations:
+    """One layer's MLP, or its router, experts and the MLP that all rows share."""
+    theirs, ours, moe = f"model.layers.{layer}.mlp", f"blocks.{layer}.mlp", config.moe
+    if moe is None or not config.has_experts(layer):
+        return _swiglu(theirs, f"{ours}.gate_up.weight", f"{ours}.down.weight", config.ff_dim)
+    places = {f"{theirs}.gate.weight": Destination(f"{ours}.router.logits.weight")}
+    if moe.has_choice_bias:
+        places[f"{theirs}.gate.expert_bias"] = Destination(f"{ours}.router.bias")
+    for expert in range(moe.num_experts):
+        stacked = f"{ours}.experts.gate_up", f"{ours}.experts.down"
+        places |= _swiglu(f"{theirs}.experts.{expert}", *stacked, moe.ff_dim, expert)
+    if moe.shared_ff_dim:
+        own = f"{ours}.shared.gate_up.weight", f"{ours}.shared.down.weight"
+        places |= _swiglu(f"{theirs}.shared_experts", *own, moe.shared_ff_dim)
+    return places
+
+
+def _swiglu(theirs: str, gate_up: str, down: str, ff: int, expert: int | None = None) -> dict[str, Destination]:
+    return {
+        f"{theirs}.gate_proj.weight": Destination(gate_up, 0, ff, expert),
+        f"{theirs}.up_proj.weight": Destination(gate_up, ff, ff, expert),
+        f"{theirs}.down_proj.weight": Destination(down, expert=expert),
+    }

@@ -18,7 +18,8 @@ def folder(published, tmp_path):
 
     def write(name):
         (tmp_path / "config.json").write_text(json.dumps(published(name)))
-        added = {"151665": {"content": "|<MASK>|"}}
+        texts = {151665: "|<MASK>|", 156895: "<|mask|>", 156892: "<|endoftext|>", 156900: "<|role_end|>"}
+        added = {str(id_): {"content": text} for id_, text in texts.items()}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
         return str(tmp_path)
 
@@ -65,6 +66,29 @@ def test_the_published_sizes_of_block_causal_families(folder, name, family, bill
     assert plan.family == family
     assert round(plan.num_parameters / 1e9, 1) == billions
     assert footprint.weight_bytes == 2 * plan.num_parameters
+    assert footprint.kv_bytes_per_token == kib_per_token * 1024
+    assert footprint.canvases >= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "billions", "active", "kib_per_token", "card"),
+    [
+        ("llada-moe-7b", "llada_moe", 7.4, 1.7, 128, 24),
+        ("llada2-mini", "llada2_moe", 16.3, 1.4, 40, 48),
+        ("sdar-30b-a3b", "sdar_moe", 30.5, 3.4, 96, 80),
+        ("llada2-flash", "llada2_moe", 102.9, 6.2, 64, 288),
+    ],
+)
+def test_the_published_sizes_of_families_with_experts(folder, name, family, billions, active, kib_per_token, card):
+    """On a card of so many GB each has room for several canvases of its config. Routers are float32."""
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    keys = ("max_model_len", "max_running_requests", "memory_fraction", "max_batch_rows")
+    config = EngineConfig(model=folder(name), **{key: settings[key] for key in keys if key in settings})
+    plan = plan_memory(config, card * 10**9)
+    footprint = plan.footprints[settings["dtype"]]
+    assert plan.family == family
+    assert (round(plan.num_parameters / 1e9, 1), round(plan.num_active_parameters / 1e9, 1)) == (billions, active)
+    assert 2 * plan.num_parameters < footprint.weight_bytes < 2.01 * plan.num_parameters
     assert footprint.kv_bytes_per_token == kib_per_token * 1024
     assert footprint.canvases >= 4
 

@@ -152,6 +152,19 @@ def test_an_unknown_architecture_lists_the_known(checkpoint):
     )
 
 
+@pytest.mark.parametrize(
+    ("architecture", "nearest"),
+    [
+        ("SDARMoeV2ForCausalLM", "SDARMoeForCausalLM"),
+        ("LLaDA3MoeModelLM", "LLaDA2MoeModelLM"),
+        ("DreamModel2", "DreamModel"),
+    ],
+)
+def test_one_that_is_nearly_known_names_the_nearest(checkpoint, architecture, nearest):
+    edit(checkpoint, architectures=[architecture])
+    refuses(checkpoint, f"unknown architecture {architecture}; known families: .*; the nearest is {nearest}$")
+
+
 def test_a_config_with_a_gap(checkpoint):
     edit(checkpoint, n_layers=None)
     refuses(checkpoint, "lacks 'n_layers'")

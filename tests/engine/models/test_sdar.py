@@ -89,13 +89,6 @@ def test_options_that_would_be_computed_wrongly_are_refused(sdar_8b, key, value)
         Config.read({**sdar_8b, key: value})
 
 
-def test_experts_are_another_family(sdar_tiny, tmp_path):
-    config = json.loads((sdar_tiny / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["SDARMoeForCausalLM"]}))
-    with pytest.raises(LoadError, match="unknown architecture SDARMoeForCausalLM"):
-        describe(tmp_path)
-
-
 def test_logits_of_the_published_code(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 

@@ -10,15 +10,23 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 
 def logits_of_transformers(
-    folder: Path, config_class: type[PretrainedConfig], model_class: type[PreTrainedModel], ids: Tensor, block: int
+    folder: Path,
+    config_class: type[PretrainedConfig],
+    model_class: type[PreTrainedModel],
+    ids: Tensor,
+    block: int,
+    weights: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """ids [rows] -> [rows, vocab], each row seeing all rows up to the end of its block of `block` tokens."""
+    """ids [rows] -> [rows, vocab], each row seeing all rows up to the end of its block of `block` tokens.
+
+    `weights` are the checkpoint's under the names that transformers has for them, where these differ.
+    """
     values = json.loads((folder / "config.json").read_text())
     theirs = ("architectures", "auto_map", "model_type", "attn_implementation")
     config = config_class.from_dict({key: value for key, value in values.items() if key not in theirs})
     config._attn_implementation = "eager"
     model = model_class(config).eval()
-    model.load_state_dict(load_file(folder / "model.safetensors"))
+    model.load_state_dict(weights or load_file(folder / "model.safetensors"))
     blocks = torch.arange(len(ids)) // block
     seen = blocks <= blocks[:, None]
     mask = torch.zeros(len(ids), len(ids)).masked_fill(~seen, torch.finfo(torch.float32).min)

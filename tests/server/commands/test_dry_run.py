@@ -22,6 +22,14 @@ def test_a_plan_needs_no_weights(dream_7b, capsys):
     assert "bfloat16 │ 14.2 GiB │ 2.2 GiB │ 56 KiB" in printed
 
 
+def test_experts_that_a_token_does_not_go_through_are_told(published, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(published("sdar-30b-a3b")))
+    assert main(["serve", "--dry-run", str(tmp_path), "--max-model-len", "4096", "--memory", "80"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(sdar_moe): 30.53 B parameters, 3.35 B of them for each token, canvases of 4,096 tokens" in printed
+    assert "bfloat16 │ 56.9 GiB" in printed
+
+
 def test_a_small_model_has_figures_too(llada_tiny, capsys):
     assert main(["serve", "--dry-run", str(llada_tiny), "--memory", "24"]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -15,7 +15,9 @@ BLOCK_CAUSAL = {
     "sdar-8b": "JetLM/SDAR-8B-Chat",
     "fast-dllm-v2-1.5b": "Efficient-Large-Model/Fast_dLLM_v2_1.5B",
     "fast-dllm-v2-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
+    "sdar-30b-a3b": "JetLM/SDAR-30B-A3B-Chat",
 }
+LLADA2 = {"llada2-mini": "inclusionAI/LLaDA2.0-mini", "llada2-flash": "inclusionAI/LLaDA2.0-flash"}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,7 @@ BLOCK_CAUSAL = {
         ("dream-v0-instruct-7b", "Dream-org/Dream-v0-Instruct-7B", "dream-v0-instruct-7b"),
         ("dream-coder-7b", "Dream-org/Dream-Coder-v0-Instruct-7B", "dream-coder-7b"),
         ("diffucoder-7b", "apple/DiffuCoder-7B-cpGRPO", "diffucoder-7b"),
+        ("llada-moe-7b", "inclusionAI/LLaDA-MoE-7B-A1B-Instruct", "llada-moe-7b"),
     ],
 )
 def test_the_configs_that_ship(name, model, served):
@@ -46,6 +49,16 @@ def test_the_configs_of_block_causal_families(name, model):
     assert "diffusion" not in yaml.safe_load(path.read_text())
 
 
+@pytest.mark.parametrize(("name", "model"), LLADA2.items())
+def test_the_configs_of_llada2(name, model):
+    """The threshold and the fallback of its own sampler; the cache comes from the engine."""
+    settings = load_settings(["--config", str(CONFIGS / f"{name}.yaml")], {})
+    assert (settings.engine.model, settings.model_names) == (model, (name, model))
+    diffusion = settings.diffusion
+    assert (diffusion.cache, diffusion.unmask, diffusion.threshold) == ("auto", "low_confidence_dynamic", 0.95)
+
+
 def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested | set(BLOCK_CAUSAL)
+    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
