@@ -63,7 +63,8 @@ def in_segments(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, do
     source, places = np.zeros(total, np.int64), np.empty(len(experts), np.int64)
     source[sorted_places], places[order] = order // per_row, sorted_places
     where = torch.from_numpy(places)
-    rows, out = x[torch.from_numpy(source)], x.new_empty(total, x.shape[1])  # padding is row 0, and nobody's
+    rows = x.index_select(0, torch.from_numpy(source))  # padding is row 0, and nobody's
+    out = x.new_empty(total, x.shape[1])
     shares = x.new_zeros(total, 1)
     shares[where, 0] = weights.flatten().to(x.dtype)
     for expert in np.flatnonzero(counts).tolist():
