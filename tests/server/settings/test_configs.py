@@ -62,3 +62,5 @@ def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
     tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
+    page = (CONFIGS.parent / "docs" / "models.md").read_text()
+    assert [name for name in tested if f"`{name}`" not in page] == []
