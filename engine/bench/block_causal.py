@@ -3,7 +3,7 @@
 Blocks lie on a grid from the first prompt token. A row sees all rows up to the end of its block. Every forward computes
 the whole prefix again, so that nothing is kept but what a loop itself keeps. Forwards are counted as the published
 samplers run them, of which some keep finished blocks. Sources: SDAR (arXiv 2510.06303), Fast-dLLM v2 (2509.26328),
-LLaDA2.0 (2512.15745). Knows the model, but no pages, batches or requests.
+LLaDA2.0 and 2.1 (2512.15745). Knows the model, but no pages, batches or requests.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -78,6 +78,10 @@ class _Canvas:
     def targets(self, start: int, end: int) -> Tensor:
         """The masked positions in [start, end)."""
         return start + self.masked[start:end].nonzero().squeeze(-1)
+
+    def tokens(self, positions: Tensor) -> Tensor:
+        """The token at each of these positions, or the mask."""
+        return self._ids[positions]
 
     def logits(self, rows: Tensor) -> Tensor:
         """[rows, vocab] of a forward over these positions."""
@@ -189,6 +193,53 @@ def decode_llada2(
     answer = canvas.answer(prompt + gen_length)
     cut = ended()
     return Decoded(cut if 0 < len(cut) < len(answer) else answer, {"denoise": sum(denoise)}, denoise)
+
+
+@torch.inference_mode()
+def decode_llada2_editing(
+    model: Transformer,
+    prompt_ids: Sequence[int],
+    *,
+    gen_length: int,
+    block_length: int,
+    threshold: float,
+    editing_threshold: float,
+    max_post_steps: int,
+    num_to_transfer: int,
+    eos_early_stop: bool,
+    mask_id: int,
+    end_ids: Collection[int],
+) -> Decoded:
+    """LLaDA2.1's `generate`, greedy: a step fills masks, and replaces tokens of its block.
+
+    Masks are filled as by LLaDA2.0, `num_to_transfer` at least. A token behind the prompt becomes another that exceeds
+    `editing_threshold`. A block without masks ends when a step changes nothing, or after `max_post_steps`.
+    """
+    prompt = len(prompt_ids)
+    length = -(-(prompt + gen_length) // block_length) * block_length
+    canvas = _Canvas(model, prompt_ids, length, block_length, mask_id)
+    denoise: list[int] = []
+    for start in range(prompt // block_length * block_length, length, block_length):
+        end, post_steps, is_settled = start + block_length, 0, False
+        own = canvas.positions[max(start, prompt) : end]
+        denoise.append(0)
+        while not is_settled and (canvas.masked[own].any() or post_steps < max_post_steps):
+            masked = canvas.masked[own]
+            confidence, tokens = propose(canvas.logits(canvas.positions[:end])[own], mask_id)
+            confident = masked & (confidence > threshold)
+            if confident.sum() < num_to_transfer:
+                confident = masked & most_confident(confidence.masked_fill(~masked, -1.0), num_to_transfer)
+            edited = ~masked & (confidence > editing_threshold) & (tokens != canvas.tokens(own))
+            post_steps += not masked.any()
+            is_settled = not masked.any() and not edited.any()
+            accepted = confident | edited
+            canvas.write(own[accepted], tokens[accepted])
+            denoise[-1] += 1
+        if eos_early_stop and not set(end_ids).isdisjoint(canvas.known_answer()):
+            break
+    answer = canvas.answer(prompt + gen_length)
+    ends = [place for place, token in enumerate(answer) if token in end_ids]
+    return Decoded(answer[: ends[0] + 1] if ends else answer, {"denoise": sum(denoise)}, denoise)
 
 
 def _bounded(probabilities: Tensor, bound: float) -> Tensor:

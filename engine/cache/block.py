@@ -22,6 +22,7 @@ class BlockCache(CachePolicy):
     """
 
     attention = "block_causal"
+    computes_block = True
 
     def plan(self, request: Request) -> StepPlan:
         block = request.block
@@ -47,6 +48,8 @@ class SubBlockCache(BlockCache):
     All other positions of the open block keep the keys and values that they had when they were last computed. The
     whole block is computed again when it is finished: what lies before the open block is exact.
     """
+
+    computes_block = False
 
     def plan(self, request: Request) -> StepPlan:
         block, targets = request.block, request.targets

@@ -27,6 +27,8 @@ MAX_STEPS = MAX_BLOCK = 65_536
 """Steps and positions: more than any canvas has, and still numbers to compute with."""
 MAX_LOGPROB_IDS = 512
 """Entries of `logprob_ids`."""
+MAX_POST_STEPS = 256
+"""Steps that a block may take after its last mask: what is drawn at a high temperature may change in each of them."""
 INT64 = 2**63
 BLOCK_LENGTH = 32
 """Default block of models that attend in both directions, in tokens."""
@@ -132,8 +134,15 @@ class DiffusionParams:
     """sequential, low_confidence_static, low_confidence_dynamic: steps over a block of full length; null is as many as
     it has tokens (SDAR, arXiv 2510.06303)."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold, certainty_threshold, low_confidence_dynamic: confidence from which a token is accepted (Fast-dLLM,
-    arXiv 2505.22618); block-causal models accept what exceeds it."""
+    """threshold, certainty_threshold, low_confidence_dynamic, edit: confidence from which a token is accepted
+    (Fast-dLLM, arXiv 2505.22618); block-causal models accept what exceeds it."""
+    editing_threshold: Annotated[float, Ge(0), Le(1)] = 0.9
+    """edit: a decoded token becomes another one whose confidence exceeds it, as long as its block is open (LLaDA2.1,
+    arXiv 2602.08676)."""
+    max_post_steps: Annotated[int, Ge(0), Le(MAX_POST_STEPS)] = 16
+    """edit: steps in a block without masks, at most; it ends before if one of them replaces nothing."""
+    num_to_transfer: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 1
+    """edit: masks that become tokens in each step, at least."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
     gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001

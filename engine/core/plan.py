@@ -27,7 +27,9 @@ class StepPlan:
     horizons: Ids
     """For each row, one past the last position that it sees."""
     targets: Ids
-    """Masked positions to score; the logits of target t come from row t - shift, which is among `rows`.
+    """Positions to score: masked ones, and in a block that `is_edited` decoded ones, too.
+
+    The logits of target t come from row t - shift, which is among `rows`.
 
     A plan without targets only computes keys and values.
 
@@ -138,7 +140,7 @@ class Choice(NamedTuple):
     plan: StepPlan
     scores: Scores
     chosen: Mask
-    """bool [targets] which of the proposals become tokens."""
+    """bool [targets] which of the proposals become tokens, of a mask or in the place of another token."""
     is_forced: bool = False
     """Whether the only one that does is taken only because every step must take one."""
 
@@ -150,6 +152,8 @@ class CachePolicy(Protocol):
     """The attention of the models that it is for."""
     reads_history: ClassVar[bool] = False
     """Whether it needs more of a request's `History` than what the last step decoded."""
+    computes_block: ClassVar[bool] = False
+    """Whether each step with targets computes all of the open block, and all that is not final before it."""
 
     def fits(self, spec: ModelSpec) -> bool:
         return spec.attention == self.attention
@@ -165,7 +169,7 @@ class CachePolicy(Protocol):
 
 
 class UnmaskPolicy(Protocol):
-    """Which targets become tokens now: at least one, so that every request ends."""
+    """Which targets become tokens now: at least one while any is masked, so that every request ends."""
 
     cuts_canvas: ClassVar[bool] = False
     """Whether the policy itself cuts the canvas, which then has exactly `max_tokens` positions to fill.
@@ -174,6 +178,19 @@ class UnmaskPolicy(Protocol):
     """
     reads_history: ClassVar[bool] = False
     """Whether it needs more of a request's `History` than what the last step decoded."""
+
+    edits: ClassVar[bool] = False
+    """Whether it may replace tokens that it decoded in the open block; then these are targets, too.
+
+    It needs a cache that `computes_block`, and a bounded number of steps in a block without masks (`is_done`).
+    """
+
+    def fits(self, spec: ModelSpec) -> bool:
+        return not (self.cuts_canvas and spec.is_block_causal)
+
+    def is_done(self, request: Request) -> bool:
+        """Whether the open block ends, before whose part of the answer nothing is masked any more."""
+        return True
 
     def block_length(self, request: Request) -> int:
         """Length in positions of the block that opens now; the canvas may end before."""

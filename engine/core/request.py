@@ -69,6 +69,12 @@ class Block:
     """Denoising steps done in it."""
     is_computed: bool = False
     """Whether all its positions have had keys and values since it was opened."""
+    is_edited: bool = False
+    """Whether its decoded tokens may be replaced while it is open."""
+    post_steps: int = 0
+    """Of a block that is edited: denoising steps that began without a mask in it."""
+    is_settled: bool = False
+    """Of a block that is edited: whether the last of them replaced nothing."""
 
     @classmethod
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
@@ -290,9 +296,11 @@ class Request:
     def targets(self) -> Ids:
         """Masked positions of the open block, or of its first sub-block that has any, ascending.
 
-        Most policies score these.
+        Most policies score these. Of a block that is edited, all its positions behind the prompt.
         """
         start, end = self.block.start, self.block.end
+        if self.block.is_edited:
+            return np.arange(max(start, self.answer_start), end)
         masked = start + np.flatnonzero(self.masked[start:end])
         if length := self.diffusion.sub_block_length:
             masked = masked[: np.searchsorted(masked, start + ((masked[0] - start) // length + 1) * length)]

@@ -34,6 +34,7 @@ def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLO
     _check_cache(resolved(submission.diffusion, spec).cache, spec)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_unmask(submission.diffusion.unmask, spec)
+    _check_edits(submission, spec)
     _check_block(submission.diffusion, spec, max_batch_rows)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
@@ -98,14 +99,42 @@ def _check_cache(cache: str, spec: ModelSpec) -> None:
 
 
 def _check_unmask(unmask: str, spec: ModelSpec) -> None:
-    if not spec.is_block_causal or not UNMASKS[unmask].cuts_canvas:
+    policy = UNMASKS[unmask]
+    if policy.fits(spec):
         return
-    fitting = ", ".join(name for name, policy in UNMASKS.items() if not policy.cuts_canvas)
+    fitting = ", ".join(name for name, other in UNMASKS.items() if other.fits(spec))
+    if policy.cuts_canvas:
+        why = f"sets the length of blocks itself; the model is block-causal ({spec.family}), its blocks have one length"
+    else:
+        why = (
+            f"replaces decoded tokens: for block-causal models whose logits are not shifted, and {spec.family} is none"
+        )
     raise InvalidRequest(
-        f"diffusion.unmask is {unmask!r}, which sets the length of blocks itself; the model is block-causal "
-        f"({spec.family}), and its blocks have one length. Policies that fit it: {fitting}.",
-        "diffusion.unmask",
+        f"diffusion.unmask is {unmask!r}, which {why}. Policies that fit it: {fitting}.", "diffusion.unmask"
     )
+
+
+def _check_edits(submission: Submission, spec: ModelSpec) -> None:
+    """What a policy that replaces tokens cannot be combined with."""
+    diffusion, sampling = submission.diffusion, submission.sampling
+    if not UNMASKS[diffusion.unmask].edits:
+        return
+    named = f"diffusion.unmask {diffusion.unmask!r}, which replaces decoded tokens"
+    if not CACHES[resolved(diffusion, spec).cache].computes_block:
+        fitting = ", ".join(name for name, policy in CACHES.items() if policy.computes_block)
+        raise InvalidRequest(
+            f"diffusion.cache {diffusion.cache!r} cannot be combined with {named}. Caches that can: {fitting}.",
+            "diffusion.cache",
+        )
+    if diffusion.sub_block_length:
+        raise InvalidRequest(
+            f"diffusion.sub_block_length cannot be combined with {named} anywhere in a block.",
+            "diffusion.sub_block_length",
+        )
+    if sampling.constraint is not None:
+        raise InvalidRequest(f"Structured outputs cannot be combined with {named}.", "diffusion.unmask")
+    if any(len(word) > 1 for word in sampling.bad_words):
+        raise InvalidRequest(f"bad_words of several tokens cannot be combined with {named}.", "bad_words")
 
 
 def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: int) -> None:

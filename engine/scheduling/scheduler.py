@@ -199,7 +199,7 @@ class Scheduler:
         block = request.block
         limit = min(block.end, request.output_end)
         end = _first_stop(request, block.start, limit)
-        if request.masked[block.start : end].any():
+        if request.masked[block.start : end].any() or not UNMASKS[request.diffusion.unmask].is_done(request):
             return None
         filled = request.answer_positions[slice(*np.searchsorted(request.answer_positions, (block.start, end)))]
         request.completion_tokens += len(filled)
@@ -236,12 +236,14 @@ def _output(request: Request, tokens: tuple[int, ...], reason: FinishReason | No
 
 def _open_block(request: Request, index: int, start: int) -> None:
     """Opens the first block from `start` on that has masked positions; the unmask policy sets its length."""
-    length = UNMASKS[request.diffusion.unmask].block_length(request)
+    policy = UNMASKS[request.diffusion.unmask]
+    length = policy.block_length(request)
     masked = np.flatnonzero(request.masked[start:])
     start += int(masked[0]) // length * length
     end = min(start + length, request.answer_end)
     fresh, lookahead = request.block.visible_end if index else 0, request.diffusion.lookahead
     request.block = Block.opened(request.masked, start, end, index=index, fresh=fresh, lookahead=lookahead)
+    request.block.is_edited = policy.edits
 
 
 def _write(choice: Choice) -> None:
@@ -259,7 +261,10 @@ def _write(choice: Choice) -> None:
         is_in_block = computed > block.start
     if not len(plan.targets):
         return
-    assert len(positions), "a step that commits nothing; this is a bug of its unmask policy"
+    if block.is_edited and not request.masked[block.start : block.end].any():
+        block.post_steps += 1
+        block.is_settled = not len(positions)
+    assert len(positions) or block.is_settled, "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
     if request.steps is not None:

@@ -56,6 +56,8 @@ class DecodingStats:
     """Masks turned into tokens, discarded tokens included."""
     tokens_forced: int = 0
     """Tokens decoded only because each step must decode one: none met the policy's criterion."""
+    tokens_edited: int = 0
+    """Decoded tokens that were replaced by others."""
     tokens_discarded: Mapping[Discard, int]
     rows: Mapping[RowKind, int]
     """Positions computed."""
@@ -148,7 +150,11 @@ class Tally:
         """Counts what a step computed and chose. Call it before the scheduler commits the choices."""
         if not choices:
             return
-        gains = [int(np.count_nonzero(choice.chosen)) for choice in choices]
+        taken = [int(np.count_nonzero(choice.chosen)) for choice in choices]
+        gains = [
+            _filled(choice) if choice.plan.request.block.is_edited else count
+            for choice, count in zip(choices, taken, strict=True)
+        ]
         rows = [len(choice.plan.rows) for choice in choices]
         in_block = needed = full = open_positions = prompts = denoising_steps = 0
         for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
@@ -171,6 +177,7 @@ class Tally:
         counts, num_rows = self._counts, sum(rows)
         counts["denoising_steps"] += denoising_steps
         counts["tokens_decoded"] += sum(gains)
+        counts["tokens_edited"] += sum(taken) - sum(gains)
         counts["tokens_forced"] += sum(choice.is_forced for choice in choices)
         counts["cache_lookups"] += needed
         counts["cache_hits"] += needed - num_rows
@@ -233,6 +240,11 @@ class _Account:
     steps: int = 0
     """Steps in its open block."""
     block_length: int = 0
+
+
+def _filled(choice: Choice) -> int:
+    """How many masks become tokens, without tokens that replace others."""
+    return int(np.count_nonzero(choice.plan.request.masked[choice.plan.targets[choice.chosen]]))
 
 
 def _rows_in_block(plan: StepPlan) -> int:

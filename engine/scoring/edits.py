@@ -42,8 +42,24 @@ def is_edited(sampling: SamplingParams) -> bool:
     return bool(_EDITS(sampling) != _NO_EDITS)
 
 
+class Own(NamedTuple):
+    """How the tokens that stand at targets are edited there: a token is not penalised for where it stands itself."""
+
+    positions: Ids
+    """[own] of the canvas, ascending."""
+    tokens: Ids
+    penalties: NDArray[np.float32]
+    added: NDArray[np.float32]
+
+    def among(self, targets: Ids) -> tuple[NDArray[Any], ...]:
+        """(indices into ascending targets, tokens, penalties, added) of those that are among the targets."""
+        among = np.isin(self.positions, targets)
+        indices = np.searchsorted(targets, self.positions[among])
+        return indices, self.tokens[among], self.penalties[among], self.added[among]
+
+
 class Edit(NamedTuple):
-    """The edits of one request in one step that are the same at all its targets."""
+    """The edits of one request in one step, the same at all its targets but for the tokens that stand there."""
 
     tokens: Ids
     """[tokens] ids. Their logits are divided or multiplied by `penalties`, then increased by `added`."""
@@ -51,11 +67,13 @@ class Edit(NamedTuple):
     added: NDArray[np.float32]
     allowed: Ids | None
     """Ids of the only tokens that may be drawn; None is all."""
+    own: Own | None = None
+    """Where decoded tokens are targets."""
 
 
 def edits(plans: Sequence[StepPlan]) -> dict[Request, Edit]:
     """The edits of all requests that ask for any. Called once a step, even if its targets are scored in slices."""
-    return {plan.request: _edit(plan.request) for plan in plans if is_edited(plan.request.sampling)}
+    return {plan.request: _edit(plan) for plan in plans if is_edited(plan.request.sampling)}
 
 
 class Edits:
@@ -84,8 +102,9 @@ class _Asked(NamedTuple):
     edit: Edit
 
 
-def _edit(request: Request) -> Edit:
+def _edit(plan: StepPlan) -> Edit:
     """Uses arrays over the vocabulary: to sort the tokens of a long canvas would take longer than the forward."""
+    request = plan.request
     sampling, vocab, stops = request.sampling, request.spec.vocab_size, list(request.stop_ids)
     is_named, penalties, added = np.zeros(vocab, np.bool_), np.ones(vocab, np.float32), np.zeros(vocab, np.float32)
     if sampling.repetition_penalty != 1:
@@ -110,7 +129,21 @@ def _edit(request: Request) -> Edit:
         penalties[tokens],
         added[tokens],
         None if allowed is None else np.fromiter(allowed, np.int64, len(allowed)),
+        _own(plan, penalties, added) if request.block.is_edited else None,
     )
+
+
+def _own(plan: StepPlan, penalties: NDArray[np.float32], added: NDArray[np.float32]) -> Own:
+    """`penalties` and `added` [vocab] of the request, without what a token's own place adds to its counts."""
+    request, sampling, vocab = plan.request, plan.request.sampling, len(added)
+    positions = plan.targets[~request.masked[plan.targets]]
+    tokens = request.ids[positions]
+    is_first = np.bincount(request.decoded_tokens, minlength=vocab)[tokens] == 1
+    is_only = np.bincount(request.ids[~request.masked], minlength=vocab)[tokens] == 1
+    counts = ~np.isin(tokens, list(request.stop_ids))
+    given_back = counts * (sampling.frequency_penalty + sampling.presence_penalty * is_first)
+    own_penalties = np.where(is_only, np.float32(1), penalties[tokens])
+    return Own(positions, tokens, own_penalties, added[tokens] + given_back.astype(np.float32))
 
 
 class _Changes:
@@ -131,12 +164,27 @@ class _Changes:
         targets = [np.arange(start, start + len(plan.targets)) for plan, start, _ in asked]
         self._targets = upload.add(np.concatenate(targets))
         self._table = upload.add(np.repeat(np.arange(len(tables)), counts))  # [targets] each one's table
+        own = []
+        for plan, start, edit in asked:
+            if edit.own is not None:
+                indices, *values = edit.own.among(plan.targets)
+                own.append((start + indices, *values))
+        self._own = [upload.add(np.concatenate(arrays)) for arrays in zip(*own, strict=True)]
 
     def apply(self, logits: Tensor) -> None:
         table = self._table.tensor
         at = self._targets.tensor[:, None], self._tokens.tensor[table]  # [targets, width]
-        values, penalty = logits[at], self._penalties.tensor[table]
-        logits[at] = torch.where(values > 0, values / penalty, values * penalty) + self._added.tensor[table]
+        changed = _changed(logits[at], self._penalties.tensor[table], self._added.tensor[table])
+        if self._own:
+            targets, tokens, penalties, added = (each.tensor for each in self._own)
+            own = _changed(logits[targets, tokens], penalties, added)
+        logits[at] = changed
+        if self._own:
+            logits[targets, tokens] = own
+
+
+def _changed(values: Tensor, penalties: Tensor, added: Tensor) -> Tensor:
+    return torch.where(values > 0, values / penalties, values * penalties) + added
 
 
 class _Allowed:

@@ -1,4 +1,4 @@
-"""Unmask policies: which scored positions become tokens. Always at least one, so that every request ends.
+"""Unmask policies: which scored positions become tokens. Always at least one while any is masked, so that all end.
 
 They see one request's `Scores` on the host, never logits. A new policy is one class here and one line in `UNMASKS`.
 """
@@ -16,6 +16,7 @@ from engine.core.request import Floats, Mask, Request, Submission
 from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream
+from engine.unmask.edit import Edit
 from engine.unmask.sdar import EntropyBounded, LowConfidenceDynamic, LowConfidenceStatic, Sequential, is_confident
 
 
@@ -152,6 +153,7 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "low_confidence_static": LowConfidenceStatic(),
     "low_confidence_dynamic": LowConfidenceDynamic(),
     "entropy_bounded": EntropyBounded(),
+    "edit": Edit(),
 }
 
 

@@ -35,7 +35,7 @@ export class Run {
     const before = this.totals.at(-1);
     this.totals.push({
       rows: before.rows + step.rows.reduce((sum, [start, end]) => sum + end - start, 0),
-      tokens: before.tokens + step.positions.length,
+      tokens: before.tokens + step.positions.filter((position) => this.writes[position].length === 1).length,
       time,
     });
   }

@@ -13,7 +13,6 @@ import numpy as np
 from engine import (
     CACHES,
     DEMO_MODEL,
-    UNMASKS,
     Constraint,
     DiffusionParams,
     Engine,
@@ -27,6 +26,7 @@ from engine import (
 from server.structured.compiler import BYTES_AS, Compiler, unpacked
 from server.text.tokenizer import Tokenizer
 from tests.constrained.cases import VALID, spec_of, validate
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_UNMASKS
 
 DATA = Path(__file__).parents[1] / "data"
 MODELS = (DEMO_MODEL, *(str(DATA / f"{name}-tiny") for name in ("llada", "dream", "sdar", "fast-dllm-v2")))
@@ -67,7 +67,7 @@ class Model:
         spec, rng = self.engine.info.spec, random.Random(seed)
         kind = "block_causal" if spec.is_block_causal else "full"
         caches = sorted(name for name, policy in CACHES.items() if policy.attention == kind)
-        unmasks = sorted(name for name, policy in UNMASKS.items() if kind == "full" or not policy.cuts_canvas)
+        unmasks = FULL_ATTENTION_UNMASKS if kind == "full" else BLOCK_CAUSAL_UNMASKS
         lengths = [4, 8] if spec.is_block_causal else [4, 8, 32]
         kinds = itertools.product(self.constraints, caches, unmasks, TEMPERATURES, lengths, ROOMS)
         asked = []

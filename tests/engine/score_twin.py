@@ -20,14 +20,17 @@ SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset
 PROMPT = (1, 2, MASK, EOS, 1)
 
 
-def plan(num_targets=8, decoded=(), forwards=0, **sampling):
-    """A canvas with `decoded` (offset behind the prompt, token) pairs in it; what is left are its targets."""
+def plan(num_targets=8, decoded=(), forwards=0, is_edited=False, **sampling):
+    """A canvas with `decoded` (offset behind the prompt, token) pairs in it; what is left are its targets.
+
+    All are, where the block is edited.
+    """
     sampling = SamplingParams(max_tokens=num_targets, **sampling)
     diffusion = DiffusionParams(block_length=num_targets)
     submission = Submission(request_id="r", prompt_ids=PROMPT, sampling=sampling, diffusion=diffusion)
     check(submission, SPEC)
     request = Request.new(submission, SPEC)
-    request.decoding_steps = forwards
+    request.decoding_steps, request.block.is_edited = forwards, is_edited
     for offset, token in decoded:
         request.ids[len(PROMPT) + offset], request.masked[len(PROMPT) + offset] = token, False
         request.history.tokens.append(token)
@@ -39,7 +42,10 @@ def plan(num_targets=8, decoded=(), forwards=0, **sampling):
 def twin_edit(raw, request, position):
     """The edited logits of one position, token by token."""
     asked, stops, counts = request.sampling, request.stop_ids, Counter(request.history.tokens)
-    seen = {int(token) for token, masked in zip(request.ids, request.masked, strict=True) if not masked}
+    if not request.masked[position]:
+        counts[int(request.ids[position])] -= 1  # a token is not penalised for where it stands
+    others = np.arange(request.canvas_end) != position
+    seen = set(request.ids[others & ~request.masked].tolist())
     edited = []
     for token, logit in enumerate(raw.tolist()):
         if token not in stops:

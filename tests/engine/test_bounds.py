@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import engine.scoring.edits
-from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.core.params import (
     INT64,
     MAX_BAD_WORD_TOKENS,
@@ -36,7 +36,7 @@ from engine.unmask.dream import dream_schedule
 from engine.unmask.policies import effective, needs
 from tests.engine.automata import automaton
 from tests.engine.scored import build, score
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 CONTEXT, PROMPT, VOCAB = 4096, 64, 1100
 ROOM = CONTEXT - PROMPT
@@ -73,7 +73,7 @@ SAMPLING = {
 }
 DIFFUSION = {
     "cache": FULL_ATTENTION_CACHES,
-    "unmask": sorted(UNMASKS),
+    "unmask": FULL_ATTENTION_UNMASKS,
     "block_length": [1, MAX_BLOCK],
     "steps": [1, MAX_STEPS],
     "denoising_steps": [1, MAX_STEPS],
@@ -99,8 +99,8 @@ DIFFUSION = {
     "confidence_method": ["softmax", "entropy"],
     "guidance": ["posterior", "model"],
 }
-BLOCK_CAUSAL_ALONE = {"sub_block_length"}
-"""A model that attends in both directions refuses them."""
+BLOCK_CAUSAL_ALONE = {"sub_block_length", "editing_threshold", "max_post_steps", "num_to_transfer"}
+"""A model that attends in both directions refuses them, or the policy that they are for."""
 BESIDE = {
     "steps": {"unmask": "dream"},
     "denoising_steps": {"unmask": "low_confidence_dynamic"},

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine import UNMASKS, DiffusionParams, EngineConfig, Hole, InvalidRequest, SamplingParams, Submission, load
+from engine import DiffusionParams, EngineConfig, Hole, InvalidRequest, SamplingParams, Submission, load
 from engine.core.output import FinishReason
 from tests.engine.automata import automaton
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 TOKENS = 256
 """Ids that are texts in all of the tiny checkpoints."""
@@ -101,8 +101,8 @@ def served(model, run, asked):
     return run(load(EngineConfig(model=str(model), max_running_requests=64, max_queued_requests=4096)), *asked)
 
 
-FULL = (FULL_ATTENTION_CACHES, sorted(UNMASKS), [4, 8, 32])
-CAUSAL = (["block", "sub_block"], sorted(name for name in UNMASKS if not UNMASKS[name].cuts_canvas), [4, 8])
+FULL = (FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS, [4, 8, 32])
+CAUSAL = (["block", "sub_block"], BLOCK_CAUSAL_UNMASKS, [4, 8])
 
 
 def check_crowd(model, run, vocab, stops, kinds, count):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import UNMASKS, DiffusionParams, ModelSpec, SamplingParams, Submission
+from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.roofline import MOE_LAUNCHES, QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
@@ -18,7 +18,7 @@ from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
 from tests.engine.fake_cuda import CUDA, fake_cuda, launched_at_once, paged_kernel
 from tests.engine.test_waits import EDITS, everything
-from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS, TOY
 
 LLADA = replace(TOY, vocab_size=2000, max_positions=2048)
 DREAM = replace(LLADA, num_kv_heads=2, qkv_bias=True)
@@ -46,7 +46,7 @@ def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kerne
     """In slow tests each cache with each unmask policy, else each of both."""
     some = list(everything(submission, stride))
     assert {one.diffusion.cache for one in some} == {*FULL_ATTENTION_CACHES}
-    assert {one.diffusion.unmask for one in some} == {*UNMASKS}
+    assert {one.diffusion.unmask for one in some} == {*FULL_ATTENTION_UNMASKS}
     assert len(some) >= len(EDITS)
     asked = [*some, submission("holes", prompt=[5] * 30, holes=[(2, 9), (7, 7)], gen_length=16)]
     engine = cuda.engine(geometry, replace(SPEC, shift=shift, max_model_len=128), requests=100, kernel=kernel)
@@ -83,7 +83,7 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
     spec = replace(SPEC, max_model_len=128, shift=shift, attention="block_causal", block_length=8)
     engine = cuda.engine(replace(DREAM, qk_norm=True), spec, requests=40, kernel=paged_kernel, capture=capture)
     engine.scheduler.max_batch_rows = 350
-    fitting = [name for name, policy in UNMASKS.items() if not policy.cuts_canvas]
+    fitting = BLOCK_CAUSAL_UNMASKS
     for number, (unmask, cache) in enumerate(product(fitting, ["block", "sub_block"])):
         own = SamplingParams(max_tokens=24, temperature=0.8 * (number % 3 == 0), ignore_eos=True)
         diffusion = DiffusionParams(cache=cache, unmask=unmask, sub_block_length=4)

@@ -9,8 +9,7 @@ from engine.bench.reference import decode, decode_as_dream, factor, threshold
 from engine.core.config import ModelSpec
 from engine.core.request import Request, count_blocks
 from engine.unmask.dream import dream_schedule
-from engine.unmask.policies import UNMASKS
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 MASK = 256
 
@@ -130,7 +129,7 @@ def test_dreams_sampler_fills_as_its_plain_loop_does(engines, submission, run, f
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @settings(max_examples=15, deadline=None, derandomize=True)
-@given(row=canvases(), unmask=st.sampled_from(sorted(UNMASKS)), temperature=st.sampled_from([0.0, 1.0]))
+@given(row=canvases(), unmask=st.sampled_from(FULL_ATTENTION_UNMASKS), temperature=st.sampled_from([0.0, 1.0]))
 def test_caches_that_recompute_everything_fill_alike(engines, submission, run, family, row, unmask, temperature):
     """A window over the canvas is dual; d2 that chooses every position is none."""
     row |= {"unmask": unmask, "temperature": temperature, "block_length": 8, "threshold": 0.3}
@@ -167,7 +166,7 @@ def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission,
             holes=holes,
             **canvas,
         )
-        for unmask in UNMASKS
+        for unmask in FULL_ATTENTION_UNMASKS
         for temperature, holes in ((0.7, three), (0.0, ()))
     ]
     together, apart = run(engine, *asked), run(engine, *(one for one in asked if not one.holes))
@@ -188,7 +187,9 @@ def test_a_hole_at_the_end_is_an_ordinary_request(engines, submission, run, fami
     """Of every cache and policy, all at once."""
     row = {"prompt": list(range(30, 47)), "gen_length": 16, "block_length": 8}
     row |= {"threshold": 0.3, "temperature": 0.5, "steps": 10}
-    policies = [{"cache": cache, "unmask": unmask} for cache in FULL_ATTENTION_CACHES for unmask in UNMASKS]
+    policies = [
+        {"cache": cache, "unmask": unmask} for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS
+    ]
     holes = run(engines[family], *(submission(i, holes=[(17, 16)], **row, **each) for i, each in enumerate(policies)))
     plain = run(engines[family], *(submission(i, ignore_eos=True, **row, **each) for i, each in enumerate(policies)))
     assert holes == plain

@@ -9,8 +9,7 @@ import pytest
 from engine import EngineConfig, load
 from engine.bench.reference import fixed, threshold
 from engine.core.request import Block
-from engine.unmask.policies import UNMASKS
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 from .visible_twin import decode
 
@@ -60,7 +59,7 @@ def test_a_lookahead_that_covers_the_canvas_changes_nothing(tiny, submission, ru
             "current_k": 8,
             "seed": 3,
         }
-        for cache, unmask in product(FULL_ATTENTION_CACHES, UNMASKS)
+        for cache, unmask in product(FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS)
     ]
     whole, covered, vast = (
         run(tiny, *(submission(number, **row, lookahead=some) for number, row in enumerate(rows)))

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from engine import UNMASKS, DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
+from engine import DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
 from engine.bench.reference import DenseContext
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 from .faulty import outputs as answers
 
@@ -53,8 +53,9 @@ def test_a_request_is_itself_among_others_of_every_policy_temperature_and_edit(e
     With and without log-probabilities.
     """
     rng = random.Random(4)
-    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)][::stride]
-    assert [len({*some}) for some in zip(*pairs, strict=True)] == [len(FULL_ATTENTION_CACHES), len(UNMASKS)]
+    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS][::stride]
+    assert {cache for cache, _ in pairs} == {*FULL_ATTENTION_CACHES}
+    assert {unmask for _, unmask in pairs} == {*FULL_ATTENTION_UNMASKS}
     asked = []
     for number, (cache, unmask) in enumerate(pairs):
         prompt = [rng.randrange(260) for _ in range(rng.randint(1, 30))]
@@ -129,7 +130,7 @@ def test_bad_words_never_appear(engine, cache):
             ask(
                 number,
                 [rng.randrange(12) for _ in range(5)],
-                unmask=sorted(UNMASKS)[number % len(UNMASKS)],
+                unmask=FULL_ATTENTION_UNMASKS[number % len(FULL_ATTENTION_UNMASKS)],
                 cache=cache,
                 diffusion={
                     "threshold": 0.0,
@@ -167,7 +168,7 @@ def test_bad_words_cost_steps_only_where_they_would_be_completed(engine):
     assert first.usage.forwards > 1
 
 
-@pytest.mark.parametrize("unmask", sorted(UNMASKS))
+@pytest.mark.parametrize("unmask", FULL_ATTENTION_UNMASKS)
 def test_min_tokens_holds(engine, unmask):
     """A model that wants to end at once may do so behind them, and there it does."""
     eos, *_ = ends = sorted(engine.info.spec.eos_ids)

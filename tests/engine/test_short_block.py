@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine import UNMASKS, EngineConfig, FinishReason, Hole, load
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 CONTEXT = 40
 
@@ -18,7 +18,7 @@ def engines(request):
 
 
 def cases():
-    return [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)]
+    return [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS]
 
 
 def test_a_single_block_is_as_short_as_the_room(engines, submission, run):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine import UNMASKS, DiffusionParams, EngineConfig, FinishReason, Hole, SamplingParams, Submission, load
+from engine import DiffusionParams, EngineConfig, FinishReason, Hole, SamplingParams, Submission, load
 from engine.scheduling.trace import ranges
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 
 def crowd(kinds, holes, count, seed):
@@ -41,8 +41,8 @@ def crowd(kinds, holes, count, seed):
     return asked
 
 
-FULL = (FULL_ATTENTION_CACHES, sorted(UNMASKS), [4, 8, 32])
-CAUSAL = (["block", "sub_block"], sorted(name for name in UNMASKS if not UNMASKS[name].cuts_canvas), [4, 8])
+FULL = (FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS, [4, 8, 32])
+CAUSAL = (["block", "sub_block"], BLOCK_CAUSAL_UNMASKS, [4, 8])
 
 
 def served(engine, asked):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from engine import UNMASKS, EngineConfig, SamplingParams, load
+from engine import EngineConfig, SamplingParams, load
 from engine.kernels import proposals
 from engine.kernels.transfer import fill
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 READS = {"item", "tolist", "numpy", "cpu", "nonzero", "unique", "masked_select", "__bool__", "__int__", "__float__"}
 """Of tensors: each needs their values on the host, or as many places as they turn out to take."""
@@ -51,7 +51,7 @@ class Waits(TorchFunctionMode):
 
 def everything(submission, stride=1):
     """Each cache with each unmask policy, or one in `stride` of these pairs, and all edits among them."""
-    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in sorted(UNMASKS)][::stride]
+    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS][::stride]
     for number, (cache, unmask) in enumerate(pairs):
         asked = submission(number, prompt=[5] * (3 + number % 9), cache=cache, unmask=unmask, block_length=16)
         yield replace(asked, sampling=SamplingParams(max_tokens=32, seed=number, **EDITS[number % len(EDITS)]))

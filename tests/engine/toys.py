@@ -1,8 +1,12 @@
 """A model's geometry for tests that compute with one of their own."""
 
+from dataclasses import replace
+
 from engine.cache.policies import CACHES
+from engine.core.config import ModelSpec
 from engine.models.experts import MoEConfig
 from engine.models.layers import TransformerConfig
+from engine.unmask.policies import UNMASKS
 
 TOY = TransformerConfig(
     dim=128,
@@ -21,3 +25,11 @@ TOY_MOE = MoEConfig(num_experts=16, experts_per_token=4, ff_dim=48)
 
 FULL_ATTENTION_CACHES = sorted(name for name, policy in CACHES.items() if policy.attention == "full")
 """Cache policies of models that attend in both directions."""
+_FULL = ModelSpec(family="toy", vocab_size=9, mask_id=8, eos_ids=frozenset(), max_model_len=9)
+_BLOCK_CAUSAL = replace(_FULL, attention="block_causal", block_length=4)
+FULL_ATTENTION_UNMASKS = sorted(name for name, policy in UNMASKS.items() if policy.fits(_FULL))
+"""Unmask policies of such models."""
+BLOCK_CAUSAL_UNMASKS = sorted(
+    name for name, policy in UNMASKS.items() if policy.fits(_BLOCK_CAUSAL) and not policy.edits
+)
+"""Unmask policies of block-causal models with any cache; those that edit have tests of their own."""

@@ -96,7 +96,8 @@ def _has_grouped_products(x: Tensor, down: Tensor) -> bool:
     """They take bfloat16 whose rows begin at multiples of 16 bytes."""
     dim, width = down.shape[1:]
     return (
-        x.dtype == torch.bfloat16
+        hasattr(F, "grouped_mm")  # older versions of torch have none
+        and x.dtype == torch.bfloat16
         and dim % 8 == width % 8 == 0
         and torch.cuda.get_device_capability(x.device)[0] >= _GROUPED_ARCHITECTURE
     )

@@ -96,6 +96,7 @@ class EngineMetrics(Collector):
         yield make.counter(
             "tokens_forced", "Tokens decoded below their policy's bar: each step decodes one.", stats.tokens_forced
         )
+        yield make.counter("tokens_edited", "Decoded tokens that others replaced.", stats.tokens_edited)
         yield make.counters(
             "tokens_discarded", "Tokens decoded and handed to nobody.", "reason", stats.tokens_discarded
         )

@@ -6,11 +6,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.core.output import FinishReason
 from engine.core.request import Request
-from engine.unmask.policies import UNMASKS
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS
 
 from .simulated import CONTEXT, PREFIXES, Simulated, spec, submission
 
-FITTING = sorted(name for name, policy in UNMASKS.items() if not policy.cuts_canvas)
+FITTING = BLOCK_CAUSAL_UNMASKS
 
 
 class Crowd(RuleBasedStateMachine):

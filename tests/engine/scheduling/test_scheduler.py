@@ -14,8 +14,8 @@ from engine.core.request import Hole, Request, Submission
 from engine.scheduling.pages import PagePool
 from engine.scheduling.safe_state import Claim, is_safe
 from engine.scheduling.scheduler import SPARING_STEPS, Scheduler
-from engine.unmask.policies import UNMASKS, effective, select
-from tests.engine.toys import FULL_ATTENTION_CACHES
+from engine.unmask.policies import effective, select
+from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
 
 LONGEST = 96
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset({48}), max_model_len=LONGEST)
@@ -77,7 +77,7 @@ class Traffic(RuleBasedStateMachine):
         max_tokens=st.integers(1, 50),
         block_length=st.sampled_from([1, 3, 8, 32]),
         cache=st.sampled_from(FULL_ATTENTION_CACHES),
-        unmask=st.sampled_from(sorted(UNMASKS)),
+        unmask=st.sampled_from(FULL_ATTENTION_UNMASKS),
         threshold=st.floats(0, 1),
         current_k=st.integers(1, 12),
         rollout_p=st.floats(0, 1),

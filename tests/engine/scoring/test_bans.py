@@ -14,7 +14,8 @@ from engine.core.plan import Scores, StepPlan
 from engine.core.request import Request, Submission
 from engine.scheduling.checks import check
 from engine.scoring.bans import bans, hold_back
-from engine.unmask.policies import UNMASKS, effective, select
+from engine.unmask.policies import effective, select
+from tests.engine.toys import FULL_ATTENTION_UNMASKS
 
 MASK, EOS = 9, 8
 SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=MASK, eos_ids=frozenset({EOS}), max_model_len=4096)
@@ -91,7 +92,7 @@ def test_what_is_committed_together_completes_no_bad_word(tokens, words, data):
         assert any(odds[position] == min(odds[p] for p in places) for places in together), "surer than the others"
 
 
-@pytest.mark.parametrize("unmask", sorted(UNMASKS))
+@pytest.mark.parametrize("unmask", FULL_ATTENTION_UNMASKS)
 def test_every_policy_holds_back(unmask):
     """All say `1 2 1 2 1 2` at once. After each step there is no `1 2`, and at the end none either."""
     asked = Request.new(submission(unmask=unmask, bad_words=((1, 2), (2, 1, 2))), SPEC)

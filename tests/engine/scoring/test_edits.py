@@ -56,6 +56,24 @@ def test_a_request_is_scored_the_same_alone_and_in_any_batch(batch, seed):
         first = last
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_token_is_not_penalised_for_where_it_stands_itself(seed):
+    """Where decoded tokens are targets: else each would be replaced for its own sake."""
+    rng = np.random.default_rng(seed)
+    decoded = [(offset, int(rng.integers(0, 6))) for offset in range(8) if rng.random() < 0.7]
+    own = {"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.7, "logit_bias": ((3, 0.4),)}
+    kept = {name: value for name, value in own.items() if rng.random() < 0.7}
+    plans = [plan(decoded=decoded, is_edited=is_edited, **kept) for is_edited in (True, False)]
+    logits, first = random_logits(plans, seed), 0
+    assert len(plans[0].targets) == 8
+    for asked, scores in zip(plans, score(logits.clone(), plans, MASK), strict=True):
+        for index, position in enumerate(asked.targets.tolist()):
+            said = twin(logits[first + index], asked.request, position, Needs())
+            assert scores.tokens[index] == said["token"]
+            np.testing.assert_allclose(scores.log_odds[index], said["log_odds"], rtol=1e-4, atol=1e-4)
+        first += len(asked.targets)
+
+
 def edited(asked, logits):
     logits = logits.clone()
     upload = Upload(logits.device)

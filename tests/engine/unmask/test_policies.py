@@ -12,6 +12,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.plan import Scores
 from engine.core.request import Request, Submission
 from engine.unmask.policies import UNMASKS
+from tests.engine.toys import FULL_ATTENTION_UNMASKS
 
 SPEC = ModelSpec(family="toy", vocab_size=10, mask_id=9, eos_ids=frozenset({8}), max_model_len=4096)
 
@@ -159,7 +160,7 @@ def test_certainty_with_a_threshold_takes_all_that_reach_it():
 
 
 @given(
-    name=st.sampled_from(sorted(UNMASKS)),
+    name=st.sampled_from(FULL_ATTENTION_UNMASKS),
     confidence=st.lists(st.floats(0, 1), min_size=1, max_size=32),
     threshold=st.floats(0, 1),
     factor=st.floats(0.01, 10),

@@ -47,6 +47,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
             blocks=53,
             tokens_decoded=59,
             tokens_forced=61,
+            tokens_edited=67,
         ),
     )
     families = await scrape(api.client)
@@ -71,6 +72,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
         "blocks_total": 53,
         "tokens_decoded_total": 59,
         "tokens_forced_total": 61,
+        "tokens_edited_total": 67,
     }.items():
         assert value(families, f"unmask_{name}", model_name="fake") == expected, name
     assert value(families, "unmask_requests_rejected_total", reason="queue_full") == 23
