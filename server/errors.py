@@ -1,17 +1,17 @@
-"""The only map from exceptions to what clients receive: OpenAI's error object and an HTTP status.
+"""The only map from exceptions to what clients receive: an HTTP status, and OpenAI's error object or Anthropic's.
 
 Messages of the engine's errors are meant for users and are passed on. For any other exception, the client receives only
 the request id.
 """
 
+import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
@@ -21,6 +21,7 @@ from engine import ContextLengthExceeded, EngineUnavailable, InvalidRequest, Que
 INVALID = "invalid_request_error"
 INTERNAL = 500
 """The only status whose cause is logged and not sent to the client."""
+CONTEXT_LENGTH = "context_length_exceeded"
 RETRY = {"Retry-After": "1"}
 CLOSING = {"Connection": "close"}
 """Makes the client use another connection, instead of retrying or sending the rest of a body over this one."""
@@ -28,6 +29,21 @@ NO_RETRY = {"x-should-retry": "false"}
 """Keeps OpenAI's clients from sending the same long request again."""
 MAX_QUOTED = 200
 """Characters of a client's own input that an answer may repeat."""
+
+_ANTHROPIC = re.compile(r"/v1/messages(/|$)")
+"""The end of paths whose clients expect Anthropic's error object, whatever prefix a proxy has put before it."""
+_ANTHROPIC_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Types of errors by status; others are those of bad requests below 500, and `api_error` above."""
+TOO_LONG = "prompt is too long"
+"""How Anthropic's API begins this message: clients look for it, and then shorten the conversation."""
 
 
 class ModelNotFound(InvalidRequest):
@@ -79,23 +95,49 @@ class ApiError:
     param: str | None = None
     code: str | None = None
     headers: Mapping[str, str] | None = None
+    anthropic_id: str | None = None
+    """The request's id, if its client expects Anthropic's error object; None is OpenAI's."""
 
     @property
-    def body(self) -> dict[str, dict[str, str | None]]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+    def body(self) -> dict[str, Any]:
+        if self.anthropic_id is None:
+            return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        other = INVALID if self.status < INTERNAL else "api_error"
+        error = {"type": _ANTHROPIC_TYPES.get(self.status, other), "message": self._full_message}
+        return {"type": "error", "error": error, "request_id": self.anthropic_id}
+
+    @property
+    def _full_message(self) -> str:
+        """The message with what Anthropic's error object has no field for."""
+        named = (
+            self.message
+            if self.param is None or f"`{self.param}`" in self.message
+            else (f"`{self.param}`: {self.message}")
+        )
+        return f"{TOO_LONG}: {named}" if self.code == CONTEXT_LENGTH else named
 
     @property
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, headers=self.headers)
 
 
+def is_anthropic(scope: Scope) -> bool:
+    """Whether the request's client expects answers in the form of Anthropic's API."""
+    return _ANTHROPIC.search(str(scope.get("path", ""))) is not None
+
+
 def api_error(error: Exception, scope: Scope) -> ApiError:
     """The answer to `error` for the client of the request that `scope` describes."""
+    told = _told(error, scope)
+    return replace(told, anthropic_id=request_id(scope)) if is_anthropic(scope) else told
+
+
+def _told(error: Exception, scope: Scope) -> ApiError:
     match error:
         case ModelNotFound():
             return ApiError(status=404, message=str(error), param=error.param, code="model_not_found")
         case ContextLengthExceeded():
-            return ApiError(status=400, message=str(error), param=error.param, code="context_length_exceeded")
+            return ApiError(status=400, message=str(error), param=error.param, code=CONTEXT_LENGTH)
         case InvalidRequest():
             return ApiError(status=400, message=str(error), param=error.param)
         case QueueFull():
@@ -116,7 +158,7 @@ def api_error(error: Exception, scope: Scope) -> ApiError:
         case InvalidApiKey():
             return ApiError(
                 status=401,
-                message="A known API key is needed, as `Authorization: Bearer KEY`.",
+                message="A known API key is needed, as `Authorization: Bearer KEY` or `x-api-key: KEY`.",
                 type="authentication_error",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -136,8 +178,8 @@ def api_error(error: Exception, scope: Scope) -> ApiError:
 
 
 def request_id(scope: Scope) -> str:
-    """The id that `RequestIds` gave this request."""
-    return str(HTTPConnection(scope).state.request_id)
+    """The id that `RequestIds` gave this request; empty of one that it has not seen."""
+    return str(scope.get("state", {}).get("request_id", ""))
 
 
 def _http(error: HTTPException, scope: Scope) -> ApiError:

@@ -44,7 +44,8 @@ class AllowedHosts:
 class ApiKeys:
     """Answers 401 to requests without a known key. If no keys are configured, all requests pass.
 
-    Notes whose key it was, for `tenant_of`.
+    A key comes as OpenAI's clients send it, `Authorization: Bearer KEY`, or as Anthropic's may, `x-api-key: KEY`. Where
+    both are sent, one that is known suffices; the first counts if both are. Notes whose key it was, for `tenant_of`.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], open_paths: Collection[str] = PROBES) -> None:
@@ -56,7 +57,8 @@ class ApiKeys:
         if scope["type"] == "lifespan" or not self._digests:
             await self._app(scope, receive, send)
             return
-        known = self._known(Headers(scope=scope).get("authorization", ""))
+        headers = Headers(scope=scope)
+        known = self._known(_bearer(headers)) or self._known(headers.get("x-api-key"))
         if known:
             scope.setdefault("state", {})["tenant"] = known.hex()
         if known or route_path(scope) in self._open_paths:
@@ -64,12 +66,16 @@ class ApiKeys:
         else:
             await api_error(InvalidApiKey(), scope).response(scope, receive, send)
 
-    def _known(self, authorization: str) -> bytes | None:
+    def _known(self, key: str | None) -> bytes | None:
         """The digest of the key, if it is a known one."""
-        scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.strip().encode("latin-1"))
+        digest = _digest((key or "").strip().encode("latin-1"))
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, without early exit
-        return digest if scheme.lower() == "bearer" and any(matches) else None
+        return digest if key is not None and any(matches) else None
+
+
+def _bearer(headers: Headers) -> str | None:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key if scheme.lower() == "bearer" else None
 
 
 def tenant_of(scope: Scope) -> str:

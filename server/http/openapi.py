@@ -13,9 +13,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from engine import DiffusionParams
+from server.protocols.messages.schema import MessagesEvent
+from server.protocols.responses.schema import ResponsesEvent
 from server.schemas import ChatChunk, DiffusionRequest
 
-STREAMED = (ChatChunk,)
+STREAMED = (ChatChunk, MessagesEvent, ResponsesEvent)
 """Types that occur only in streams. FastAPI collects types from whole answers and would miss them."""
 
 _REF = "#/components/schemas/{model}"
@@ -48,17 +50,20 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def events_of(*kinds: type[BaseModel], name: str) -> dict[str, Any]:
-    """The description of server-sent events whose data is one of `kinds` as JSON. Some are called `name`, most nothing.
+def events_of(*kinds: type[BaseModel], name: str | None) -> dict[str, Any]:
+    """The description of server-sent events whose data is one of `kinds` as JSON.
+
+    `name`: that of those that have one, most have none; None if each has one.
 
     `itemSchema` is a keyword of OpenAPI 3.2, which FastAPI also uses in 3.1. Readers that do not know it see a string.
     """
     content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
-    event = {"type": "string", "const": name}
+    event = {"type": "string"} if name is None else {"type": "string", "const": name}
+    required = ["event", "data"] if name is None else ["data"]
     return {
         "schema": {"type": "string"},
-        "itemSchema": {"type": "object", "properties": {"event": event, "data": data}, "required": ["data"]},
+        "itemSchema": {"type": "object", "properties": {"event": event, "data": data}, "required": required},
     }
 
 

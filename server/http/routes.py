@@ -21,7 +21,21 @@ from server.protocols.decisions.request import is_joint, questions_of, turns_of
 from server.protocols.decisions.schema import DecisionRequest, DecisionResponse
 from server.protocols.fim import FimForm, FimRequest, FimResponse
 from server.protocols.generation_requests import from_chat, from_completion
-from server.protocols.response import STEP, ResponseWriter
+from server.protocols.messages.request import as_chat as messages_as_chat
+from server.protocols.messages.request import count, from_messages
+from server.protocols.messages.schema import (
+    AnthropicError,
+    ConversationRequest,
+    MessageResponse,
+    MessagesEvent,
+    MessagesRequest,
+    TokenCount,
+)
+from server.protocols.response import STEP, Writer
+from server.protocols.responses.request import as_chat as responses_as_chat
+from server.protocols.responses.request import from_responses
+from server.protocols.responses.schema import Response as ResponsesResponse
+from server.protocols.responses.schema import ResponsesEvent, ResponsesRequest
 from server.protocols.service import Service
 from server.replies.generation import GenerationRequest
 from server.schemas import (
@@ -37,9 +51,7 @@ from server.schemas import (
     LoadResponse,
     ModelCard,
     ModelList,
-    SamplingRequest,
     Status,
-    StreamOptions,
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
@@ -62,19 +74,33 @@ _ERRORS = {
 }
 
 
-def _told(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _told(*statuses: int, error: type[BaseModel] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of errors."""
-    return {status: {"model": ErrorResponse, "description": _ERRORS[status]} for status in statuses}
+    return {status: {"model": error, "description": _ERRORS[status]} for status in statuses}
 
 
-def _streamed(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of an answer that may come as server-sent events."""
+def _chunked(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of an answer that may come as chunks, which have no name."""
     told = (
         "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON. "
         f"An event that tells a step is called `{STEP}`; the others have no name."
     )
-    return {200: {"description": told, "content": {"text/event-stream": events_of(chunk, ErrorResponse, name=STEP)}}}
+    return _streamed(told, events_of(chunk, ErrorResponse, name=STEP))
 
+
+def _named(*events: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of an answer that may come as events with names."""
+    told = "The answer: whole, or with `stream` as events. The name of each is its `type`."
+    return _streamed(told, events_of(*events, name=None))
+
+
+def _streamed(told: str, events: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": told, "content": {"text/event-stream": events}}}
+
+
+_GENERATION = (400, 404, 408, 413, 415, 429)
+"""Statuses of errors of routes that generate, besides those of all routes."""
+_ANTHROPIC = _told(*_ERRORS, error=AnthropicError)
 
 router = APIRouter(responses=_told(401, 403, 431, 500, 503, 504))
 
@@ -98,7 +124,7 @@ _POSTS: dict[str, Any] = {"dependencies": [Depends(require_json)]}
 @router.post(
     "/v1/completions",
     response_model=CompletionResponse,
-    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(CompletionResponse),
+    responses=_told(*_GENERATION) | _chunked(CompletionResponse),
     **_POSTS,
 )
 async def create_completion(body: CompletionRequest, request: Request, service: Shared) -> Response:
@@ -107,13 +133,13 @@ async def create_completion(body: CompletionRequest, request: Request, service: 
     with _in_words(ENGINE_NAMES):
         converting = from_completion(body, service, tenant_of(request.scope))
         writer, generation = await unless_disconnected(request.receive, converting)
-        return await _respond(writer, generation, body, request, service)
+        return await _respond(writer, generation, request, service, is_streamed=body.stream)
 
 
 @router.post(
     "/v1/fim/completions",
     response_model=FimResponse,
-    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(FimResponse),
+    responses=_told(*_GENERATION) | _chunked(FimResponse),
     **_POSTS,
 )
 async def create_fim_completion(body: FimRequest, request: Request, service: Shared) -> Response:
@@ -123,13 +149,13 @@ async def create_fim_completion(body: FimRequest, request: Request, service: Sha
     with _in_words(ENGINE_NAMES):
         converting = from_completion(body, service, tenant_of(request.scope), FimForm)
         writer, generation = await unless_disconnected(request.receive, converting)
-        return await _respond(writer, generation, body, request, service)
+        return await _respond(writer, generation, request, service, is_streamed=body.stream)
 
 
 @router.post(
     "/v1/chat/completions",
     response_model=ChatResponse,
-    responses=_told(400, 404, 408, 413, 415, 429) | _streamed(ChatChunk),
+    responses=_told(*_GENERATION) | _chunked(ChatChunk),
     **_POSTS,
 )
 async def create_chat_completion(body: ChatRequest, request: Request, service: Shared) -> Response:
@@ -140,16 +166,53 @@ async def create_chat_completion(body: ChatRequest, request: Request, service: S
     with _in_words({**ENGINE_NAMES, "prompt": "messages", "max_tokens": length}):
         converting = from_chat(body, service, tenant_of(request.scope))
         writer, generation = await unless_disconnected(request.receive, converting)
-        return await _respond(writer, generation, body, request, service)
+        return await _respond(writer, generation, request, service, is_streamed=body.stream)
+
+
+@router.post(
+    "/v1/responses",
+    response_model=ResponsesResponse,
+    responses=_told(*_GENERATION) | _named(ResponsesEvent),
+    **_POSTS,
+)
+async def create_response(body: ResponsesRequest, request: Request, service: Shared) -> Response:
+    """Answer a conversation of items, in the form of OpenAI's newer API."""
+    asked = responses_as_chat(body, service.unsupported)
+    with asked.names.used():
+        converting = from_responses(body, asked, service, tenant_of(request.scope))
+        writer, generation = await unless_disconnected(request.receive, converting)
+        return await _respond(writer, generation, request, service, is_streamed=body.stream)
+
+
+@router.post(
+    "/v1/messages",
+    response_model=MessageResponse,
+    responses=_ANTHROPIC | _named(MessagesEvent, AnthropicError),
+    **_POSTS,
+)
+async def create_message(body: MessagesRequest, request: Request, service: Shared) -> Response:
+    """Answer a conversation, in the form of Anthropic's API."""
+    asked = messages_as_chat(body, service.unsupported)
+    with asked.names.used():
+        converting = from_messages(body, asked, service, tenant_of(request.scope))
+        writer, generation = await unless_disconnected(request.receive, converting)
+        return await _respond(writer, generation, request, service, is_streamed=body.stream)
+
+
+@router.post("/v1/messages/count_tokens", responses=_ANTHROPIC, **_POSTS)
+async def count_tokens(body: ConversationRequest, service: Shared) -> TokenCount:
+    """The tokens of a conversation, in the form of Anthropic's API."""
+    asked = messages_as_chat(body, service.unsupported)
+    with asked.names.used():
+        return await count(asked, service)
 
 
 async def _respond(
-    writer: ResponseWriter, generation: GenerationRequest, body: SamplingRequest, request: Request, service: Service
+    writer: Writer, generation: GenerationRequest, request: Request, service: Service, *, is_streamed: bool
 ) -> Response:
     completion = await unless_disconnected(request.receive, service.submitter.start(generation))
-    if body.stream:
-        chunks = writer.chunks(completion, body.stream_options or StreamOptions())
-        return EventStream(chunks, request.scope, close=completion.abort)
+    if is_streamed:
+        return EventStream(writer.messages(completion), writer, request.scope, close=completion.abort)
     try:
         whole = await unless_disconnected(request.receive, writer.whole(completion))
     finally:

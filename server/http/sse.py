@@ -1,10 +1,9 @@
-"""Server-sent events: framing, keep-alive comments, the closing `[DONE]`, errors after the headers have been sent.
+"""Server-sent events: framing, signs of life, and errors after the headers have been sent.
 
 Knows nothing of the messages' content.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -16,24 +15,28 @@ from starlette.types import Receive, Scope, Send
 from server.errors import INTERNAL, ClientGone, RequestTimeout, api_error, request_id
 from server.guards.deadline import deadline
 from server.guards.disconnect import unless_disconnected
-from server.protocols.response import Event
+from server.protocols.response import Event, Message, Writer
 
 logger = logging.getLogger(__name__)
 
 SILENCE_SECONDS = 15.0
-"""A comment is sent after this time without a message, because proxies and clients give up on silent connections."""
+"""A sign of life is sent after this time without a message: proxies and clients give up on silent connections."""
 AHEAD = 16
 """Messages that may wait to be sent: a client that reads slowly holds up its answer, not the server's memory."""
-END = "[DONE]"
 UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Headers that tell proxies not to cache or buffer the stream (nginx reads the second)."""
 
 
 class EventStream(StreamingResponse):
-    """Sends each message as one event. Calls `close` once the stream has ended, in whatever way."""
+    """Sends each message as one event. Calls `close` once the stream has ended, in whatever way.
 
-    def __init__(self, messages: AsyncIterator[str | Event], scope: Scope, close: Callable[[], None]) -> None:
-        super().__init__(_frames(messages, scope), media_type="text/event-stream", headers=UNBUFFERED)
+    `writer`: makes the messages, and says how its API writes what is none of them.
+    """
+
+    def __init__(
+        self, messages: AsyncIterator[Message], writer: Writer, scope: Scope, close: Callable[[], None]
+    ) -> None:
+        super().__init__(_frames(messages, writer, scope), media_type="text/event-stream", headers=UNBUFFERED)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,37 +48,32 @@ class EventStream(StreamingResponse):
             self._close()
 
 
-async def _frames(messages: AsyncIterator[str | Event], scope: Scope) -> AsyncIterator[str | bytes]:
-    """The events as they are sent: messages that are there at once go out together, the last with `[DONE]`."""
+async def _frames(messages: AsyncIterator[Message], writer: Writer, scope: Scope) -> AsyncIterator[str]:
+    """The events as they are sent: messages that are there at once go out together."""
+    alive = KEEPALIVE_COMMENT.decode() if writer.ping is None else _frame(writer.ping)
     try:
-        async for some in _until(deadline(scope), _with_end(messages)):
-            yield "".join(map(_frame, some)) or KEEPALIVE_COMMENT
+        async for some in _until(deadline(scope), messages):
+            yield "".join(map(_frame, some)) or alive
     except Exception as error:
         told = api_error(error, scope)
         if told.status == INTERNAL:
             logger.exception("request %s failed", request_id(scope))
-        yield _frame(json.dumps(told.body)) + _frame(END)
+        yield "".join(map(_frame, writer.failure(told)))
 
 
-async def _with_end(messages: AsyncIterator[str | Event]) -> AsyncIterator[str | Event]:
-    async for message in messages:
-        yield message
-    yield END
-
-
-async def _until(when: float | None, messages: AsyncIterator[str | Event]) -> AsyncIterator[Sequence[str | Event]]:
+async def _until(when: float | None, messages: AsyncIterator[Message]) -> AsyncIterator[Sequence[Message]]:
     """The messages that arrive before `when`, on the event loop's clock in seconds; then raises RequestTimeout.
 
     Yields all that have arrived at once, at most `AHEAD` and one. After each `SILENCE_SECONDS` without a message it
     yields none, and continues to wait for the next message.
     """
     now = asyncio.get_running_loop().time
-    queue: asyncio.Queue[str | Event | Exception | None] = asyncio.Queue(AHEAD)
+    queue: asyncio.Queue[Message | Exception | None] = asyncio.Queue(AHEAD)
     reading = asyncio.create_task(_read(messages, queue))
     try:
         while True:
             left = SILENCE_SECONDS if when is None else min(SILENCE_SECONDS, when - now())
-            arrived: list[str | Event | Exception | None] = []
+            arrived: list[Message | Exception | None] = []
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(left, 0.0)):
                     arrived.append(await queue.get())
@@ -96,7 +94,7 @@ async def _until(when: float | None, messages: AsyncIterator[str | Event]) -> As
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read(messages: AsyncIterator[str | Event], queue: "asyncio.Queue[str | Event | Exception | None]") -> None:
+async def _read(messages: AsyncIterator[Message], queue: "asyncio.Queue[Message | Exception | None]") -> None:
     """Puts the messages into the queue, then None or the error that ended them. Waits while the queue is full."""
     end: Exception | None = None
     try:
@@ -107,7 +105,7 @@ async def _read(messages: AsyncIterator[str | Event], queue: "asyncio.Queue[str 
     await queue.put(end)
 
 
-def _frame(message: str | Event) -> str:
+def _frame(message: Message) -> str:
     if isinstance(message, Event):
         return f"event: {message.name}\ndata: {message.data}\n\n"
     return f"data: {message}\n\n"

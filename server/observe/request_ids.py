@@ -10,7 +10,7 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import api_error
+from server.errors import api_error, is_anthropic
 from server.guards.auth import PROBES
 from server.observe.logs import facts_of_all_lines
 
@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 class RequestIds:
-    """Gives each request an id, sends it as `x-request-id`, and logs the request's status and time."""
+    """Gives each request an id, sends it as `x-request-id`, and logs the request's status and time.
+
+    Anthropic's clients read `request-id`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -39,7 +42,10 @@ class RequestIds:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if is_anthropic(scope):
+                    headers["request-id"] = request_id
             await send(message)
 
         with facts_of_all_lines(client=(scope.get("client") or ("-",))[0], request_id=request_id):

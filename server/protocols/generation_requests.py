@@ -9,7 +9,7 @@ from server.prompts.convert import cache_salt, diffusion_params, sampling_params
 from server.prompts.fim import is_templated, with_hole
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
-from server.protocols.response import ResponseWriter
+from server.protocols.response import Answer, ResponseWriter
 from server.protocols.service import Service
 from server.protocols.trace import TraceWriter
 from server.replies.generation import GenerationRequest
@@ -22,6 +22,7 @@ from server.schemas import (
     NamedTool,
     Prompts,
     SamplingRequest,
+    StreamOptions,
 )
 from server.schemas.completions import DEFAULT_MAX_TOKENS, NO_LIMIT
 from server.text.tokenizer import Tokenizer
@@ -55,12 +56,17 @@ async def from_completion(
         constraint=constraint.constraint if constraint else None,
     )
     extras = _extras(body, service, prompts, has_logprobs=body.logprobs is not None)
-    form = form_of(extras=extras)
-    writer = ResponseWriter(
-        form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
+    answer = Answer(
+        prefix=form_of.prefix,
+        model=model,
+        fingerprint=service.fingerprint,
+        diffusion=diffusion,
+        extras=extras,
+        constraint=_usage(constraint),
     )
+    writer = ResponseWriter(form=form_of(extras=extras), answer=answer, options=body.stream_options or StreamOptions())
     request = GenerationRequest(
-        response_id=writer.id,
+        response_id=answer.id,
         prompts=prompts,
         sampling=sampling,
         diffusion=diffusion,
@@ -141,20 +147,30 @@ def _with_holes(prompts: Prompts, length: int, tokenizer: Tokenizer) -> Prompts:
 
 
 async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[ResponseWriter, GenerationRequest]:
-    """The generation request of a chat completion, and its response writer. Raises InvalidRequest, or ModelNotFound.
+    """The generation request of a chat completion, and its response writer. Raises what `conversed` raises."""
+    answer, request = await conversed(body, service, tenant, prefix=ChatForm.prefix)
+    form = ChatForm(
+        extras=answer.extras,
+        service_tier=body.service_tier,
+        metadata=body.metadata,
+        has_tools=bool(body.shown_tools),
+        shows_reasoning=body.include_reasoning,
+        is_named=isinstance(body.tool_choice, NamedTool),
+    )
+    return ResponseWriter(form=form, answer=answer, options=body.stream_options or StreamOptions()), request
 
-    `tenant`: who shares keys and values, as `server.guards.auth` tells it.
+
+async def conversed(
+    body: ChatRequest, service: Service, tenant: str, *, prefix: str
+) -> tuple[Answer, GenerationRequest]:
+    """What every API that answers conversations shares: what its answer is made of, and the generation request.
+
+    Raises InvalidRequest, or ModelNotFound. `tenant`: who shares keys and values, as `server.guards.auth` tells it.
+    `prefix`: of the answer's id.
     """
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion, service.engine.info.spec)
-    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
-    prompt = await service.conversations.read(
-        body.messages,
-        body,
-        add_special_tokens=bool(body.add_special_tokens),
-        tools=body.shown_tools,
-        variables=effort,
-    )
+    prompt = await conversation(body, service)
     asked = body.max_completion_tokens or body.max_tokens
     constraint = await compiled_chat(body, service.constraints, service.json_whitespace, tenant)
     sampling = await sampling_params(
@@ -165,20 +181,16 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         constraint=constraint.constraint if constraint else None,
     )
-    extras = _extras(body, service, [prompt], has_logprobs=body.logprobs)
-    form = ChatForm(
-        extras=extras,
-        service_tier=body.service_tier,
-        metadata=body.metadata,
-        has_tools=bool(body.shown_tools),
-        shows_reasoning=body.include_reasoning,
-        is_named=isinstance(body.tool_choice, NamedTool),
-    )
-    writer = ResponseWriter(
-        form=form, model=model, fingerprint=service.fingerprint, diffusion=diffusion, constraint=_usage(constraint)
+    answer = Answer(
+        prefix=prefix,
+        model=model,
+        fingerprint=service.fingerprint,
+        diffusion=diffusion,
+        extras=_extras(body, service, [prompt], has_logprobs=body.logprobs),
+        constraint=_usage(constraint),
     )
     request = GenerationRequest(
-        response_id=writer.id,
+        response_id=answer.id,
         prompts=[prompt],
         sampling=sampling,
         diffusion=diffusion,
@@ -191,12 +203,24 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
         skips_special=body.skip_special_tokens,
         reads_calls=bool(body.shown_tools),
         reads_reasoning=service.tokenizer.reasons and _may_reason(body),
-        is_traced=extras.trace is not None,
-        tells_steps=extras.has_step_map,
-        is_tracked=body.logprobs or extras.lists_tokens,
+        is_traced=answer.extras.trace is not None,
+        tells_steps=answer.extras.has_step_map,
+        is_tracked=body.logprobs or answer.extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
     )
-    return writer, request
+    return answer, request
+
+
+async def conversation(body: ChatRequest, service: Service) -> Prompt:
+    """The prompt of a chat. Raises InvalidRequest."""
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    return await service.conversations.read(
+        body.messages,
+        body,
+        add_special_tokens=bool(body.add_special_tokens),
+        tools=body.shown_tools,
+        variables=effort,
+    )
 
 
 def _may_reason(body: ChatRequest) -> bool:

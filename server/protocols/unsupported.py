@@ -5,7 +5,7 @@ expect, and logged once. To support a field, move it from here to `server/schema
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from engine import InvalidRequest
 from server.schemas import DiffusionRequest, WireRequest
@@ -101,36 +101,49 @@ class UnsupportedFields:
     def __init__(self) -> None:
         self._logged: set[str] = set()
 
-    def check(self, body: WireRequest) -> None:
+    def check(
+        self,
+        body: WireRequest,
+        *,
+        known: Collection[str] = (),
+        refused: Mapping[str, tuple[object, ...]] = NEUTRAL_VALUES,
+        reasons: Mapping[str, str] = REASONS,
+    ) -> None:
         """Raises InvalidRequest for a field that should change the answer, and for a harmless field that is too long.
 
-        Logs unknown fields at any depth, except those in `diffusion`, which `diffusion_params` checks.
+        Logs unknown fields at any depth, except those in `diffusion`, which `diffusion_params` checks. `known`: fields
+        that are honoured, though the body's own schema does not declare them. `refused`, `reasons`: the body's API's.
         """
         extra = body.model_extra or {}
         for name, value in extra.items():
-            if name in NEUTRAL_VALUES:
-                if not _is_neutral(name, value, extra):
-                    reason = f" ({REASONS[name]})" if name in REASONS else ""
+            if name in known:
+                continue
+            if name in refused:
+                if not _is_neutral(value, refused[name], extra.get(CHOICES_OF.get(name, ""))):
+                    reason = f" ({reasons[name]})" if name in reasons else ""
                     raise InvalidRequest(f"`{name}` is not supported here{reason}; leave it out.", param=name)
             elif name in HARMLESS:
                 if any(len(text) > MAX_LABEL_LENGTH for text in _labels(name, value)):
                     raise InvalidRequest(f"`{name}` may hold texts of {MAX_LABEL_LENGTH} characters.", param=name)
             else:
-                self._log(name)
+                self.log(name)
         for path in _unknown_within(body):
-            self._log(path)
+            self.log(path)
 
-    def _log(self, path: str) -> None:
-        if path not in self._logged and len(self._logged) < MAX_REMEMBERED:
-            self._logged.add(path)
-            logger.warning("ignoring the unknown request field %.80s", ascii(path))
+    def log(self, path: str, what: str = "the unknown request field") -> None:
+        """Logs once that something is ignored. `what`: in words."""
+        told = f"{what} {path!a:.80}"
+        if told not in self._logged and len(self._logged) < MAX_REMEMBERED:
+            self._logged.add(told)
+            logger.warning("ignoring %s", told)
 
 
-def _is_neutral(name: str, value: object, extra: Mapping[str, object]) -> bool:
-    if extra.get(CHOICES_OF.get(name, "")) == "none":
+def _is_neutral(value: object, neutral_values: Sequence[object], choice: object) -> bool:
+    """`choice`: the value of the field that may rule out what this one lists."""
+    if choice == "none":
         return isinstance(value, list)
     value = _without_nulls(value)
-    return value is None or any(_same(value, neutral) for neutral in NEUTRAL_VALUES[name])
+    return value is None or any(_same(value, neutral) for neutral in neutral_values)
 
 
 def _without_nulls(value: object) -> object:

@@ -21,10 +21,13 @@ MAX_LABELS = 16
 MAX_LABEL_LENGTH = 512
 
 _Key = Annotated[str, Field(max_length=64), AfterValidator(check_unicode)]
-_Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH), AfterValidator(check_unicode)]
-_NumTokens = Annotated[int, Field(ge=1, lt=INT64)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_LENGTH), AfterValidator(check_unicode)]
+Metadata = Annotated[dict[_Key, Label], Field(max_length=MAX_LABELS)]
+NumTokens = Annotated[int, Field(ge=1, lt=INT64)]
+NumAlternatives = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 _Length = Annotated[
-    _NumTokens | None, BeforeValidator(spelled_off(-1), json_schema_input_type=_NumTokens | Literal[-1] | None)
+    NumTokens | None, BeforeValidator(spelled_off(-1), json_schema_input_type=NumTokens | Literal[-1] | None)
 ]
 
 
@@ -42,7 +45,7 @@ class ChatRequest(SamplingRequest, TemplateRequest):
         False
     )
     """Answer with each token's log-probability in the step that decoded it."""
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: NumAlternatives | None = None
     """With `logprobs`: also those of this many of the most probable tokens."""
     tool_choice: AnyToolChoice | None = None
     """Whether tools are called: `auto` leaves it to the model, `required` is one call or more, `none` is no call, and
@@ -51,11 +54,11 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     """Whether the answer may hold more than one call."""
     include_reasoning: bool = True
     """Whether the answer has `reasoning_content`, where the model's chat template has a place for reasoning."""
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: Effort | None = None
     """Handed to the chat template, under this name; decoding is the same."""
-    service_tier: _Label | None = None
+    service_tier: Label | None = None
     """Comes back with the answer; there is one tier."""
-    metadata: Annotated[dict[_Key, _Label], Field(max_length=MAX_LABELS)] | None = None
+    metadata: Metadata | None = None
     """Comes back with a whole answer; at most 16 texts of 512 characters, under names of 64."""
 
     @property

@@ -31,6 +31,10 @@ MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
 MAX_SALT_LENGTH = 512
 
+ModelName = Annotated[str, Field(max_length=256)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(ge=0, le=1)]
+TopK = Annotated[int, Field(ge=-1, lt=INT64)]
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 
 
@@ -106,17 +110,17 @@ class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_
 class SamplingRequest(ConstrainedRequest):
     """What every request for text may say."""
 
-    model: Annotated[str, Field(max_length=256)] = ""
+    model: ModelName = ""
     """One of the names that `GET /v1/models` lists; absent or empty is the first of them. An unknown one is a 404."""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     """Answers to each prompt, drawn apart: number i takes its noise from `seed` and i, number 0 from `seed` itself, so
     that `n` of 1 is the first of any `n`."""
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     """0 takes the most probable token at each position; above, Gumbel noise is added as LLaDA's authors do. Absent is
     the server's setting `temperature`, 0 unless changed, where OpenAI's is 1."""
-    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     """Draw each token among the most probable ones whose probabilities just exceed this sum. 0 is greedy decoding."""
-    top_k: Annotated[int, Field(ge=-1, lt=INT64)] = 0
+    top_k: TopK = 0
     """Draw each token among this many of the most probable ones; 0 and -1 are all."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Draw among tokens at least this share as probable as the best one."""

@@ -11,7 +11,7 @@ from server.schemas.wire import IfGiven, Text, WireRequest
 
 MAX_TOOLS = 128
 
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 
 def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -25,14 +25,17 @@ def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
+Parameters = Annotated[dict[str, Any], AfterValidator(_check_parameters)]
+
+
 class Function(WireRequest):
     """A function that the model may call."""
 
     name: FunctionName
-    """1 to 64 of the letters a-z and A-Z, digits, `_` and `-`."""
+    """1 to 128 of the letters a-z and A-Z, digits, `_` and `-`."""
     description: Text | None = None
     """What it does, for the model."""
-    parameters: Annotated[dict[str, Any], AfterValidator(_check_parameters)] = Field(default_factory=dict)
+    parameters: Parameters = Field(default_factory=dict)
     """The JSON Schema of its arguments; absent or empty is a function without any."""
     strict: bool | None = None
     """Accepted, and without effect: arguments are always valid."""

@@ -1,0 +1,128 @@
+"""The wire types of conversations: messages, and the blocks of their content."""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, PlainValidator, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from server.schemas import WireRequest
+from server.schemas.template import Name
+from server.schemas.wire import Text, check_unicode
+
+UNREADABLE = ("image", "document", "search_result", "container_upload", "file", "audio", "video")
+PASSED_BY = frozenset({"thinking", "redacted_thinking"})
+"""Types of blocks that say nothing to a model here: what a model thought is not handed on to the next turn."""
+
+
+class Block(WireRequest):
+    """What blocks have in common."""
+
+    cache_control: Any = None
+    """Accepted, and without effect."""
+
+
+class TextBlock(Block):
+    """A text."""
+
+    type: Literal["text"]
+    text: Text
+    citations: Any = None
+    """Accepted, and without effect."""
+
+
+def _finite(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("input", "must hold finite numbers and valid Unicode, not nested deeply") from None
+    return value
+
+
+class ToolUseBlock(Block):
+    """What the model called."""
+
+    type: Literal["tool_use"]
+    id: Name
+    name: Name
+    input: Annotated[dict[str, Any], AfterValidator(_finite)]
+    caller: Any = None
+    """Accepted, and without effect."""
+
+
+def _read_text_block(value: Any) -> TextBlock:
+    match value:
+        case {"type": str(kind)} if kind != "text":
+            raise PydanticCustomError(
+                "content", "must be a block of text: the model reads and writes text, no images or documents"
+            )
+    return TextBlock.model_validate(value)
+
+
+_TEXTS = TypeAdapter(list[Annotated[TextBlock, PlainValidator(_read_text_block)]])
+
+
+def _read_texts(value: Any) -> str:
+    if isinstance(value, str):
+        return check_unicode(value)
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "must be a string or a list of blocks of text")
+    return "\n".join(block.text for block in _TEXTS.validate_python(value))
+
+
+Texts = Annotated[str, PlainValidator(_read_texts, json_schema_input_type=str | list[TextBlock])]
+"""A text, or a list of blocks of text, which are joined by line breaks."""
+
+
+class ToolResultBlock(Block):
+    """The result of a call."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Name
+    content: Texts = ""
+    is_error: Any = None
+    """Accepted, and without effect: the text says it."""
+
+
+class OtherBlock(Block):
+    """A block of another type, which is passed by."""
+
+    type: Text
+
+
+AnyBlock = TextBlock | ToolUseBlock | ToolResultBlock | OtherBlock
+
+
+def _read_block(value: Any) -> AnyBlock:
+    """By hand, since a union would report what is wrong once for each branch."""
+    match value:
+        case {"type": "text"}:
+            return TextBlock.model_validate(value)
+        case {"type": "tool_use"}:
+            return ToolUseBlock.model_validate(value)
+        case {"type": "tool_result"}:
+            return ToolResultBlock.model_validate(value)
+        case {"type": str(kind)} if kind in UNREADABLE:
+            raise PydanticCustomError("content", "may not be of this type: the model reads and writes text alone")
+        case {"type": str(kind)}:
+            return OtherBlock.model_validate({"type": kind})
+    raise PydanticCustomError("content", 'must be a block of the form {"type": "text", "text": "..."}')
+
+
+_BLOCKS = TypeAdapter(list[Annotated[AnyBlock, PlainValidator(_read_block)]])
+
+
+def _read_blocks(value: Any) -> tuple[AnyBlock, ...]:
+    if isinstance(value, str):
+        return (TextBlock(type="text", text=check_unicode(value)),)
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "must be a string or a list of blocks")
+    return tuple(_BLOCKS.validate_python(value))
+
+
+class Message(WireRequest):
+    """A turn of the conversation."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[tuple[AnyBlock, ...], PlainValidator(_read_blocks, json_schema_input_type=str | list[AnyBlock])]
+    """A text, or a list of blocks: `text`, `tool_use` of the assistant, `tool_result` of the user."""

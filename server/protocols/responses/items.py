@@ -1,0 +1,123 @@
+"""The wire types of `input`: the items of a conversation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from server.schemas import WireRequest
+from server.schemas.template import Name
+from server.schemas.wire import Text, check_unicode
+
+TEXT_PARTS = ("input_text", "output_text", "text", "summary_text")
+PASSED_BY = frozenset({"reasoning"})
+"""Types of items that say nothing to a model here: what a model thought is not handed on to the next turn."""
+
+
+class Part(WireRequest):
+    """A piece of text."""
+
+    type: Literal["input_text", "output_text", "text", "summary_text", "refusal"]
+    text: Text = ""
+    refusal: Text = ""
+    annotations: Any = None
+    """Accepted, and without effect."""
+    logprobs: Any = None
+    """Accepted, and without effect."""
+    prompt_cache_breakpoint: Any = None
+    """Accepted, and without effect."""
+
+
+def _read_part(value: Any) -> Part:
+    match value:
+        case {"type": str(kind), "text": str()} if kind in TEXT_PARTS:
+            return Part.model_validate(value)
+        case {"type": "refusal", "refusal": str()}:
+            return Part.model_validate(value)
+        case {"type": str(kind)} if kind not in (*TEXT_PARTS, "refusal"):
+            raise PydanticCustomError(
+                "content", "must be a part of text: the model reads and writes text, no images, audio or files"
+            )
+    raise PydanticCustomError("content", 'must be a part of the form {"type": "input_text", "text": "..."}')
+
+
+_PARTS = TypeAdapter(list[Annotated[Part, PlainValidator(_read_part)]])
+
+
+def _read_content(value: Any) -> str:
+    """The text of a content; parts are joined by line breaks."""
+    if isinstance(value, str):
+        return check_unicode(value)
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "must be a string or a list of parts of text")
+    return "\n".join(part.text or part.refusal for part in _PARTS.validate_python(value))
+
+
+Content = Annotated[str, PlainValidator(_read_content, json_schema_input_type=str | list[Part])]
+
+
+class Item(WireRequest):
+    """What items have in common: fields of answers, which clients send back."""
+
+    id: Any = None
+    """Accepted, and without effect."""
+    status: Any = None
+    """Accepted, and without effect."""
+
+
+class InputMessage(Item):
+    """A turn of the conversation."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    """A text, or a list of parts of type `input_text`, `output_text` or `refusal`."""
+    phase: Any = None
+    """Accepted, and without effect."""
+
+
+class FunctionCall(Item):
+    """What the model called."""
+
+    type: Literal["function_call"]
+    call_id: Name
+    name: Name
+    arguments: Text
+    """The JSON text of an object."""
+
+
+class FunctionCallOutput(Item):
+    """The result of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: Name
+    output: Content
+    """A text, or a list of parts of text."""
+
+
+class OtherItem(Item):
+    """An item of another type, which is passed by."""
+
+    type: Text
+
+
+AnyItem = InputMessage | FunctionCall | FunctionCallOutput | OtherItem
+
+
+def _read_item(value: Any) -> AnyItem:
+    """By hand, since a union would report what is wrong once for each branch."""
+    match value:
+        case {"type": "function_call"}:
+            return FunctionCall.model_validate(value)
+        case {"type": "function_call_output"}:
+            return FunctionCallOutput.model_validate(value)
+        case {"type": "item_reference"} | {"type": None, "id": str()}:
+            raise PydanticCustomError("item", "refers to an item that is stored, and nothing is stored here: send it")
+        case {"type": "message"} | {"role": _}:
+            return InputMessage.model_validate(value)
+        case {"type": str(kind)}:
+            return OtherItem.model_validate({"type": kind})
+    raise PydanticCustomError("item", "must be an item with a `type`, or a message with a `role` and a `content`")
+
+
+ReadItem = Annotated[AnyItem, PlainValidator(_read_item, json_schema_input_type=AnyItem)]

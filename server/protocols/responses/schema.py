@@ -1,0 +1,330 @@
+"""The wire types of POST /v1/responses: the body, and the answer."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine import Range
+from server.protocols.responses.items import ReadItem
+from server.schemas import ChatLogprob, DiffusionRequest, DiffusionUsage, StreamOptions, TraceStep, WireRequest
+from server.schemas.chat import Effort, Label, Metadata, NumAlternatives, NumTokens
+from server.schemas.sampling import ModelName, Stops, Temperature, TopP
+from server.schemas.structured import JsonSchemaFormat
+from server.schemas.tools import FunctionName, Parameters
+from server.schemas.wire import IfGiven, Text
+
+MAX_ITEMS = 8192
+LOGPROBS = "message.output_text.logprobs"
+"""The entry of `include` that asks for log-probabilities."""
+
+
+def _stored(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError("stored", "nothing is stored here: send the whole conversation as `input`")
+    return value
+
+
+def _kept(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("stored", "nothing is stored here, and no answer is made later: only false is taken")
+    return value
+
+
+_Stored = Annotated[None, BeforeValidator(_stored)]
+_Kept = Annotated[bool, AfterValidator(_kept)]
+
+
+class FunctionTool(WireRequest):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    name: FunctionName
+    description: Text | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    strict: bool | None = None
+    """Accepted, and without effect: arguments are always valid."""
+
+
+class OtherTool(WireRequest):
+    """A tool that is no function of the client's: the model does not see it."""
+
+    type: Text
+
+
+def _read_tool(value: Any) -> FunctionTool | OtherTool:
+    match value:
+        case {"type": str(kind)} if kind != "function":
+            return OtherTool.model_validate({"type": kind})
+    return FunctionTool.model_validate(value)
+
+
+AnyTool = Annotated[
+    FunctionTool | OtherTool, PlainValidator(_read_tool, json_schema_input_type=FunctionTool | OtherTool)
+]
+
+
+class NamedTool(WireRequest):
+    """The one function that is called, once."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTool(WireRequest):
+    """One of `tools`."""
+
+    type: Text
+    name: Text = ""
+
+
+class AllowedTools(WireRequest):
+    """Those of `tools` that may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[AllowedTool]
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+
+
+def _read_choice(value: Any) -> ToolChoice:
+    match value:
+        case "none" | "auto" | "required":
+            return value  # type: ignore[no-any-return]
+        case {"type": "function"}:
+            return NamedTool.model_validate(value)
+        case {"type": "allowed_tools"}:
+            return AllowedTools.model_validate(value)
+    form = '{"type": "function", "name": "..."}'
+    raise PydanticCustomError("tool_choice", f"must be `none`, `auto`, `required`, `allowed_tools`, or {form}")
+
+
+class TextFormat(JsonSchemaFormat):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    schema_: Any = Field(default=None, alias="schema")
+    """The schema, of the type `json_schema` alone. Keywords that are not enforced are refused by name."""
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> "TextFormat":
+        if (self.type == "json_schema") != (self.schema_ is not None):
+            raise PydanticCustomError("json_schema", "needs a `schema` with the type `json_schema`, and only with it")
+        return self
+
+
+class TextConfig(WireRequest):
+    """The answer's text."""
+
+    format: TextFormat | None = None
+    verbosity: Any = None
+    """Accepted, and without effect."""
+
+
+class Reasoning(WireRequest):
+    """Of models that reason."""
+
+    effort: Effort | None = None
+    """Handed to the chat template, as `reasoning_effort`."""
+    summary: Any = None
+    """Accepted, and without effect."""
+    generate_summary: Any = None
+    """Accepted, and without effect."""
+    context: Any = None
+    """Accepted, and without effect."""
+
+
+def _as_items(value: Any) -> Any:
+    """A text is a message of the user; so is nothing at all, with which clients ask whether a model is there."""
+    if isinstance(value, str) or value == []:
+        return [{"type": "message", "role": "user", "content": value or ""}]
+    return value
+
+
+Items = Annotated[
+    Annotated[list[ReadItem], Field(max_length=MAX_ITEMS)],
+    BeforeValidator(_as_items, json_schema_input_type=Text | Annotated[list[ReadItem], Field(max_length=MAX_ITEMS)]),
+]
+
+
+class ResponsesRequest(WireRequest):
+    """Body of POST /v1/responses."""
+
+    model: ModelName = ""
+    """One of the names that `GET /v1/models` lists; absent or empty is the first of them. An unknown one is a 404."""
+    input: Items
+    """A text, or the items of a conversation: messages, `function_call`, `function_call_output`. `reasoning` is passed
+    by, and so are types that the server does not know, which it logs."""
+    instructions: Text | None = None
+    """A message of the system before all others."""
+    tools: list[AnyTool] = Field(default_factory=list)
+    """Functions that the model may call. Tools of other types are passed by, and logged."""
+    tool_choice: Annotated[ToolChoice, PlainValidator(_read_choice, json_schema_input_type=ToolChoice)] | None = None
+    """As in a chat; or `allowed_tools`, of which the model sees no others."""
+    parallel_tool_calls: bool = True
+    """Whether the answer may hold more than one call."""
+    text: TextConfig | None = None
+    """`format` says what the answer must be, in the words of `response_format`."""
+    max_output_tokens: NumTokens | None = None
+    """Tokens to generate at most; they must fit the context with the prompt. Absent is the server's setting
+    `default_max_tokens` or what the context still holds, whichever is less."""
+    temperature: Temperature | None = None
+    """As in a chat."""
+    top_p: TopP | None = None
+    """As in a chat."""
+    stop: Stops = ()
+    """As in a chat."""
+    top_logprobs: NumAlternatives | None = None
+    """Answer with log-probabilities, and those of this many of the most probable tokens."""
+    include: list[Text] = Field(default_factory=list)
+    """`message.output_text.logprobs` asks for log-probabilities; other entries are without effect."""
+    reasoning: Reasoning | None = None
+    """`effort` goes to the chat template."""
+    metadata: Metadata | None = None
+    """Comes back with the answer."""
+    service_tier: Label | None = None
+    """Comes back with the answer; there is one tier."""
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """Accepted, and without effect: a conversation that is too long is an error."""
+    max_tool_calls: int | None = None
+    """Accepted, and without effect: it bounds tools that OpenAI runs."""
+    store: _Kept = False
+    """Only false: nothing is stored."""
+    background: _Kept = False
+    """Only false: nothing is stored."""
+    previous_response_id: _Stored = None
+    """Not supported: nothing is stored."""
+    conversation: _Stored = None
+    """Not supported: nothing is stored."""
+    prompt: _Stored = None
+    """Not supported: nothing is stored."""
+    stream: bool = False
+    """Send the answer as server-sent events, each with its name."""
+    stream_options: StreamOptions | None = None
+    """Accepted, and without effect: a stream's last event has the usage."""
+    diffusion: DiffusionRequest | None = None
+    """How the canvas is decoded; its fields are below."""
+
+
+class OutputText(BaseModel):
+    """The text of a message."""
+
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[Any] = []
+    logprobs: list[ChatLogprob] = []
+
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputMessage(BaseModel):
+    """A text of the answer."""
+
+    type: Literal["message"] = "message"
+    id: str
+    status: Status
+    role: Literal["assistant"] = "assistant"
+    content: list[OutputText]
+
+
+class OutputCall(BaseModel):
+    """A call within an answer."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
+    """The JSON text of an object, unless the answer was cut within it."""
+
+
+OutputItem = OutputMessage | OutputCall
+
+
+class InputTokensDetails(BaseModel):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(BaseModel):
+    """Of the answer's tokens: reasoning is text as any other here."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponsesUsage(BaseModel):
+    """What the answer has cost."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    total_tokens: int
+    diffusion: DiffusionUsage
+
+
+class ResponseError(BaseModel):
+    """Why an answer failed."""
+
+    code: str
+    message: str
+
+
+class IncompleteDetails(BaseModel):
+    """Why an answer is not complete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class Response(BaseModel):
+    """An answer, or what there is of it."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    model: str
+    output: list[OutputItem]
+    usage: ResponsesUsage | None = None
+    instructions: str | None
+    tools: list[dict[str, Any]]
+    """The functions that the model saw."""
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
+    text: dict[str, Any]
+    reasoning: dict[str, Any]
+    max_output_tokens: int | None
+    temperature: float
+    """The effective one."""
+    top_p: float
+    top_logprobs: int
+    truncation: str
+    metadata: dict[str, str]
+    service_tier: IfGiven[str] = None
+    previous_response_id: None = None
+    background: Literal[False] = False
+    store: Literal[False] = False
+    system_fingerprint: str
+    trace: IfGiven[list[TraceStep]] = None
+    """Each step; only if asked for."""
+    shown: IfGiven[list[Range]] = None
+    """Positions of the canvas whose tokens the answer shows. Only with `diffusion.trace`."""
+
+
+class ResponsesEvent(BaseModel):
+    """One event of a stream, whose name is its type. Other fields are those of OpenAI's event of this type."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    sequence_number: int
+    """Number of the event in its stream, from 0."""
