@@ -22,6 +22,8 @@ INVALID = "invalid_request_error"
 INTERNAL = 500
 """The only status whose cause is logged and not sent to the client."""
 CONTEXT_LENGTH = "context_length_exceeded"
+NO_THREADS = "thread_unsupported_request"
+"""Anthropic's clients that read it go on by sending whole conversations."""
 RETRY = {"Retry-After": "1"}
 CLOSING = {"Connection": "close"}
 """Makes the client use another connection, instead of retrying or sending the rest of a body over this one."""
@@ -51,6 +53,10 @@ class ModelNotFound(InvalidRequest):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"The model '{model:.200}' does not exist; GET /v1/models lists those that do.", param="model")
+
+
+class Stored(InvalidRequest):
+    """The request is about a conversation that the server would have to hold, and it holds none."""
 
 
 class Busy(QueueFull):
@@ -103,7 +109,9 @@ class ApiError:
         if self.anthropic_id is None:
             return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
         other = INVALID if self.status < INTERNAL else "api_error"
-        error = {"type": _ANTHROPIC_TYPES.get(self.status, other), "message": self._full_message}
+        error: dict[str, Any] = {"type": _ANTHROPIC_TYPES.get(self.status, other), "message": self._full_message}
+        if self.code == NO_THREADS:
+            error["details"] = {"error_code": self.code}
         return {"type": "error", "error": error, "request_id": self.anthropic_id}
 
     @property
@@ -138,6 +146,8 @@ def _told(error: Exception, scope: Scope) -> ApiError:
             return ApiError(status=404, message=str(error), param=error.param, code="model_not_found")
         case ContextLengthExceeded():
             return ApiError(status=400, message=str(error), param=error.param, code=CONTEXT_LENGTH)
+        case Stored():
+            return ApiError(status=400, message=str(error), param=error.param, code=NO_THREADS)
         case InvalidRequest():
             return ApiError(status=400, message=str(error), param=error.param)
         case QueueFull():

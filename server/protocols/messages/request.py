@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine import InvalidRequest
+from server.errors import Stored
 from server.protocols.generation_requests import conversation, conversed
 from server.protocols.messages.content import PASSED_BY, Message, TextBlock, ToolResultBlock, ToolUseBlock
 from server.protocols.messages.schema import ConversationRequest, CustomTool, MessagesRequest, OutputFormat, TokenCount
@@ -88,6 +89,8 @@ def as_chat(body: ConversationRequest, unsupported: UnsupportedFields) -> Transl
     Raises InvalidRequest, or RequestValidationError.
     """
     unsupported.check(body, known=KNOWN, refused=REFUSED, reasons=REASONS_HERE)
+    if body.thread is not None:
+        raise Stored("`thread`: nothing is stored here: send the whole conversation as `messages`.", "thread")
     if (body.model_extra or {}).get("mcp_servers"):
         unsupported.log("mcp_servers")
     names = dict(_NAMES)

@@ -97,6 +97,8 @@ class ConversationRequest(WireRequest):
     """The older place of `output_config.format`."""
     thinking: Any = None
     """Accepted, and without effect."""
+    thread: Any = None
+    """Not supported: nothing is stored. The error's `details` have clients send whole conversations."""
 
 
 class MessagesRequest(ConversationRequest):
@@ -187,6 +189,8 @@ class AnthropicErrorObject(BaseModel):
     type: str
     message: str
     """Names the field at fault."""
+    details: IfGiven[dict[str, Any]] = None
+    """What clients act on."""
 
 
 class AnthropicError(BaseModel):

@@ -39,7 +39,7 @@ def error_of(response, status):
     assert set(body) == {"type", "error", "request_id"}
     assert body["type"] == "error"
     assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
-    assert set(body["error"]) == {"type", "message"}
+    assert set(body["error"]) - {"details"} == {"type", "message"}
     return body["error"]
 
 
@@ -457,6 +457,12 @@ async def test_errors_have_anthropics_form(api, engine, tokenizer, post):
     error = error_of(await post(), 500)
     assert error["type"] == "api_error"
     assert "secret" not in error["message"]
+
+
+async def test_a_thread_is_refused_so_that_clients_go_on_without(post):
+    error = error_of(await post(thread={"type": "create"}), 400)
+    assert error["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in error_of(await post(max_tokens=0), 400)
 
 
 async def test_a_stream_that_fails_says_so(post, engine):
