@@ -120,7 +120,7 @@ def _read_blocks(value: Any) -> tuple[AnyBlock, ...]:
     return tuple(_BLOCKS.validate_python(value))
 
 
-class Message(WireRequest):
+class InputTurn(WireRequest):
     """A turn of the conversation."""
 
     role: Literal["user", "assistant", "system"]

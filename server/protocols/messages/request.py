@@ -8,7 +8,7 @@ from typing import Any
 from engine import InvalidRequest
 from server.errors import Stored
 from server.protocols.generation_requests import conversation, conversed
-from server.protocols.messages.content import PASSED_BY, Message, TextBlock, ToolResultBlock, ToolUseBlock
+from server.protocols.messages.content import PASSED_BY, InputTurn, TextBlock, ToolResultBlock, ToolUseBlock
 from server.protocols.messages.schema import ConversationRequest, CustomTool, MessagesRequest, OutputFormat, TokenCount
 from server.protocols.messages.writer import PREFIX, MessagesWriter
 from server.protocols.service import Service
@@ -133,7 +133,7 @@ def _turns(body: ConversationRequest, unsupported: UnsupportedFields, names: dic
 
 
 def _add(
-    message: Message,
+    message: InputTurn,
     path: str,
     turns: list[dict[str, Any]],
     unsupported: UnsupportedFields,
@@ -175,7 +175,7 @@ def _add(
         end_text()
 
 
-def _check_role(message: Message, role: str, place: str, kind: str) -> None:
+def _check_role(message: InputTurn, role: str, place: str, kind: str) -> None:
     if message.role != role:
         raise InvalidRequest(f"`{place}`: a block of type `{kind}` is only for messages of the {role}.", place)
 

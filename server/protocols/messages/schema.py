@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from pydantic_core import PydanticCustomError
 
 from engine import Range
-from server.protocols.messages.content import Message, Texts
+from server.protocols.messages.content import InputTurn, Texts
 from server.schemas import DiffusionRequest, DiffusionUsage, TraceStep, WireRequest
 from server.schemas.chat import Effort, NumTokens
 from server.schemas.sampling import ModelName, Stops, Temperature, TopK, TopP
@@ -83,7 +83,7 @@ class ConversationRequest(WireRequest):
 
     model: ModelName = ""
     """One of the names that `GET /v1/models` lists; absent or empty is the first of them. An unknown one is a 404."""
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[InputTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation so far. A last message of the assistant is gone on with."""
     system: Texts = ""
     """A text, or a list of blocks of text: a message of the system before all others."""

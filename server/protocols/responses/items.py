@@ -76,7 +76,7 @@ class InputMessage(Item):
     """Accepted, and without effect."""
 
 
-class FunctionCall(Item):
+class CallItem(Item):
     """What the model called."""
 
     type: Literal["function_call"]
@@ -86,7 +86,7 @@ class FunctionCall(Item):
     """The JSON text of an object."""
 
 
-class FunctionCallOutput(Item):
+class CallOutputItem(Item):
     """The result of a call."""
 
     type: Literal["function_call_output"]
@@ -101,16 +101,16 @@ class OtherItem(Item):
     type: Text
 
 
-AnyItem = InputMessage | FunctionCall | FunctionCallOutput | OtherItem
+AnyItem = InputMessage | CallItem | CallOutputItem | OtherItem
 
 
 def _read_item(value: Any) -> AnyItem:
     """By hand, since a union would report what is wrong once for each branch."""
     match value:
         case {"type": "function_call"}:
-            return FunctionCall.model_validate(value)
+            return CallItem.model_validate(value)
         case {"type": "function_call_output"}:
-            return FunctionCallOutput.model_validate(value)
+            return CallOutputItem.model_validate(value)
         case {"type": "item_reference"} | {"type": None, "id": str()}:
             raise PydanticCustomError("item", "refers to an item that is stored, and nothing is stored here: send it")
         case {"type": "message"} | {"role": _}:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.protocols.generation_requests import conversed
-from server.protocols.responses.items import PASSED_BY, FunctionCall, FunctionCallOutput, InputMessage
-from server.protocols.responses.schema import LOGPROBS, AllowedTools, FunctionTool, NamedTool, ResponsesRequest
+from server.protocols.responses.items import PASSED_BY, CallItem, CallOutputItem, InputMessage
+from server.protocols.responses.schema import LOGPROBS, AllowedTools, FunctionTool, NamedFunctionTool, ResponsesRequest
 from server.protocols.responses.writer import PREFIX, ResponsesWriter
 from server.protocols.service import Service
 from server.protocols.translated import SHARED, Translated, translated
@@ -105,7 +105,7 @@ def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dic
                 names[place] = f"input.{index}"
                 role = "system" if item.role == "developer" else item.role
                 turns.append({"role": role, "content": item.content})
-            case FunctionCall():
+            case CallItem():
                 if not (turns and turns[-1]["role"] == "assistant"):
                     names[place] = f"input.{index}"
                     turns.append({"role": "assistant"})
@@ -114,7 +114,7 @@ def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dic
                 names[f"messages.{len(turns) - 1}.tool_calls.{len(calls)}.function"] = f"input.{index}"
                 called = {"name": item.name, "arguments": item.arguments}
                 calls.append({"id": item.call_id, "type": "function", "function": called})
-            case FunctionCallOutput():
+            case CallOutputItem():
                 names[place] = f"input.{index}"
                 turns.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
             case _ if item.type not in PASSED_BY:
@@ -141,7 +141,7 @@ def _tools(body: ResponsesRequest, unsupported: UnsupportedFields, names: dict[s
 
 def _choice(body: ResponsesRequest) -> str | dict[str, Any] | None:
     match body.tool_choice:
-        case NamedTool(name=name):
+        case NamedFunctionTool(name=name):
             return {"type": "function", "function": {"name": name}}
         case AllowedTools(mode=mode):
             return mode

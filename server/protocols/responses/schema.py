@@ -64,7 +64,7 @@ AnyTool = Annotated[
 ]
 
 
-class NamedTool(WireRequest):
+class NamedFunctionTool(WireRequest):
     """The one function that is called, once."""
 
     type: Literal["function"]
@@ -86,7 +86,7 @@ class AllowedTools(WireRequest):
     tools: list[AllowedTool]
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+ToolChoice = Literal["none", "auto", "required"] | NamedFunctionTool | AllowedTools
 
 
 def _read_choice(value: Any) -> ToolChoice:
@@ -94,7 +94,7 @@ def _read_choice(value: Any) -> ToolChoice:
         case "none" | "auto" | "required":
             return value  # type: ignore[no-any-return]
         case {"type": "function"}:
-            return NamedTool.model_validate(value)
+            return NamedFunctionTool.model_validate(value)
         case {"type": "allowed_tools"}:
             return AllowedTools.model_validate(value)
     form = '{"type": "function", "name": "..."}'

@@ -9,9 +9,10 @@ import pytest
 class Client:
     """Talks ASGI to the app by hand, so that it can hang up at any moment."""
 
-    def __init__(self, app, **body):
+    def __init__(self, app, path="/v1/completions", **body):
         self._app = app
-        self._body = json.dumps({"prompt": "ab", **body}).encode()
+        self._path = path
+        self._body = json.dumps({"prompt": "ab", **body} if path == "/v1/completions" else body).encode()
         self._delivered = False
         self.hung_up = asyncio.Event()
         self.received = asyncio.Queue()
@@ -23,8 +24,8 @@ class Client:
             "http_version": "1.1",
             "method": "POST",
             "scheme": "http",
-            "path": "/v1/completions",
-            "raw_path": b"/v1/completions",
+            "path": self._path,
+            "raw_path": self._path.encode(),
             "query_string": b"",
             "root_path": "",
             "headers": [(b"content-type", b"application/json")],
