@@ -13,6 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from server.protocols.decisions.schema import DecisionQuestion, DecisionRequest
+from server.protocols.messages.schema import MessagesRequest, OutputConfig, ToolChoice
+from server.protocols.responses.schema import ResponsesRequest
+from server.protocols.translated import SHARED
 from server.protocols.unsupported import HARMLESS, MAX_LABEL_LENGTH, NEUTRAL_VALUES, REASONS
 from server.schemas import (
     ChatRequest,
@@ -69,7 +72,7 @@ def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         case "object" if pattern := schema.get("patternProperties"):
             return f"map to {_type(next(iter(pattern.values())), defs)}{_at_most(schema, 'maxProperties', '')}"
         case kind:
-            return str(kind)
+            return kind or ""
 
 
 def _at_most(schema: Mapping[str, Any], key: str, unit: str) -> str:
@@ -95,6 +98,10 @@ def _refused() -> str:
 def _ignored() -> str:
     names = ", ".join(f"`{name}`" for name in sorted(HARMLESS))
     return f"{names}. A text in one of them may hold {MAX_LABEL_LENGTH} characters; so may each in `metadata`.\n"
+
+
+def _shared() -> str:
+    return ", ".join(f"`{name}`" for name in sorted(SHARED)) + ".\n"
 
 
 def _code(value: object) -> str:
@@ -126,6 +133,11 @@ _TABLES: Mapping[str, Callable[[], str]] = {
     "decision_question": lambda: _fields(DecisionQuestion),
     "tokenize": lambda: _fields(TokenizeRequest),
     "detokenize": lambda: _fields(DetokenizeRequest),
+    "responses": lambda: _fields(ResponsesRequest),
+    "messages": lambda: _fields(MessagesRequest),
+    "output_config": lambda: _fields(OutputConfig),
+    "messages_tool_choice": lambda: _fields(ToolChoice),
+    "shared": _shared,
     "refused": _refused,
     "ignored": _ignored,
 }

@@ -43,9 +43,9 @@ async def compiled(
 
 
 async def compiled_chat(
-    body: ChatRequest, constraints: Constraints, whitespace: Whitespace, tenant: str
+    body: ChatRequest, constraints: Constraints, whitespace: Whitespace, tenant: str, *, is_strict: bool = True
 ) -> Compiled | None:
-    """The same of a chat, whose answer may call tools.
+    """The same of a chat, whose answer may call tools. `is_strict`: all tools are, whatever they say of themselves.
 
     What else the body says of the answer, it then says of the text that stands in place of calls. Only a schema can be
     said of it. Where a call is required there is no such text: what is said of it is read, but neither compiled nor
@@ -64,17 +64,20 @@ async def compiled_chat(
                 f"`{content_param}` cannot stand beside `tools`; leave one of them out.", content_param
             )
     with _naming("tools", body.tools, content_param):
-        return await constraints.compiled(_of_tools(body, content, whitespace), tenant)
+        return await constraints.compiled(_of_tools(body, content, whitespace, is_strict), tenant)
 
 
-def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace) -> Spec:
+def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace, is_strict: bool) -> Spec:
     """A named tool is required, as the only one, and not in parallel."""
     choice = body.tool_choice or "auto"
     functions = [tool.function for tool in body.tools]
     if isinstance(choice, NamedTool):
         functions = [function for function in functions if function.name == choice.function.name]
     return spec.of_tools(
-        [CallableFunction(function.name, _of_object(function.parameters)) for function in functions],
+        [
+            CallableFunction(function.name, _of_object(function.parameters), is_strict or function.strict is True)
+            for function in functions
+        ],
         "auto" if _may_answer_with_text(body) else "required",
         content.whitespace if content else whitespace,
         is_parallel=body.parallel_tool_calls and not isinstance(choice, NamedTool),

@@ -148,7 +148,7 @@ def _with_holes(prompts: Prompts, length: int, tokenizer: Tokenizer) -> Prompts:
 
 async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[ResponseWriter, GenerationRequest]:
     """The generation request of a chat completion, and its response writer. Raises what `conversed` raises."""
-    answer, request = await conversed(body, service, tenant, prefix=ChatForm.prefix)
+    answer, request = await conversed(body, service, tenant, prefix=ChatForm.prefix, is_strict=True)
     form = ChatForm(
         extras=answer.extras,
         service_tier=body.service_tier,
@@ -161,18 +161,18 @@ async def from_chat(body: ChatRequest, service: Service, tenant: str) -> tuple[R
 
 
 async def conversed(
-    body: ChatRequest, service: Service, tenant: str, *, prefix: str
+    body: ChatRequest, service: Service, tenant: str, *, prefix: str, is_strict: bool
 ) -> tuple[Answer, GenerationRequest]:
     """What every API that answers conversations shares: what its answer is made of, and the generation request.
 
     Raises InvalidRequest, or ModelNotFound. `tenant`: who shares keys and values, as `server.guards.auth` tells it.
-    `prefix`: of the answer's id.
+    `prefix`: of the answer's id. `is_strict`: all tools are, whatever they say of themselves.
     """
     model = service.models.resolve(body.model)
     diffusion = diffusion_params(body.diffusion, service.diffusion, service.engine.info.spec)
     prompt = await conversation(body, service)
     asked = body.max_completion_tokens or body.max_tokens
-    constraint = await compiled_chat(body, service.constraints, service.json_whitespace, tenant)
+    constraint = await compiled_chat(body, service.constraints, service.json_whitespace, tenant, is_strict=is_strict)
     sampling = await sampling_params(
         body,
         service.tokenizer,

@@ -85,8 +85,16 @@ class Translated:
 def translated(body: WireRequest, said: Mapping[str, Any], names: Mapping[str, str]) -> Translated:
     """The chat that the body asks for. `said`: its fields, but for the shared ones. `names`: as `Names` has them.
 
-    Raises RequestValidationError, which names the body's field, for what is no valid chat.
+    Raises RequestValidationError, which names the body's field, for what is no valid chat, and InvalidRequest for what
+    only the answer to a chat has a place for.
     """
+    diffusion = said.get("diffusion")
+    if diffusion and diffusion.step_map:
+        raise InvalidRequest(
+            "`diffusion.step_map` tells the step of each token, and answers of this route list no tokens; "
+            "`diffusion.trace` tells the steps.",
+            "diffusion.step_map",
+        )
     shared = {name: value for name, value in (body.model_extra or {}).items() if name in SHARED}
     given = {name: value for name, value in said.items() if value is not None}
     found = Names({**ENGINE_NAMES, **names})

@@ -47,7 +47,8 @@ class ServerConfig:
     default_max_tokens: Annotated[int, Field(ge=1)] = 256
     """Tokens of a chat answer whose request names none, if the context holds as many."""
     api_key: tuple[SecretStr, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`, any one of them; without any, everybody is served."""
+    """Keys that clients must send, any one of them, as `Authorization: Bearer KEY` or `x-api-key: KEY`; without any,
+    everybody is served."""
     api_key_file: str | None = None
     """A file of further keys, one a line, where neither the process list nor the environment shows them."""
     metrics_need_key: bool = True

@@ -49,7 +49,7 @@ def automaton(spec: Spec, budget: Budget) -> Automaton:
         case "grammar":
             return grammar.automaton(source, budget)
         case "tools":
-            functions = [tools.CallableFunction(name, parameters) for name, parameters in source["functions"]]
+            functions = [tools.CallableFunction(*function) for function in source["functions"]]
             return tools.automaton(
                 functions,
                 source["policy"],

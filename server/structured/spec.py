@@ -62,7 +62,7 @@ def of_tools(
     return _spec(
         "tools",
         {
-            "functions": [[function.name, function.parameters] for function in functions],
+            "functions": [[function.name, function.parameters, function.is_strict] for function in functions],
             "policy": policy,
             "is_parallel": is_parallel,
             "content": content,

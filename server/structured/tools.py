@@ -4,20 +4,24 @@ Calls are joined by a line break. Names are taken as they are: `server.schemas.t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from server.structured.automaton import Automaton, determinised
 from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
+from server.structured.refusals import TooLarge, Unsupported
 from server.structured.regex.code_points import MAX_CODE_POINT
-from server.structured.schema.schema import MAX_DEPTH, write_schema
+from server.structured.schema.keywords import unbounded
+from server.structured.schema.schema import ANY_OBJECT, MAX_DEPTH, write_schema
 from server.structured.schema.strings import dumped
 from server.structured.schema.writer import Whitespace
 from server.text.hermes import CLOSE, OPEN
 
 ASCII = 0x80
 """The first code point that is none."""
+MOST_NODES = 8_000
+"""Nodes that the arguments of a function may take that is not strict: a call of any object takes some hundreds."""
 CallPolicy = Literal["auto", "required"]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 PLACE = "tools/"
@@ -31,6 +35,8 @@ class CallableFunction:
     name: str
     parameters: Any = None
     """The JSON Schema of its arguments; None if it takes none."""
+    is_strict: bool = True
+    """Whether a schema that cannot be enforced, or takes too much, is refused; else arguments are held to less."""
 
 
 def automaton(
@@ -50,6 +56,7 @@ def automaton(
     (A request whose `tool_choice` is `none` has no constraint. One that names a function requires it, as the only
     one, and not in parallel.) Raises Malformed, Unsupported, NoValue or TooLarge.
     """
+    functions = [_affordable(function, whitespace) for function in functions]
 
     def compiled(depth: int) -> Automaton:
         nfa = Nfa(budget)
@@ -64,6 +71,23 @@ def automaton(
         return determinised(nfa, start, end)
 
     return shallower(compiled, MAX_DEPTH, budget)
+
+
+def _affordable(function: CallableFunction, whitespace: Whitespace) -> CallableFunction:
+    """The function; if it is not strict, with as much of its schema as can be enforced.
+
+    That is all of it, or all but bounds and patterns, or that arguments are an object.
+    """
+    if function.is_strict or function.parameters is None:
+        return function
+    for parameters in (function.parameters, unbounded(function.parameters)):
+        nfa = Nfa(Budget(nodes=MOST_NODES))
+        try:
+            write_schema(nfa, nfa.node(), parameters, MAX_DEPTH, f"{PLACE}{function.name}/parameters", whitespace)
+        except (Unsupported, TooLarge):
+            continue
+        return replace(function, parameters=parameters)
+    return replace(function, parameters=ANY_OBJECT)
 
 
 def _write_text(nfa: Nfa, start: int, end: int) -> int:

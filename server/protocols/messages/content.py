@@ -52,6 +52,8 @@ class ToolUseBlock(Block):
 
 def _read_text_block(value: Any) -> TextBlock:
     match value:
+        case {"type": "tool_reference", "tool_name": str(name)}:
+            return TextBlock(type="text", text=check_unicode(name))
         case {"type": str(kind)} if kind != "text":
             raise PydanticCustomError(
                 "content", "must be a block of text: the model reads and writes text, no images or documents"

@@ -53,6 +53,7 @@ REASONS_HERE: Mapping[str, str] = {
     "n": "a message is one answer",
     "response_format": "messages have `output_config.format`",
     "stop": "messages have `stop_sequences`",
+    "top_logprobs": "messages have no place for them",
 }
 
 _NAMES = {
@@ -71,7 +72,7 @@ async def from_messages(
 
     `max_tokens` bounds the answer and need not fit the context. Raises what `conversed` raises, in the words of a chat.
     """
-    answer, request = await conversed(asked.chat, service, tenant, prefix=PREFIX)
+    answer, request = await conversed(asked.chat, service, tenant, prefix=PREFIX, is_strict=False)
     [prompt] = request.prompts
     is_bounded = body.max_tokens > service.engine.info.max_model_len - len(prompt.ids)
     return MessagesWriter(answer, is_bounded_by_context=is_bounded), replace(request, has_default_length=True)
@@ -193,7 +194,7 @@ def _tools(body: ConversationRequest, unsupported: UnsupportedFields, names: dic
             f"{place}.function.parameters": f"tools.{index}.input_schema",
         }
         said = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
-        tools.append({"type": "function", "function": said})
+        tools.append({"type": "function", "function": {**said, "strict": tool.strict}})
     return tools
 
 

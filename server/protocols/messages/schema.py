@@ -23,8 +23,8 @@ class CustomTool(WireRequest):
     description: Text | None = None
     input_schema: Parameters
     """The JSON Schema of its arguments."""
-    strict: Any = None
-    """Accepted, and without effect: arguments are always valid."""
+    strict: bool | None = None
+    """Whether a schema that cannot be enforced is refused; else arguments are held to what of it can be."""
     cache_control: Any = None
     """Accepted, and without effect."""
 

@@ -53,7 +53,7 @@ async def from_responses(
 
     Raises what `conversed` raises, in the words of a chat.
     """
-    answer, request = await conversed(asked.chat, service, tenant, prefix=PREFIX)
+    answer, request = await conversed(asked.chat, service, tenant, prefix=PREFIX, is_strict=False)
     return ResponsesWriter(answer, body, asked.chat.tools, request.sampling.temperature), request
 
 
@@ -134,7 +134,12 @@ def _tools(body: ResponsesRequest, unsupported: UnsupportedFields, names: dict[s
         elif allowed is None or tool.name in allowed:
             names[f"tools.{len(tools)}"] = f"tools.{index}"
             names[f"tools.{len(tools)}.function"] = f"tools.{index}"
-            said = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+            said = {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "strict": tool.strict,
+            }
             tools.append({"type": "function", "function": said})
     return tools
 

@@ -43,7 +43,7 @@ class FunctionTool(WireRequest):
     description: Text | None = None
     parameters: Parameters = Field(default_factory=dict)
     strict: bool | None = None
-    """Accepted, and without effect: arguments are always valid."""
+    """Whether a schema that cannot be enforced is refused; else arguments are held to what of it can be."""
 
 
 class OtherTool(WireRequest):

@@ -54,6 +54,9 @@ REFUSED = frozenset(
     }
 )
 
+DROPPED = COUNTS | BOUNDS | REFUSED | REWORDED | {"pattern", "format", "multipleOf", "uniqueItems", "propertyNames"}
+"""Keywords that `unbounded` leaves out."""
+
 OF_NAMES = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
 """Keywords under which there are schemas by names, which may be those of keywords."""
 OF_VALUES = frozenset({"enum", "const", "default", "examples"})
@@ -70,6 +73,26 @@ def within(node: object) -> Iterator[object]:
                 yield from value.values()
             elif keyword not in OF_VALUES:
                 yield value
+
+
+def unbounded(schema: Any) -> Any:
+    """The schema without what bounds values of a type, and without keywords that are not supported.
+
+    What fits the schema fits this one too, where no `oneOf` has it otherwise.
+    """
+    if isinstance(schema, list):
+        return [unbounded(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    left: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword in OF_NAMES and keyword not in DROPPED and isinstance(value, dict):
+            left[keyword] = {name: unbounded(one) for name, one in value.items()}
+        elif keyword in OF_VALUES:
+            left[keyword] = value
+        elif keyword not in DROPPED:
+            left[keyword] = unbounded(value)
+    return left
 
 
 def inside(place: str, *keys: str | int) -> str:

@@ -156,6 +156,9 @@ def folded(events):
             continue
         parsed = EVENTS.validate_json(json.dumps(event))
         message = accumulate_event(event=parsed, current_snapshot=message, json_bufs=buffers)
+    for block in message.content:
+        if block.type == "tool_use" and not isinstance(block.input, dict):
+            block.input = {}  # arguments that no constraint has made
     return message.to_dict()
 
 
@@ -185,9 +188,6 @@ def test_any_cut_of_any_answer_adds_up_to_the_whole_one(text, data, end):
     except ValueError:  # the client's, of arguments that are no beginning of JSON
         assert any(texts)
         return
-    for block in found["content"]:
-        if "input" in block and not isinstance(block["input"], dict):
-            block["input"] = {}
     assert said(found) == said(expected)
 
 
@@ -250,7 +250,10 @@ async def test_max_tokens_need_not_fit_the_context(ask, engine):
                                 "type": "tool_result",
                                 "tool_use_id": "t2",
                                 "is_error": True,
-                                "content": [{"type": "text", "text": "1"}, {"type": "text", "text": "3"}],
+                                "content": [
+                                    {"type": "text", "text": "1"},
+                                    {"type": "tool_reference", "tool_name": "3"},
+                                ],
                             },
                             {"type": "text", "text": "go"},
                             {"type": "text", "text": "on", "cache_control": {"type": "ephemeral"}},
@@ -407,7 +410,12 @@ async def test_tokens_are_counted(post, ask, engine):
         ({"tools": [{"name": "f"}]}, "tools.0.input_schema", "provide"),
         ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools.0.name", "pattern"),
         (
-            {"tools": [{"type": "bash_20250124", "name": "b"}, {"name": "f", "input_schema": {"if": {}}}]},
+            {
+                "tools": [
+                    {"type": "bash_20250124", "name": "b"},
+                    {"name": "f", "input_schema": {"if": {}}, "strict": True},
+                ]
+            },
             "tools.1.input_schema",
             "#/if: the keyword `if`",
         ),
@@ -430,6 +438,7 @@ async def test_tokens_are_counted(post, ask, engine):
         ),
         ({"messages": [{"role": "user", "content": "a" * 2100}]}, "messages", "prompt is too long: "),
         ({"diffusion": {"x": 1}}, "diffusion.x", "known"),
+        ({"diffusion": {"step_map": True}}, "diffusion.step_map", "`diffusion.trace`"),
     ],
 )
 async def test_a_bad_value_names_its_field(post, engine, body, path, why):

@@ -269,6 +269,16 @@ async def test_a_named_tool_alone_may_be_called(ask, engine, accepts):
     assert not accepts(constraint, f"{NOW}\n{NOW}")
 
 
+@pytest.mark.parametrize("strict", [None, False])
+async def test_a_tool_that_is_not_strict_is_held_to_what_can_be_enforced(ask, engine, accepts, strict):
+    place = {"type": "string", "allOf": [{"pattern": "^a"}, {"pattern": "b$"}]}
+    parameters = {"type": "object", "properties": {"place": place}, "required": ["place"], "if": {}}
+    await ask(tools=[{"type": "function", "name": "look", "parameters": parameters, "strict": strict}])
+    constraint = engine.submissions[-1].sampling.constraint
+    assert accepts(constraint, LOOK)
+    assert not accepts(constraint, LOOK.replace('{"place": "Rome"}', "{}"))
+
+
 async def test_what_the_text_must_be(ask, engine, accepts):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     answer = await ask(
@@ -360,7 +370,12 @@ async def test_logprobs(ask, stream, asked):
         ({"tools": [5]}, "tools.0", "dictionary"),
         ({"tools": [{"type": "web_search"}, {"type": "function", "name": "a b"}]}, "tools.1.name", "pattern"),
         (
-            {"tools": [{"type": "web_search"}, {"type": "function", "name": "f", "parameters": {"if": {}}}]},
+            {
+                "tools": [
+                    {"type": "web_search"},
+                    {"type": "function", "name": "f", "parameters": {"if": {}}, "strict": True},
+                ]
+            },
             "tools.1.parameters",
             "`tools.1.parameters`: #/if: the keyword `if`",
         ),
@@ -395,6 +410,7 @@ async def test_logprobs(ask, stream, asked):
         ({"response_format": {"type": "json_object"}}, "response_format", "`text.format`"),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages", "`input`"),
         ({"diffusion": {"x": 1}}, "diffusion.x", "known"),
+        ({"diffusion": {"step_map": True}}, "diffusion.step_map", "`diffusion.trace`"),
         ({"diffusion": {"cache": "x"}}, "diffusion.cache", "x"),
     ],
 )

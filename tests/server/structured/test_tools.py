@@ -8,8 +8,9 @@ import pytest
 
 from server.structured import tools
 from server.structured.budget import Budget
-from server.structured.refusals import Unsupported
+from server.structured.refusals import Malformed, NoValue, Unsupported
 from server.structured.tools import CallableFunction
+from server.text.hermes import CLOSE, OPEN
 
 from .walks import walks
 
@@ -91,3 +92,37 @@ def test_what_cannot_be_enforced_of_arguments_is_refused():
     with pytest.raises(Unsupported) as caught:
         tools.automaton([CallableFunction("a", {"if": {}})], "auto", Budget())
     assert caught.value.place == "tools/a/parameters/if"
+
+
+@pytest.mark.parametrize(
+    ("value", "yes", "no"),
+    [
+        ({"type": "string", "maxLength": 5000}, ["a" * 6], [5]),
+        ({"type": "string", "maxLength": 5}, ["a" * 5], ["a" * 6, 5]),
+        ({"type": "string", "allOf": [{"pattern": "a"}, {"pattern": "b"}]}, ["c"], [5]),
+        ({"type": "array", "maxItems": 40, "items": {"type": "string", "maxLength": 4000}}, [["a"] * 50], [[5], "a"]),
+        ({"enum": ["a", {"pattern": "b"}], "if": {}}, ["a", {"pattern": "b"}], ["b"]),
+        ({"type": "object", "properties": {"if": {"const": 1}}, "if": {}}, [{"if": 1}], [{"if": 2}]),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$dynamicRef": "#b"}}}, [{"a": [1]}], []),
+        ({"$ref": "https://example.org/a"}, [5], []),
+    ],
+)
+def test_a_function_that_is_not_strict_is_held_to_what_can_be_enforced(value, yes, no):
+    parameters = {"type": "object", "properties": {"x": value}, "required": ["x"]}
+    loose = tools.automaton([CallableFunction("f", parameters, is_strict=False)], "required", Budget())
+
+    def call(given):
+        return f'{OPEN}\n{{"name": "f", "arguments": {json.dumps({"x": given})}}}\n{CLOSE}'
+
+    for given in yes:
+        assert loose.matches(call(given))
+    for given in no:
+        assert not loose.matches(call(given))
+
+
+@pytest.mark.parametrize("is_strict", [True, False])
+def test_a_schema_that_is_none_is_refused_of_any_function(is_strict):
+    for parameters, error in (({"type": "x"}, Malformed), ({"properties": {"a": False}, "required": ["a"]}, NoValue)):
+        function = CallableFunction("f", {"type": "object", **parameters}, is_strict)
+        with pytest.raises(error):
+            tools.automaton([function], "required", Budget())

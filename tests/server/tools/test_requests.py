@@ -140,7 +140,7 @@ async def test_what_clients_send_is_taken(api, engine, body):
         ({"tools": [{"type": "function"}]}, "tools.0.function", "provide"),
         ({"tools": [function()]}, "tools.0.function.name", "provide"),
         ({"tools": [function(name="a b")]}, "tools.0.function.name", "pattern"),
-        ({"tools": [function(name="x" * 65)]}, "tools.0.function.name", "pattern"),
+        ({"tools": [function(name="x" * 129)]}, "tools.0.function.name", "pattern"),
         ({"tools": [function(name="a\n")]}, "tools.0.function.name", "pattern"),
         ({"tools": [function(name="a"), function(name="a")]}, "tools", "two functions of the name `a`"),
         ({"tools": [function(name="a", parameters=[])]}, "tools.0.function.parameters", "dictionary"),
