@@ -65,12 +65,17 @@ class Names:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Renames the fields that an InvalidRequest names."""
+        """Renames the fields that an InvalidRequest names: as `param`, and in its message."""
         try:
             yield
         except InvalidRequest as error:
-            error.param = error.param and self.of(error.param)
-            error.args = (_QUOTED.sub(lambda found: f"`{self.of(found[1])}`", str(error)),)
+            message = _QUOTED.sub(lambda found: f"`{self.of(found[1])}`", str(error))
+            if error.param:
+                begins = f"{error.param} "
+                error.param = self.of(error.param)
+                if message.startswith(begins):
+                    message = f"{error.param} {message.removeprefix(begins)}"
+            error.args = (message,)
             raise
 
 
