@@ -18,15 +18,35 @@ CHECKS = (
 )
 
 
-@pytest.mark.slow
-def test_what_the_description_says_is_so(serve, llada_tiny, tmp_path):
+GENERATING = ("/v1/completions", "/v1/chat/completions")
+TRANSLATED = ("/v1/responses", "/v1/messages", "/v1/messages/count_tokens")
+
+
+@pytest.fixture(scope="module")
+def url(serve, llada_tiny):
     # A short context, so that an answer is short too, whatever a made-up request asks for.
     with serve(str(llada_tiny), "--max-model-len", "64", "--log-level", "error") as url:
-        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"]
-        command += ["--checks", ",".join(CHECKS), "--mode", "all", "--phases", "examples,coverage,fuzzing"]
-        command += ["--max-examples", "105", "--seed", "1", "--continue-on-failure", "--no-color"]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        yield url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "paths", "num_examples", "min_cases"),
+    [
+        ("--include-path", GENERATING, 105, MIN_CASES),
+        ("--include-path", TRANSLATED, 60, MIN_CASES),
+        ("--exclude-path", (*GENERATING, *TRANSLATED), 60, 200),
+    ],
+    ids=["completions and chat", "responses and messages", "others"],
+)
+def test_what_the_description_says_is_so(url, tmp_path, option, paths, num_examples, min_cases):
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json"]
+    for path in paths:
+        command += [option, path]
+    command += ["--checks", ",".join(CHECKS), "--mode", "all", "--phases", "examples,coverage,fuzzing"]
+    command += ["--max-examples", str(num_examples), "--seed", "1", "--continue-on-failure", "--no-color"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stdout + run.stderr
     num_cases = int(re.search(r"^ +(\d+) generated", run.stdout, re.MULTILINE)[1])
     print(run.stdout[-500:])
-    assert num_cases >= MIN_CASES
+    assert num_cases >= min_cases
