@@ -1,4 +1,4 @@
-"""An answer as a sequence of blocks, each a text or a call: the shape that newer APIs give to answers.
+"""An answer as a sequence of blocks, each reasoning, a text or a call: the shape that newer APIs give to answers.
 
 A block opens, grows, and closes before the next one opens. A whole answer is the fold of its stream, so both have the
 same blocks.
@@ -7,20 +7,24 @@ same blocks.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from engine import FinishReason
 from server.replies.choice import Delta
 from server.replies.passage import Token
 
+Kind = Literal["reasoning", "text", "call"]
+
 
 @dataclass(slots=True)
 class Block:
-    """A text, or a call of a function."""
+    """Reasoning, a text, or a call of a function."""
 
     index: int
     """Number of the block in its answer, from 0."""
-    name: str | None = None
-    """Of the function that is called; None for a text."""
+    kind: Kind
+    name: str = ""
+    """Of the function that is called."""
     text: str = ""
     """So far: the text itself, or the call's arguments."""
     tokens: list[Token] = field(default_factory=list)
@@ -64,31 +68,33 @@ class Blocks:
         """The blocks so far."""
         self._is_open = False
         self._tokens: list[Token] = []
-        """Tokens for the next text. Those before a call, or within it, are dropped: calls have none."""
+        """Tokens for the next text. Those before a call or reasoning, or within them, are dropped: these have none."""
 
     def read(self, delta: Delta) -> Iterator[Change]:
         """What a delta changes. Its text or call belongs to the last block or begins another."""
         self._tokens += delta.tokens
-        if delta.text:
-            if not self._is_open or self.all[-1].name is not None:
-                yield from self._begin(None)
-            yield self._grown(delta.text)
+        texts: tuple[tuple[Kind, str], ...] = (("reasoning", delta.reasoning), ("text", delta.text))
+        for kind, text in texts:
+            if text:
+                if not self._is_open or self.all[-1].kind != kind:
+                    yield from self._begin(kind)
+                yield self._grown(text)
         for call in delta.calls:
             if call.name is not None:
-                yield from self._begin(call.name)
+                yield from self._begin("call", call.name)
             if call.arguments:
                 yield self._grown(call.arguments)
         if delta.finish_reason is not None:
             if not self.all:
-                yield from self._begin(None)
-            is_text = self.all[-1].name is None
-            is_cut = delta.finish_reason is FinishReason.LENGTH if is_text else delta.is_amid_call
+                yield from self._begin("text")
+            is_call = self.all[-1].kind == "call"
+            is_cut = delta.is_amid_call if is_call else delta.finish_reason is FinishReason.LENGTH
             # A call whose arguments are complete stays whole if the next one is cut before its arguments.
-            yield from self._end(is_whole=not is_cut or (not is_text and _is_json(self.all[-1].text)))
+            yield from self._end(is_whole=not is_cut or (is_call and _is_json(self.all[-1].text)))
 
-    def _begin(self, name: str | None) -> Iterator[Change]:
+    def _begin(self, kind: Kind, name: str = "") -> Iterator[Change]:
         yield from self._end(is_whole=True)
-        block = Block(index=len(self.all), name=name)
+        block = Block(len(self.all), kind, name)
         self.all.append(block)
         self._is_open = True
         yield Opened(block)
@@ -97,7 +103,7 @@ class Blocks:
         block = self.all[-1]
         block.text += text
         tokens, self._tokens = tuple(self._tokens), []
-        if block.name is not None:
+        if block.kind != "text":
             return Grown(block, text)
         block.tokens += tokens
         return Grown(block, text, tokens)
@@ -106,7 +112,7 @@ class Blocks:
         if not self._is_open:
             return
         block = self.all[-1]
-        if self._tokens and block.name is None:
+        if self._tokens and block.kind == "text":
             yield self._grown("")
         block.is_whole = is_whole
         self._is_open = False

@@ -138,7 +138,16 @@ class ToolUseContent(BaseModel):
     """The arguments; those that are there, if the answer was cut within them."""
 
 
-Content = TextContent | ToolUseContent
+class ThinkingContent(BaseModel):
+    """What the model thought, where its chat template has a place for it."""
+
+    type: Literal["thinking"] = "thinking"
+    thinking: str
+    signature: str = ""
+    """Nothing is signed."""
+
+
+Content = TextContent | ToolUseContent | ThinkingContent
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 

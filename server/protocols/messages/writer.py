@@ -15,6 +15,7 @@ from server.protocols.messages.schema import (
     MessagesUsage,
     StopReason,
     TextContent,
+    ThinkingContent,
     ToolUseContent,
 )
 from server.protocols.response import STEP, Answer, Event, Message
@@ -24,6 +25,12 @@ from server.schemas import TraceStep
 from server.threads import in_thread_if_long
 
 PREFIX = "msg_"
+_DELTAS = {
+    "call": ("input_json_delta", "partial_json"),
+    "reasoning": ("thinking_delta", "thinking"),
+    "text": ("text_delta", "text"),
+}
+"""Types of deltas, and the field that each has."""
 
 
 class MessagesWriter:
@@ -78,7 +85,7 @@ class MessagesWriter:
             case Opened():
                 return self._event("content_block_start", index=block.index, content_block=self._content(block))
             case Grown(text=added):
-                kind, name = ("text_delta", "text") if block.name is None else ("input_json_delta", "partial_json")
+                kind, name = _DELTAS[block.kind]
                 return self._event("content_block_delta", index=block.index, delta={"type": kind, name: added})
             case Closed():
                 return self._event("content_block_stop", index=block.index)
@@ -120,10 +127,14 @@ class MessagesWriter:
 
     def _content(self, block: Block) -> Content:
         """Of a call that was cut, the arguments that are there, as Anthropic's client reads them too."""
-        if block.name is None:
-            return TextContent(text=block.text)
-        key = sha256(f"{self._answer.id}:{block.index}".encode()).hexdigest()[:24]
-        return ToolUseContent(id=f"toolu_{key}", name=block.name, input=_object(block.text))
+        match block.kind:
+            case "text":
+                return TextContent(text=block.text)
+            case "reasoning":
+                return ThinkingContent(thinking=block.text)
+            case "call":
+                key = sha256(f"{self._answer.id}:{block.index}".encode()).hexdigest()[:24]
+                return ToolUseContent(id=f"toolu_{key}", name=block.name, input=_object(block.text))
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -242,7 +242,24 @@ class OutputCall(BaseModel):
     """The JSON text of an object, unless the answer was cut within it."""
 
 
-OutputItem = OutputMessage | OutputCall
+class ReasoningText(BaseModel):
+    """The text of reasoning."""
+
+    type: Literal["reasoning_text"] = "reasoning_text"
+    text: str
+
+
+class OutputReasoning(BaseModel):
+    """What the model thought, where its chat template has a place for it."""
+
+    type: Literal["reasoning"] = "reasoning"
+    id: str
+    status: Status
+    summary: list[Any] = []
+    content: list[ReasoningText]
+
+
+OutputItem = OutputMessage | OutputCall | OutputReasoning
 
 
 class InputTokensDetails(BaseModel):
@@ -253,9 +270,9 @@ class InputTokensDetails(BaseModel):
 
 
 class OutputTokensDetails(BaseModel):
-    """Of the answer's tokens: reasoning is text as any other here."""
+    """Of the answer's tokens."""
 
-    reasoning_tokens: int = 0
+    reasoning_tokens: int
 
 
 class ResponsesUsage(BaseModel):
@@ -264,7 +281,7 @@ class ResponsesUsage(BaseModel):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
     diffusion: DiffusionUsage
 

@@ -18,7 +18,10 @@ from server.protocols.responses.schema import (
     OutputCall,
     OutputItem,
     OutputMessage,
+    OutputReasoning,
     OutputText,
+    OutputTokensDetails,
+    ReasoningText,
     Response,
     ResponseError,
     ResponsesRequest,
@@ -32,6 +35,7 @@ from server.schemas import ChatLogprob, Tool, TraceStep
 from server.threads import in_thread_if_long
 
 PREFIX = "resp_"
+_ITEM_PREFIXES = {"call": "fc", "reasoning": "rs", "text": "msg"}
 
 
 class ResponsesWriter:
@@ -113,29 +117,30 @@ class ResponsesWriter:
 
     def _events(self, change: Change) -> Iterator[Event]:
         block, text = change.block, change.block.text
-        is_text = block.name is None
         item = {"output_index": block.index}
-        within = {**item, "item_id": self._item_id(block), **({"content_index": 0} if is_text else {})}
+        within: dict[str, Any] = {**item, "item_id": self._item_id(block)}
+        shown = self._item(block, _status(block) if isinstance(change, Closed) else "in_progress")
+        part: OutputText | ReasoningText | None = None
+        kind = "function_call_arguments"
+        if not isinstance(shown, OutputCall):
+            part, kind = shown.content[0], "output_text" if block.kind == "text" else "reasoning_text"
+            within["content_index"] = 0
         match change:
             case Opened():
-                shown = self._item(block, "in_progress", is_empty=True)
-                yield self._event("response.output_item.added", **item, item=shown)
-                if is_text:
-                    yield self._event("response.content_part.added", **within, part=OutputText(text=""))
-            case Grown(text=added, tokens=tokens) if is_text:
-                yield self._event("response.output_text.delta", **within, delta=added, logprobs=self._logprobs(tokens))
-            case Grown(text=added):
-                yield self._event("response.function_call_arguments.delta", **within, delta=added)
+                empty = shown if part is None else shown.model_copy(update={"content": []})
+                yield self._event("response.output_item.added", **item, item=empty)
+                if part:
+                    yield self._event("response.content_part.added", **within, part=part)
+            case Grown(text=added, tokens=tokens):
+                logprobs = {"logprobs": self._logprobs(tokens)} if block.kind == "text" else {}
+                yield self._event(f"response.{kind}.delta", **within, delta=added, **logprobs)
             case Closed():
-                shown = self._item(block, _status(block))
-                if isinstance(shown, OutputMessage):
-                    [part] = shown.content
-                    yield self._event("response.output_text.done", **within, text=text, logprobs=part.logprobs)
-                    yield self._event("response.content_part.done", **within, part=part)
+                if part is None:
+                    yield self._event(f"response.{kind}.done", **within, name=block.name, arguments=text)
                 else:
-                    yield self._event(
-                        "response.function_call_arguments.done", **within, name=block.name, arguments=text
-                    )
+                    logprobs = {"logprobs": part.logprobs} if isinstance(part, OutputText) else {}
+                    yield self._event(f"response.{kind}.done", **within, text=text, **logprobs)
+                    yield self._event("response.content_part.done", **within, part=part)
                 yield self._event("response.output_item.done", **item, item=shown)
 
     def _event(self, kind: str, **fields: BaseModel | Sequence[BaseModel] | Any) -> Event:
@@ -166,22 +171,29 @@ class ResponsesWriter:
             input_tokens=usage.prompt_tokens,
             input_tokens_details=InputTokensDetails(cached_tokens=usage.prompt_tokens_details.cached_tokens),
             output_tokens=usage.completion_tokens,
+            output_tokens_details=OutputTokensDetails(
+                reasoning_tokens=usage.completion_tokens_details.reasoning_tokens
+            ),
             total_tokens=usage.total_tokens,
             diffusion=usage.diffusion,
         )
 
-    def _item(self, block: Block, status: Status, *, is_empty: bool = False) -> OutputItem:
+    def _item(self, block: Block, status: Status) -> OutputItem:
         id_ = self._item_id(block)
-        if block.name is not None:
-            call = f"call_{id_.partition('_')[2]}"
-            return OutputCall(id=id_, status=status, call_id=call, name=block.name, arguments=block.text)
-        text = OutputText(text=block.text, logprobs=self._logprobs(block.tokens))
-        return OutputMessage(id=id_, status=status, content=[] if is_empty else [text])
+        match block.kind:
+            case "call":
+                call = f"call_{id_.partition('_')[2]}"
+                return OutputCall(id=id_, status=status, call_id=call, name=block.name, arguments=block.text)
+            case "reasoning":
+                return OutputReasoning(id=id_, status=status, content=[ReasoningText(text=block.text)])
+            case "text":
+                text = OutputText(text=block.text, logprobs=self._logprobs(block.tokens))
+                return OutputMessage(id=id_, status=status, content=[text])
 
     def _item_id(self, block: Block) -> str:
         """The id follows from the answer's and from the place in it."""
         key = sha256(f"{self._answer.id}:{block.index}".encode()).hexdigest()[:24]
-        return f"{'msg' if block.name is None else 'fc'}_{key}"
+        return f"{_ITEM_PREFIXES[block.kind]}_{key}"
 
     def _logprobs(self, tokens: Sequence[Token]) -> list[ChatLogprob]:
         writer = self._answer.extras.logprobs

@@ -10,6 +10,7 @@ from server.protocols.forms import Extras
 from server.protocols.response import Answer
 from server.replies.choice import Choice
 from server.replies.completion import Completion
+from server.replies.reasoning import ReasoningReader
 from server.replies.tool_calls import ToolCallReader
 from tests.server.tools.asking import PLACE
 
@@ -63,8 +64,8 @@ class _Stream:
 
 
 def completion(pieces, end=FinishReason.STOP):
-    """An answer whose blocks are these texts, with calls told apart."""
-    choice = Choice(0, _Stream(pieces, end), [_Texts()], reader=ToolCallReader())
+    """An answer whose blocks are these texts, with reasoning and calls told apart."""
+    choice = Choice(0, _Stream(pieces, end), [_Texts()], reader=ToolCallReader(), reasoning=ReasoningReader())
     return Completion([choice], [3], counts=TokenCounts())
 
 

@@ -176,7 +176,11 @@ SOUND = [piece for piece in PIECES if piece not in ("\\", "{", "[", "]", ",", ":
 """Without those that make arguments no beginning of JSON, which no constraint lets through and the client refuses."""
 
 
-@given(st.lists(st.sampled_from(SOUND), max_size=12).map("".join), st.data(), st.sampled_from(["stop", "length"]))
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", *SOUND]), max_size=12).map("".join),
+    st.data(),
+    st.sampled_from(["stop", "length"]),
+)
 def test_any_cut_of_any_answer_adds_up_to_the_whole_one(text, data, end):
     end = FinishReason(end)
     cuts = data.draw(st.sets(st.integers(0, len(text))))
@@ -515,3 +519,12 @@ async def test_a_silent_stream_pings(post, engine, monkeypatch):
     events = events_of((await post(stream=True)).text)
     assert [event["type"] for event in events].count("ping") > 3
     assert events[-1]["type"] == "message_stop"
+
+
+def test_reasoning_is_a_block_of_its_own():
+    text = f"<think>\nFirst.\n</think>\n\nWell.{NOW}"
+    found = folded(told(writer(), cut(text, [3, 12, 15])))
+    thinking, words, call = found["content"]
+    assert (thinking["type"], thinking["thinking"], thinking["signature"]) == ("thinking", "First.", "")
+    assert (words["text"], call["name"]) == ("Well.", "now")
+    assert said(found) == said(whole(writer(), text))

@@ -166,7 +166,11 @@ def writer():
     return ResponsesWriter(answer(PREFIX), ResponsesRequest.model_validate({"input": "hi"}), [], 0.0)
 
 
-@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.data(), st.sampled_from(["stop", "length"]))
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", *PIECES]), max_size=12).map("".join),
+    st.data(),
+    st.sampled_from(["stop", "length"]),
+)
 def test_any_cut_of_any_answer_adds_up_to_the_whole_one(text, data, end):
     end = FinishReason(end)
     cuts = data.draw(st.sets(st.integers(0, len(text))))
@@ -445,3 +449,21 @@ async def test_a_full_queue_is_a_429(api, post, engine):
     response = await post(stream=True)
     assert api.error_of(response, 429)["code"] == "rate_limit_exceeded"
     assert response.headers["retry-after"]
+
+
+def test_reasoning_is_an_item_of_its_own():
+    text = f"<think>\nFirst.\n</think>\n\nWell.{NOW}"
+    events = told(writer(), cut(text, [3, 12, 15]))
+    assert [event["type"] for event in events if "reasoning" in event["type"]] == [
+        "response.reasoning_text.delta",
+        "response.reasoning_text.delta",
+        "response.reasoning_text.done",
+    ]
+    for event in events:
+        EVENTS.validate_json(json.dumps(event))
+    reasoning, message, call = events[-1]["response"]["output"]
+    assert (reasoning["type"], reasoning["content"]) == ("reasoning", [{"type": "reasoning_text", "text": "First."}])
+    assert reasoning["id"].startswith("rs_")
+    assert message["content"][0]["text"] == "Well."
+    assert call["name"] == "now"
+    assert said(folded(events)) == said(whole(writer(), text))
