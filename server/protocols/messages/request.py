@@ -37,6 +37,7 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     **NEUTRAL_VALUES,
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
+    "include_reasoning": (True,),
     "logprobs": (False, 0),
     "n": (1,),
     "response_format": ({"type": "text"},),

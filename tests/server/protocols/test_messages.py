@@ -432,6 +432,7 @@ async def test_tokens_are_counted(post, ask, engine):
         ({"stop_sequences": 5}, "stop_sequences", "list of strings"),
         ({"stop": ["a"]}, "stop", "`stop_sequences`"),
         ({"n": 2}, "n", "one answer"),
+        ({"include_reasoning": False}, "include_reasoning", "not supported here"),
         ({"seed": "x"}, "seed", "integer"),
         ({"output_config": {"effort": "huge"}}, "output_config.effort", "'low'"),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema", "provide"),

@@ -411,6 +411,7 @@ async def test_logprobs(ask, stream, asked):
         ({"prompt": {"id": "p"}}, "prompt", "nothing is stored"),
         ({"max_tokens": 5}, "max_tokens", "`max_output_tokens`"),
         ({"n": 2}, "n", "one answer"),
+        ({"include_reasoning": False}, "include_reasoning", "not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format", "`text.format`"),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages", "`input`"),
         ({"diffusion": {"x": 1}}, "diffusion.x", "known"),
