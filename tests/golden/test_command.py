@@ -25,12 +25,12 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def shortened(tmp_path):
-    """A copy of a folder with only two of its rows."""
+    """A copy of a folder with only two rows of each of its files."""
 
     def copy(folder):
         copied = shutil.copytree(folder, tmp_path / folder.name)
-        rows = json.loads((folder / "generations.json").read_text())
-        (copied / "generations.json").write_text(json.dumps(rows[:2]))
+        for path in copied.glob("generations*.json"):
+            path.write_text(json.dumps(json.loads(path.read_text())[:2]))
         return copied
 
     return copy
