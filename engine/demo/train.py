@@ -192,11 +192,13 @@ class Run:
         self._counted += 1
 
     def mean_loss(self) -> float:
-        """Of the steps since this was last asked; the host waits for them."""
-        mean = self._losses.item() / self._counted
+        """Of the steps since `forget_losses`; the host waits for them."""
+        return self._losses.item() / self._counted
+
+    def forget_losses(self) -> None:
+        """Has the mean begin anew."""
         self._losses.zero_()
         self._counted = 0
-        return mean
 
     def save(self, path: Path) -> None:
         part = path.with_suffix(".part")
@@ -209,6 +211,9 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
+        for optimiser in (self.muon, self.adam):  # states from before rates were tensors have numbers
+            group = optimiser.param_groups[0]
+            group["lr"] = torch.as_tensor(group["lr"], device=self.device)
         self.step = state["step"]
 
     def _learnt(self, batch: Batch) -> None:
@@ -317,6 +322,7 @@ def main() -> None:
             export(run.model, tokenizer, folder, recipe.block)
             point = {"step": run.step, "loss": loss} | examination.accuracy(run.model, recipe.block)
             append(curve, point | {"seconds": round(time.monotonic() - examined)})
+            run.forget_losses()
             console.print(" ".join(f"{name} {value:.3g}" for name, value in point.items()))
             reported = examined = time.monotonic()
             if is_over:

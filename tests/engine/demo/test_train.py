@@ -48,6 +48,7 @@ def advanced(run, steps, workers=0):
     for batch in itertools.islice(run.batches(workers), steps):
         run.advance(batch)
         losses.append(run.mean_loss())
+        run.forget_losses()
     return losses
 
 
@@ -115,6 +116,14 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
             said[output.request_id] += output.token_ids
     assert [tokenizer.decode(ids) for ids in said.values()] == plain
     assert any(plain)
+
+
+def test_the_mean_loss_is_of_all_steps_since_it_began_anew(make):
+    run, other = make("demo"), make("demo")
+    for batch in itertools.islice(run.batches(), 2):
+        run.advance(batch)
+        run.mean_loss()  # a line of the log in between changes nothing
+    assert run.mean_loss() == pytest.approx(sum(advanced(other, 2)) / 2)
 
 
 def test_the_rate_warms_up_stays_and_falls():
