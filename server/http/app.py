@@ -59,6 +59,7 @@ def create_app(
         docs_url="/docs" if config.docs else None,
         redoc_url=None,
         diffusion=settings.diffusion,
+        info=engine.info,
         redirect_slashes=False,  # `TargetNormalizer` strips them; a redirect would disclose the host behind a proxy
     )
     observability = make_observability(engine, tokenizer, settings, tracer)

@@ -5,6 +5,7 @@ field of the body, and writes all bounds as floating-point numbers, which cannot
 wire's integers exactly.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from engine import DiffusionParams
+from engine import DiffusionParams, EngineInfo
+from server.page.about import OPTIONS, about, unfit
 from server.protocols.messages.schema import MessagesEvent
 from server.protocols.responses.schema import ResponsesEvent
 from server.schemas import ChatChunk, DiffusionRequest
@@ -27,10 +29,11 @@ _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 class Api(FastAPI):
     """FastAPI without 422 in its description: here, invalid requests get 400 and OpenAI's error (`server.errors`)."""
 
-    def __init__(self, *, diffusion: DiffusionParams, **settings: Any) -> None:
-        """`diffusion`: the server's own parameters, which the description tells as defaults."""
+    def __init__(self, *, diffusion: DiffusionParams, info: EngineInfo, **settings: Any) -> None:
+        """`diffusion`: the server's own parameters, which the description tells as defaults. `info`: of the model."""
         super().__init__(**settings)
         self._diffusion = diffusion
+        self._info = info
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -43,8 +46,11 @@ class Api(FastAPI):
                 schemas.pop(name, None)
             _, added = models_json_schema([(model, "serialization") for model in STREAMED], ref_template=_REF)
             schemas.update(added["$defs"])
+            properties = schemas[DiffusionRequest.__name__]["properties"]
             for name, value in asdict(self._diffusion).items():
-                schemas[DiffusionRequest.__name__]["properties"][name]["default"] = value
+                properties[name]["default"] = value
+            _tell_options(properties, unfit(self._info))
+            described["info"]["x-model"] = dict(about(self._info))
             _write_exactly(described)
         assert self.openapi_schema is not None
         return self.openapi_schema
@@ -65,6 +71,14 @@ def events_of(*kinds: type[BaseModel], name: str | None) -> dict[str, Any]:
         "schema": {"type": "string"},
         "itemSchema": {"type": "object", "properties": {"event": event, "data": data}, "required": required},
     }
+
+
+def _tell_options(properties: dict[str, Any], unfit: Mapping[str, list[str] | None]) -> None:
+    """Adds what each named value does, and what this model always refuses, under the names of extensions."""
+    for name, words in OPTIONS.items():
+        properties[name]["x-enumDescriptions"] = dict(words)
+    for name, values in unfit.items():
+        properties[name]["x-unfit"] = True if values is None else values
 
 
 def _write_exactly(described: Any) -> None:

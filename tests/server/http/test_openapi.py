@@ -57,3 +57,14 @@ async def test_a_field_named_as_a_keyword_is_left_alone(described):
     """`type` is a field of messages' parts, too."""
     part = described["components"]["schemas"]["TextPart"]["properties"]["type"]
     assert part["const"] == "text"
+
+
+def test_every_named_value_has_a_sentence(described):
+    """And no other has one: a new policy is described where the page tells of it."""
+    properties = described["components"]["schemas"]["DiffusionRequest"]["properties"]
+    named = {
+        name: {*kind["enum"]} for name, told in properties.items() for kind in told.get("anyOf", ()) if "enum" in kind
+    }
+    assert {name: {*told["x-enumDescriptions"]} for name, told in properties.items() if name in named} == named
+    for told in properties.values():
+        assert all("arXiv" not in words for words in told.get("x-enumDescriptions", {}).values())
