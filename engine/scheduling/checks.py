@@ -22,7 +22,7 @@ Bound = Ge | Gt | Le | Lt
 
 def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLOCK) -> None:
     """Raises InvalidRequest, or ContextLengthExceeded, if this submission can never be served."""
-    _check_prompt(submission.prompt_ids, spec)
+    _check_prompt(submission, spec)
     _check_holes(submission, spec)
     _check_ranges(submission.sampling, _SAMPLING_RANGES, "")
     check_sampling(submission, spec)
@@ -159,10 +159,12 @@ def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: in
         )
 
 
-def _check_prompt(prompt_ids: Sequence[int], spec: ModelSpec) -> None:
-    if not prompt_ids:
+def _check_prompt(submission: Submission, spec: ModelSpec) -> None:
+    if not submission.prompt_ids:
+        if submission.holes:
+            raise InvalidRequest("The prompt is nothing but holes; it needs some text around them.", "prompt")
         raise InvalidRequest("The prompt is empty; it needs at least one token.", "prompt")
-    check_ids(prompt_ids, spec, "prompt")
+    check_ids(submission.prompt_ids, spec, "prompt")
 
 
 def _check_holes(submission: Submission, spec: ModelSpec) -> None:
