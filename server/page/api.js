@@ -50,6 +50,10 @@ function posted(key, body) {
 }
 
 async function send(path, options) {
+  const { authorization = "" } = options.headers;
+  if (!/^[\x20-\x7e]*$/.test(authorization)) { // no header can hold it
+    throw new Failure("A key has letters from A to Z, digits and signs alone; this one has others.", { status: 401 });
+  }
   let answer;
   try {
     answer = await fetch(path, options);

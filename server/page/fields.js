@@ -1,6 +1,7 @@
 // Fields of the form: those of `diffusion`, made from the API's description, and errors shown at any field.
 
 const POLICIES = ["cache", "unmask"];
+const NONE = "none"; // what people type for null, where a number may be absent
 const NOT_SHOWN = ["trace", "step_map"]; // the page always asks for the trace
 
 /** The parameters of one pane, as fields. */
@@ -25,6 +26,7 @@ export class DiffusionFields {
       if (NOT_SHOWN.includes(name)) continue;
       const { field, control } = makeField(`${this.prefix}-${name}`, name, property);
       this.controls.set(name, control);
+      field.hidden = isUnfit(property);
       (POLICIES.includes(name) ? this.policies : this.others).append(field);
     }
     this.enter(entered);
@@ -37,9 +39,11 @@ export class DiffusionFields {
     for (const [name, control] of this.controls) {
       if (POLICIES.includes(name)) continue;
       const readers = readersOf(this.properties[name], names);
+      if (isUnfit(this.properties[name])) continue; // hidden for good
       const isRead = !readers.length || readers.some((reader) => chosen.includes(reader));
       control.closest(".field").hidden = !isRead && !this.isAll;
     }
+    for (const [name, control] of this.controls) if (control.tagName === "SELECT") tellOption(control, this.properties[name]);
   }
 
   /** What differs from the server's defaults, as the API takes it. */
@@ -53,13 +57,15 @@ export class DiffusionFields {
     return values;
   }
 
-  /** Fills the fields with values, as `changed` gives them; others become the defaults. */
+  /** Fills the fields with values, as `changed` gives them; others become the defaults. Whether all had a field that takes them. */
   enter(values) {
     for (const [name, control] of this.controls) {
       const value = values[name];
-      control.value = value === undefined ? "" : value === null ? "null" : String(value);
+      control.value = value === undefined ? "" : String(value);
     }
     if (this.properties) this.choose();
+    const isTaken = ([name, value]) => value === this.properties?.[name]?.default || this.controls.get(name)?.value === String(value);
+    return Object.entries(values).every(isTaken);
   }
 
   #value(name) {
@@ -73,6 +79,7 @@ export class DiffusionFields {
 export function read(text, type) {
   if (text === "null") return null;
   if (type !== "integer" && type !== "number") return text;
+  if (text === NONE) return null;
   const number = Number(text);
   const isLost = !Number.isFinite(number) || (Number.isInteger(number) && !Number.isSafeInteger(number));
   return text.trim() === "" || isLost ? text : number;
@@ -80,6 +87,11 @@ export function read(text, type) {
 
 function kindOf(property) {
   return property.anyOf?.find((kind) => kind.type !== "null") ?? property;
+}
+
+/** Whether the model refuses every value of a parameter; `x-unfit` has those that it refuses. */
+function isUnfit(property) {
+  return property["x-unfit"] === true;
 }
 
 function choicesOf(property) {
@@ -95,10 +107,10 @@ function readersOf(property, policies) {
 function makeField(id, name, property) {
   const field = element("div", { className: "field" });
   const kind = kindOf(property);
-  const control = kind.enum ? selection(kind.enum, property.default) : entry(kind, property.default);
+  const control = kind.enum ? selection(kind.enum, property) : entry(kind, property.default);
   control.id = id;
   control.name = `diffusion.${name}`;
-  const words = [range(kind), property.description].filter(Boolean).join(". ");
+  const words = [range(kind), plainly(property.description ?? "")].filter(Boolean).join(". ");
   const hint = element("p", { className: "hint", id: `${id}-hint`, textContent: words });
   control.setAttribute("aria-describedby", hint.id);
   const label = element("label", { htmlFor: id, textContent: name });
@@ -106,16 +118,28 @@ function makeField(id, name, property) {
   return { field, control };
 }
 
-function selection(choices, preset) {
-  const select = element("select", {});
+/** A description without its sources, and without JSON's word for nothing. */
+function plainly(description) {
+  const cited = / ?\([^()]*(?:arXiv|\d{4}\.\d{5}|LLM)[^()]*\)/g;
+  return description.replace(cited, "").replaceAll("null", NONE);
+}
+
+function selection(choices, property) {
+  const { default: preset, "x-unfit": unfit = [] } = property;
+  const offered = choices.filter((choice) => choice !== preset && !unfit.includes(choice));
   const absent = preset === null || preset === undefined ? "server's choice" : `${preset} (default)`;
-  select.append(new Option(absent, ""), ...choices.filter((choice) => choice !== preset).map((choice) => new Option(choice)));
-  return select;
+  return element("select", {}, new Option(absent, ""), ...offered.map((choice) => new Option(choice)));
+}
+
+/** Says below a selection what the option that is selected does. */
+function tellOption(select, property) {
+  const words = property["x-enumDescriptions"]?.[select.value || property.default];
+  if (words) select.closest(".field").querySelector(".hint").textContent = words;
 }
 
 function entry(kind, preset) {
   const isWhole = kind.type === "integer";
-  const shown = preset === undefined ? "" : String(preset);
+  const shown = preset === undefined ? "" : String(preset ?? NONE);
   return element("input", { type: "text", inputMode: isWhole ? "numeric" : "decimal", autocomplete: "off", placeholder: shown });
 }
 
@@ -128,19 +152,22 @@ function range(kind) {
 }
 
 /** A new element with these properties. Texts of others go into `textContent` alone. */
-export function element(tag, properties) {
-  return Object.assign(document.createElement(tag), properties);
+export function element(tag, properties, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
 }
 
-/** Shows a message at a control, and moves there. */
+/** Shows a message at a control, or below the row that it stands in, so that none changes its width; and moves there. */
 export function showError(control, message) {
   clearError(control);
   const error = element("p", { className: "error", id: `${control.id}-error`, textContent: message });
   control.setAttribute("aria-invalid", "true");
   control.dataset.hint = control.getAttribute("aria-describedby") ?? "";
   control.setAttribute("aria-describedby", `${error.id} ${control.dataset.hint}`.trim());
-  control.after(error);
+  (control.closest(".row") ?? control).after(error);
   for (let outer = control.closest("details"); outer; outer = outer.parentElement.closest("details")) outer.open = true;
+  control.closest("form")?.removeAttribute("hidden");
   control.focus();
   control.addEventListener("input", () => clearError(control), { once: true });
 }

@@ -3,15 +3,24 @@
 import { Failure, get, post } from "./api.js";
 import { clearError, element, showError } from "./fields.js";
 import { Pane, copy } from "./pane.js";
-import { EMPTY, bodyOf, fragmentOf, pathOf, stateOf } from "./request.js";
+import { EMPTY, bodyOf, filled, fragmentOf, pathOf, stateOf } from "./request.js";
 
 const KEY = "unmask.key"; // in this tab's storage, for as long as it is open
+const STATE = "unmask.state"; // the form's, for a reload of this tab
 const TEXTS = ["prompt", "system", "message", "max_tokens", "temperature", "seed", "kind", "constraint"];
-const EXAMPLE = "Tom has 7 apples. Tom buys 3 more. Tom loses 4 of them. Tom finds 2 more. How many apples does Tom have now?";
+const SAMPLE = { ...EMPTY, prompt: "Tom has 7 apples. Tom buys 3 more. Tom loses 4 of them. Tom finds 2 more. How many apples does Tom have now?" };
+const CONSTRAINTS = {
+  json: ["JSON Schema", '{"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}'],
+  regex: ["Regular expression that the whole answer matches", "[0-9]{1,2}"],
+  choice: ["Possible answers, one a line", "yes\nno"],
+  grammar: ["Grammar (EBNF)", 'root ::= "yes" | "no"'],
+};
 
 const $ = (id) => document.getElementById(id);
 const form = $("request");
-const panes = ["A", "B"].map((name) => new Pane(name, name === "A" ? answered : () => {}));
+const panes = ["A", "B"].map((name) => new Pane(name, name === "A" ? answered : () => {}, tellReplay));
+const constraints = {}; // what was entered for each kind of structured output
+let kind = ""; // the one that is shown
 let turns = [];
 let model = "";
 let described = null; // the schema of `diffusion`
@@ -24,7 +33,7 @@ let wanted = null; // what a link says of panes whose fields are not there yet
 function currentState() {
   const texts = Object.fromEntries(TEXTS.map((id) => [id, $(id).value]));
   const mode = form.elements.mode.value;
-  return { ...texts, mode, turns, compare: $("compare").checked, panes: panes.map((pane) => pane.fields.changed()) };
+  return { ...texts, mode, turns, compare: $("compare").checked, panes: wanted ?? panes.map((pane) => pane.fields.changed()) };
 }
 
 function enter(state) {
@@ -32,10 +41,50 @@ function enter(state) {
   form.elements.mode.value = state.mode;
   turns = state.turns;
   $("compare").checked = state.compare;
-  if (state.kind) $("structured").open = true;
-  panes.forEach((pane, index) => pane.fields.enter(state.panes[index]));
-  wanted = described ? null : state.panes;
+  kind = state.kind;
+  $("structured").open = Boolean(kind);
+  $("notice").hidden = true;
+  for (const control of document.querySelectorAll("[aria-invalid]")) clearError(control);
+  wanted = state.panes;
   arrange();
+  if (described) enterPanes();
+}
+
+/** Fills the panes' fields once they are there. A value that none of them takes makes the link unreadable. */
+function enterPanes() {
+  if (!wanted) return;
+  const isTaken = panes.map((pane, index) => pane.fields.enter(wanted[index])).every(Boolean);
+  wanted = null;
+  if (isTaken) arrange();
+  else refuseLink();
+}
+
+/** Enters what a link holds, or says that it holds nothing. */
+function follow(fragment) {
+  const state = stateOf(fragment);
+  if (state) enter(state);
+  else refuseLink();
+}
+
+function refuseLink() {
+  enter(SAMPLE);
+  $("notice").textContent = "This link cannot be read. Below is a sample.";
+  $("notice").hidden = false;
+  $("status").textContent = $("notice").textContent;
+}
+
+/** Keeps the state for a reload, and drops a fragment that is none of it. */
+function keep(state) {
+  sessionStorage.setItem(STATE, JSON.stringify(state));
+  if (location.hash && location.hash !== fragmentOf(state)) history.replaceState(null, "", location.pathname + location.search);
+}
+
+function kept() {
+  try {
+    return filled(JSON.parse(sessionStorage.getItem(STATE)));
+  } catch {
+    return null;
+  }
 }
 
 /** Shows the parts that the state has, and the code that matches it. */
@@ -43,12 +92,26 @@ function arrange() {
   const state = currentState();
   $("prompt-part").hidden = state.mode !== "prompt";
   $("chat-part").hidden = state.mode !== "chat";
+  $("run").textContent = state.mode === "chat" ? "Send" : "Run";
+  $("whose").hidden = !state.compare;
   $("constraint-field").hidden = !state.kind;
+  if (state.kind) [$("constraint-label").textContent, $("constraint").placeholder] = CONSTRAINTS[state.kind];
   $("turns").replaceChildren(...turns.map(turnItem));
   $("turns").hidden = !turns.length;
   document.body.classList.toggle("comparing", state.compare);
   panes[1].root.hidden = !state.compare;
+  tellReplay();
   tellCode(state);
+  keep(state);
+}
+
+function tellReplay() {
+  $("play-both").hidden = !$("compare").checked || !panes.every((pane) => pane.canPlay);
+}
+
+/** Takes away what was asked before. */
+function clear() {
+  panes.forEach((pane) => pane.clear());
 }
 
 function tellCode(state) {
@@ -77,7 +140,7 @@ async function start() {
   $("run").disabled = true;
   $("stop").disabled = false;
   try {
-    if (described || (await describe())) await run(running.signal);
+    if ((described || (await describe())) && hasMessage()) await run(running.signal);
   } finally {
     running = null;
     $("run").disabled = false;
@@ -85,7 +148,16 @@ async function start() {
   }
 }
 
+/** Whether a conversation has something to answer; says so if not. */
+function hasMessage() {
+  const { mode, message } = currentState();
+  if (mode !== "chat" || message.trim() || turns.at(-1)?.role === "user") return true;
+  showError($("message"), "The message is empty; write what the model shall answer.");
+  return false;
+}
+
 async function run(signal) {
+  $("notice").hidden = true;
   for (const control of document.querySelectorAll("[aria-invalid]")) clearError(control);
   const state = currentState();
   asked = state;
@@ -103,6 +175,7 @@ function answered(run) {
   turns = [...turns, ...message, { role: "assistant", content: run.text }];
   if ($("message").value === asked.message) $("message").value = "";
   arrange();
+  $("turns").lastElementChild.scrollIntoView({ block: "nearest" });
 }
 
 /** Reads the API's description and the model's name; whether that worked. */
@@ -111,12 +184,14 @@ async function describe() {
     const [openapi, models] = await Promise.all([get("openapi.json", $("key").value), get("v1/models", $("key").value)]);
     described = openapi.components.schemas.DiffusionRequest;
     model = models.data[0].id;
-    $("model").textContent = `${model}, ${models.data[0].max_model_len} tokens`;
+    const about = openapi.info["x-model"];
+    $("model").textContent = `${model}, ${rounded(about.parameters)} parameters, up to ${models.data[0].max_model_len} tokens`;
     panes.forEach((pane) => pane.fields.describe(described));
-    panes.forEach((pane, index) => wanted && pane.fields.enter(wanted[index]));
-    wanted = null;
+    for (const pane of panes) pane.endIds = about.end_token_ids;
+    present(about);
     clearError($("key"));
     arrange();
+    enterPanes();
     return true;
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
@@ -127,24 +202,56 @@ async function describe() {
   }
 }
 
+/** Says what a bundled model is, and offers examples of what it can do. */
+function present({ summary, limits, examples = [] }) {
+  $("about").hidden = !summary;
+  $("summary").textContent = `${model} is ${summary}.`;
+  $("limits").textContent = limits ?? "";
+  $("examples").hidden = !examples.length;
+  $("examples").replaceChildren(...examples.map(exampleButton));
+}
+
+function exampleButton({ name, state }) {
+  const button = element("button", { type: "button", textContent: name });
+  button.addEventListener("click", () => {
+    if (running) return;
+    clear();
+    enter({ ...EMPTY, ...state });
+    start();
+  });
+  return button;
+}
+
+/** A number of parameters in words: 1.1 million. */
+function rounded(count) {
+  const [size, unit] = count < 1e9 ? [1e6, "million"] : [1e9, "billion"];
+  return `${Number((count / size).toPrecision(2))} ${unit}`;
+}
+
 // Holes
 
-/** Puts a hole of as many tokens in the selection's place. */
+/** Puts a hole of as many tokens in the selection's place. The space before a word is a part of its token, so of the hole. */
 async function makeHole() {
   const prompt = $("prompt");
-  const { selectionStart: first, selectionEnd: last } = prompt;
-  const selected = prompt.value.slice(first, last);
-  let length = 8;
+  const text = prompt.value;
+  let { selectionStart: first, selectionEnd: last } = prompt;
+  while (last > first && text[last - 1] === " ") last--; // a double click may select the space behind a word
+  if (first === last) {
+    showError(prompt, "Nothing is selected: select the words that the model shall fill in, then press the button again.");
+    return;
+  }
+  if (text[first - 1] === " " && text[first] !== " ") first--;
   try {
-    if (selected) ({ count: length } = await post("tokenize", $("key").value, { prompt: selected, add_special_tokens: false }));
+    const body = { prompt: text.slice(first, last), add_special_tokens: false };
+    const { count } = await post("tokenize", $("key").value, body);
+    prompt.focus();
+    prompt.setSelectionRange(first, last);
+    document.execCommand("insertText", false, `<|fill:${count}|>`); // unlike `setRangeText`, this can be undone
+    arrange();
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     showError(error.status === 401 ? $("key") : prompt, error.message);
-    return;
   }
-  prompt.setRangeText(`<|fill:${length}|>`, first, last, "end");
-  prompt.focus();
-  arrange();
 }
 
 // Events
@@ -158,6 +265,19 @@ $("access").addEventListener("submit", (event) => {
   clearError($("key"));
   describe();
 });
+$("kind").addEventListener("change", ({ target }) => {
+  constraints[kind] = $("constraint").value;
+  kind = target.value;
+  $("constraint").value = constraints[kind] ?? "";
+  arrange();
+});
+for (const choice of form.elements.mode) choice.addEventListener("change", clear);
+$("message").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.ctrlKey || event.metaKey || event.isComposing) return;
+  event.preventDefault();
+  start();
+});
+$("play-both").addEventListener("click", () => panes.forEach((pane) => pane.play(true)));
 $("key").addEventListener("change", () => sessionStorage.setItem(KEY, $("key").value));
 document.addEventListener("input", ({ target }) => target.type !== "range" && requestAnimationFrame(arrange));
 document.addEventListener("keydown", (event) => {
@@ -168,6 +288,7 @@ $("stop").addEventListener("click", () => running?.abort());
 $("hole").addEventListener("click", makeHole);
 $("fresh").addEventListener("click", () => {
   turns = [];
+  clear();
   arrange();
   $("message").focus();
 });
@@ -175,9 +296,11 @@ $("share").addEventListener("click", ({ target }) => {
   history.replaceState(null, "", fragmentOf(currentState()));
   copy(location.href, target);
 });
-window.addEventListener("hashchange", () => enter(stateOf(location.hash)));
+window.addEventListener("hashchange", () => location.hash && follow(location.hash));
 
 $("panes").append(...panes.map((pane) => pane.root));
 $("key").value = sessionStorage.getItem(KEY) ?? "";
-enter(location.hash ? stateOf(location.hash) : { ...EMPTY, prompt: EXAMPLE });
+if (sessionStorage.getItem(KEY)) $("access").hidden = false;
+if (location.hash) follow(location.hash);
+else enter(kept() ?? SAMPLE);
 describe();

@@ -2,6 +2,8 @@
 
 import { read } from "./fields.js";
 
+const MODES = ["prompt", "chat"];
+const KINDS = ["", "json", "regex", "choice", "grammar"];
 const HOLE = /<\|fill:\d+\|>/;
 
 /** The state of an empty form, and all that a link may hold. */
@@ -65,21 +67,27 @@ export function fragmentOf(state) {
   return `#${encodeURIComponent(JSON.stringify(changed))}`;
 }
 
-/** The state in a fragment, which anybody may have written: what is not of its field's kind is left out. */
+/** The state in a fragment, which anybody may have written: null if any of it is not of its field's kind. */
 export function stateOf(fragment) {
-  let told;
   try {
-    told = JSON.parse(decodeURIComponent(fragment.replace(/^#/, "")));
+    return filled(JSON.parse(decodeURIComponent(fragment.replace(/^#/, ""))));
   } catch {
-    return structuredClone(EMPTY);
+    return null;
   }
+}
+
+/** An empty form's state with what is told instead, or null. What no field is called is left out. */
+export function filled(told) {
+  if (typeof told !== "object" || told === null || Array.isArray(told)) return null;
   const state = structuredClone(EMPTY);
   for (const [name, empty] of Object.entries(EMPTY)) {
-    const value = told?.[name];
-    if (value !== undefined && typeof value === typeof empty && Array.isArray(value) === Array.isArray(empty)) state[name] = value;
+    const value = Object.hasOwn(told, name) ? told[name] : empty;
+    if (typeof value !== typeof empty || Array.isArray(value) !== Array.isArray(empty)) return null;
+    state[name] = value;
   }
-  state.turns = state.turns.filter(isTurn).map(({ role, content }) => ({ role, content }));
-  state.panes = [0, 1].map((index) => plain(state.panes[index]));
+  const isKnown = MODES.includes(state.mode) && KINDS.includes(state.kind);
+  if (!isKnown || !state.turns.every(isTurn) || state.panes.length !== 2 || !state.panes.every(isPlain)) return null;
+  state.turns = state.turns.map(({ role, content }) => ({ role, content }));
   return state;
 }
 
@@ -87,7 +95,7 @@ function isTurn(turn) {
   return ["user", "assistant"].includes(turn?.role) && typeof turn.content === "string";
 }
 
-function plain(values) {
-  const isPlain = ([, value]) => value === null || ["string", "number", "boolean"].includes(typeof value);
-  return Object.fromEntries(Object.entries(values ?? {}).filter(isPlain));
+function isPlain(values) {
+  const isValue = (value) => value === null || ["string", "number", "boolean"].includes(typeof value);
+  return typeof values === "object" && values !== null && !Array.isArray(values) && Object.values(values).every(isValue);
 }

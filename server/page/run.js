@@ -4,18 +4,21 @@ const LEVELS = [0.5, 0.7, 0.9, 0.99]; // where the next colour of a confidence b
 
 /** What the steps of one answer did. Steps count from 1; step 0 is the canvas before the first. */
 export class Run {
-  constructor(started) {
-    this.started = started; // milliseconds, as all times here
+  /** `endIds`: tokens that end an answer; `started`: milliseconds, as all times here. */
+  constructor(started, endIds = []) {
+    this.started = started;
+    this.endIds = endIds;
     this.ended = null;
     this.steps = [];
     this.text = "";
     this.usage = null;
     this.finish = null;
+    this.shown = null; // ranges of positions that the text shows, once the choice is complete
     this.canvas = null;
     this.prompt = []; // by position: a token of the prompt, or undefined where there is something to fill
     this.writes = []; // by position: what was decoded there, in the order of steps
     this.blocks = new Map(); // first position of a block: the step that opened it
-    this.totals = [{ rows: 0, tokens: 0, time: started }]; // up to each step
+    this.totals = [{ rows: 0, time: started }]; // up to each step
   }
 
   /** Takes in the `trace` of one event. */
@@ -35,7 +38,6 @@ export class Run {
     const before = this.totals.at(-1);
     this.totals.push({
       rows: before.rows + step.rows.reduce((sum, [start, end]) => sum + end - start, 0),
-      tokens: before.tokens + step.positions.filter((position) => this.writes[position].length === 1).length,
       time,
     });
   }
@@ -93,16 +95,30 @@ export class Run {
     });
   }
 
+  /**
+   * The answer's tokens that are decoded up to a step: those that its text shows. Until it is complete, where it ends is
+   * known only from tokens that end it.
+   */
+  tokens(step) {
+    const written = (position) => this.written(position, step);
+    const isEnd = (position) => this.endIds.includes(written(position)?.id);
+    let count = 0;
+    for (const [start, end] of this.shown ?? this.canvas.answer) {
+      for (let position = start; position < end && (this.shown || !isEnd(position)); position++) count += written(position) ? 1 : 0;
+    }
+    return count;
+  }
+
   /** What has been spent up to a step; after the last one as `usage` tells it. */
   counters(step) {
-    const { rows, tokens, time } = this.totals[step];
+    const { rows, time } = this.totals[step];
     const isWhole = this.usage && this.ended !== null && step === this.steps.length;
     const seconds = ((isWhole ? this.ended : time) - this.started) / 1000;
     const diffusion = isWhole ? this.usage.diffusion : null;
-    const told = isWhole ? this.usage.completion_tokens : tokens;
+    const told = isWhole ? this.usage.completion_tokens : this.tokens(step);
     return {
       forwards: diffusion ? diffusion.forwards : step,
-      tokens_per_forward: diffusion ? diffusion.tokens_per_forward : step ? tokens / step : 0,
+      tokens_per_forward: diffusion ? diffusion.tokens_per_forward : step ? told / step : 0,
       rows_computed: diffusion ? diffusion.rows_computed : rows,
       cached_tokens: isWhole ? this.usage.prompt_tokens_details.cached_tokens : this.canvas.cached_tokens,
       rate: seconds > 0 ? told / seconds : 0,

@@ -26,6 +26,7 @@ def test_a_selection_becomes_a_hole(desk):
     text = desk.whole(body)["choices"][0]["text"]
     expect(desk.pane().locator(".answer")).to_have_text(text)
     assert text.startswith("Sort these numbers: 7 3 12 5. Answer: Sorted:")
+    desk.wait_for_drawing()
     assert sum("token" in cell["marks"] for cell in desk.cells()) == tokens
 
 
@@ -145,8 +146,10 @@ def test_keys_and_a_server_that_goes(desk_at, serve):
         page.click("#share")
         expect(page).to_have_url(re.compile("#"))
         assert "sk-right" not in page.url
-        stored = page.evaluate("[localStorage.length, Object.values(sessionStorage), document.cookie]")
-        assert stored == [0, ["sk-right"], ""]
+        stored = page.evaluate("[localStorage.length, {...sessionStorage}, document.cookie]")
+        assert (stored[0], stored[1].pop("unmask.key"), stored[2]) == (0, "sk-right", "")
+        assert [*stored[1]] == ["unmask.state"]
+        assert "sk-right" not in stored[1]["unmask.state"]
         page.reload()
         expect(page.locator("#model")).to_contain_text("demo")
     desk.page.click("#run")
@@ -213,10 +216,7 @@ def test_a_hostile_link_is_text(desk_at, demo_server):
     state = {
         "mode": "chat",
         "message": hostile,
-        "turns": [{"role": "user", "content": hostile}, {"role": hostile, "content": "no"}, None, 7],
-        "kind": "nonsense",
-        "panes": [{"cache": hostile, "threshold": {"a": 1}}, None, 3],
-        "max_tokens": {"a": 1},
+        "turns": [{"role": "user", "content": hostile, "more": hostile}],
         "key": "stolen",
         "__proto__": {"x": 1},
     }
