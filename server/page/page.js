@@ -175,7 +175,7 @@ function answered(run) {
   turns = [...turns, ...message, { role: "assistant", content: run.text }];
   if ($("message").value === asked.message) $("message").value = "";
   arrange();
-  $("turns").lastElementChild.scrollIntoView({ block: "nearest" });
+  $("turns").scrollTop = $("turns").scrollHeight; // its own box alone: on a phone the canvas has come into view
 }
 
 /** Reads the API's description and the model's name; whether that worked. */

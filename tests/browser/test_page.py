@@ -191,6 +191,7 @@ def test_stop_ends_the_request(desk, how):
     else:
         desk.page.keyboard.press("Escape")
     expect(desk.pane().locator(".failure")).to_have_text("Stopped.")
+    expect(desk.pane().locator(".failure")).to_have_class(re.compile("calm"))
     expect(desk.page.locator("#run")).to_be_enabled()
     for _ in range(50):
         if httpx.get(f"{desk.url}/load").json()["server_load"] == 0:

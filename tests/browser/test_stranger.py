@@ -97,6 +97,26 @@ def test_on_a_phone_the_grid_is_seen(desk_at, demo_server):
     assert heights[0] == heights[1], "a box that scrolls within the page"
 
 
+def test_on_a_phone_a_conversation_leaves_the_grid_in_view(desk_at, demo_server):
+    desk = desk_at(demo_server, viewport=PHONE).open()
+    desk.page.check("[name=mode][value=chat]")
+    desk.run(message="What is the capital of Norway?")
+    desk.wait_for_drawing()
+    assert 0 <= desk.pane().locator(".canvas").bounding_box()["y"] < 250
+    boxes = [desk.pane().locator(f".{name}").bounding_box() for name in ("play", "step", "speed")]
+    assert max(box["y"] for box in boxes) < boxes[0]["y"] + boxes[0]["height"], "one row"
+
+
+def test_waiting_is_told(desk):
+    held = []
+    desk.page.route("**/v1/completions", lambda route: held.append(route))
+    desk.page.click("#run")
+    expect(desk.pane().locator(".note")).to_have_text("Waiting for the server …")
+    held[0].continue_()
+    desk.wait()
+    expect(desk.pane().locator(".note")).to_have_text("")
+
+
 def test_a_reload_keeps_all(desk):
     desk.page.check("#compare")
     desk.page.click("#structured summary")
