@@ -64,7 +64,7 @@ export class DiffusionFields {
       control.value = value === undefined ? "" : String(value);
     }
     if (this.properties) this.choose();
-    const isTaken = ([name, value]) => value === this.properties?.[name]?.default || this.controls.get(name)?.value === String(value);
+    const isTaken = ([name, value]) => value === this.properties?.[name]?.default || !isUnfit(this.properties?.[name]) && this.controls.get(name)?.value === String(value);
     return Object.entries(values).every(isTaken);
   }
 
@@ -91,7 +91,7 @@ function kindOf(property) {
 
 /** Whether the model refuses every value of a parameter; `x-unfit` has those that it refuses. */
 function isUnfit(property) {
-  return property["x-unfit"] === true;
+  return property?.["x-unfit"] === true;
 }
 
 function choicesOf(property) {

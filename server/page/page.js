@@ -25,6 +25,7 @@ let turns = [];
 let model = "";
 let described = null; // the schema of `diffusion`
 let running = null; // an AbortController
+let finished = Promise.resolve(); // the last run
 let asked = EMPTY; // the state of the last run
 let wanted = null; // what a link says of panes whose fields are not there yet
 
@@ -75,7 +76,11 @@ function refuseLink() {
 
 /** Keeps the state for a reload, and drops a fragment that is none of it. */
 function keep(state) {
-  sessionStorage.setItem(STATE, JSON.stringify(state));
+  try {
+    sessionStorage.setItem(STATE, JSON.stringify(state));
+  } catch {
+    // A browser that stores nothing, or no more, forgets; the page works.
+  }
   if (location.hash && location.hash !== fragmentOf(state)) history.replaceState(null, "", location.pathname + location.search);
 }
 
@@ -109,8 +114,9 @@ function tellReplay() {
   $("play-both").hidden = !$("compare").checked || !panes.every((pane) => pane.canPlay);
 }
 
-/** Takes away what was asked before. */
+/** Takes away what was asked before, and ends what is asked now. */
 function clear() {
+  running?.abort();
   panes.forEach((pane) => pane.clear());
 }
 
@@ -134,8 +140,11 @@ function turnItem({ role, content }, index) {
 
 // Running
 
-async function start() {
-  if (running) return;
+function start() {
+  if (!running) finished = runOnce();
+}
+
+async function runOnce() {
   running = new AbortController();
   $("run").disabled = true;
   $("stop").disabled = false;
@@ -213,9 +222,10 @@ function present({ summary, limits, examples = [] }) {
 
 function exampleButton({ name, state }) {
   const button = element("button", { type: "button", textContent: name });
-  button.addEventListener("click", () => {
-    if (running) return;
+  button.addEventListener("click", async () => {
     clear();
+    await finished;
+    clear(); // what the run that was ended has said
     enter({ ...EMPTY, ...state });
     start();
   });

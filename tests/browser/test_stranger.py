@@ -48,6 +48,29 @@ def test_every_example_runs_and_is_answered_right(desk):
     expect(desk.page.locator("#seed")).to_have_value("")  # an example is all of a request
 
 
+def test_an_example_takes_the_place_of_a_run(desk):
+    held = []
+    desk.page.route("**/v1/completions", lambda route: held.append(route))
+    desk.page.click("#run")
+    expect(desk.pane().locator(".note")).to_contain_text("Waiting")
+    desk.page.unroute("**/v1/completions")
+    desk.page.get_by_role("button", name="A capital").click()
+    expect(desk.pane().locator(".answer")).to_have_text("The answer is Oslo.")
+    expect(desk.pane().locator(".failure")).to_be_hidden()
+
+
+def test_a_new_conversation_ends_the_answer_to_the_old(desk):
+    held = []
+    desk.page.check("[name=mode][value=chat]")
+    desk.page.fill("#message", "What is the capital of Norway?")
+    desk.page.route("**/v1/chat/completions", lambda route: held.append(route))
+    desk.page.click("#run")
+    expect(desk.pane().locator(".note")).to_contain_text("Waiting")
+    desk.page.click("#fresh")
+    expect(desk.page.locator("#run")).to_be_enabled()
+    expect(desk.page.locator("#turns li")).to_have_count(0)
+
+
 def test_another_model_has_no_examples(desk_at, golden_server):
     desk = desk_at(golden_server).open()
     expect(desk.page.locator("#model")).to_contain_text("parameters")
@@ -159,6 +182,8 @@ def test_the_address_has_no_link_to_another_request(desk):
         json.dumps({"kind": "nonsense"}),
         json.dumps({"panes": [{"unmask": "nonsense"}, {}]}),
         json.dumps({"panes": [{"nonsense": 1}, {}]}),
+        json.dumps({"panes": [{"cache": "block"}, {}]}),
+        json.dumps({"panes": [{"sub_block_length": 4}, {}]}),
         "[]",
         "null",
     ],
