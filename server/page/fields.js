@@ -121,7 +121,7 @@ function makeField(id, name, property) {
 /** A description without its sources, and without JSON's word for nothing. */
 function plainly(description) {
   const cited = / ?\([^()]*(?:arXiv|\d{4}\.\d{5}|LLM)[^()]*\)/g;
-  return description.replace(cited, "").replaceAll("null", NONE);
+  return description.replace(cited, "").replaceAll("null is ", `${NONE} means `).replaceAll("null", NONE);
 }
 
 function selection(choices, property) {

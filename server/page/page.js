@@ -111,7 +111,8 @@ function arrange() {
 }
 
 function tellReplay() {
-  $("play-both").hidden = !$("compare").checked || !panes.every((pane) => pane.canPlay);
+  $("play-both").hidden = !$("compare").checked;
+  $("play-both").disabled = !panes.every((pane) => pane.canPlay);
 }
 
 /** Takes away what was asked before, and ends what is asked now. */

@@ -256,6 +256,7 @@ def test_what_the_model_refuses_is_not_offered_and_options_are_explained(desk):
     expect(page.locator("#A-unmask-hint")).to_have_text("A fixed number of tokens a step, anywhere in the block.")
     hints = " ".join(desk.pane().locator(".hint").all_text_contents())
     assert not re.search(r"arXiv|null|\d{4}\.\d{5}", hints)
+    assert "none means all of the canvas" in hints
     page.fill("#A-lookahead", "none")
     assert desk.run()["diffusion"]["lookahead"] is None
 
@@ -311,7 +312,7 @@ def test_play_both(desk):
     desk.run()
     expect(both).to_be_hidden()
     desk.page.check("#compare")
-    expect(both).to_be_hidden()
+    expect(both).to_be_disabled()  # there, so that nothing moves when it can be used
     desk.run(A__unmask="fixed", B__unmask="fixed")
     for pane in "AB":
         desk.wait_for_drawing(pane)
