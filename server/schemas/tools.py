@@ -20,7 +20,7 @@ def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
         json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
         raise PydanticCustomError("parameters", "must hold finite numbers and valid Unicode") from None
-    if parameters.get("type", "object") != "object":
+    if parameters.get("type", "object") not in ("object", ["object"]):
         raise PydanticCustomError("parameters", "must be the JSON Schema of an object: `type` is `object`")
     return parameters
 

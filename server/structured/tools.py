@@ -10,7 +10,7 @@ from typing import Any, Literal
 from server.structured.automaton import Automaton, determinised
 from server.structured.budget import Budget, shallower
 from server.structured.nfa import Nfa
-from server.structured.refusals import TooLarge, Unsupported
+from server.structured.refusals import Refused, TooSlow
 from server.structured.regex.code_points import MAX_CODE_POINT
 from server.structured.schema.keywords import unbounded
 from server.structured.schema.schema import ANY_OBJECT, MAX_DEPTH, write_schema
@@ -36,7 +36,8 @@ class CallableFunction:
     parameters: Any = None
     """The JSON Schema of its arguments; None if it takes none."""
     is_strict: bool = True
-    """Whether a schema that cannot be enforced, or takes too much, is refused; else arguments are held to less."""
+    """Whether a schema that is none, cannot be enforced, or takes too much, is refused; else arguments are held to
+    less."""
 
 
 def automaton(
@@ -54,7 +55,7 @@ def automaton(
     `content`, and then no calls. `whitespace` is that of arguments and of such a text.
 
     (A request whose `tool_choice` is `none` has no constraint. One that names a function requires it, as the only
-    one, and not in parallel.) Raises Malformed, Unsupported, NoValue or TooLarge.
+    one, and not in parallel.) Raises Malformed, Unsupported or NoValue for what is strict, and TooLarge.
     """
     functions = [_affordable(function, whitespace) for function in functions]
 
@@ -76,7 +77,8 @@ def automaton(
 def _affordable(function: CallableFunction, whitespace: Whitespace) -> CallableFunction:
     """The function; if it is not strict, with as much of its schema as can be enforced.
 
-    That is all of it, or all but bounds and patterns, or that arguments are an object.
+    That is all of it, or all but bounds and patterns, or that arguments are an object. Raises TooSlow: what is
+    enforced does not depend on how busy the machine is.
     """
     if function.is_strict or function.parameters is None:
         return function
@@ -84,7 +86,9 @@ def _affordable(function: CallableFunction, whitespace: Whitespace) -> CallableF
         nfa = Nfa(Budget(nodes=MOST_NODES))
         try:
             write_schema(nfa, nfa.node(), parameters, MAX_DEPTH, f"{PLACE}{function.name}/parameters", whitespace)
-        except (Unsupported, TooLarge):
+        except TooSlow:
+            raise
+        except Refused:
             continue
         return replace(function, parameters=parameters)
     return replace(function, parameters=ANY_OBJECT)

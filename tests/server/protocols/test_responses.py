@@ -283,6 +283,23 @@ async def test_a_tool_that_is_not_strict_is_held_to_what_can_be_enforced(ask, en
     assert not accepts(constraint, LOOK.replace('{"place": "Rome"}', "{}"))
 
 
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": ["object"], "properties": {"place": {"type": "string"}}},
+        {"properties": {"place": {"type": "any"}}},
+        {"required": True},
+        {"properties": {"place": {"enum": None}}},
+        {"properties": {"place": {"pattern": "("}}},
+    ],
+)
+async def test_a_sloppy_schema_does_not_end_an_agent(ask, engine, accepts, parameters):
+    await ask(tools=[{"type": "function", "name": "look", "parameters": parameters}])
+    constraint = engine.submissions[-1].sampling.constraint
+    assert accepts(constraint, LOOK)
+    assert not accepts(constraint, LOOK.replace('{"place": "Rome"}', "[]"))
+
+
 async def test_what_the_text_must_be(ask, engine, accepts):
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     answer = await ask(

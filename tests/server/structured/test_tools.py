@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
 from server.structured import tools
 from server.structured.budget import Budget
-from server.structured.refusals import Malformed, NoValue, Unsupported
+from server.structured.refusals import Malformed, NoValue, TooSlow, Unsupported
 from server.structured.tools import CallableFunction
 from server.text.hermes import CLOSE, OPEN
 
@@ -120,9 +121,35 @@ def test_a_function_that_is_not_strict_is_held_to_what_can_be_enforced(value, ye
         assert not loose.matches(call(given))
 
 
-@pytest.mark.parametrize("is_strict", [True, False])
-def test_a_schema_that_is_none_is_refused_of_any_function(is_strict):
-    for parameters, error in (({"type": "x"}, Malformed), ({"properties": {"a": False}, "required": ["a"]}, NoValue)):
-        function = CallableFunction("f", {"type": "object", **parameters}, is_strict)
-        with pytest.raises(error):
-            tools.automaton([function], "required", Budget())
+NO_SCHEMAS = [
+    ({"properties": {"a": {"type": "any"}}}, Malformed),
+    ({"properties": {"a": {"type": "string", "required": True}}}, Malformed),
+    ({"properties": {"a": {"enum": None}}}, Malformed),
+    ({"properties": {"a": {"type": "string", "minLength": "1"}}}, Malformed),
+    ({"properties": {"a": 5}}, Malformed),
+    ({"properties": []}, Malformed),
+    ({"required": "a"}, Malformed),
+    ({"properties": {"a": {"pattern": "("}}}, Malformed),
+    ({"properties": {"a": {"$ref": "#/nowhere"}}}, Unsupported),
+    ({"properties": {"a": False}, "required": ["a"]}, NoValue),
+    ({"required": ["a"], "additionalProperties": False}, NoValue),
+]
+
+
+@pytest.mark.parametrize(("parameters", "error"), NO_SCHEMAS)
+def test_a_schema_that_is_none_is_refused_of_a_strict_function_alone(parameters, error):
+    function = CallableFunction("f", {"type": "object", **parameters})
+    with pytest.raises(error):
+        tools.automaton([function], "required", Budget())
+    loose = tools.automaton([replace(function, is_strict=False)], "required", Budget())
+    assert loose.matches(f'{OPEN}\n{{"name": "f", "arguments": {{}}}}\n{CLOSE}')
+    assert not loose.matches(f'{OPEN}\n{{"name": "f", "arguments": []}}\n{CLOSE}')
+
+
+def test_a_machine_that_is_busy_does_not_relax_a_function(monkeypatch):
+    def slow(*_):
+        raise TooSlow("it takes too long")
+
+    monkeypatch.setattr(tools, "write_schema", slow)
+    with pytest.raises(TooSlow):
+        tools.automaton([CallableFunction("f", {"type": "object"}, is_strict=False)], "required", Budget())
