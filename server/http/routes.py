@@ -200,11 +200,11 @@ async def create_message(body: MessagesRequest, request: Request, service: Share
 
 
 @router.post("/v1/messages/count_tokens", responses=_ANTHROPIC, **_POSTS)
-async def count_tokens(body: ConversationRequest, service: Shared) -> TokenCount:
+async def count_tokens(body: ConversationRequest, request: Request, service: Shared) -> TokenCount:
     """The tokens of a conversation, in the form of Anthropic's API."""
     asked = messages_as_chat(body, service.unsupported)
     with asked.names.used():
-        return await count(asked, service)
+        return await unless_disconnected(request.receive, count(asked, service))
 
 
 async def _respond(

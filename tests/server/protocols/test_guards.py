@@ -35,6 +35,13 @@ async def test_hanging_up_aborts(app, engine, path, body, stream):
     assert engine.streams[0].aborted.is_set()
 
 
+async def test_nobody_counts_for_a_client_that_has_gone(app, monkeypatch):
+    monkeypatch.setattr(app.state.service.conversations, "read", lambda *_, **__: asyncio.Event().wait())
+    client = Client(app, "/v1/messages/count_tokens", messages=[{"role": "user", "content": "hi"}])
+    client.hung_up.set()
+    await asyncio.wait_for(client.run(), 1)
+
+
 @each_route
 async def test_blocks_are_sent_as_they_come(app, engine, path, body):
     engine.script = None
