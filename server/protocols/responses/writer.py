@@ -54,8 +54,7 @@ class ResponsesWriter:
         self._repeated: dict[str, Any] = {
             "instructions": body.instructions,
             "tools": [
-                {"type": "function", "strict": True, **tool["function"]}
-                for tool in (shown.for_template for shown in tools)
+                {"type": "function", "strict": tool.function.strict, **tool.for_template["function"]} for tool in tools
             ],
             "tool_choice": choice.model_dump() if isinstance(choice, BaseModel) else choice,
             "parallel_tool_calls": body.parallel_tool_calls,

@@ -283,6 +283,12 @@ async def test_a_tool_that_is_not_strict_is_held_to_what_can_be_enforced(ask, en
     assert not accepts(constraint, LOOK.replace('{"place": "Rome"}', "{}"))
 
 
+@pytest.mark.parametrize("strict", [True, False, None])
+async def test_a_tool_comes_back_as_strict_as_it_was(ask, strict):
+    answer = await ask(tools=[{"type": "function", "name": "now", "strict": strict}])
+    assert [tool["strict"] for tool in answer["tools"]] == [strict]
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
