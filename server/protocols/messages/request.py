@@ -38,22 +38,38 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "include_reasoning": (True,),
+    "input": ("", []),
+    "instructions": ("",),
     "logprobs": (False, 0),
+    "max_output_tokens": (),
     "n": (1,),
+    "parallel_tool_calls": (True,),
+    "previous_response_id": (),
+    "reasoning": ({},),
+    "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "stop": ("", []),
+    "text": ({}, {"format": {"type": "text"}}),
 }
 """Fields of other routes, and the values that mean nothing."""
 
 REASONS_HERE: Mapping[str, str] = {
     **REASONS,
     "continue_final_message": "a last message of the assistant is gone on with",
+    "input": "messages have `messages`",
+    "instructions": "messages have `system`",
     "max_completion_tokens": "messages have `max_tokens`",
+    "max_output_tokens": "messages have `max_tokens`",
     "n": "a message is one answer",
+    "parallel_tool_calls": "`tool_choice.disable_parallel_tool_use` allows one call at most",
+    "previous_response_id": "nothing is stored: `messages` are the whole conversation",
+    "reasoning": "messages have `output_config.effort`",
+    "reasoning_effort": "messages have `output_config.effort`",
     "response_format": "messages have `output_config.format`",
     "stop": "messages have `stop_sequences`",
+    "text": "messages have `output_config.format`",
     "top_logprobs": "messages have no place for them",
 }
 

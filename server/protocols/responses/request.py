@@ -21,9 +21,14 @@ REFUSED: Mapping[str, tuple[object, ...]] = {
     "max_tokens": (),
     "messages": ([],),
     "n": (1,),
+    "output_config": ({},),
+    "output_format": (),
+    "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
+    "stop_sequences": ([],),
+    "system": ("", []),
 }
 """Fields of other routes, and the values that mean nothing."""
 
@@ -34,7 +39,12 @@ REASONS_HERE: Mapping[str, str] = {
     "max_completion_tokens": "responses have `max_output_tokens`",
     "messages": "responses have `input`",
     "n": "a response is one answer",
+    "output_config": "responses have `text.format` and `reasoning.effort`",
+    "output_format": "responses have `text.format`",
+    "reasoning_effort": "responses have `reasoning.effort`",
     "response_format": "responses have `text.format`",
+    "stop_sequences": "responses have `stop`",
+    "system": "responses have `instructions`",
 }
 
 _NAMES = {

@@ -359,6 +359,16 @@ async def test_parameters_reach_the_engine(ask, engine):
     assert (submission.diffusion.threshold, submission.diffusion.cache) == (0.6, "prefix")
 
 
+async def test_fields_of_other_routes_may_say_nothing(ask):
+    await ask(
+        parallel_tool_calls=True,
+        instructions="",
+        input=[],
+        text={"format": {"type": "text"}},
+        reasoning={"effort": None},
+    )
+
+
 async def test_tokens_are_counted(post, ask, engine):
     body = {"system": "Be brief.", "tools": TOOLS, "messages": [USER]}
     response = await post("/count_tokens", **body)
@@ -442,6 +452,14 @@ async def test_tokens_are_counted(post, ask, engine):
             "#/if",
         ),
         ({"messages": [{"role": "user", "content": "a" * 2100}]}, "messages", "prompt is too long: "),
+        ({"parallel_tool_calls": False, "tools": TOOLS}, "parallel_tool_calls", "disable_parallel_tool_use"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "`output_config.effort`"),
+        ({"reasoning": {"effort": "low"}}, "reasoning", "`output_config.effort`"),
+        ({"text": {"format": {"type": "json_object"}}}, "text", "`output_config.format`"),
+        ({"instructions": "Be brief."}, "instructions", "`system`"),
+        ({"input": "a"}, "input", "`messages`"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "nothing is stored"),
+        ({"max_output_tokens": 5}, "max_output_tokens", "`max_tokens`"),
         ({"diffusion": {"x": 1}}, "diffusion.x", "known"),
         ({"diffusion": {"step_map": True}}, "diffusion.step_map", "`diffusion.trace`"),
     ],

@@ -349,6 +349,10 @@ async def test_parameters_reach_the_engine(ask, engine):
     assert (submission.diffusion.threshold, submission.diffusion.cache) == (0.6, "prefix")
 
 
+async def test_fields_of_other_routes_may_say_nothing(ask):
+    await ask(stop_sequences=[], system="", output_config={}, output_format=None, reasoning_effort=None)
+
+
 async def test_a_stop_string_ends_the_answer(ask):
     answer = await ask(stop=[" two"])
     assert answer["output"][0]["content"][0]["text"] == "one"
@@ -437,6 +441,11 @@ async def test_logprobs(ask, stream, asked):
         ({"include_reasoning": False}, "include_reasoning", "not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format", "`text.format`"),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages", "`input`"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "`reasoning.effort`"),
+        ({"stop_sequences": ["a"]}, "stop_sequences", "`stop`"),
+        ({"system": "Be brief."}, "system", "`instructions`"),
+        ({"output_config": {"effort": "low"}}, "output_config", "`reasoning.effort`"),
+        ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format", "`text.format`"),
         ({"diffusion": {"x": 1}}, "diffusion.x", "known"),
         ({"diffusion": {"step_map": True}}, "diffusion.step_map", "`diffusion.trace`"),
         ({"diffusion": {"cache": "x"}}, "diffusion.cache", "x"),
