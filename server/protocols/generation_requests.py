@@ -203,6 +203,7 @@ async def conversed(
         skips_special=body.skip_special_tokens,
         reads_calls=bool(body.shown_tools),
         reads_reasoning=service.tokenizer.reasons and _may_reason(body),
+        begun=_begun(body),
         is_traced=answer.extras.trace is not None,
         tells_steps=answer.extras.has_step_map,
         is_tracked=body.logprobs or answer.extras.lists_tokens,
@@ -226,6 +227,12 @@ async def conversation(body: ChatRequest, service: Service) -> Prompt:
 def _may_reason(body: ChatRequest) -> bool:
     """Whether the answer may begin with reasoning: what an answer must be is said of all of it."""
     return not is_constrained(body) and (not body.shown_tools or body.tool_choice in (None, "auto"))
+
+
+def _begun(body: ChatRequest) -> str:
+    """The text of a last message of the assistant that the answer goes on with."""
+    last = body.messages[-1]
+    return last.content if body.continue_final_message and last.role == "assistant" else ""
 
 
 def _extras(body: SamplingRequest, service: Service, prompts: Sequence[Prompt], *, has_logprobs: bool) -> Extras:

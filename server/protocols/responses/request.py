@@ -101,7 +101,8 @@ def as_chat(body: ResponsesRequest, unsupported: UnsupportedFields) -> Translate
 def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dict[str, str]) -> list[dict[str, Any]]:
     """The turns. Calls that follow a message of the assistant are part of it; so are texts of the system of the first.
 
-    A template knows one turn of the system, and one turn of the assistant with all of its calls.
+    A message of the assistant behind calls is part of their turn too: results follow calls at once. A template knows
+    one turn of the system, and one turn of the assistant with all of its calls.
     """
     turns: list[dict[str, Any]] = []
     if body.instructions:
@@ -112,6 +113,9 @@ def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dic
         match item:
             case InputMessage(role="system" | "developer") if len(turns) == 1 and turns[0]["role"] == "system":
                 turns[0]["content"] += f"\n\n{item.content}"
+            case InputMessage(role="assistant") if turns and turns[-1].get("tool_calls"):
+                before = turns[-1].get("content")
+                turns[-1]["content"] = f"{before}\n{item.content}" if before else item.content
             case InputMessage():
                 names[place] = f"input.{index}"
                 role = "system" if item.role == "developer" else item.role

@@ -221,6 +221,16 @@ def test_any_cut_of_any_answer_adds_up_to_the_whole_one(text, data, end):
             ],
             f"<a>b{2 * CALLED}<t>12<t>13\n14",
         ),
+        (
+            [
+                {"type": "function_call", "call_id": "c1", "name": "now", "arguments": "{}"},
+                {"role": "assistant", "content": "b"},
+                {"role": "assistant", "content": "c"},
+                {"type": "function_call_output", "call_id": "c1", "output": "12"},
+                {"role": "assistant", "content": "d"},
+            ],
+            f"<a>b\nc{CALLED}<t>12<a>d",
+        ),
     ],
 )
 async def test_items_are_turns(ask, prompt, items, seen):
