@@ -58,6 +58,8 @@ class GenerationRequest:
     """Tool calls in the text are told apart from it."""
     reads_reasoning: bool = False
     """Reasoning before the text is told apart from it."""
+    begun: str = ""
+    """What there is of the answer already: the text that a conversation has it go on with."""
     is_traced: bool = False
     """The answer has each step."""
     tells_steps: bool = False
@@ -131,18 +133,22 @@ class Submitter:
                     starts=prompt.starts_on_canvas,
                     prompt_tokens=scored[number],
                     reader=ToolCallReader() if request.reads_calls else None,
-                    reasoning=self._reasoning(prompt) if request.reads_reasoning else None,
+                    reasoning=self._reasoning(prompt, request.begun) if request.reads_reasoning else None,
                 )
             )
         num_prompt_tokens = [len(prompt.ids) for prompt in request.prompts]
         counts = self._observers.tokens
         return Completion(choices, num_prompt_tokens, num_kept=request.num_kept, scoring=spent, counts=counts)
 
-    def _reasoning(self, prompt: Prompt) -> ReasoningReader:
-        end = self._tokenizer.decode(prompt.ids[-IDS_OF_TAG:])
+    def _reasoning(self, prompt: Prompt, begun: str) -> ReasoningReader:
+        """The reader of an answer to the prompt. Reasoning is open if what has begun, or the template, opens it."""
+        if text := begun.strip():
+            is_open = text.startswith(OPEN_REASONING) and CLOSE_REASONING not in text
+        else:
+            is_open = self._tokenizer.decode(prompt.ids[-IDS_OF_TAG:]).rstrip().endswith(OPEN_REASONING)
         added = self._tokenizer.added_tokens.items()
         close_id = next((id_ for id_, token in added if token.content == CLOSE_REASONING), None)
-        return ReasoningReader(is_open=end.rstrip().endswith(OPEN_REASONING), close_id=close_id)
+        return ReasoningReader(is_open=is_open, close_id=close_id)
 
     async def _submit(self, request: GenerationRequest) -> Sequence[Stream]:
         sampling, diffusion = request.sampling, request.diffusion

@@ -16,7 +16,7 @@ class ReasoningReader:
     """Reads one answer."""
 
     def __init__(self, *, is_open: bool = False, close_id: int | None = None) -> None:
-        """`is_open`: the prompt ends in the first tag. `close_id`: the second tag, if it is one token."""
+        """`is_open`: the prompt ends in reasoning, or its first tag. `close_id`: the second tag, if it is a token."""
         self._state: Literal["before", "inside", "behind", "content"] = "inside" if is_open else "before"
         self._held = ""
         """Text that is not final yet."""

@@ -64,6 +64,28 @@ async def test_a_template_that_opens_it(thinker, engine):
     assert (told["reasoning_content"], told["content"]) == ("Two.", "Four.")
 
 
+@pytest.mark.parametrize(
+    ("begun", "reasoning", "content"),
+    [
+        ("<think>", "Two.", "Four."),
+        ("<think>One and", "Two.", "Four."),
+        ("\n<think>\nOne and\n", "Two.", "Four."),
+        ("<think>One.</think>So", None, "Two.</think>Four."),
+        ("One and", None, "Two.</think>Four."),
+        ("Write <think> and", None, "Two.</think>Four."),
+    ],
+)
+async def test_an_answer_that_goes_on(thinker, engine, begun, reasoning, content):
+    """What is gone on with is a part of the answer: what it opens is open."""
+    engine.script = lambda _: ["Two.</think>", "Four."]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": begun}]
+    told = message(await thinker.chat(messages=messages, continue_final_message=True))
+    assert (told.get("reasoning_content"), told["content"]) == (reasoning, content)
+    body = {"max_tokens": 50, "messages": messages}
+    told = (await thinker.client.post("/v1/messages", json=body)).json()["content"]
+    assert [block.get("thinking", block.get("text")) for block in told] == [*filter(None, [reasoning]), content]
+
+
 async def test_reasoning_may_be_left_out(thinker):
     told = message(await thinker.chat(include_reasoning=False))
     assert told["content"] == "Four."
