@@ -68,7 +68,7 @@ class Blocks:
         """The blocks so far."""
         self._is_open = False
         self._tokens: list[Token] = []
-        """Tokens for the next text. Those before a call or reasoning, or within them, are dropped: these have none."""
+        """Tokens for the next text. Exact in answers of text alone; no other is asked for log-probabilities."""
 
     def read(self, delta: Delta) -> Iterator[Change]:
         """What a delta changes. Its text or call belongs to the last block or begins another."""

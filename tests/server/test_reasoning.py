@@ -86,6 +86,15 @@ async def test_an_answer_that_goes_on(thinker, engine, begun, reasoning, content
     assert [block.get("thinking", block.get("text")) for block in told] == [*filter(None, [reasoning]), content]
 
 
+async def test_a_response_with_reasoning_has_no_logprobs(thinker, engine):
+    """Tokens of the reasoning would be told as the text's."""
+    body = {"input": "a", "include": ["message.output_text.logprobs"]}
+    error = thinker.error_of(await thinker.client.post("/v1/responses", json=body), 400)
+    assert error["param"] == "include"
+    assert "reasoning" in error["message"]
+    assert not engine.streams
+
+
 async def test_reasoning_may_be_left_out(thinker):
     told = message(await thinker.chat(include_reasoning=False))
     assert told["content"] == "Four."

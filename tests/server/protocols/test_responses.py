@@ -369,7 +369,10 @@ async def test_a_stop_string_ends_the_answer(ask):
     assert answer["status"] == "completed"
 
 
-@pytest.mark.parametrize("asked", [{"include": ["message.output_text.logprobs"]}, {"top_logprobs": 2}])
+LOGPROBS = {"include": ["message.output_text.logprobs"]}
+
+
+@pytest.mark.parametrize("asked", [LOGPROBS, {"top_logprobs": 2}, {**LOGPROBS, "tools": TOOLS, "tool_choice": "none"}])
 async def test_logprobs(ask, stream, asked):
     answer = await ask(**asked)
     [part] = answer["output"][0]["content"]
@@ -436,6 +439,8 @@ async def test_logprobs(ask, stream, asked):
         ({"max_output_tokens": 0}, "max_output_tokens", "greater"),
         ({"max_output_tokens": 1000}, "max_output_tokens", "context is 128"),
         ({"input": "a" * 200}, "input", "context is 128"),
+        ({"include": ["message.output_text.logprobs"], "tools": TOOLS}, "include", "calls of `tools`"),
+        ({"top_logprobs": 2, "tools": TOOLS}, "top_logprobs", "calls of `tools`"),
         ({"temperature": 3}, "temperature", "less"),
         ({"seed": "x"}, "seed", "integer"),
         ({"allowed_token_ids": [999]}, "allowed_token_ids", "vocabulary"),
