@@ -146,7 +146,7 @@ async def test_what_clients_send_is_taken(api, engine, body):
         ({"tools": [function(name="a", parameters=[])]}, "tools.0.function.parameters", "dictionary"),
         ({"tools": [function(name="a", parameters={"type": "string"})]}, "tools.0.function.parameters", "of an object"),
         (
-            {"tools": [function(name="a", parameters={"type": ["object"]})]},
+            {"tools": [function(name="a", parameters={"type": ["object", "null"]})]},
             "tools.0.function.parameters",
             "of an object",
         ),
