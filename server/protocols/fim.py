@@ -12,13 +12,14 @@ from pydantic import BaseModel
 from server.protocols.forms import TextForm
 from server.replies.choice import Delta
 from server.schemas import CompletionChoice, CompletionRequest, CompletionResponse, CompletionUsage, TraceStep
+from server.schemas.sampling import Seed
 from server.schemas.wire import IfGiven
 
 
 class FimRequest(CompletionRequest):
     """Body of POST /v1/fim/completions."""
 
-    random_seed: int | None = None
+    random_seed: Seed = None
     """Mistral's name of `seed`, which wins."""
 
     @property

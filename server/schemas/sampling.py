@@ -35,6 +35,7 @@ ModelName = Annotated[str, Field(max_length=256)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(ge=0, le=1)]
 TopK = Annotated[int, Field(ge=-1, lt=INT64)]
+Seed = Annotated[Annotated[int, Field(ge=-INT64, lt=INT64)] | None, BeforeValidator(spelled_off(-1))]
 TokenId = Annotated[int, Field(ge=0, lt=INT64)]
 
 
@@ -140,7 +141,7 @@ class SamplingRequest(ConstrainedRequest):
     from other tokens is not."""
     min_tokens: Annotated[int, Field(ge=0, lt=INT64)] = 0
     """No stop token is drawn, and no stop string looked for, in the answer's first so many tokens."""
-    seed: Annotated[Annotated[int, Field(ge=-INT64, lt=INT64)] | None, BeforeValidator(spelled_off(-1))] = None
+    seed: Seed = None
     """The same seed gives the same text, in any batch on a CPU in float32 and nearly always elsewhere; absent or -1 is
     a new one for each prompt."""
     stop: Stops = ()

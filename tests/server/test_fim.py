@@ -56,6 +56,20 @@ async def test_a_seed_wins(engine, fim):
     assert engine.submissions[0].sampling.seed == 3
 
 
+async def test_a_random_seed_is_a_seed(api, engine, fim):
+    for seed in (2**63, -(2**63) - 1):
+        assert api.error_of(await fim(random_seed=seed), 400)["param"] == "random_seed"
+    for seed in (-(2**63), 2**63 - 1):
+        assert (await fim(random_seed=seed)).status_code == 200
+        assert engine.submissions[-1].sampling.seed == seed
+    drawn = set()
+    for _ in range(3):
+        assert (await fim(random_seed=-1)).status_code == 200
+        drawn.add(engine.submissions[-1].sampling.seed)
+    assert len(drawn) == 3
+    assert -1 not in drawn
+
+
 async def test_an_error_names_its_field(api, fim):
     assert api.error_of(await fim(max_tokens="many"), 400)["param"] == "max_tokens"
     assert api.error_of(await fim(prompt=None), 400)["param"] == "prompt"
