@@ -13,8 +13,11 @@ MOST_OPTIONS = 255
 MOST_LEVELS = 10
 """Levels of a score."""
 MOST_WORDS = 2048
-"""Words of the vocabulary that are looked at, where letters and pairs of letters are too few."""
-_WORD = re.compile(r" ?[A-Za-z0-9]{1,12}")
+"""Words of the vocabulary that are looked at, with a space before them and without, where letters and pairs of letters
+are too few."""
+_WORDS = (re.compile(r"[A-Za-z0-9]{1,12}"), re.compile(r" [A-Za-z0-9]{1,12}"))
+"""Words without a space before them come first: letters have none, and behind the same text a token with a space is
+less probable for its space alone."""
 
 
 class Label(NamedTuple):
@@ -32,13 +35,17 @@ class Labels(NamedTuple):
     numbers: Sequence[Label]
     """From 1 on without a gap, up to `MOST_LEVELS`."""
     names: Sequence[Label]
-    """Letters, then pairs of them, then words of the vocabulary: up to `MOST_OPTIONS`."""
+    """Letters, then pairs of them, then words of the vocabulary, last those with a space: up to `MOST_OPTIONS`."""
 
 
 async def read_labels(tokenizer: Tokenizer, vocab_size: int) -> Labels:
     """The labels that this tokenizer has."""
     pairs = ["".join(pair) for pair in product(ascii_uppercase, repeat=2)]
-    words = list(islice(filter(_WORD.fullmatch, map(tokenizer.spell, range(vocab_size))), MOST_WORDS))
+    words = [
+        word
+        for pattern in _WORDS
+        for word in islice(filter(pattern.fullmatch, map(tokenizer.spell, range(vocab_size))), MOST_WORDS)
+    ]
     numbers = [str(number) for number in range(1, MOST_LEVELS + 1)]
     texts = ["Yes", "No", *numbers, *ascii_uppercase, *pairs, *words]
     encoded = await tokenizer.encode(texts, add_special_tokens=False)

@@ -69,6 +69,16 @@ async def test_labels_are_single_tokens_that_are_told_apart(other):
     assert len({label.id for label in labels.names}) == 9
 
 
+async def test_words_with_a_space_are_labels_only_if_others_are_too_few():
+    spaced, unspaced = [f" s{number}" for number in range(3000)], [f"u{number}" for number in range(240)]
+    few = await read_labels(Words(words=["A", " both", *spaced, *unspaced, "both"], other=[0, 0]), 3243)
+    assert [label.text for label in few.names] == ["A", *unspaced, "both", *(f"s{number}" for number in range(13))]
+    assert few.names[241].id == 3242
+    more = [f"v{number}" for number in range(20)]
+    enough = await read_labels(Words(words=["A", *spaced, *unspaced, *more], other=[0, 0]), 3261)
+    assert [label.text for label in enough.names] == ["A", *unspaced, *more][:255]
+
+
 def test_confidence():
     assert confidence([0.25] * 4) == 0
     assert confidence([0, 1.0, 0]) == 1
