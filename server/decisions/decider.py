@@ -9,6 +9,7 @@ whose blanks are all scored by one forward.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from math import exp
 from secrets import token_hex
 from typing import Any
@@ -48,14 +49,36 @@ class Decided:
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """Tokens with blanks between them, and the labels that are read at each blank."""
+    """Tokens with blanks between them, and the labels that are read at each blank.
 
-    ids: Sequence[int]
-    offsets: Sequence[int]
-    """Of each blank: tokens before it."""
+    Its tokens are kept in pieces: hundreds of canvases share the long ones, and few of them are written out at a time.
+    """
+
+    before: Sequence[int]
+    """The tokens before the question."""
+    question: Sequence[int]
+    opening: Sequence[int]
+    """Between the question and the answer."""
+    lines: Sequence[Sequence[int]]
+    """What the answer has before each blank."""
+    closing: Sequence[int]
+    """Behind the last blank."""
     asked: Sequence[Asked]
-    num_before: int
-    """Tokens before the first question."""
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of each blank: tokens before it."""
+        start = len(self.before) + len(self.question) + len(self.opening)
+        return [*accumulate(map(len, self.lines), initial=start)][1:]
+
+    @property
+    def num_ids(self) -> int:
+        """Tokens, without the blanks."""
+        return self.offsets[-1] + len(self.closing)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.before, *self.question, *self.opening, *chain.from_iterable(self.lines), *self.closing]
 
 
 class Decider:
@@ -115,7 +138,7 @@ class Decider:
             for one, told in zip(canvas.asked, block.logprobs, strict=True):
                 by_id = dict(zip(ids, told.named, strict=True))
                 found.append(_shares([by_id[label.id] for label in one.labels]))
-        usage = replace(spent(blocks), prompt_tokens=sum(len(canvas.ids) for canvas in canvases))
+        usage = replace(spent(blocks), prompt_tokens=sum(canvas.num_ids for canvas in canvases))
         self._counts.prompt += usage.prompt_tokens
         return Decided(probabilities=found, usage=usage)
 
@@ -133,13 +156,12 @@ class Decider:
         closing = () if self._info.spec.is_block_causal else told["closing"]
         if not is_joint:
             return [
-                _canvas(told["before"], [[*ending, *told["opening"]]], closing, [one])
+                _Canvas(told["before"], ending, told["opening"], [()], closing, [one])
                 for ending, one in zip(told["endings"], worded, strict=True)
             ]
         lines = ["1:\n", *(f"\n{number}:\n" for number in range(2, len(worded) + 1))]
-        first, *others = await self._tokenizer.encode(lines, add_special_tokens=False, param="questions")
-        first = [*told["endings"][0], *told["opening"], *first]
-        return [_canvas(told["before"], [first, *others], closing, worded)]
+        encoded = await self._tokenizer.encode(lines, add_special_tokens=False, param="questions")
+        return [_Canvas(told["before"], told["endings"][0], told["opening"], encoded, closing, worded)]
 
     async def _read(self, turns: Sequence[Turn], endings: Sequence[str]) -> Endings:
         """The conversation with each of these texts at the end of a turn of the user."""
@@ -163,25 +185,27 @@ class Decider:
 
     def _check_length(self, canvas: _Canvas, param: str) -> None:
         """`param`: the questions of the canvas. Raises ContextLengthExceeded, which names them or the input."""
-        length, most = len(canvas.ids) + len(canvas.offsets), self._info.max_model_len
+        length, most = canvas.num_ids + len(canvas.lines), self._info.max_model_len
         if length > most:
-            param = "input" if 2 * canvas.num_before > length else param
+            num_before = len(canvas.before)
+            param = "input" if 2 * num_before > length else param
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {most} tokens. However, the input has {canvas.num_before} "
-                f"tokens, and {length - canvas.num_before} are for what is asked about it.",
+                f"This model's maximum context length is {most} tokens. However, the input has {num_before} "
+                f"tokens, and {length - num_before} are for what is asked about it.",
                 param,
             )
 
     def _submission(self, request_id: str, canvas: _Canvas, cache_salt: str) -> Submission:
         """All blanks lie in one block, which one step decodes. A block-causal model has its blank behind the tokens."""
-        count, is_causal = len(canvas.offsets), self._info.spec.is_block_causal
-        span = canvas.offsets[-1] - canvas.offsets[0] + count
+        offsets, is_causal = canvas.offsets, self._info.spec.is_block_causal
+        count = len(offsets)
+        span = offsets[-1] - offsets[0] + count
         return Submission(
             request_id=request_id,
             prompt_ids=canvas.ids,
             sampling=SamplingParams(max_tokens=count, ignore_eos=True, logprobs=0, logprob_ids=_ids(canvas)),
             diffusion=DiffusionParams(unmask="fixed", steps=1, block_length=None if is_causal else span),
-            holes=() if is_causal else tuple(Hole(offset=offset, length=1) for offset in canvas.offsets),
+            holes=() if is_causal else tuple(Hole(offset=offset, length=1) for offset in offsets),
             cache_salt=cache_salt,
         )
 
@@ -194,17 +218,6 @@ def _asked(number: int, question: Question, labels: Labels) -> Asked:
             f"questions.{number}.{'levels' if question.kind == 'score' else 'choices'}",
         )
     return found
-
-
-def _canvas(
-    before: Sequence[int], between: Sequence[Sequence[int]], closing: Sequence[int], worded: Sequence[Asked]
-) -> _Canvas:
-    """A blank behind each of the pieces `between`, which begin with the questions."""
-    ids, offsets = list(before), []
-    for piece in between:
-        ids += piece
-        offsets.append(len(ids))
-    return _Canvas([*ids, *closing], offsets, worded, len(before))
 
 
 def _ids(canvas: _Canvas) -> tuple[int, ...]:

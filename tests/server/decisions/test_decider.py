@@ -2,16 +2,31 @@
 
 import asyncio
 import shutil
+import tracemalloc
 from contextlib import asynccontextmanager, closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from engine import ContextLengthExceeded, EngineConfig, EngineLoop, Hole, InvalidRequest, load
+from engine import (
+    ContextLengthExceeded,
+    EngineConfig,
+    EngineLoop,
+    FinishReason,
+    Hole,
+    InvalidRequest,
+    ModelSpec,
+    Output,
+    TokenLogprobs,
+    Usage,
+    load,
+)
 from engine.bench.block_causal import BlockCausalContext
 from engine.bench.reference import DenseContext
 from server.decisions.decider import Decider
+from server.decisions.labels import Label, Labels
 from server.decisions.questions import Option, Question, predicate
 from server.observe.observer import Observers
 from server.prompts.prompts import PromptReader
@@ -220,6 +235,60 @@ async def test_a_control_token_in_a_question_is_text(deciding, engine, tokenizer
     ids = {id_ for id_, token in tokenizer.added_tokens.items() if token.special}
     counts = [sum(id_ in ids for id_ in one.prompt_ids) for one in decide.submitted]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+async def test_canvases_are_written_out_as_they_are_submitted(is_joint):
+    """400 canvases of 30,000 tokens would take 92 MiB together."""
+    before, questions = list(range(1000, 31_000)), [predicate(f"Is it {number}?") for number in range(400)]
+    seen = []
+
+    class Words:
+        has_chat_template = True
+
+        async def converse_each(self, turns, endings, max_characters):
+            return {"before": before, "endings": [[n, n] for n in range(len(endings))], "opening": [7], "closing": [8]}
+
+        async def encode(self, texts, **_):
+            return [[9] * (1 + number % 2) for number in range(len(texts))]
+
+    class Reads:
+        max_characters = 1 << 20
+
+        def check_length(self, texts, param):
+            pass
+
+    class Runs:
+        async def run(self, submissions, at_once):
+            blocks = []
+            for one in submissions:
+                named = tuple(-float(id_) for id_ in one.sampling.logprob_ids)
+                told = (TokenLogprobs(-1.0, (), named),) * len(one.holes)
+                usage = Usage(prompt_tokens=0, completion_tokens=0, forwards=1, rows_computed=1)
+                finish = FinishReason.LENGTH
+                one_block = Output(request_id="", token_ids=(1,), finish_reason=finish, usage=usage, logprobs=told)
+                blocks.append(one_block)
+                seen.append((len(one.prompt_ids), one.prompt_ids[30_000:], one.holes[-1]))
+            return blocks
+
+    spec = ModelSpec(family="llada", vocab_size=40_000, mask_id=0, eos_ids=frozenset(), max_model_len=40_000)
+    info = SimpleNamespace(spec=spec, max_model_len=40_000, max_running_requests=4)
+    decider = Decider(SimpleNamespace(info=info), Words(), Reads(), Runs(), Observers().tokens)
+    decider._labels = Labels((Label("Yes", 1), Label("No", 2)), (), ())
+    tracemalloc.start()
+    try:
+        decided = await decider.decide(INPUT, questions, is_joint=is_joint)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if is_joint:
+        answer = [9] + [9, 9, 9] * 199 + [9, 9]
+        assert seen == [(30_604, [0, 0, 7, *answer, 8], Hole(30_603, 1))]
+    else:
+        assert seen == [(30_004, [n, n, 7, 8], Hole(30_003, 1)) for n in range(400)]
+    assert decided.usage.prompt_tokens == sum(length for length, *_ in seen)
+    assert len(decided.probabilities) == 400
+    assert peak < 4 << 20
 
 
 async def test_too_much_is_refused_by_name(deciding, engine):
