@@ -3,8 +3,8 @@
 A line of IN is `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body": {...}}`; any route of the server
 will do. A line of OUT is `{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}`, in the
 order in which answers come. A request that fails is a line too: with the server's error as the body, or, if it is no
-request, with `error`. A run that was ended goes on where it was: OUT is read first, and what it has answers to is not
-asked again; what failed is.
+request or has no answer, with `error`. A run that was ended goes on where it was: OUT is read first, and what it has
+answers to is not asked again; what failed is.
 """
 
 import argparse
@@ -152,14 +152,14 @@ async def _run(
 ) -> Counts:
     """Answers the lines that are not done, `2 * most` at a time."""
     counts, remaining = Counts(), _lines(path)
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # its error of an exception is an answer
 
     async def work(http: httpx.AsyncClient) -> None:
         for line in remaining:
             if line.custom_id in done:
                 counts.before += 1
             else:
-                answer = _refusal(line) if line.problem else await _answer(http, line)
+                answer = _refusal(line, line.problem) if line.problem else await _answer(http, line)
                 counts.answered += _is_answer(answer)
                 counts.failed += not _is_answer(answer)
                 output.write(json.dumps(answer) + "\n")
@@ -205,19 +205,30 @@ def _read(number: int, text: str) -> _Line:
 
 
 async def _answer(http: httpx.AsyncClient, line: _Line) -> dict[str, Any]:
+    """The line of OUT. No line's failure ends the run, and with it the other lines."""
+    try:
+        response = await _response(http, line)
+        request_id = response.headers.get("x-request-id", "")
+        answer = {"status_code": response.status_code, "request_id": request_id, "body": response.json()}
+    except httpx.InvalidURL as error:
+        return _refusal(line, f"the `url` is not valid: {error}")
+    except Exception as error:  # noqa: BLE001
+        return _refusal(line, f"the request failed: {type(error).__name__}: {error}", "request_failed")
+    return _written(line.custom_id, answer, None)
+
+
+async def _response(http: httpx.AsyncClient, line: _Line) -> httpx.Response:
     content = json.dumps(line.body).encode()
     for attempt in range(MAX_TRIES):
         response = await http.post(line.url, content=content, headers={"content-type": "application/json"})
         if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
             break
         await asyncio.sleep(0.1 * 2**attempt)
-    request_id = response.headers.get("x-request-id", "")
-    answer = {"status_code": response.status_code, "request_id": request_id, "body": response.json()}
-    return _written(line.custom_id, answer, None)
+    return response
 
 
-def _refusal(line: _Line) -> dict[str, Any]:
-    error = {"code": "invalid_request", "message": f"line {line.number}: {line.problem}", "line": line.number}
+def _refusal(line: _Line, problem: str, code: str = "invalid_request") -> dict[str, Any]:
+    error = {"code": code, "message": f"line {line.number}: {problem}", "line": line.number}
     return _written(line.custom_id, None, error)
 
 

@@ -2,10 +2,12 @@
 
 import json
 
+import httpx
 import pytest
 
 from engine import ConfigError
 from server.cli import main
+from server.commands import run_batch
 from server.commands.run_batch import resume
 
 CHAT = {"messages": [{"role": "user", "content": "Sort these numbers: 7 3."}], "max_tokens": 16}
@@ -80,6 +82,62 @@ def test_what_fails_is_a_line_and_is_asked_again(batch):
     assert told.err == "2 answered, 0 failed, 1 had answers before\n"
     assert answers[0] == first
     assert {one["custom_id"] for one in answers} == {"good", "bad", "new"}
+
+
+@pytest.fixture
+def run_on_fake(app, tmp_path):
+    """`await run_on_fake(lines)`: the counts, and the lines of OUT by custom_id, from the engine of the test."""
+
+    async def run(*lines):
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        with (tmp_path / "out.jsonl").open("w", encoding="utf-8") as output:
+            counts = await run_batch._run(app, tmp_path / "in.jsonl", output, set(), 1, lambda: None)
+        told = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+        return counts, {one["custom_id"]: one for one in told}
+
+    return run
+
+
+TEXT = {"prompt": "a"}
+
+
+async def test_a_line_that_cannot_be_asked_is_not_the_end_of_the_run(run_on_fake, monkeypatch, engine):
+    def prepare(submissions):
+        if bytes(submissions[0].prompt_ids) == b"bad":
+            raise ZeroDivisionError("boom")
+        return submissions
+
+    monkeypatch.setattr(engine, "prepare", prepare)
+    post = httpx.AsyncClient.post
+
+    async def posted(http, url, **how):
+        if url == "/odd":
+            raise OSError("broken")
+        return await post(http, url, **how)
+
+    monkeypatch.setattr(httpx.AsyncClient, "post", posted)
+    urls = {"control": "/v1/comp\x7fletions", "nul": "/v1\0", "long": "/" + "x" * 70_000}
+    counts, told = await run_on_fake(
+        line("first", "/v1/completions", TEXT),
+        *(line(id_, url, TEXT) for id_, url in urls.items()),
+        line("page", "/docs", TEXT),
+        line("bad", "/v1/completions", {"prompt": "bad"}),
+        line("odd", "/odd", TEXT),
+        line("last", "/v1/completions", TEXT),
+    )
+    assert (counts.answered, counts.failed) == (2, 6)
+    for number, id_ in enumerate(urls, start=2):
+        assert told[id_]["response"] is None
+        assert told[id_]["error"]["message"].startswith(f"line {number}: the `url` is not valid: ")
+        assert told[id_]["error"]["code"] == "invalid_request"
+    assert told["bad"]["response"]["status_code"] == 500
+    assert told["odd"]["error"] == {
+        "code": "request_failed",
+        "message": "line 7: the request failed: OSError: broken",
+        "line": 7,
+    }
+    for id_ in ("first", "last"):
+        assert told[id_]["response"]["status_code"] == 200
 
 
 def test_a_run_that_was_ended_goes_on(tmp_path):
