@@ -35,8 +35,8 @@ FAILED = 1
 """Exit code if any request has no answer."""
 FOREVER = httpx.Timeout(None)
 """No network is between a request and its answer."""
-MAX_TRIES = 8
-"""Tries of a request that finds the engine's queue full."""
+MAX_PAUSE_SECONDS = 5
+"""Pause before another try of a request that found the queue full, at most: nobody else's requests are in it."""
 
 
 @dataclass(slots=True)
@@ -212,19 +212,19 @@ async def _answer(http: httpx.AsyncClient, line: _Line) -> dict[str, Any]:
         answer = {"status_code": response.status_code, "request_id": request_id, "body": response.json()}
     except httpx.InvalidURL as error:
         return _refusal(line, f"the `url` is not valid: {error}")
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other lines have answers
         return _refusal(line, f"the request failed: {type(error).__name__}: {error}", "request_failed")
     return _written(line.custom_id, answer, None)
 
 
 async def _response(http: httpx.AsyncClient, line: _Line) -> httpx.Response:
+    """Tries until there is a place: only other lines fill the queue, and a request that never fits is a 400."""
     content = json.dumps(line.body).encode()
-    for attempt in range(MAX_TRIES):
+    while True:
         response = await http.post(line.url, content=content, headers={"content-type": "application/json"})
         if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            break
-        await asyncio.sleep(0.1 * 2**attempt)
-    return response
+            return response
+        await asyncio.sleep(min(float(response.headers["retry-after"]), MAX_PAUSE_SECONDS))
 
 
 def _refusal(line: _Line, problem: str, code: str = "invalid_request") -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """`unmask run-batch`: a file of requests by the bundled model, what is wrong with lines, and runs that go on."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -9,6 +11,7 @@ from engine import ConfigError
 from server.cli import main
 from server.commands import run_batch
 from server.commands.run_batch import resume
+from server.observe.pace import Pace
 
 CHAT = {"messages": [{"role": "user", "content": "Sort these numbers: 7 3."}], "max_tokens": 16}
 PREDICATE = {"type": "predicate", "instructions": "Is it so?"}
@@ -138,6 +141,24 @@ async def test_a_line_that_cannot_be_asked_is_not_the_end_of_the_run(run_on_fake
     }
     for id_ in ("first", "last"):
         assert told[id_]["response"]["status_code"] == 200
+
+
+@pytest.mark.parametrize(("told", "pause"), [(1, 1), (4, 4), (60, 5)])
+async def test_a_line_waits_for_a_place_however_long_it_takes(run_on_fake, monkeypatch, engine, told, pause):
+    pauses = []
+
+    async def slept(seconds):
+        pauses.append(seconds)
+        engine.places = 8 if len(pauses) == 20 else 0
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Pace, "seconds_to_halve", lambda *_: told)
+    monkeypatch.setattr(run_batch, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": slept}))
+    engine.places = 0
+    counts, answers = await run_on_fake(line("a", "/v1/completions", TEXT))
+    assert (counts.answered, counts.failed) == (1, 0)
+    assert answers["a"]["response"]["status_code"] == 200
+    assert pauses == [pause] * 20
 
 
 def test_a_run_that_was_ended_goes_on(tmp_path):
