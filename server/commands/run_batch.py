@@ -130,8 +130,10 @@ def resume(path: Path) -> set[str]:
 
 
 def _count(path: Path) -> int:
-    """Lines with something on them."""
+    """Lines with something on them. Raises ConfigError for what cannot be read twice, as a pipe cannot."""
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is no regular file, and the input is read twice; write it to a file first")
         with path.open(encoding="utf-8-sig") as file:
             return sum(bool(line.strip()) for line in file)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from types import SimpleNamespace
 
 import httpx
@@ -182,6 +183,21 @@ def test_a_file_of_something_else_is_left_alone(tmp_path, text):
     with pytest.raises(ConfigError, match=r"out\.jsonl"):
         resume(path)
     assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_an_input_that_cannot_be_read_twice_is_refused(tmp_path, capsys):
+    text = json.dumps(line("a")) + "\n"
+    reading, writing = os.pipe()
+    os.write(writing, text.encode())
+    os.close(writing)
+    try:
+        for path in (tmp_path, f"/dev/fd/{reading}"):
+            assert main(["run-batch", str(path), str(tmp_path / "out.jsonl"), "demo"]) == 2
+            assert f"{path} is no regular file" in capsys.readouterr().err
+        assert os.read(reading, 1 << 16) == text.encode(), "nothing was taken from it"
+    finally:
+        os.close(reading)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_what_the_user_can_mend(tmp_path, capsys):
