@@ -105,28 +105,38 @@ def resume(path: Path) -> set[str]:
     if not path.exists():
         return set()
     done: set[str] = set()
-    kept: list[str] = []
+    is_clean = True
     try:
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
-        for number, line in enumerate(lines, start=1):
-            try:
-                answer = json.loads(line)
-                custom_id, is_answer = answer["custom_id"], _is_answer(answer)
-            except (ValueError, KeyError, TypeError):
-                if number == len(lines) and not line.endswith("\n"):
-                    continue
-                raise ConfigError(f"{path}, line {number} is no answer of a batch; give another file") from None
-            if is_answer:
+        for line, custom_id in _answers(path):
+            is_clean = is_clean and custom_id is not None and line.endswith("\n")
+            if custom_id is not None:
                 done.add(custom_id)
-                kept.append(line if line.endswith("\n") else line + "\n")
-        if kept != lines:
+        if not is_clean:
             beside = path.with_name(path.name + ".part")
-            beside.write_text("".join(kept), encoding="utf-8")
+            with beside.open("w", encoding="utf-8") as kept:
+                for line, custom_id in _answers(path):
+                    if custom_id is not None:
+                        kept.write(line if line.endswith("\n") else line + "\n")
             beside.replace(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read and written: {error}") from None
     return done
+
+
+def _answers(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Each line of OUT, and what it answers: None if it failed or is cut. Raises ConfigError for any other line."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                answer = json.loads(line)
+                custom_id, is_answer = answer["custom_id"], _is_answer(answer)
+                is_known = isinstance(custom_id, str) or (custom_id is None and not is_answer)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                custom_id, is_answer = None, False
+                is_known = not line.endswith("\n")  # the last line, which is cut
+            if not is_known:
+                raise ConfigError(f"{path}, line {number} is no answer of a batch; give another file")
+            yield line, custom_id if is_answer else None
 
 
 def _count(path: Path) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import tracemalloc
 from types import SimpleNamespace
 
 import httpx
@@ -176,7 +177,40 @@ def test_a_run_that_was_ended_goes_on(tmp_path):
     assert path.read_text().endswith("\n")
 
 
-@pytest.mark.parametrize("text", ["hello\nworld\n", '{"custom_id": "a"}\n', "[1]\n", "\xff"])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_answers_of_a_former_run_are_not_held_in_memory(tmp_path, is_whole):
+    path = tmp_path / "out.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(1000):
+            status = 200 if is_whole or number % 2 else 503
+            response = {"status_code": status, "body": "x" * 10_000}
+            file.write(json.dumps({"custom_id": str(number), "response": response, "error": None}) + "\n")
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        done = resume(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert done == {str(number) for number in range(0 if is_whole else 1, 1000, 1 if is_whole else 2)}
+    assert abs(path.stat().st_size - size * len(done) / 1000) < 1000
+    assert peak < 1 << 20
+    assert [one.name for one in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+FOREIGN = (
+    "hello\nworld\n",
+    '{"custom_id": "a"}\n',
+    "[1]\n",
+    "\xff",
+    '{"custom_id": ["a"], "response": {"status_code": 200}, "error": null}\n',
+    '{"custom_id": null, "response": {"status_code": 200}, "error": null}\n',
+    '{"custom_id": 7, "response": {"status_code": 503}, "error": null}\n',
+    "[" * 200_000 + "\n",
+)
+
+
+@pytest.mark.parametrize("text", FOREIGN, ids=range(len(FOREIGN)))
 def test_a_file_of_something_else_is_left_alone(tmp_path, text):
     path = tmp_path / "out.jsonl"
     path.write_bytes(text.encode("latin-1"))
