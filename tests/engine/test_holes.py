@@ -105,7 +105,7 @@ def test_cad_measures_its_progress_by_what_there_is_to_fill():
         ([1, 2], [(1, 4), (1, 4)], 8, "at least one token between"),
         ([1, 2], [(2, 4), (1, 4)], 8, "in order"),
         ([1, 2], [(1, 4)], 5, "max_tokens is 5"),
-        ([], [(0, 4)], 4, "empty"),
+        ([], [(0, 4)], 4, "nothing but holes"),
     ],
 )
 @pytest.mark.parametrize("unmask", ["threshold", "dream"])
