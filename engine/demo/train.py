@@ -11,220 +11,35 @@ import csv
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from engine.demo import FOLDERS
 from engine.demo.build_tokenizer import save
 from engine.demo.checkpoint import export
-from engine.demo.decode import accuracy, hidden_rows
+from engine.demo.decode import accuracy
 from engine.demo.families.problem import Problem
-from engine.demo.muon import Muon
-from engine.demo.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.samples import FORMS, chat_form, prompt_of
-from engine.demo.steps import GraphedSteps
 from engine.demo.tasks import TASKS, examples, problems
-from engine.models import describe, load_model
-from engine.models.layers import Transformer, TransformerConfig
+from engine.demo.training.recipe import RECIPES
+from engine.demo.training.run import Run
+from engine.models.layers import Transformer
 
-MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.02, 100
-DECAY_FROM = 0.55
-"""The share of a run after which the learning rate falls, on a line, to FINAL_LR of what it was."""
 THRESHOLD = 0.9
 CURVE_SEED = 1
 """Held-out problems of the curve; the final numbers use another seed."""
 CURVES = {name: Path(f"docs/{name}-training.csv") for name in FOLDERS}
 REPORTED = 60.0
 """Seconds between two lines of the log, with each of which the state is saved."""
-AHEAD = 16
-"""Batches that each process draws ahead."""
 SHOTS = 3
 """Solved examples before the questions of the column `few_shot`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What makes one of the bundled models."""
-
-    block: int | None
-    """The block of a block-causal model; None for full attention."""
-    steps: int
-
-
-RECIPES = {"demo": Recipe(block=None, steps=28000), "demo-block": Recipe(block=16, steps=24000)}
-
-
-def geometry(vocab_size: int, *, qk_norm: bool) -> TransformerConfig:
-    """About 2.5 million parameters."""
-    return TransformerConfig(
-        dim=128,
-        num_layers=8,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=32,
-        ff_dim=512,
-        vocab_size=vocab_size,
-        max_positions=1024,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        qk_norm=qk_norm,
-    )
-
-
-def initialise(model: Transformer, generator: torch.Generator) -> None:
-    """Every layer starts as the identity, on embeddings of unit size.
-
-    Small embeddings are drowned by what the first layer adds to them, and then nothing learns to copy a word.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:
-            nn.init.ones_(parameter)
-        elif name.endswith(("out.weight", "down.weight")):
-            nn.init.zeros_(parameter)
-        else:
-            std = {"embed": 1.0, "head.weight": 0.02}.get(name, parameter.shape[1] ** -0.5)
-            nn.init.normal_(parameter, std=std, generator=generator)
-
-
-def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors."""
-    parts = {"qkv": 3, "gate_up": 2}
-    named = {
-        name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
-    }
-    matrices = [(parameter, parts.get(name.split(".")[-2], 1)) for name, parameter in named.items()]
-    others = [parameter for name, parameter in model.named_parameters() if name not in named]
-    device = model.embed.device
-    muon = Muon(matrices, torch.tensor(MUON_LR, device=device))
-    adam = torch.optim.AdamW(
-        others,
-        torch.tensor(ADAM_LR, device=device),
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-        fused=True,
-        capturable=device.type == "cuda",
-    )
-    return muon, adam
-
-
-def learning_rate(step: int, steps: int) -> float:
-    """The factor on both highest rates: a short warm-up, then constant, then a line down."""
-    left = max(0.0, 1 - step / steps) / (1 - DECAY_FROM)
-    return min(1.0, (step + 1) / WARMUP) * (FINAL_LR + (1 - FINAL_LR) * min(1.0, left))
-
-
-def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
-    """Plain cross-entropy over the targets. All rows are scored: to pick some would mean to wait for their number."""
-    visible = None if block is None else seen(batch, block)
-    hidden = hidden_rows(model, batch.ids, visible, batch.positions)
-    return F.cross_entropy(model.logits(hidden.flatten(0, 1)), batch.targets.flatten(), ignore_index=IGNORED)
-
-
-class Batches(Dataset[Batch]):
-    """The batch of each step of a run."""
-
-    def __init__(self, sampler: Sampler, steps: int) -> None:
-        self.sampler, self.steps = sampler, steps
-
-    def __getitem__(self, step: int) -> Batch:
-        return self.sampler.batch(step, min(1.0, step / self.steps))
-
-
-class Run:
-    """The model, its optimisers and how far they are."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu", highest_rate: float = 1.0
-    ) -> None:
-        """`highest_rate` is a factor on MUON_LR and ADAM_LR."""
-        self.recipe, self.device, self.highest_rate = recipe, torch.device(device), highest_rate
-        self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
-        self.model.fill_tables()
-        initialise(self.model, torch.Generator().manual_seed(seed))
-        self.model.to(self.device)
-        self.muon, self.adam = optimisers(self.model)
-        self.sampler, self.step = Sampler(tokenizer, seed, recipe.block), 0
-        self._parts = self.model.parts
-        self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
-        self._losses, self._counted = torch.zeros((), device=self.device), 0
-
-    def begin_with(self, folder: Path) -> None:
-        """Takes a checkpoint's weights in place of random ones. Raises LoadError if there is none."""
-        begun = load_model(folder, describe(folder), torch.float32, self.device)
-        self.model.load_state_dict(begun.state_dict())
-
-    def compile(self) -> None:
-        """Has steps use torch's compiler for what a layer does beside attention. For a GPU."""
-        plain = self.model.parts
-        self.model.compile_parts()
-        self._parts, self.model.parts = self.model.parts, plain
-
-    def batches(self, workers: int = 0) -> Iterator[Batch]:
-        """The batches of all steps to come, drawn by so many processes; by this one if 0."""
-        return iter(
-            DataLoader(
-                Batches(self.sampler, self.recipe.steps),
-                batch_size=None,
-                sampler=range(self.step, self.recipe.steps),
-                num_workers=workers,
-                prefetch_factor=AHEAD if workers else None,
-                pin_memory=self.device.type == "cuda",
-            )
-        )
-
-    def advance(self, batch: Batch) -> None:
-        """One step, on its batch."""
-        factor = self.highest_rate * learning_rate(self.step, self.recipe.steps)
-        for optimiser, lr in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
-            optimiser.param_groups[0]["lr"].fill_(lr * factor)
-        self._learn(batch)
-        self.step += 1
-        self._counted += 1
-
-    def mean_loss(self) -> float:
-        """Of the steps since `forget_losses`; the host waits for them."""
-        return self._losses.item() / self._counted
-
-    def forget_losses(self) -> None:
-        """Has the mean begin anew."""
-        self._losses.zero_()
-        self._counted = 0
-
-    def save(self, path: Path) -> None:
-        part = path.with_suffix(".part")
-        states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-        torch.save(states | {"step": self.step}, part)
-        part.replace(path)
-
-    def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device)
-        self.model.load_state_dict(state["model"])
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        for optimiser in (self.muon, self.adam):  # states from before rates were tensors have numbers
-            group = optimiser.param_groups[0]
-            group["lr"] = torch.as_tensor(group["lr"], device=self.device)
-        self.step = state["step"]
-
-    def _learnt(self, batch: Batch) -> None:
-        plain, self.model.parts = self.model.parts, self._parts  # compiled ones, if any, are for training alone
-        loss = loss_of(self.model, batch, self.recipe.block)
-        self.model.parts = plain
-        torch.autograd.backward(loss)
-        for optimiser in (self.muon, self.adam):
-            optimiser.step()
-            optimiser.zero_grad()
-        self._losses += loss.detach()
 
 
 class Examination:
@@ -291,6 +106,7 @@ def main() -> None:
     curve = args.curve or CURVES[args.name]
     save(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    torch.backends.cuda.matmul.allow_tf32 = True  # of no meaning on a CPU
     with stream_of(args.device):
         run = Run(tokenizer, recipe, args.seed, args.device, args.rate)
         if args.weights:
@@ -333,7 +149,6 @@ def stream_of(device: str) -> AbstractContextManager[object]:
     """Where a run's kernels go: a CUDA graph cannot be captured on the default stream."""
     if torch.device(device).type != "cuda":
         return nullcontext()
-    torch.set_float32_matmul_precision("high")
     return torch.cuda.stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 

@@ -1,6 +1,7 @@
 """Prints for each file of golden folders how much of it is reproduced. Exits with 1 if anything differs."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,8 +29,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--device", default="cpu", help="of the engine; all else is computed on the CPU [default: cpu]")
+    parser.add_argument(
+        "--settings",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help="""other settings of the engine, such as '{"compile": true}'""",
+    )
     torch.set_num_threads(1)
     given = parser.parse_args()
+    settings = {"device": given.device} | given.settings
     wrong = 0
     for folder in given.folders:
         print(folder)
@@ -39,7 +48,7 @@ def main() -> None:
             print(f"  {error}")
             wrong += 1
             continue
-        for line in (*_logits(checkpoint), *_generations(checkpoint, given.device)):
+        for line in (*_logits(checkpoint), *_generations(checkpoint, settings)):
             print(f"    {line}")
             wrong += 1
     sys.exit(1 if wrong else 0)
@@ -53,13 +62,13 @@ def _logits(checkpoint: Checkpoint) -> Iterator[str]:
     yield from far
 
 
-def _generations(checkpoint: Checkpoint, device: str) -> Iterator[str]:
+def _generations(checkpoint: Checkpoint, settings: Mapping[str, object]) -> Iterator[str]:
     """A line for each row that came out otherwise."""
     family = FAMILIES[checkpoint.spec.family]
     paths = sorted(checkpoint.folder.glob("generations*.json"))
     if not paths:
         yield "no generations*.json"
-    engine = through_engine.engine_of(checkpoint.folder, device)
+    engine = through_engine.engine_of(checkpoint.folder, **settings)
     for path in paths:
         rows = read_rows(path)
         taken = [row for row in rows if family.takes(row)]

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from engine import ConfigError
 from tests.golden.__main__ import main
 from tests.golden.checkpoint import Checkpoint
 
@@ -14,8 +15,8 @@ from tests.golden.checkpoint import Checkpoint
 def command(monkeypatch, capsys):
     """Runs the command over folders: (exit code, what it printed)."""
 
-    def run(*folders):
-        monkeypatch.setattr(sys, "argv", ["tests.golden", *map(str, folders)])
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tests.golden", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
         return ended.value.code, capsys.readouterr().out
@@ -45,6 +46,11 @@ def test_what_is_reproduced(command, shortened, request, name):
     assert code == 0
     for way in ("plain loop", "engine, one by one", "engine, one batch"):
         assert f"generations.json, {way}: 2 of 2 rows" in printed
+
+
+def test_settings_are_the_engines(command, shortened, sdar_tiny):
+    with pytest.raises(ConfigError, match="dtype is 'int3'"):
+        command(shortened(sdar_tiny), "--settings", '{"dtype": "int3"}')
 
 
 def test_the_pad_is_the_checkpoints(fast_dllm_tiny, tmp_path):

@@ -17,8 +17,8 @@ AT_ONCE = 3
 """The most rows that come before one step."""
 
 
-def engine_of(folder: Path, device: str = "cpu", **settings: object) -> Engine:
-    return load(EngineConfig(model=str(folder), device=device, dtype="float32", **settings))
+def engine_of(folder: Path, **settings: object) -> Engine:
+    return load(EngineConfig(**{"model": str(folder), "device": "cpu", "dtype": "float32"} | settings))
 
 
 def alone(engine: Engine, submissions: Sequence[Submission]) -> Iterator[Made]:

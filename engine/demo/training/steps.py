@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.demo.noise import Batch
+from engine.demo.training.noise import Batch
 
 
 class GraphedSteps:

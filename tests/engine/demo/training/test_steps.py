@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from engine.demo import steps
-from engine.demo.noise import Batch
-from engine.demo.steps import GraphedSteps
+from engine.demo.training import steps
+from engine.demo.training.noise import Batch
+from engine.demo.training.steps import GraphedSteps
 
 
 class Graph:

@@ -9,9 +9,9 @@ import torch
 from engine.demo.build_tokenizer import build, token_id
 from engine.demo.chat import EOS, MASK
 from engine.demo.decode import hidden_rows
-from engine.demo.noise import IGNORED, Sampler, seen
 from engine.demo.samples import Row
-from engine.demo.train import geometry, initialise
+from engine.demo.training.noise import IGNORED, Sampler, seen
+from engine.demo.training.recipe import geometry, initialise
 from engine.models.layers import Transformer
 
 BLOCK, STEPS = 16, range(24)

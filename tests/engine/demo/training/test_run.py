@@ -2,19 +2,22 @@
 
 import itertools
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from engine import DiffusionParams, EngineConfig, SamplingParams, Submission, load
-from engine.demo import noise, train
 from engine.demo.build_tokenizer import save, token_id
 from engine.demo.chat import EOT
 from engine.demo.checkpoint import export
 from engine.demo.decode import decode, hidden_rows
 from engine.demo.tasks import TASKS
-from engine.demo.train import RECIPES, Run, learning_rate
+from engine.demo.training import noise
+from engine.demo.training import run as runs
+from engine.demo.training.recipe import FINAL_LR, RECIPES, geometry, learning_rate
+from engine.demo.training.run import Run
 from engine.models import describe, load_model
 
 pytestmark = pytest.mark.slow
@@ -32,13 +35,13 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def make(folder, monkeypatch):
     """`make(name)`: a run of a smaller model on smaller batches."""
-    tokenizer, geometry = Tokenizer.from_file(str(folder / "tokenizer.json")), train.geometry
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     monkeypatch.setattr(noise, "TOKENS_PER_BATCH", 1300)
 
     def small(vocab_size, *, qk_norm):
         return replace(geometry(vocab_size, qk_norm=qk_norm), dim=64, head_dim=16, num_layers=2)
 
-    monkeypatch.setattr(train, "geometry", small)
+    monkeypatch.setattr(runs, "geometry", small)
     return lambda name: Run(tokenizer, replace(RECIPES[name], steps=STEPS), seed=5)
 
 
@@ -96,7 +99,7 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
     with torch.no_grad():  # at which the engine ends too, and of which no trained model says one here
         run.model.head.weight[token_id(tokenizer, EOT)] = 0.0
     export(run.model, tokenizer, tmp_path, block)
-    prompts = [f"Question: {TASKS[task](train.Random(3)).prompt}\nAnswer:" for task in ("word", "sort", "facts")]
+    prompts = [f"Question: {TASKS[task](Random(3)).prompt}\nAnswer:" for task in ("word", "sort", "facts")]
     plain = decode(run.model, tokenizer, prompts, canvas=64, block=block)
     engine = load(EngineConfig(model=str(tmp_path), device="cpu", dtype="float32"))
     diffusion = DiffusionParams(
@@ -131,4 +134,4 @@ def test_the_rate_warms_up_stays_and_falls():
     assert rates[0] == 0.01
     assert rates[100] == rates[500] == 1
     assert rates[775] == pytest.approx(0.51)
-    assert rates[1000] == pytest.approx(train.FINAL_LR)
+    assert rates[1000] == pytest.approx(FINAL_LR)

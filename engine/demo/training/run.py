@@ -1,0 +1,126 @@
+"""A training run: model, optimisers, and one step after the other on batches that follow from seed and step.
+
+A run that is saved and resumed is the unbroken one, on a CPU bit by bit.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from engine.demo.decode import hidden_rows
+from engine.demo.training.noise import IGNORED, Batch, Sampler, seen
+from engine.demo.training.recipe import ADAM_LR, MUON_LR, Recipe, geometry, initialise, learning_rate, optimisers
+from engine.demo.training.steps import GraphedSteps
+from engine.models import describe, load_model
+from engine.models.layers import Transformer
+
+AHEAD = 16
+"""Batches that each process draws ahead."""
+
+
+def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
+    """Plain cross-entropy over the targets. All rows are scored: to pick some would mean to wait for their number."""
+    visible = None if block is None else seen(batch, block)
+    hidden = hidden_rows(model, batch.ids, visible, batch.positions)
+    return F.cross_entropy(model.logits(hidden.flatten(0, 1)), batch.targets.flatten(), ignore_index=IGNORED)
+
+
+class Batches(Dataset[Batch]):
+    """The batch of each step of a run."""
+
+    def __init__(self, sampler: Sampler, steps: int) -> None:
+        self.sampler, self.steps = sampler, steps
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.sampler.batch(step, min(1.0, step / self.steps))
+
+
+class Run:
+    """The model, its optimisers and how far they are."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu", highest_rate: float = 1.0
+    ) -> None:
+        """`highest_rate` is a factor on MUON_LR and ADAM_LR."""
+        self.recipe, self.device, self.highest_rate = recipe, torch.device(device), highest_rate
+        self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
+        self.model.fill_tables()
+        initialise(self.model, torch.Generator().manual_seed(seed))
+        self.model.to(self.device)
+        self.muon, self.adam = optimisers(self.model)
+        self.sampler, self.step = Sampler(tokenizer, seed, recipe.block), 0
+        self._parts = self.model.parts
+        self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
+        self._losses, self._counted = torch.zeros((), device=self.device), 0
+
+    def begin_with(self, folder: Path) -> None:
+        """Takes a checkpoint's weights in place of random ones. Raises LoadError if there is none."""
+        begun = load_model(folder, describe(folder), torch.float32, self.device)
+        self.model.load_state_dict(begun.state_dict())
+
+    def compile(self) -> None:
+        """Has steps use torch's compiler for what a layer does beside attention. For a GPU."""
+        plain = self.model.parts
+        self.model.compile_parts()
+        self._parts, self.model.parts = self.model.parts, plain
+
+    def batches(self, workers: int = 0) -> Iterator[Batch]:
+        """The batches of all steps to come, drawn by so many processes; by this one if 0."""
+        return iter(
+            DataLoader(
+                Batches(self.sampler, self.recipe.steps),
+                batch_size=None,
+                sampler=range(self.step, self.recipe.steps),
+                num_workers=workers,
+                prefetch_factor=AHEAD if workers else None,
+                pin_memory=self.device.type == "cuda",
+            )
+        )
+
+    def advance(self, batch: Batch) -> None:
+        """One step, on its batch."""
+        factor = self.highest_rate * learning_rate(self.step, self.recipe.steps)
+        for optimiser, lr in ((self.muon, MUON_LR), (self.adam, ADAM_LR)):
+            optimiser.param_groups[0]["lr"].fill_(lr * factor)
+        self._learn(batch)
+        self.step += 1
+        self._counted += 1
+
+    def mean_loss(self) -> float:
+        """Of the steps since `forget_losses`; the host waits for them."""
+        return self._losses.item() / self._counted
+
+    def forget_losses(self) -> None:
+        """Has the mean begin anew."""
+        self._losses.zero_()
+        self._counted = 0
+
+    def save(self, path: Path) -> None:
+        """Writes what `resume` reads; the file arrives whole."""
+        part = path.with_suffix(".part")
+        states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        torch.save(states | {"step": self.step}, part)
+        part.replace(path)
+
+    def resume(self, path: Path) -> None:
+        """Goes on where a run of the same recipe was saved. Raises RuntimeError if its geometry is another."""
+        state = torch.load(path, map_location=self.device)
+        self.model.load_state_dict(state["model"])
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.step = state["step"]
+
+    def _learnt(self, batch: Batch) -> None:
+        plain, self.model.parts = self.model.parts, self._parts  # compiled ones, if any, are for training alone
+        loss = loss_of(self.model, batch, self.recipe.block)
+        self.model.parts = plain
+        torch.autograd.backward(loss)
+        for optimiser in (self.muon, self.adam):
+            optimiser.step()
+            optimiser.zero_grad()
+        self._losses += loss.detach()
