@@ -136,8 +136,8 @@ def _check_constraint(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"{param} leaves no answer that the structured output allows.", param)
     if constraint.least_tokens > sampling.max_tokens:
         raise InvalidRequest(
-            f"max_tokens is {sampling.max_tokens}, but the shortest answer that the structured output allows takes "
-            f"{constraint.least_tokens} tokens.",
+            f"The shortest answer that the structured output allows takes {constraint.least_tokens} tokens, but there "
+            f"is room for {sampling.max_tokens}.",
             "max_tokens",
         )
     _check_size(constraint, submission, spec)
