@@ -16,11 +16,28 @@ from pydantic.json_schema import models_json_schema
 from engine import DiffusionParams, EngineInfo
 from server.page.about import OPTIONS, about, unfit
 from server.protocols.messages.schema import MessagesEvent
+from server.protocols.response import STEP
 from server.protocols.responses.schema import ResponsesEvent
-from server.schemas import ChatChunk, DiffusionRequest
+from server.schemas import ChatChunk, DiffusionRequest, ErrorResponse
 
 STREAMED = (ChatChunk, MessagesEvent, ResponsesEvent)
 """Types that occur only in streams. FastAPI collects types from whole answers and would miss them."""
+
+ERRORS = {
+    400: "The request cannot be served as it is; `param` names the field at fault.",
+    401: "The key is missing or wrong.",
+    403: "The host is none that this server answers for.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    415: "The content type is not application/json, or the body is compressed.",
+    429: "There are no places left in the queue.",
+    431: "The headers are too many or too long.",
+    500: "The server failed.",
+    503: "The server is starting, stopping or stuck.",
+    504: "The answer took too long.",
+}
+"""What each status of an error means."""
 
 _REF = "#/components/schemas/{model}"
 _BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
@@ -56,7 +73,31 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def events_of(*kinds: type[BaseModel], name: str | None) -> dict[str, Any]:
+def errors(*statuses: int, error: type[BaseModel] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+    """The description of errors of these statuses. `error`: their body."""
+    return {status: {"model": error, "description": ERRORS[status]} for status in statuses}
+
+
+def chunked(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The description of an answer that may come as chunks, which have no name."""
+    told = (
+        "The answer: whole, or with `stream` as events. `data: [DONE]` is the last of these, and no JSON. "
+        f"An event that tells a step is called `{STEP}`; the others have no name."
+    )
+    return _streamed(told, _events(chunk, ErrorResponse, name=STEP))
+
+
+def named(*events: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The description of an answer that may come as events with names."""
+    told = "The answer: whole, or with `stream` as events. The name of each is its `type`."
+    return _streamed(told, _events(*events, name=None))
+
+
+def _streamed(told: str, events: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    return {200: {"description": told, "content": {"text/event-stream": events}}}
+
+
+def _events(*kinds: type[BaseModel], name: str | None) -> dict[str, Any]:
     """The description of server-sent events whose data is one of `kinds` as JSON.
 
     `name`: that of those that have one, most have none; None if each has one.
