@@ -1,8 +1,8 @@
 """The wire types of tools: what a request may say of them, and the calls in an answer."""
 
 import json
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -56,6 +56,27 @@ class Tool(WireRequest):
             "type": "function",
             "function": {**{key: value for key, value in told.items() if value is not None}, "parameters": parameters},
         }
+
+
+class OtherTool(WireRequest):
+    """A tool that is no function of the client's: the model does not see it."""
+
+    type: Text
+
+
+_Function = TypeVar("_Function", bound=WireRequest)
+
+
+def function_or_other(function: type[_Function], kind: str) -> Callable[[Any], _Function | OtherTool]:
+    """A check that takes tools of any `type`. `kind`: the one of functions, and of tools without a `type`."""
+
+    def read(value: Any) -> _Function | OtherTool:
+        match value:
+            case {"type": str(other)} if other != kind:
+                return OtherTool.model_validate({"type": other})
+        return function.model_validate(value)
+
+    return read
 
 
 def _check_names(tools: list[Tool]) -> list[Tool]:

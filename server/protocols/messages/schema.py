@@ -11,7 +11,7 @@ from server.schemas import DiffusionRequest, DiffusionUsage, TraceStep, WireRequ
 from server.schemas.chat import Effort, NumTokens
 from server.schemas.sampling import ModelName, Stops, Temperature, TopK, TopP
 from server.schemas.template import MAX_MESSAGES
-from server.schemas.tools import FunctionName, Parameters
+from server.schemas.tools import FunctionName, OtherTool, Parameters, function_or_other
 from server.schemas.wire import IfGiven, Text
 
 
@@ -29,20 +29,10 @@ class CustomTool(WireRequest):
     """Accepted, and without effect."""
 
 
-class OtherTool(WireRequest):
-    """A tool that is no function of the client's: the model does not see it."""
-
-    type: Text
-
-
-def _read_tool(value: Any) -> CustomTool | OtherTool:
-    match value:
-        case {"type": str(kind)} if kind != "custom":
-            return OtherTool.model_validate({"type": kind})
-    return CustomTool.model_validate(value)
-
-
-AnyTool = Annotated[CustomTool | OtherTool, PlainValidator(_read_tool, json_schema_input_type=CustomTool | OtherTool)]
+AnyTool = Annotated[
+    CustomTool | OtherTool,
+    PlainValidator(function_or_other(CustomTool, "custom"), json_schema_input_type=CustomTool | OtherTool),
+]
 
 
 class ToolChoice(WireRequest):

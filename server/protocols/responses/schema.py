@@ -11,7 +11,7 @@ from server.schemas import ChatLogprob, DiffusionRequest, DiffusionUsage, Stream
 from server.schemas.chat import Effort, Label, Metadata, NumAlternatives, NumTokens
 from server.schemas.sampling import ModelName, Stops, Temperature, TopP
 from server.schemas.structured import JsonSchemaFormat
-from server.schemas.tools import FunctionName, Parameters
+from server.schemas.tools import FunctionName, OtherTool, Parameters, function_or_other
 from server.schemas.wire import IfGiven, Text
 
 MAX_ITEMS = 8192
@@ -46,21 +46,9 @@ class FunctionTool(WireRequest):
     """Whether a schema that cannot be enforced is refused; else arguments are held to what of it can be."""
 
 
-class OtherTool(WireRequest):
-    """A tool that is no function of the client's: the model does not see it."""
-
-    type: Text
-
-
-def _read_tool(value: Any) -> FunctionTool | OtherTool:
-    match value:
-        case {"type": str(kind)} if kind != "function":
-            return OtherTool.model_validate({"type": kind})
-    return FunctionTool.model_validate(value)
-
-
 AnyTool = Annotated[
-    FunctionTool | OtherTool, PlainValidator(_read_tool, json_schema_input_type=FunctionTool | OtherTool)
+    FunctionTool | OtherTool,
+    PlainValidator(function_or_other(FunctionTool, "function"), json_schema_input_type=FunctionTool | OtherTool),
 ]
 
 
