@@ -29,10 +29,11 @@ from server.protocols.messages.schema import (
 )
 from server.protocols.names import Names
 from server.protocols.response import Writer
+from server.protocols.responses.output import Response as ResponsesResponse
+from server.protocols.responses.output import ResponsesEvent
 from server.protocols.responses.request import as_chat as responses_as_chat
 from server.protocols.responses.request import from_responses
-from server.protocols.responses.schema import Response as ResponsesResponse
-from server.protocols.responses.schema import ResponsesEvent, ResponsesRequest
+from server.protocols.responses.schema import ResponsesRequest
 from server.protocols.service import Service
 from server.replies.generation import GenerationRequest
 from server.schemas import ChatChunk, ChatRequest, ChatResponse, CompletionRequest, CompletionResponse

@@ -17,7 +17,7 @@ from engine import DiffusionParams, EngineInfo
 from server.page.about import OPTIONS, about, unfit
 from server.protocols.messages.schema import MessagesEvent
 from server.protocols.response import STEP
-from server.protocols.responses.schema import ResponsesEvent
+from server.protocols.responses.output import ResponsesEvent
 from server.schemas import ChatChunk, DiffusionRequest, ErrorResponse
 
 STREAMED = (ChatChunk, MessagesEvent, ResponsesEvent)

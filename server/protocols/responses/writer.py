@@ -12,7 +12,7 @@ from engine import FinishReason
 from server.errors import INTERNAL, ApiError
 from server.protocols.blocks import Block, Blocks, Change, Closed, Grown, Opened
 from server.protocols.response import STEP, Answer, Event, Message
-from server.protocols.responses.schema import (
+from server.protocols.responses.output import (
     IncompleteDetails,
     InputTokensDetails,
     OutputCall,
@@ -24,10 +24,10 @@ from server.protocols.responses.schema import (
     ReasoningText,
     Response,
     ResponseError,
-    ResponsesRequest,
     ResponsesUsage,
     Status,
 )
+from server.protocols.responses.schema import ResponsesRequest
 from server.replies.choice import Delta
 from server.replies.completion import Completion
 from server.replies.passage import Token
