@@ -1,6 +1,6 @@
 """What all parts of a request's body have in common, and types and checks that several wire types use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -85,6 +85,19 @@ def check_unicode(text: str) -> str:
     except UnicodeEncodeError:
         raise PydanticCustomError("unicode", "must be valid Unicode") from None
     return text
+
+
+def text_or_list(texts_of: Callable[[list[Any]], Iterable[str]], of: str) -> Callable[[Any], str]:
+    """A check that takes a text, or a list whose texts are joined by line breaks. `of`: what is listed, in words."""
+
+    def read(value: Any) -> str:
+        if isinstance(value, str):
+            return check_unicode(value)
+        if not isinstance(value, list):
+            raise PydanticCustomError("content", f"must be a string or a list of {of}")
+        return "\n".join(texts_of(value))
+
+    return read
 
 
 Text = Annotated[str, AfterValidator(check_unicode)]

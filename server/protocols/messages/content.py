@@ -1,6 +1,7 @@
 """The wire types of conversations: messages, and the blocks of their content."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, PlainValidator, TypeAdapter
@@ -8,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas import WireRequest
 from server.schemas.template import Name
-from server.schemas.wire import Text, check_unicode
+from server.schemas.wire import Text, check_unicode, text_or_list
 
 UNREADABLE = ("image", "document", "search_result", "container_upload", "file", "audio", "video")
 PASSED_BY = frozenset({"thinking", "redacted_thinking"})
@@ -64,15 +65,13 @@ def _read_text_block(value: Any) -> TextBlock:
 _TEXTS = TypeAdapter(list[Annotated[TextBlock, PlainValidator(_read_text_block)]])
 
 
-def _read_texts(value: Any) -> str:
-    if isinstance(value, str):
-        return check_unicode(value)
-    if not isinstance(value, list):
-        raise PydanticCustomError("content", "must be a string or a list of blocks of text")
-    return "\n".join(block.text for block in _TEXTS.validate_python(value))
+def _texts_of(blocks: list[Any]) -> Iterator[str]:
+    return (block.text for block in _TEXTS.validate_python(blocks))
 
 
-Texts = Annotated[str, PlainValidator(_read_texts, json_schema_input_type=str | list[TextBlock])]
+Texts = Annotated[
+    str, PlainValidator(text_or_list(_texts_of, "blocks of text"), json_schema_input_type=str | list[TextBlock])
+]
 """A text, or a list of blocks of text, which are joined by line breaks."""
 
 

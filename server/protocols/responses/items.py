@@ -1,5 +1,6 @@
 """The wire types of `input`: the items of a conversation."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import PlainValidator, TypeAdapter
@@ -7,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas import WireRequest
 from server.schemas.template import Name
-from server.schemas.wire import Text, check_unicode
+from server.schemas.wire import Text, text_or_list
 
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text")
 PASSED_BY = frozenset({"reasoning"})
@@ -44,16 +45,13 @@ def _read_part(value: Any) -> Part:
 _PARTS = TypeAdapter(list[Annotated[Part, PlainValidator(_read_part)]])
 
 
-def _read_content(value: Any) -> str:
-    """The text of a content; parts are joined by line breaks."""
-    if isinstance(value, str):
-        return check_unicode(value)
-    if not isinstance(value, list):
-        raise PydanticCustomError("content", "must be a string or a list of parts of text")
-    return "\n".join(part.text or part.refusal for part in _PARTS.validate_python(value))
+def _texts_of(parts: list[Any]) -> Iterator[str]:
+    return (part.text or part.refusal for part in _PARTS.validate_python(parts))
 
 
-Content = Annotated[str, PlainValidator(_read_content, json_schema_input_type=str | list[Part])]
+Content = Annotated[
+    str, PlainValidator(text_or_list(_texts_of, "parts of text"), json_schema_input_type=str | list[Part])
+]
 
 
 class Item(WireRequest):
