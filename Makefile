@@ -46,10 +46,10 @@ SPREAD := $(if $(FILE),,--numprocesses auto --maxprocesses 4 --dist worksteal)
 test: setup  ## the tests, about seven minutes on two cores; FILE="tests/test_tiny.py" runs these alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD) $(FILE)
 
-tools:  ## Prometheus, nginx and a linter for compose files in .tools, for what follows
+tools:  ## Prometheus, nginx, clients in JavaScript and a linter for compose files in .tools, for what follows
 	PYTHON=$(PYTHON) .ci/tools
 
-test-slow: setup tools  ## the tests that take minutes, with real Prometheus and nginx
+test-slow: setup tools  ## the tests that take minutes, with real Prometheus, nginx and Node.js
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
 
 test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .tools/page

@@ -1,17 +1,16 @@
-"""Clients in JavaScript, where they are installed: NODE_PATH is the `node_modules` of a folder with
-`npm install openai ai @ai-sdk/openai @ai-sdk/openai-compatible zod`.
-"""
+"""Clients in JavaScript, which `make tools` installs."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("NODE_PATH" not in os.environ, reason="needs Node.js and NODE_PATH"),
-]
+TOOLS = Path(__file__).parents[1] / ".tools"
+MODULES = TOOLS / "javascript" / "node_modules"
+NODE = shutil.which("node", path=os.pathsep.join([str(TOOLS / "bin"), os.environ["PATH"]]))
+pytestmark = pytest.mark.slow
 SCRIPTS = Path(__file__).parent / "javascript"
 SORTED = "Sorted: 3 5 7 12."
 
@@ -21,9 +20,11 @@ SORTED = "Sorted: 3 5 7 12."
     [("openai", [SORTED] * 3 + ["true"]), ("ai", ([SORTED] * 2 + ["true"] * 3) * 2)],
 )
 def test_a_client(demo_server, script, lines):
+    assert NODE, "Node.js is not here; `make tools` fetches it"
+    assert MODULES.exists(), "the clients are not here; `make tools` fetches them"
     run = subprocess.run(
-        ["node", SCRIPTS / f"{script}.cjs"],
-        env={**os.environ, "URL": demo_server},
+        [NODE, SCRIPTS / f"{script}.cjs"],
+        env={**os.environ, "NODE_PATH": str(MODULES), "URL": demo_server},
         capture_output=True,
         text=True,
         timeout=120,
