@@ -12,7 +12,6 @@ from server.replies.choice import Choice
 from server.replies.completion import Completion
 from server.replies.reasoning import ReasoningReader
 from server.replies.tool_calls import ToolCallReader
-from tests.server.tools.asking import PLACE
 
 
 def events_of(text):
@@ -28,6 +27,33 @@ def events_of(text):
         assert event["type"] == name.removeprefix("event: ")
         events.append(event)
     return events
+
+
+def asking(post, kind):
+    """`await ask(...)`: the answer to a body, which is one of `kind`, a type of the API's own client."""
+
+    async def ask(**body):
+        response = await post(**body)
+        assert response.status_code == 200, response.text
+        kind.model_validate_json(response.text, strict=True)
+        return response.json()
+
+    return ask
+
+
+def streaming(post, kind):
+    """`await stream(...)`: the events of the answer to a body, each one of `kind`; that of a `ping` is no type's."""
+
+    async def stream(**body):
+        response = await post(stream=True, **body)
+        assert response.status_code == 200, response.text
+        events = events_of(response.text)
+        for event in events:
+            if event["type"] != "ping":
+                kind.validate_json(json.dumps(event), strict=True)
+        return events
+
+    return stream
 
 
 class _Texts:
@@ -91,6 +117,3 @@ def told(writer, pieces, end=FinishReason.STOP):
 
 def whole(writer, text, end=FinishReason.STOP):
     return json.loads(asyncio.run(writer.whole(completion([text], end))))
-
-
-PARAMETERS = PLACE

@@ -1,0 +1,25 @@
+"""How /v1/messages is asked, and the form of its errors."""
+
+from anthropic.types import RawMessageStreamEvent
+from pydantic import TypeAdapter
+
+from tests.server.tools.asking import PLACE
+
+EVENTS = TypeAdapter(RawMessageStreamEvent)
+TOOLS = [
+    {"name": "look", "description": "Look there.", "input_schema": PLACE},
+    {"type": "custom", "name": "now", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}},
+]
+USER = {"role": "user", "content": "hi"}
+HEADERS = {"anthropic-version": "2023-06-01", "anthropic-beta": "what-nobody-knows-2027-01-01,context-1m"}
+
+
+def error_of(response, status):
+    """The error, which is in Anthropic's form."""
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert set(body) == {"type", "error", "request_id"}
+    assert body["type"] == "error"
+    assert body["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
+    assert set(body["error"]) - {"details"} == {"type", "message"}
+    return body["error"]
