@@ -1,13 +1,12 @@
 """The wire types of tools: what a request may say of them, and the calls in an answer."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.wire import IfGiven, Text, WireRequest
+from server.schemas.wire import IfGiven, Text, WireRequest, check_json
 
 MAX_TOOLS = 128
 
@@ -16,10 +15,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}$")]
 
 def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
     """What is wrong with the schema itself is for the compiler to say."""
-    try:
-        json.dumps(parameters, allow_nan=False, ensure_ascii=False).encode()
-    except ValueError:
-        raise PydanticCustomError("parameters", "must hold finite numbers and valid Unicode") from None
+    check_json(parameters)
     if parameters.get("type", "object") not in ("object", ["object"]):
         raise PydanticCustomError("parameters", "must be the JSON Schema of an object: `type` is `object`")
     return parameters

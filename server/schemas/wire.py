@@ -1,5 +1,6 @@
 """What all parts of a request's body have in common, and types and checks that several wire types use."""
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -85,6 +86,15 @@ def check_unicode(text: str) -> str:
     except UnicodeEncodeError:
         raise PydanticCustomError("unicode", "must be valid Unicode") from None
     return text
+
+
+def check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """An object that is written as JSON again, for a template or a schema's compiler."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("json", "must hold finite numbers and valid Unicode, not nested deeply") from None
+    return value
 
 
 def text_or_list(texts_of: Callable[[list[Any]], Iterable[str]], of: str) -> Callable[[Any], str]:

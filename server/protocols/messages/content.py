@@ -1,6 +1,5 @@
 """The wire types of conversations: messages, and the blocks of their content."""
 
-import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -9,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas import WireRequest
 from server.schemas.template import Name
-from server.schemas.wire import Text, check_unicode, text_or_list
+from server.schemas.wire import Text, check_json, check_unicode, text_or_list
 
 UNREADABLE = ("image", "document", "search_result", "container_upload", "file", "audio", "video")
 PASSED_BY = frozenset({"thinking", "redacted_thinking"})
@@ -32,21 +31,13 @@ class TextBlock(Block):
     """Accepted, and without effect."""
 
 
-def _finite(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        raise PydanticCustomError("input", "must hold finite numbers and valid Unicode, not nested deeply") from None
-    return value
-
-
 class ToolUseBlock(Block):
     """What the model called."""
 
     type: Literal["tool_use"]
     id: Name
     name: Name
-    input: Annotated[dict[str, Any], AfterValidator(_finite)]
+    input: Annotated[dict[str, Any], AfterValidator(check_json)]
     caller: Any = None
     """Accepted, and without effect."""
 
