@@ -1,6 +1,6 @@
 """The wire types of POST /v1/responses: the body. `items` has those of its conversation, `output` the answer's."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,10 +18,8 @@ LOGPROBS = "message.output_text.logprobs"
 """The entry of `include` that asks for log-probabilities."""
 
 
-def _stored(value: Any) -> Any:
-    if value is not None:
-        raise PydanticCustomError("stored", "nothing is stored here: send the whole conversation as `input`")
-    return value
+def _stored(_: Any) -> NoReturn:
+    raise PydanticCustomError("stored", "nothing is stored here: send the whole conversation as `input`")
 
 
 def _kept(value: bool) -> bool:
