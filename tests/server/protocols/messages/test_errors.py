@@ -1,5 +1,7 @@
 """What is wrong with a body of /v1/messages, and the form in which that is told."""
 
+import json
+
 import pytest
 from httpx import ASGITransport, AsyncClient
 
@@ -82,6 +84,14 @@ from tests.server.protocols.messages.asking import TOOLS, USER, error_of
             "output_config.format.schema",
             "#/if",
         ),
+        (
+            {
+                "output_config": {"format": {"type": "json_schema", "schema": {}}},
+                "output_format": {"type": "json_schema", "schema": {}},
+            },
+            "output_format",
+            "`output_config.format`",
+        ),
         ({"messages": [{"role": "user", "content": "a" * 2100}]}, "messages", "prompt is too long: "),
         ({"parallel_tool_calls": False, "tools": TOOLS}, "parallel_tool_calls", "disable_parallel_tool_use"),
         ({"reasoning_effort": "low"}, "reasoning_effort", "`output_config.effort`"),
@@ -100,6 +110,15 @@ async def test_a_bad_value_names_its_field(post, engine, body, path, why):
     assert error["type"] == "invalid_request_error"
     assert f"`{path}`" in error["message"]
     assert why in error["message"]
+    assert not engine.streams
+
+
+async def test_what_a_tool_was_called_with_must_be_encodable(api, engine):
+    call = {"type": "tool_use", "id": "1", "name": "now", "input": {"a": "\ud800"}}
+    body = {"max_tokens": 5, "messages": [{"role": "assistant", "content": [call]}]}
+    headers = {"content-type": "application/json"}
+    error = error_of(await api.client.post("/v1/messages", content=json.dumps(body), headers=headers), 400)
+    assert error["message"].startswith("`messages.0.content.0.input`: must hold finite numbers and valid Unicode")
     assert not engine.streams
 
 

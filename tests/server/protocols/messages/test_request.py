@@ -60,6 +60,21 @@ async def test_max_tokens_need_not_fit_the_context(ask, engine):
             },
             '<a><tool_call>{"name": "now", "arguments": {}}</tool_call><t>',
         ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "text", "text": "a"},
+                            {"type": "tool_result", "tool_use_id": "1", "content": "12"},
+                            {"type": "text", "text": "b"},
+                        ],
+                    }
+                ]
+            },
+            "<u>a<t>12<u>b",
+        ),
     ],
 )
 async def test_blocks_are_turns(ask, prompt, body, seen):
@@ -86,11 +101,13 @@ async def test_what_is_passed_by_is_logged_once(ask, caplog):
             thinking={"type": "adaptive"},
             context_management={"edits": []},
             betas=["x"],
+            mcp_servers=[{"type": "url", "name": "x"}],
         )
     lines = [record.message for record in caplog.records if record.message.startswith("ignoring")]
     assert sorted(lines) == [
         "ignoring blocks of the type 'server_tool_use'",
         "ignoring the unknown request field 'betas'",
+        "ignoring the unknown request field 'mcp_servers'",
         "ignoring tools of the type 'web_search_20250305'",
     ]
 

@@ -185,3 +185,10 @@ async def test_a_silent_stream_pings(post, engine, monkeypatch):
     events = events_of((await post(stream=True)).text)
     assert [event["type"] for event in events].count("ping") > 3
     assert events[-1]["type"] == "message_stop"
+
+
+def test_arguments_that_no_constraint_has_made_are_no_input():
+    answer = whole(writer(), NOW.replace("{}", "[5]"))
+    assert [(block["type"], block.get("input")) for block in answer["content"]] == [("tool_use", {})]
+    answer = whole(writer(), NOW.replace("{}", "what"))
+    assert [(block["type"], block.get("input")) for block in answer["content"]] == [("tool_use", {})]

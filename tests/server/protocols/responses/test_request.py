@@ -56,7 +56,7 @@ CALLED = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
                 {"role": "assistant", "content": "b"},
                 {"role": "assistant", "content": "c"},
                 {"type": "function_call_output", "call_id": "c1", "output": "12"},
-                {"role": "assistant", "content": "d"},
+                {"role": "assistant", "content": [{"type": "refusal", "refusal": "d"}]},
             ],
             f"<a>b\nc{CALLED}<t>12<a>d",
         ),

@@ -84,6 +84,9 @@ async def test_a_cut_stream_ends_as_incomplete(stream, says):
     *_, last = await stream(tools=TOOLS)
     assert last["type"] == "response.incomplete"
     assert [item["status"] for item in last["response"]["output"]] == ["completed", "incomplete"]
+    says(f"{NOW}\n{LOOK[:20]}", end=FinishReason.LENGTH)
+    *_, last = await stream(tools=TOOLS)
+    assert [item["status"] for item in last["response"]["output"]] == ["completed"]
     says("", end=FinishReason.STOP)
     *_, last = await stream()
     assert last["type"] == "response.completed"
