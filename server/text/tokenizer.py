@@ -296,11 +296,13 @@ class Tokenizer:
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """The texts in lists of up to `JOB_CHARACTERS` characters; a longer text is a list of its own."""
     batch: list[str] = []
+    characters = 0
     for text in texts:
-        if batch and sum(map(len, batch)) + len(text) > JOB_CHARACTERS:
+        if batch and characters + len(text) > JOB_CHARACTERS:
             yield batch
-            batch = []
+            batch, characters = [], 0
         batch.append(text)
+        characters += len(text)
     if batch:
         yield batch
 
