@@ -1,5 +1,6 @@
 """Labels: texts of one token each, which stand for the answers to a question."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from itertools import islice, product
@@ -41,11 +42,7 @@ class Labels(NamedTuple):
 async def read_labels(tokenizer: Tokenizer, vocab_size: int) -> Labels:
     """The labels that this tokenizer has."""
     pairs = ["".join(pair) for pair in product(ascii_uppercase, repeat=2)]
-    words = [
-        word
-        for pattern in _WORDS
-        for word in islice(filter(pattern.fullmatch, map(tokenizer.spell, range(vocab_size))), MOST_WORDS)
-    ]
+    words = await asyncio.to_thread(_words, tokenizer, vocab_size)  # it may take a second
     numbers = [str(number) for number in range(1, MOST_LEVELS + 1)]
     texts = ["Yes", "No", *numbers, *ascii_uppercase, *pairs, *words]
     encoded = await tokenizer.encode(texts, add_special_tokens=False)
@@ -63,6 +60,14 @@ async def read_labels(tokenizer: Tokenizer, vocab_size: int) -> Labels:
         numbers=_without_gap([single.get(number) for number in numbers]),
         names=[*names.values()][:MOST_OPTIONS],
     )
+
+
+def _words(tokenizer: Tokenizer, vocab_size: int) -> list[str]:
+    return [
+        word
+        for pattern in _WORDS
+        for word in islice(filter(pattern.fullmatch, map(tokenizer.spell, range(vocab_size))), MOST_WORDS)
+    ]
 
 
 def _without_gap(labels: Sequence[Label | None]) -> list[Label]:

@@ -1,6 +1,8 @@
 """Questions in words, their labels, and probabilities as answers."""
 
+import asyncio
 from math import log
+from threading import Event
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +22,7 @@ def options(*texts):
 
 
 def test_a_predicate():
-    assert asked(predicate("Is it so?"), LABELS) == (one := asked(predicate("Is it so?"), LABELS))
+    one = asked(predicate("Is it so?"), LABELS)
     assert (one.text, one.labels) == ("Is it so? Answer yes or no.", YES_NO)
 
 
@@ -77,6 +79,20 @@ async def test_words_with_a_space_are_labels_only_if_others_are_too_few():
     more = [f"v{number}" for number in range(20)]
     enough = await read_labels(Words(words=["A", *spaced, *unspaced, *more], other=[0, 0]), 3261)
     assert [label.text for label in enough.names] == ["A", *unspaced, *more][:255]
+
+
+async def test_the_vocabulary_is_read_beside_the_event_loop():
+    is_free = Event()
+
+    class Waits(Words):
+        def spell(self, id_):
+            assert is_free.wait(10), "the loop stands still meanwhile"
+            return super().spell(id_)
+
+    reading = asyncio.create_task(read_labels(Waits(words=["A"], other=[0, 0]), 1))
+    await asyncio.sleep(0)
+    is_free.set()
+    assert [label.text for label in (await reading).names] == ["A"]
 
 
 def test_confidence():
