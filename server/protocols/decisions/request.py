@@ -6,7 +6,8 @@ from typing import Any
 
 from engine import InvalidRequest
 from server.decisions.questions import Option, Question, predicate
-from server.protocols.decisions.schema import DecisionDiffusion, DecisionItem, DecisionQuestion, DecisionRequest
+from server.protocols.decisions.items import DecisionItem
+from server.protocols.decisions.schema import DecisionDiffusion, DecisionQuestion, DecisionRequest
 from server.schemas.template import KNOWN_ROLES
 
 
