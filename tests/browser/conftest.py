@@ -41,6 +41,7 @@ class Desk:
         self.page = page
         self.url = url
         self.status = page.locator("#status")
+        self.prompt = page.locator("#prompt")
         self.errors: list[str] = []
         self.strangers: list[str] = []
         page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))

@@ -141,6 +141,26 @@ def test_on_a_phone_the_canvas_comes_into_view(desk_at, demo_server):
     expect(desk.pane().locator(".canvas")).to_be_in_viewport()
 
 
+def test_on_a_phone_the_grid_is_seen(desk_at, demo_server):
+    desk = desk_at(demo_server, viewport=SIZES["phone"]).open()
+    desk.run()
+    desk.wait_for_drawing()
+    canvas = desk.pane().locator(".canvas")
+    assert 0 <= canvas.bounding_box()["y"] < 250
+    heights = canvas.evaluate("canvas => [canvas.scrollHeight, canvas.clientHeight]")
+    assert heights[0] == heights[1], "a box that scrolls within the page"
+
+
+def test_on_a_phone_a_conversation_leaves_the_grid_in_view(desk_at, demo_server):
+    desk = desk_at(demo_server, viewport=SIZES["phone"]).open()
+    desk.page.check("[name=mode][value=chat]")
+    desk.run(message="What is the capital of Norway?")
+    desk.wait_for_drawing()
+    assert 0 <= desk.pane().locator(".canvas").bounding_box()["y"] < 250
+    boxes = [desk.pane().locator(f".{name}").bounding_box() for name in ("play", "step", "speed")]
+    assert max(box["y"] for box in boxes) < boxes[0]["y"] + boxes[0]["height"], "one row"
+
+
 def test_a_canvas_of_1024_positions_stays_smooth(desk, answered, pictures):
     """Processor time of a frame's script, style and layout: on a busy machine a clock would tell of its neighbours."""
     answered(1024)

@@ -13,23 +13,6 @@ from playwright.sync_api import expect
 pytestmark = pytest.mark.browser
 
 
-def test_a_selection_becomes_a_hole(desk):
-    desk.page.fill("#prompt", "Sort these numbers: 7 3 12 5. Answer: Sorted: 3 5 7 12.")
-    desk.page.locator("#prompt").evaluate("area => area.setSelectionRange(45, 54)")
-    desk.page.click("#hole")
-    tokens = httpx.post(f"{desk.url}/tokenize", json={"prompt": " 3 5 7 12"}).json()["count"]
-    expected = f"Sort these numbers: 7 3 12 5. Answer: Sorted:<|fill:{tokens}|>."
-    expect(desk.page.locator("#prompt")).to_have_value(expected)
-    body = desk.run()
-    assert body["prompt"] == expected
-    assert "max_tokens" not in body
-    text = desk.whole(body)["choices"][0]["text"]
-    expect(desk.pane().locator(".answer")).to_have_text(text)
-    assert text.startswith("Sort these numbers: 7 3 12 5. Answer: Sorted:")
-    desk.wait_for_drawing()
-    assert sum("token" in cell["marks"] for cell in desk.cells()) == tokens
-
-
 def test_only_changed_parameters_are_sent(desk):
     assert desk.run()["diffusion"] == {"trace": True}
     desk.pane().locator(".parameters summary").click()
@@ -55,6 +38,24 @@ def test_parameters_are_those_of_the_policies(desk):
     expect(desk.page.locator("#A-threshold")).to_be_visible()
 
 
+def test_what_the_model_refuses_is_not_offered_and_options_are_explained(desk):
+    page = desk.page
+    offered = page.locator("#A-cache option").evaluate_all("options => options.map(option => option.textContent)")
+    assert "window" in offered
+    assert not {"block", "sub_block"} & {*offered}
+    page.locator(".parameters summary >> nth=0").click()
+    desk.pane().locator(".all").check()
+    expect(page.locator("#A-sub_block_length")).to_be_hidden()
+    expect(page.locator("#A-unmask-hint")).to_have_text(re.compile("at least as sure as the threshold"))
+    page.select_option("#A-unmask", "random")
+    expect(page.locator("#A-unmask-hint")).to_have_text("A fixed number of tokens a step, anywhere in the block.")
+    hints = " ".join(desk.pane().locator(".hint").all_text_contents())
+    assert not re.search(r"arXiv|null|\d{4}\.\d{5}", hints)
+    assert "none means all of the canvas" in hints
+    page.fill("#A-lookahead", "none")
+    assert desk.run()["diffusion"]["lookahead"] is None
+
+
 @pytest.mark.parametrize(
     ("kind", "constraint", "is_valid"),
     [
@@ -71,25 +72,17 @@ def test_structured_output(desk, kind, constraint, is_valid):
     assert is_valid(desk.pane().locator(".answer").inner_text())
 
 
-def test_a_conversation_goes_on(desk):
-    desk.page.check("[name=mode][value=chat]")
-    desk.run(message="Sort these numbers: 7 3 12 5.", system="Be brief.")
-    turns = desk.page.locator("#turns li")
-    expect(turns).to_have_count(2)
-    expect(desk.page.locator("#message")).to_have_value("")
-    answer = desk.pane().locator(".answer").inner_text()
-    body = desk.run(message="Sort these numbers: 9 4.")
-    assert body["messages"] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Sort these numbers: 7 3 12 5."},
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": "Sort these numbers: 9 4."},
-    ]
-    expect(turns).to_have_count(4)
-    desk.page.get_by_label("Remove turn 2").click()
-    expect(turns).to_have_count(3)
-    desk.page.click("#fresh")
-    expect(turns).to_have_count(0)
+def test_each_kind_of_structure_has_its_own_text(desk):
+    page = desk.page
+    page.click("#structured summary")
+    page.select_option("#kind", "json")
+    page.fill("#constraint", "{}")
+    expect(page.locator("#constraint-label")).to_have_text("JSON Schema")
+    page.select_option("#kind", "regex")
+    expect(page.locator("#constraint")).to_have_value("")
+    expect(page.locator("#constraint-label")).to_contain_text("Regular expression")
+    page.select_option("#kind", "json")
+    expect(page.locator("#constraint")).to_have_value("{}")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +108,13 @@ def test_an_error_is_shown_at_its_field(desk, fields, words):
     expect(desk.pane().locator(".failure")).to_be_hidden()
     control.fill("0.5" if name.startswith("A") else "1")
     expect(control).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_an_error_changes_no_fields_width(desk):
+    width = desk.page.locator("#max_tokens").bounding_box()["width"]
+    desk.run(max_tokens="9999")
+    expect(desk.page.locator("#max_tokens")).to_have_attribute("aria-invalid", "true")
+    assert desk.page.locator("#max_tokens").bounding_box()["width"] == width
 
 
 def test_a_closed_group_opens_for_its_error(desk):
@@ -155,6 +155,16 @@ def test_keys_and_a_server_that_goes(desk_at, serve):
     desk.page.click("#run")
     expect(desk.pane().locator(".failure")).to_contain_text("cannot be reached")
     expect(page.locator("#run")).to_be_enabled()
+
+
+def test_a_key_that_no_header_holds(desk_at, serve):
+    with serve("demo", "--api-key", "sk-right") as url:
+        desk = desk_at(url)
+        desk.page.goto(f"{url}/")
+        expect(desk.page.locator("#key")).to_be_visible()
+        desk.page.fill("#key", "ключ")
+        desk.page.keyboard.press("Enter")
+        expect(desk.page.locator("#key")).to_have_accessible_description(re.compile("letters from A to Z"))
 
 
 def test_a_full_queue_and_a_broken_stream_are_told(desk):
@@ -199,35 +209,6 @@ def test_stop_ends_the_request(desk, how):
         desk.page.wait_for_timeout(100)
     else:
         pytest.fail("the server still decodes")
-
-
-def test_a_link_holds_what_is_asked(desk, desk_at):
-    desk.page.check("#compare")
-    desk.pane().locator(".parameters summary").click()
-    sent = desk.run(prompt="Ann's 100 % <b>, ünd 漢", A__unmask="factor", A__factor="0.5", seed="3", B__cache="none")
-    desk.page.click("#share")
-    expect(desk.page).to_have_url(re.compile("#"))
-    other = desk_at(desk.url).open(desk.page.url.removeprefix(f"{desk.url}/"))
-    expect(other.page.locator("#B-cache")).to_have_value("none")
-    assert other.run() == sent
-
-
-def test_a_hostile_link_is_text(desk_at, demo_server):
-    hostile = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
-    state = {
-        "mode": "chat",
-        "message": hostile,
-        "turns": [{"role": "user", "content": hostile, "more": hostile}],
-        "key": "stolen",
-        "__proto__": {"x": 1},
-    }
-    desk = desk_at(demo_server).open(f"#{json.dumps(state)}")
-    expect(desk.page.locator("#turns li")).to_have_count(1)
-    expect(desk.page.locator("#turns p")).to_have_text(hostile)
-    expect(desk.page.locator("#key")).to_have_value("")
-    desk.run()
-    assert desk.page.title() == "unmask"
-    assert desk.page.locator("img, main script").count() == 0
 
 
 @pytest.mark.parametrize("mode", ["prompt", "chat"])
