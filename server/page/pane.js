@@ -42,7 +42,7 @@ export class Pane {
   #listen() {
     this.find(".play").addEventListener("click", () => (this.pace ? this.#pause() : this.play()));
     this.find(".speed").addEventListener("change", () => this.pace && this.play());
-    this.find(".copy-answer").setAttribute("aria-label", `Copy the answer of pane ${name}`);
+    this.find(".copy-answer").setAttribute("aria-label", `Copy the answer of pane ${this.name}`);
     this.find(".copy-answer").addEventListener("click", ({ target }) => copy(this.run.text, target));
     this.find(".slider").addEventListener("input", (event) => {
       this.#pause();

@@ -92,6 +92,7 @@ def test_play_both(desk):
 def test_the_answer_is_copied_as_it_is(desk_at, demo_server):
     desk = desk_at(demo_server, permissions=["clipboard-read", "clipboard-write"]).open()
     body = desk.run(prompt="What is the capital of Norway?")
+    expect(desk.pane().locator(".copy-answer")).to_have_accessible_name("Copy the answer of pane A")
     desk.pane().locator(".copy-answer").click()
     expect(desk.pane().locator(".copy-answer")).to_have_text("Copied")
     assert desk.page.evaluate("navigator.clipboard.readText()") == desk.whole(body)["choices"][0]["text"]
