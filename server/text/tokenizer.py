@@ -1,11 +1,8 @@
-"""Conversion between strings and token ids by a checkpoint's own tokenizer, and the spelling of single tokens.
+"""A checkpoint's own tokenizer: texts and conversations as token ids, and ids as text (`server.text.decoder`).
 
 Texts become tokens in another process (`server.jobs`), which can be killed if a tokenizer or template hangs.
-Tokens become text here.
 """
 
-import asyncio
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -14,11 +11,11 @@ from typing import Any, Literal, get_args
 
 import transformers
 from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from engine import InvalidRequest, LoadError
 from server.jobs.workers import Failed, TookTooLong, Workers
+from server.text.decoder import Decoder
 from server.text.encoder import Endings, TooLong, Unreadable
 from server.text.turns import NoObject
 from server.text.turns import texts as texts_in
@@ -36,13 +33,13 @@ Job = Literal["encode", "encode_parts", "locate", "converse", "converse_each"]
 """The methods of `Encoder` that a job may call."""
 
 
-class Tokenizer:
+class Tokenizer(Decoder):
     """A checkpoint's own tokenizer. Thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        # Set once, and the backend used directly: transformers' own calls change both while other threads use it.
+        super().__init__(tokenizer.backend_tokenizer)
         self._tokenizer = tokenizer
-        self._backend: Backend = tokenizer.backend_tokenizer
+        # Set once, and the backend used directly: transformers' own calls change both while other threads use it.
         self._backend.no_truncation()
         self._backend.no_padding()
         if processor := self._backend.post_processor:
@@ -50,16 +47,6 @@ class Tokenizer:
             untrimmed = processor.__getstate__().replace(b'"trim_offsets":true', b'"trim_offsets":false')
             processor.__setstate__(untrimmed)
             self._backend.post_processor = processor
-        added = self._backend.get_added_tokens_decoder()
-        self._added = {id_: token.content for id_, token in added.items()}
-        self._special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        decoder = b"" if self._backend.decoder is None else self._backend.decoder.__getstate__()
-        self._is_byte_level = b'"ByteLevel"' in decoder
-        self._has_byte_tokens = b'"ByteFallback"' in decoder
-        if b'"Regex"' in decoder:
-            raise LoadError("its decoder searches by a regular expression, which could hang the server")
-        self._bytes: dict[int, bytes] = {}
-        """Cache of each token's bytes; at most as many entries as the vocabulary."""
         self._workers = Workers(
             "server.text.encoder:Encoder", self._setup, lanes=get_args(Lane), raises=(Unreadable, TooLong, NoObject)
         )
@@ -227,71 +214,6 @@ class Tokenizer:
                 )
         return read
 
-    def decode(self, ids: Sequence[int]) -> str:
-        if self._is_byte_level:
-            return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
-        return self._backend.decode(ids, skip_special_tokens=False)
-
-    async def decode_all(self, ids: Sequence[int]) -> str:
-        """The text of the ids, decoded in a thread because there may be many."""
-        return await asyncio.to_thread(self.decode, ids)
-
-    def without_special(self, ids: Sequence[int]) -> list[int]:
-        return [id_ for id_ in ids if id_ not in self._special_ids]
-
-    def bytes_of(self, id_: int) -> bytes:
-        """The bytes that a token adds to a text. For a special token its name; empty for an unknown id."""
-        known = self._bytes.get(id_)
-        if known is None:
-            known = self._bytes[id_] = self._read_bytes(id_)
-        return known
-
-    @property
-    def is_byte_level(self) -> bool:
-        """Whether each token adds the same bytes to a text wherever it stands."""
-        return self._is_byte_level
-
-    def spellings(self, size: int) -> list[bytes]:
-        """The bytes of the tokens 0 to `size` - 1; empty for special tokens and unknown ids, which no text holds."""
-        return [b"" if id_ in self._special_ids else self.bytes_of(id_) for id_ in range(size)]
-
-    def bytes_behind(self, id_: int, before: int | None) -> bytes:
-        """The bytes of the token after the token `before`, on which its leading space may depend."""
-        if before is None or self._is_byte_level or self._byte_token(id_):
-            return self.bytes_of(id_)
-        return self.decode([before, id_])[len(self.decode([before])) :].encode()
-
-    def _read_bytes(self, id_: int) -> bytes:
-        if id_ in self._added:
-            return self._added[id_].encode()
-        if not self._is_byte_level:
-            return self._byte_token(id_) or self.decode([id_]).encode()
-        letters = self._backend.id_to_token(id_) or ""
-        if all(letter in _BYTES for letter in letters):
-            return bytes(_BYTES[letter] for letter in letters)
-        return letters.encode()
-
-    def _byte_token(self, id_: int) -> bytes:
-        """The byte of a token like `<0xE2>`; empty for other tokens, and if the decoder has no byte fallback."""
-        if not self._has_byte_tokens:
-            return b""
-        name = _BYTE_TOKEN.fullmatch(self._backend.id_to_token(id_) or "")
-        return bytes.fromhex(name[1]) if name else b""
-
-    def spell(self, id_: int) -> str:
-        """One token as text. Bytes that are no whole characters are written as `bytes:\\xe2`, as OpenAI does."""
-        raw = self.bytes_of(id_)
-        if not raw:
-            return f"token_id:{id_}"
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
-
-    async def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token as the vocabulary writes it, looked up in a thread because there may be many."""
-        return await asyncio.to_thread(lambda: [self._backend.id_to_token(id_) or self.spell(id_) for id_ in ids])
-
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     """The texts in lists of up to `JOB_CHARACTERS` characters; a longer text is a list of its own."""
@@ -316,14 +238,3 @@ def _told_of(subject: str, param: str) -> Iterator[None]:
         raise InvalidRequest(f"{subject} takes too long over this.", param) from None
     except (Failed, Unreadable) as error:
         raise InvalidRequest(f"{subject} {error}.", param) from None
-
-
-def _byte_letters() -> dict[str, int]:
-    """The byte that each letter of GPT-2's printable alphabet stands for."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-
-
-_BYTES = _byte_letters()
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
