@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from string import ascii_uppercase
+from typing import Literal
 
 from engine import ConfigError
 from server.decisions.labels import MOST_LEVELS
@@ -60,16 +62,15 @@ def as_decision(question: Question) -> tuple[Decision, int]:
     asked = text[: how.start()] if how else text
     first, *rest = _OPTION.split(asked)
     labels, options = rest[::2], rest[1::2]
-    decision, answers = None, list(labels)
+    decision, answers = None, labels
     if question.choices:
-        decision = _of("choice", text, question.choices)
-        answers = list(question.choices)
-    elif question.is_yes is not None:
+        decision, answers = _of("choice", text, question.choices), [*question.choices]
+    elif text and question.is_yes is not None:
         return predicate(asked), 0 if question.is_yes else 1
     elif how and how[1] and 2 <= int(how[1]) <= MOST_LEVELS:
         answers = [str(number) for number in range(1, int(how[1]) + 1)]
         decision = _of("score", asked, answers)
-    elif len(labels) > 1 and labels == [chr(ord("A") + number) for number in range(len(labels))]:
+    elif len(labels) > 1 and ascii_uppercase.startswith("".join(labels)):
         decision = _of("choice", first, [option.strip() for option in options])
     right = [number for number, answer in enumerate(answers) if question.check(answer)]
     if not text or decision is None or len(right) != 1:
@@ -81,12 +82,8 @@ def as_decision(question: Question) -> tuple[Decision, int]:
     return decision, right[0]
 
 
-def _of(kind: str, instructions: str, options: Sequence[str]) -> Decision:
-    return Decision(
-        kind="score" if kind == "score" else "choice",
-        instructions=instructions,
-        options=tuple(Option(text=option) for option in options),
-    )
+def _of(kind: Literal["choice", "score"], instructions: str, options: Sequence[str]) -> Decision:
+    return Decision(kind=kind, instructions=instructions, options=tuple(Option(text=option) for option in options))
 
 
 def _row(task: str, found: Sequence[Sequence[float]], truths: Sequence[int]) -> DecisionRow:

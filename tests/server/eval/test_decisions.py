@@ -48,6 +48,14 @@ def test_others_are_refused(prompt):
         as_decision(asked(prompt, "2"))
 
 
+@pytest.mark.parametrize("task", ["yesno", "choice", "score"])
+def test_solved_examples_are_refused(task):
+    """A decision has no place for them."""
+    [question] = questions.from_tasks([task], 1, 1, 2)
+    with pytest.raises(ConfigError, match="of one message"):
+        as_decision(question)
+
+
 async def test_the_figures_by_hand():
     class Answerer:
         async def decide(self, decisions):
