@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -109,3 +109,9 @@ def error_code(body: str) -> str:
         return plain(f" {error.get('code') or error['type']}")
     except (ValueError, KeyError, TypeError, AttributeError):
         return ""
+
+
+def sum_reported(figures: Sequence[int | None]) -> int | None:
+    """The sum of what a server reports of each answer; None if it leaves out any."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if len(known) == len(figures) else None

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from server.arguments import Parser, count, positive
 from server.console import output
-from server.remote import call, connect, first_model
+from server.remote import call, connect, first_model, sum_reported
 
 MOST = 400
 """Questions of one request."""
@@ -100,16 +100,16 @@ async def _measure(args: argparse.Namespace) -> list[DecisionFigures]:
 
         async def decide_all() -> int | None:
             parts = [await decide(questions[first : first + MOST]) for first in range(0, len(questions), MOST)]
-            return _sum(parts)
+            return sum_reported(parts)
 
         async def decide_jointly() -> int | None:
             size = args.joint
             parts = [decide(questions[at : at + size], joint=True) for at in range(0, len(questions), size)]
-            return _sum(await asyncio.gather(*parts))
+            return sum_reported(await asyncio.gather(*parts))
 
         async def chat_all() -> int | None:
             room = asyncio.Semaphore(args.concurrency)
-            return _sum(await asyncio.gather(*(_chat(http, model, told, one, room) for one in questions)))
+            return sum_reported(await asyncio.gather(*(_chat(http, model, told, one, room) for one in questions)))
 
         ways: dict[str, Callable[[], Awaitable[int | None]]] = {"decisions": decide_all}
         if args.joint:
@@ -143,13 +143,8 @@ async def _chat(
 
 
 def _forwards(reply: Any) -> int | None:
-    forwards = (reply.get("usage", {}).get("diffusion") or {}).get("forwards")
+    forwards = ((reply.get("usage") or {}).get("diffusion") or {}).get("forwards")
     return forwards if isinstance(forwards, int) else None
-
-
-def _sum(parts: Sequence[int | None]) -> int | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None
 
 
 def _input(rng: Random, words: int) -> str:

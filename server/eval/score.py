@@ -7,6 +7,7 @@ from math import sqrt
 from server.eval.answers import EvalAnswer
 from server.eval.policy import WINDOW, PolicyPair
 from server.eval.questions import Question
+from server.remote import sum_reported
 
 Z95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
@@ -99,16 +100,16 @@ def make_row(
         n=len(questions),
         correct=sum(question.check(answer.text) for question, answer in zip(questions, answers, strict=True)),
         agreed=None if exact is None else int(agreed or 0),
-        tokens=_sum([answer.tokens for answer in answers]),
-        forwards=_sum([answer.forwards for answer in answers]),
-        rows=_sum([answer.rows for answer in answers]),
+        tokens=sum_reported([answer.tokens for answer in answers]),
+        forwards=sum_reported([answer.forwards for answer in answers]),
+        rows=sum_reported([answer.rows for answer in answers]),
         seconds=seconds,
     )
 
 
 def pooled(rows: Sequence[Row]) -> Row:
     """One row for all tasks, from rows of the same policy."""
-    agreed, tokens = _sum([row.agreed for row in rows]), _sum([row.tokens for row in rows])
+    agreed, tokens = sum_reported([row.agreed for row in rows]), sum_reported([row.tokens for row in rows])
     return Row(
         task="all",
         policy=rows[0].policy,
@@ -116,12 +117,7 @@ def pooled(rows: Sequence[Row]) -> Row:
         correct=sum(row.correct for row in rows),
         agreed=agreed,
         tokens=tokens,
-        forwards=_sum([row.forwards for row in rows]),
-        rows=_sum([row.rows for row in rows]),
+        forwards=sum_reported([row.forwards for row in rows]),
+        rows=sum_reported([row.rows for row in rows]),
         seconds=sum(row.seconds for row in rows),
     )
-
-
-def _sum(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
