@@ -173,9 +173,10 @@ class Decider:
         elif last["content"]:
             last["content"] += "\n"
         self._prompts.check_length(texts([*before, last]), "input")
-        longest, most = max(map(len, endings)), self._prompts.max_characters
-        if longest > most or sum(map(len, endings)) > LONGEST_TOGETHER * most:
-            raise self._prompts.too_long(longest if longest > most else sum(map(len, endings)), "questions")
+        lengths, most = [*map(len, endings)], self._prompts.max_characters
+        longest, together = max(lengths), sum(lengths)
+        if longest > most or together > LONGEST_TOGETHER * most:
+            raise self._prompts.too_long(longest if longest > most else together, "questions")
         try:
             return await self._tokenizer.converse_each([*before, last], endings, max_characters=most)
         except NoObject:

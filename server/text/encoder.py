@@ -127,9 +127,10 @@ class Encoder:
             raise Unreadable("does not show the last message and its answer once each")
         pieces = self.encode_parts(rendered, add_special_tokens=False)
         ending, answer = places
+        control = self._control_in(turns, [])
         return {
             "before": self._joined(pieces[: ending + 1], literals[:ending]),
-            "endings": [self._as_text(one, self._control_in(turns, [])) for one in endings],
+            "endings": [self._as_text(one, control) for one in endings],
             "opening": self._joined(pieces[ending + 1 : answer + 1], literals[ending + 1 : answer]),
             "closing": self._joined(pieces[answer + 1 :], literals[answer + 1 :]),
         }
