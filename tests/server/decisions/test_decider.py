@@ -31,6 +31,7 @@ from server.decisions.questions import Option, Question, predicate
 from server.observe.observer import Observers
 from server.prompts.prompts import PromptReader
 from server.replies.forwards import Forwards
+from server.text.encoder import Encoder, Unreadable
 from server.text.tokenizer import Tokenizer
 
 INPUT = [{"role": "user", "content": "Tom has a red box. " * 4}]
@@ -289,6 +290,13 @@ async def test_canvases_are_written_out_as_they_are_submitted(is_joint):
     assert decided.usage.prompt_tokens == sum(length for length, *_ in seen)
     assert len(decided.probabilities) == 400
     assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ messages[-1].content }}", TEMPLATE * 2])
+def test_a_template_that_does_not_show_the_question_and_its_answer_once_each(tokenizer, template):
+    encoder = Encoder(**{**tokenizer._setup(), "template": template})
+    with pytest.raises(Unreadable, match="once each"):
+        encoder.converse_each([{"role": "user", "content": "Hi."}], ["Is it so?"], max_characters=1000)
 
 
 async def test_too_much_is_refused_by_name(deciding, engine):

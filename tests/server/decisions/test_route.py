@@ -172,3 +172,19 @@ async def test_unknown_and_harmless_fields_pass(decide):
 async def test_an_engine_that_stops(decide, engine):
     engine.accepting = False
     assert (await decide()).status_code == 503
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+async def test_an_engine_that_says_nothing(decide, api, engine, monkeypatch, caplog, is_silent):
+    """No token at all, or a token without its probabilities."""
+    monkeypatch.setattr("tests.server.fake_engine.said_of", lambda *_: None)
+    engine.script = lambda _: [b"" if is_silent else b"A", FinishReason.LENGTH]
+    assert api.error_of(await decide(), 500)["type"] == "server_error"
+    assert f"The engine {'said nothing' if is_silent else 'did not say'}" in caplog.text
+
+
+async def test_a_model_without_a_template(decide, api, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", None)
+    error = api.error_of(await decide(), 400)
+    assert error["param"] == "input"
+    assert "no chat template" in error["message"]
