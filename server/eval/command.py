@@ -206,10 +206,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=64,
         help=f"longest answer; long stories have {questions.LONG_STORY} [default: 64]",
     )
-    what.add_argument("--calibration", action="store_true", help="of questions answered by Yes or No: the probability "
-                      "of Yes in one forward against the truth")  # fmt: skip
-    what.add_argument("--decisions", action="store_true", help="of questions answered by Yes or No, a letter, a number "
-                      "from 1 on, or one of `choices`: accuracy and calibration by /v1/decisions")  # fmt: skip
+    one_forward = what.add_mutually_exclusive_group()
+    one_forward.add_argument("--calibration", action="store_true", help="of questions answered by Yes or No: the "
+                             "probability of Yes in one forward against the truth")  # fmt: skip
+    one_forward.add_argument("--decisions", action="store_true", help="of questions answered by Yes or No, a letter, "
+                             "a number from 1 on, or one of `choices`: accuracy and calibration by "
+                             "/v1/decisions")  # fmt: skip
     what.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the tasks' problems there and end")
     how = parser.add_argument_group("how it is decoded (comma-separated lists)")
     how.add_argument("--cache", type=_names, help=f"of {','.join(CACHES)} [default: {defaults.cache}]")
