@@ -99,8 +99,8 @@ class Canvas:
 class TracedStep:
     """What one step did to one request. Positions are of its canvas, ascending.
 
-    The positions and tokens of all steps are the canvas, where a policy edits the last token at each position. Their
-    number is `Usage.forwards`, and the lengths of their `rows` add up to `Usage.rows_computed`.
+    The positions and tokens of all steps are the canvas: where a policy replaces tokens, the last one at each position.
+    Their number is `Usage.forwards`, and the lengths of their `rows` add up to `Usage.rows_computed`.
     """
 
     request_id: str

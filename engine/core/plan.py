@@ -27,7 +27,7 @@ class StepPlan:
     horizons: Ids
     """For each row, one past the last position that it sees."""
     targets: Ids
-    """Positions to score: masked ones, and in a block that `is_edited` decoded ones, too.
+    """Positions to score: masked ones, and in a block that `replaces_tokens` decoded ones, too.
 
     The logits of target t come from row t - shift, which is among `rows`.
 
@@ -179,7 +179,7 @@ class UnmaskPolicy(Protocol):
     reads_history: ClassVar[bool] = False
     """Whether it needs more of a request's `History` than what the last step decoded."""
 
-    edits: ClassVar[bool] = False
+    replaces_tokens: ClassVar[bool] = False
     """Whether it may replace tokens that it decoded in the open block; then these are targets, too.
 
     It needs a cache that `computes_block`, and a bounded number of steps in a block without masks (`is_done`).

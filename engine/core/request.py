@@ -69,12 +69,12 @@ class Block:
     """Denoising steps done in it."""
     is_computed: bool = False
     """Whether all its positions have had keys and values since it was opened."""
-    is_edited: bool = False
+    replaces_tokens: bool = False
     """Whether its decoded tokens may be replaced while it is open."""
     post_steps: int = 0
-    """Of a block that is edited: denoising steps that began without a mask in it."""
+    """Where tokens are replaced: denoising steps that began without a mask in it."""
     is_settled: bool = False
-    """Of a block that is edited: whether the last of them replaced nothing."""
+    """Where tokens are replaced: whether the last of them replaced nothing."""
 
     @classmethod
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
@@ -296,10 +296,10 @@ class Request:
     def targets(self) -> Ids:
         """Masked positions of the open block, or of its first sub-block that has any, ascending.
 
-        Most policies score these. Of a block that is edited, all its positions behind the prompt.
+        Most policies score these. Where `replaces_tokens`, all positions of the block behind the prompt.
         """
         start, end = self.block.start, self.block.end
-        if self.block.is_edited:
+        if self.block.replaces_tokens:
             return np.arange(max(start, self.answer_start), end)
         masked = start + np.flatnonzero(self.masked[start:end])
         if length := self.diffusion.sub_block_length:

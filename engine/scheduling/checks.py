@@ -34,7 +34,7 @@ def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLO
     _check_cache(resolved(submission.diffusion, spec).cache, spec)
     _check_name("diffusion.unmask", submission.diffusion.unmask, UNMASKS)
     _check_unmask(submission.diffusion.unmask, spec)
-    _check_edits(submission, spec)
+    _check_replacing(submission, spec)
     _check_block(submission.diffusion, spec, max_batch_rows)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
@@ -114,10 +114,10 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
     )
 
 
-def _check_edits(submission: Submission, spec: ModelSpec) -> None:
+def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
     """What a policy that replaces tokens cannot be combined with."""
     diffusion, sampling = submission.diffusion, submission.sampling
-    if not UNMASKS[diffusion.unmask].edits:
+    if not UNMASKS[diffusion.unmask].replaces_tokens:
         return
     named = f"diffusion.unmask {diffusion.unmask!r}, which replaces decoded tokens"
     if not CACHES[resolved(diffusion, spec).cache].computes_block:

@@ -243,7 +243,7 @@ def _open_block(request: Request, index: int, start: int) -> None:
     end = min(start + length, request.answer_end)
     fresh, lookahead = request.block.visible_end if index else 0, request.diffusion.lookahead
     request.block = Block.opened(request.masked, start, end, index=index, fresh=fresh, lookahead=lookahead)
-    request.block.is_edited = policy.edits
+    request.block.replaces_tokens = policy.replaces_tokens
 
 
 def _write(choice: Choice) -> None:
@@ -261,7 +261,7 @@ def _write(choice: Choice) -> None:
         is_in_block = computed > block.start
     if not len(plan.targets):
         return
-    if block.is_edited and not request.masked[block.start : block.end].any():
+    if block.replaces_tokens and not request.masked[block.start : block.end].any():
         block.post_steps += 1
         block.is_settled = not len(positions)
     assert len(positions) or block.is_settled, "a step that commits nothing; this is a bug of its unmask policy"

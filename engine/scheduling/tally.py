@@ -152,7 +152,7 @@ class Tally:
             return
         taken = [int(np.count_nonzero(choice.chosen)) for choice in choices]
         gains = [
-            _filled(choice) if choice.plan.request.block.is_edited else count
+            _filled(choice) if choice.plan.request.block.replaces_tokens else count
             for choice, count in zip(choices, taken, strict=True)
         ]
         rows = [len(choice.plan.rows) for choice in choices]

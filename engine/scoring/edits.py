@@ -129,7 +129,7 @@ def _edit(plan: StepPlan) -> Edit:
         penalties[tokens],
         added[tokens],
         None if allowed is None else np.fromiter(allowed, np.int64, len(allowed)),
-        _own(plan, penalties, added) if request.block.is_edited else None,
+        _own(plan, penalties, added) if request.block.replaces_tokens else None,
     )
 
 

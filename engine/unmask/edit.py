@@ -19,10 +19,10 @@ class Edit(UnmaskPolicy):
     A decoded token becomes another one whose confidence exceeds `editing_threshold`.
     """
 
-    edits = True
+    replaces_tokens = True
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Block-causal models only: keys and values of other blocks are computed before or after all edits."""
+        """Block-causal models only: keys and values of other blocks are computed before or after all replacements."""
         return spec.is_block_causal and not spec.shift
 
     def is_done(self, request: Request) -> bool:

@@ -20,17 +20,17 @@ SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset
 PROMPT = (1, 2, MASK, EOS, 1)
 
 
-def plan(num_targets=8, decoded=(), forwards=0, is_edited=False, **sampling):
+def plan(num_targets=8, decoded=(), forwards=0, replaces_tokens=False, **sampling):
     """A canvas with `decoded` (offset behind the prompt, token) pairs in it; what is left are its targets.
 
-    All are, where the block is edited.
+    All are, where tokens are replaced.
     """
     sampling = SamplingParams(max_tokens=num_targets, **sampling)
     diffusion = DiffusionParams(block_length=num_targets)
     submission = Submission(request_id="r", prompt_ids=PROMPT, sampling=sampling, diffusion=diffusion)
     check(submission, SPEC)
     request = Request.new(submission, SPEC)
-    request.decoding_steps, request.block.is_edited = forwards, is_edited
+    request.decoding_steps, request.block.replaces_tokens = forwards, replaces_tokens
     for offset, token in decoded:
         request.ids[len(PROMPT) + offset], request.masked[len(PROMPT) + offset] = token, False
         request.history.tokens.append(token)

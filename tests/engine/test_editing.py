@@ -168,7 +168,7 @@ def request(masked, tokens, **diffusion):
         diffusion=DiffusionParams(unmask="edit", **diffusion),
     )
     made = Request.new(submission, SPEC)
-    made.block.is_edited = True
+    made.block.replaces_tokens = True
     made.masked[5:8], made.ids[5:8] = masked, tokens
     return made
 

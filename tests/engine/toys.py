@@ -30,6 +30,6 @@ _BLOCK_CAUSAL = replace(_FULL, attention="block_causal", block_length=4)
 FULL_ATTENTION_UNMASKS = sorted(name for name, policy in UNMASKS.items() if policy.fits(_FULL))
 """Unmask policies of such models."""
 BLOCK_CAUSAL_UNMASKS = sorted(
-    name for name, policy in UNMASKS.items() if policy.fits(_BLOCK_CAUSAL) and not policy.edits
+    name for name, policy in UNMASKS.items() if policy.fits(_BLOCK_CAUSAL) and not policy.replaces_tokens
 )
 """Unmask policies of block-causal models with any cache; those that edit have tests of their own."""

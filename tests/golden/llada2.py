@@ -19,13 +19,13 @@ def takes(row: Row) -> bool:
 
 def through_plain_loop(checkpoint: Checkpoint, rows: Iterable[Row]) -> Iterator[Made]:
     for row in rows:
-        asked = {key: row[key] for key in (*_ASKED, *(_ASKED_OF_2_1 if _edits(row) else _ASKED_OF_2_0))}
-        decode, spec = decode_llada2_editing if _edits(row) else decode_llada2, checkpoint.spec
+        decode, keys = (decode_llada2_editing, _ASKED_OF_2_1) if _is_of_2_1(row) else (decode_llada2, _ASKED_OF_2_0)
+        asked, spec = {key: row[key] for key in (*_ASKED, *keys)}, checkpoint.spec
         decoded = decode(checkpoint.model, row["prompt"], mask_id=spec.mask_id, end_ids=spec.eos_ids, **asked)
         yield {"output": decoded.tokens, "nfe": decoded.forwards["denoise"], "block_nfe": decoded.denoise_per_block}
 
 
-def _edits(row: Row) -> bool:
+def _is_of_2_1(row: Row) -> bool:
     return "editing_threshold" in row
 
 
@@ -39,7 +39,7 @@ def asked(row: Row, name: str) -> Submission:
 
 
 def _policy(row: Row) -> dict[str, Any]:
-    if _edits(row):
+    if _is_of_2_1(row):
         return {"unmask": "edit", **{key: row[key] for key in _ASKED_OF_2_1}}
     steps = min(row["steps"], row["gen_length"] // row["minimal_topk"])
     return {"unmask": "low_confidence_dynamic", "denoising_steps": steps}
@@ -53,6 +53,6 @@ def expected(row: Row, spec: ModelSpec) -> Made:
     """
     cut = cut_at_stop(row, spec.eos_ids)
     has_end = len(cut) < len(row["output"])
-    fills_blocks = _edits(row) or (len(row["prompt"]) + row["gen_length"]) % row["block_length"] == 0
+    fills_blocks = _is_of_2_1(row) or (len(row["prompt"]) + row["gen_length"]) % row["block_length"] == 0
     is_exact = row["eos_early_stop"] if has_end else fills_blocks
     return {"output": cut[: row["gen_length"]], "forwards" if is_exact else "most_forwards": row["nfe"]}

@@ -63,7 +63,7 @@ def test_a_token_is_not_penalised_for_where_it_stands_itself(seed):
     decoded = [(offset, int(rng.integers(0, 6))) for offset in range(8) if rng.random() < 0.7]
     own = {"presence_penalty": 1.5, "frequency_penalty": 0.7, "repetition_penalty": 1.7, "logit_bias": ((3, 0.4),)}
     kept = {name: value for name, value in own.items() if rng.random() < 0.7}
-    plans = [plan(decoded=decoded, is_edited=is_edited, **kept) for is_edited in (True, False)]
+    plans = [plan(decoded=decoded, replaces_tokens=replaces_tokens, **kept) for replaces_tokens in (True, False)]
     logits, first = random_logits(plans, seed), 0
     assert len(plans[0].targets) == 8
     for asked, scores in zip(plans, score(logits.clone(), plans, MASK), strict=True):
