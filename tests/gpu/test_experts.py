@@ -26,29 +26,26 @@ def routed(device, rows, dtype):
     return x, chosen, weights, gate_up, down
 
 
-@pytest.fixture
-def grouped(device):
-    """`grouped(rows)`: what the grouped products take. Skips where there are none."""
+def bfloat16(device, rows):
+    """What is taken of them: grouped products from Hopper on, the definition elsewhere. None is skipped."""
+    return routed(device, rows, torch.bfloat16)
 
-    def given(rows):
-        values = routed(device, rows, torch.bfloat16)
-        if not mlps._has_grouped_products(values[0], values[-1]):
-            pytest.skip("torch has no grouped product of its own for this GPU")
-        return values
 
-    return given
+def test_grouped_products_are_taken_from_hopper_on(device):
+    has_them = torch.cuda.get_device_capability(device) >= (9, 0)
+    assert mlps.has_grouped_products(DIM, WIDTH, torch.bfloat16, device) == has_them
 
 
 @pytest.mark.parametrize("rows", [1, 32, 700])
-def test_grouped_products_are_their_definition(grouped, rows):
-    values = grouped(rows)
+def test_experts_in_bfloat16_are_their_definition_in_float32(device, rows):
+    values = bfloat16(device, rows)
     expected = mlps.by_definition(*(each.float() if each.is_floating_point() else each for each in values))
     error = (mlps.expert_mlps(*values).float() - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert error.max() < 2e-2
 
 
-def test_the_host_does_not_wait(grouped):
-    values = grouped(64)
+def test_the_host_does_not_wait(device):
+    values = bfloat16(device, 64)
     mlps.expert_mlps(*values)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -58,8 +55,8 @@ def test_the_host_does_not_wait(grouped):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_graph_holds_them(grouped):
-    values = grouped(64)
+def test_a_graph_holds_them(device):
+    values = bfloat16(device, 64)
     mlps.expert_mlps(*values)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
