@@ -26,6 +26,7 @@ from engine.execution.runner import (
     choose_max_model_len,
     enter_device,
     set_threads,
+    warn_of_slow_experts,
 )
 from engine.execution.warmup import warm_up
 from engine.kernels import native, proposals
@@ -105,6 +106,7 @@ def assemble(
         geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
     )
     kernel = choose_kernel(config, geometry, dtype, device)
+    warn_of_slow_experts(geometry, dtype, device)
     runner = Runner(model, pool, device, kernel)
     served = replace(spec, max_model_len=max_model_len)
     is_captured = config.cuda_graphs and kernel is not attend_spans

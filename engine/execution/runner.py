@@ -19,6 +19,7 @@ from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
 from engine.execution.graphs import Graphs, Replay, Shape, record
 from engine.kernels.attention import Heads, Kernel, KVPool, PagedContext, agrees, attend_spans
+from engine.kernels.experts.mlps import has_grouped_products
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
@@ -172,6 +173,22 @@ def choose_kernel(
         raise ConfigError(f"attention is 'triton', which does not work here ({cause}); leave it out")
     logger.warning("attention by Triton does not work here (%s): SDPA attends request by request", cause)
     return attend_spans
+
+
+def warn_of_slow_experts(geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Logs a warning where a CUDA device computes every expert for every row."""
+    moe = geometry.moe
+    if moe is None or not geometry.num_moe_layers or device.type != "cuda":
+        return
+    if not has_grouped_products(geometry.dim, moe.ff_dim, dtype, device):
+        logger.warning(
+            "every row goes through all %d experts, not through %d alone: grouped products need a GPU from Hopper on, "
+            "bfloat16, widths that are multiples of 8, and a torch that has them; this is %s in %s",
+            moe.num_experts,
+            moe.experts_per_token,
+            torch.cuda.get_device_name(device),
+            str(dtype).removeprefix("torch."),
+        )
 
 
 def choose_max_model_len(config: EngineConfig, spec: ModelSpec) -> int:

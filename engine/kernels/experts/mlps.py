@@ -36,8 +36,10 @@ def expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, do
         return torch.empty_like(x)
     if x.device.type == "cpu":
         return in_segments(x, chosen, weights, gate_up, down)
-    if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and _has_grouped_products(x, down):
-        return in_groups(x, chosen, weights, gate_up, down)
+    if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        dim, width = down.shape[1:]
+        if has_grouped_products(dim, width, x.dtype, x.device):
+            return in_groups(x, chosen, weights, gate_up, down)
     return by_definition(x, chosen, weights, gate_up, down)
 
 
@@ -92,12 +94,14 @@ def _sums(rows: Tensor, places: Tensor, per_row: int) -> Tensor:
     return F.embedding_bag(places.view(-1, per_row), rows, mode="sum")
 
 
-def _has_grouped_products(x: Tensor, down: Tensor) -> bool:
-    """They take bfloat16 whose rows begin at multiples of 16 bytes."""
-    dim, width = down.shape[1:]
+def has_grouped_products(dim: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `in_groups` serves rows of `dim` numbers and experts of `width` on this CUDA device.
+
+    Grouped products take bfloat16 whose rows begin at multiples of 16 bytes.
+    """
     return (
         hasattr(F, "grouped_mm")  # older versions of torch have none
-        and x.dtype == torch.bfloat16
+        and dtype == torch.bfloat16
         and dim % 8 == width % 8 == 0
-        and torch.cuda.get_device_capability(x.device)[0] >= _GROUPED_ARCHITECTURE
+        and torch.cuda.get_device_capability(device)[0] >= _GROUPED_ARCHITECTURE
     )

@@ -119,10 +119,10 @@ def test_products_are_of_few_numbers_of_rows(monkeypatch):
 
 def test_which_way_is_taken_on_cuda(monkeypatch):
     """Grouped products where they do not wait for the host, and else the definition, which does not either."""
+    cuda = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    fits = torch.empty(0, dtype=torch.bfloat16), torch.empty(8, 64, 48)
-    assert mlps._has_grouped_products(*fits)
-    assert not mlps._has_grouped_products(torch.empty(0), fits[1])
-    assert not mlps._has_grouped_products(fits[0], torch.empty(8, 64, 44))
+    assert mlps.has_grouped_products(64, 48, torch.bfloat16, cuda)
+    assert not mlps.has_grouped_products(64, 48, torch.float32, cuda)
+    assert not mlps.has_grouped_products(64, 44, torch.bfloat16, cuda)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert not mlps._has_grouped_products(*fits)
+    assert not mlps.has_grouped_products(64, 48, torch.bfloat16, cuda)
