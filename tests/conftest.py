@@ -109,7 +109,7 @@ def llada2_tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def published():
-    """`published("llada-8b")`: geometry and token ids of a published checkpoint's `config.json`."""
+    """`published("llada-8b")`: geometry and token ids of its `config.json`, or what is known of it (docs/models.md)."""
     return lambda name: json.loads((LLADA_TINY.parent / "published" / f"{name}.json").read_text())
 
 
