@@ -20,6 +20,7 @@ from engine.models.config_file import (
     Width,
     divided,
 )
+from engine.models.fused import gate_up_destinations, qkv_destinations
 from engine.models.layers import TransformerConfig
 from engine.models.weights import Destination, Destinations
 
@@ -85,26 +86,22 @@ class Config(ConfigFile):
 
 def destinations(config: TransformerConfig) -> Destinations:
     """Tensor names of the published checkpoints; `ff_proj` is the gate of the SwiGLU."""
-    q, kv, ff = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.ff_dim
     places = {
         "model.transformer.wte.weight": Destination("embed"),
         "model.transformer.ln_f.weight": Destination("norm.weight"),
     }
     if not config.tied_head:
         places["model.transformer.ff_out.weight"] = Destination("head.weight")
-    kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
     for i in range(config.num_layers):
         theirs, ours = f"model.transformer.blocks.{i}", f"blocks.{i}"
-        for kind in kinds:
-            places[f"{theirs}.q_proj.{kind}"] = Destination(f"{ours}.attention.qkv.{kind}", 0, q)
-            places[f"{theirs}.k_proj.{kind}"] = Destination(f"{ours}.attention.qkv.{kind}", q, kv)
-            places[f"{theirs}.v_proj.{kind}"] = Destination(f"{ours}.attention.qkv.{kind}", q + kv, kv)
+        q, k, v = (f"{theirs}.{name}_proj" for name in "qkv")
+        gate, up = f"{theirs}.ff_proj.weight", f"{theirs}.up_proj.weight"
+        places |= qkv_destinations(config, q, k, v, f"{ours}.attention.qkv")
+        places |= gate_up_destinations(gate, up, f"{ours}.mlp.gate_up.weight", config.ff_dim)
         places |= {
             f"{theirs}.attn_norm.weight": Destination(f"{ours}.attention_norm.weight"),
             f"{theirs}.attn_out.weight": Destination(f"{ours}.attention.out.weight"),
             f"{theirs}.ff_norm.weight": Destination(f"{ours}.mlp_norm.weight"),
-            f"{theirs}.ff_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", 0, ff),
-            f"{theirs}.up_proj.weight": Destination(f"{ours}.mlp.gate_up.weight", ff, ff),
             f"{theirs}.ff_out.weight": Destination(f"{ours}.mlp.down.weight"),
         }
     return places

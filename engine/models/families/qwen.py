@@ -16,6 +16,7 @@ from engine.models.config_file import (
     Width,
     divided,
 )
+from engine.models.fused import gate_up_destinations, qkv_destinations
 from engine.models.layers import TransformerConfig
 from engine.models.weights import Destination, Destinations
 
@@ -63,22 +64,16 @@ class QwenConfig(ConfigFile):
 
 def destinations(config: TransformerConfig) -> Destinations:
     """Tensor names of Qwen2, with biases of q, k and v, and of Qwen3, with norms of q and k instead, or experts."""
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     places = {
         "model.embed_tokens.weight": Destination("embed"),
         "model.norm.weight": Destination("norm.weight"),
     }
     if not config.tied_head:
         places["lm_head.weight"] = Destination("head.weight")
-    kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
     for i in range(config.num_layers):
         theirs, ours = f"model.layers.{i}", f"blocks.{i}"
-        for kind in kinds:
-            places |= {
-                f"{theirs}.self_attn.q_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", 0, q),
-                f"{theirs}.self_attn.k_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", q, kv),
-                f"{theirs}.self_attn.v_proj.{kind}": Destination(f"{ours}.attention.qkv.{kind}", q + kv, kv),
-            }
+        q, k, v = (f"{theirs}.self_attn.{name}_proj" for name in "qkv")
+        places |= qkv_destinations(config, q, k, v, f"{ours}.attention.qkv")
         if config.qk_norm:
             places |= {
                 f"{theirs}.self_attn.q_norm.weight": Destination(f"{ours}.attention.norms.q"),
@@ -111,8 +106,8 @@ def mlp_destinations(config: TransformerConfig, layer: int) -> Destinations:
 
 
 def _swiglu(theirs: str, gate_up: str, down: str, ff: int, expert: int | None = None) -> dict[str, Destination]:
+    gate, up = f"{theirs}.gate_proj.weight", f"{theirs}.up_proj.weight"
     return {
-        f"{theirs}.gate_proj.weight": Destination(gate_up, 0, ff, expert),
-        f"{theirs}.up_proj.weight": Destination(gate_up, ff, ff, expert),
+        **gate_up_destinations(gate, up, gate_up, ff, expert),
         f"{theirs}.down_proj.weight": Destination(down, expert=expert),
     }
