@@ -5,7 +5,7 @@ Knows no family, and only the contents of files.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 from engine.core.config import ModelSpec
@@ -76,6 +76,11 @@ def named_token(text: str, special_tokens: Mapping[str, int]) -> int:
     if text not in special_tokens:
         raise LoadError(f"the tokenizer lacks {text!r}, whose id stands in no config file")
     return special_tokens[text]
+
+
+def known_ids(texts: Iterable[str], special_tokens: Mapping[str, int]) -> set[int]:
+    """The ids of those texts that the tokenizer has as tokens."""
+    return {special_tokens[text] for text in texts if text in special_tokens}
 
 
 def divided(width: int, heads: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from engine.core.config import ModelSpec
-from engine.models.config_file import TokenId
+from engine.models.config_file import TokenId, known_ids
 from engine.models.families.qwen import QwenConfig, destinations
 
 __all__ = ["ARCHITECTURES", "Config", "destinations"]
@@ -27,7 +27,7 @@ class Config(QwenConfig):
 
     def spec(self, special_tokens: Mapping[str, int], generation_eos_ids: Sequence[int] = ()) -> ModelSpec:
         """`<|im_end|>` ends a chat turn beside `<|endoftext|>`; only the tokenizer knows its id."""
-        ends = {special_tokens[token] for token in _END_TOKENS if token in special_tokens}
+        ends = known_ids(_END_TOKENS, special_tokens)
         return ModelSpec(
             family="Dream",
             vocab_size=self.vocab_size,

@@ -19,6 +19,7 @@ from engine.models.config_file import (
     Vocabulary,
     Width,
     divided,
+    known_ids,
 )
 from engine.models.fused import gate_up_destinations, qkv_destinations
 from engine.models.layers import TransformerConfig
@@ -74,7 +75,7 @@ class Config(ConfigFile):
 
     def spec(self, special_tokens: Mapping[str, int], generation_eos_ids: Sequence[int] = ()) -> ModelSpec:
         """`<|eot_id|>` ends an Instruct answer beside `<|endoftext|>`; only the tokenizer knows its id."""
-        ends = {special_tokens["<|eot_id|>"]} if "<|eot_id|>" in special_tokens else set()
+        ends = known_ids(["<|eot_id|>"], special_tokens)
         return ModelSpec(
             family="llada",
             vocab_size=self.geometry.vocab_size,

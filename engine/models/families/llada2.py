@@ -21,6 +21,7 @@ from engine.models.config_file import (
     TokenId,
     Vocabulary,
     Width,
+    known_ids,
     named_token,
 )
 from engine.models.declared import LISTED
@@ -112,13 +113,12 @@ class Config(ConfigFile):
 
         Raises LoadError if the tokenizer lacks the mask or the end.
         """
-        turn_end = {special_tokens[TURN_END]} if TURN_END in special_tokens else set()
-        ends = {named_token(END, special_tokens), *self.eos_token_id, *generation_eos_ids}
+        ends = {named_token(END, special_tokens), *known_ids([TURN_END], special_tokens)}
         return ModelSpec(
             family="llada2_moe",
             vocab_size=self.vocab_size,
             mask_id=named_token(MASK, special_tokens),
-            eos_ids=frozenset(ends | turn_end),
+            eos_ids=frozenset({*ends, *self.eos_token_id, *generation_eos_ids}),
             max_model_len=self.max_position_embeddings,
             attention="block_causal",
             block_length=min(BLOCK, self.max_position_embeddings),

@@ -20,6 +20,7 @@ from engine.models.config_file import (
     Vocabulary,
     Width,
     divided,
+    known_ids,
     named_token,
 )
 from engine.models.declared import Contradiction
@@ -98,7 +99,7 @@ class Config(ConfigFile):
 
         Raises LoadError if the tokenizer has no mask.
         """
-        turn_end = {special_tokens[TURN_END]} if TURN_END in special_tokens else set()
+        turn_end = known_ids([TURN_END], special_tokens)
         return ModelSpec(
             family="llada_moe",
             vocab_size=self.vocab_size,
