@@ -30,7 +30,7 @@ class ScoredSlice:
         self,
         targets: TargetSlice,
         edits: Mapping[Request, Edit],
-        reported: Extent | None,
+        extent: Extent | None,
         with_entropy: bool,
         classes: ClassSlice | None,
         upload: Upload,
@@ -40,7 +40,7 @@ class ScoredSlice:
         self.classes = classes
         counts = [len(plan.targets) for plan in plans]
         total = sum(counts)
-        self._reported = Reported(plans, reported, upload) if reported else None
+        self._reported = Reported(plans, extent, upload) if extent else None
         self._edits = Edits(plans, edits, upload) if edits else None
         self._cut = VocabularyCut(counts, needs, upload) if any(need.vocabulary for need in needs) else None
         shaped = [_is_shaped(plan.request.sampling, need) for plan, need in zip(plans, needs, strict=True)]

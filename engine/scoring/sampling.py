@@ -82,10 +82,10 @@ class Shaping:
         """`rows` [shaped] of the targets `indices` [shaped] of `total`; `processed` [shaped] asks for such scores."""
         self.targets = Rows(indices, total, upload)
         narrowed = np.flatnonzero(is_narrowed(rows))
-        drawn, reported = np.flatnonzero(rows["temperature"] > 0), np.flatnonzero(processed)
-        self._narrowed, self._drawn, self._reported = (
+        drawn, scored = np.flatnonzero(rows["temperature"] > 0), np.flatnonzero(processed)
+        self._narrowed, self._drawn, self._processed = (
             _Shaped(some, rows, names, indices, total, upload)
-            for some, names in ((narrowed, NARROWING), (drawn, DRAWING), (reported, ("temperature",)))
+            for some, names in ((narrowed, NARROWING), (drawn, DRAWING), (scored, ("temperature",)))
         )
 
     def apply(self, logits: Tensor, tokens: Tensor, mask_id: int) -> None:
@@ -97,8 +97,8 @@ class Shaping:
             )
         if drawn := self._drawn:
             drawn.targets.put(tokens, draw(drawn.rows.of(own), drawn.parameters, mask_id))
-        if reported := self._reported:
-            reported.targets.put(logits, divide_by_temperature(reported.rows.of(own), reported.parameters))
+        if processed := self._processed:
+            processed.targets.put(logits, divide_by_temperature(processed.rows.of(own), processed.parameters))
 
 
 class _Shaped:

@@ -61,11 +61,11 @@ class Scoring:
         self._plain, self._others = (Rows(some, sum(counts), upload) for some in (plain, others))
         asking = [number for number, is_plain in enumerate(self._is_plain) if not is_plain]
         asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
-        self._reported, changes = extent(asked), edits(asked)
+        self._extent, changes = extent(asked), edits(asked)
         self._with_entropy = any(need.entropy or need.margin for need in its_needs)
         self._constrained = Constrained(plans, needs, mask_id, upload, tables or TableStore(upload.device))
         self._slices = [
-            ScoredSlice(targets, changes, self._reported, self._with_entropy, self._constrained.slice(targets), upload)
+            ScoredSlice(targets, changes, self._extent, self._with_entropy, self._constrained.slice(targets), upload)
             for targets in target_slices(asked, its_needs)
         ]
 
@@ -121,8 +121,7 @@ class Scoring:
         """The columns on the host -> each plan's scores."""
         columns, importance = list(others), iter(rollouts)
         asked = [plan for plan, is_plain in zip(self._plans, self._is_plain, strict=True) if not is_plain]
-        reported = self._reported
-        logprobs = iter(received(columns.pop(), asked, reported) if reported else [None] * len(asked))
+        logprobs = iter(received(columns.pop(), asked, self._extent) if self._extent else [None] * len(asked))
         firsts = {True: 0, False: 0}
         for plan, need, is_plain in zip(self._plans, self._needs, self._is_plain, strict=True):
             if not len(plan.targets):
