@@ -170,8 +170,7 @@ def decode_llada2(
     def ended() -> list[int]:
         """The known answer up to and with its first end; empty if it has none."""
         known = canvas.known_answer()
-        ends = [place for place, token in enumerate(known) if token in end_ids]
-        return known[: ends[0] + 1] if ends else []
+        return [] if set(end_ids).isdisjoint(known) else _to_first_end(known, end_ids)
 
     for start in range(prompt // block_length * block_length, length, block_length):
         end = start + block_length
@@ -190,9 +189,8 @@ def decode_llada2(
                 return Decoded(answer, {"denoise": sum(denoise)}, denoise)
         if ended():
             break
-    answer = canvas.answer(prompt + gen_length)
-    cut = ended()
-    return Decoded(cut if 0 < len(cut) < len(answer) else answer, {"denoise": sum(denoise)}, denoise)
+    answer = _to_first_end(canvas.answer(prompt + gen_length), end_ids)
+    return Decoded(answer, {"denoise": sum(denoise)}, denoise)
 
 
 @torch.inference_mode()
@@ -237,9 +235,14 @@ def decode_llada2_editing(
             denoise[-1] += 1
         if eos_early_stop and not set(end_ids).isdisjoint(canvas.known_answer()):
             break
-    answer = canvas.answer(prompt + gen_length)
+    answer = _to_first_end(canvas.answer(prompt + gen_length), end_ids)
+    return Decoded(answer, {"denoise": sum(denoise)}, denoise)
+
+
+def _to_first_end(answer: list[int], end_ids: Collection[int]) -> list[int]:
+    """The answer up to and with its first end; all of it if it has none."""
     ends = [place for place, token in enumerate(answer) if token in end_ids]
-    return Decoded(answer[: ends[0] + 1] if ends else answer, {"denoise": sum(denoise)}, denoise)
+    return answer[: ends[0] + 1] if ends else answer
 
 
 def _bounded(probabilities: Tensor, bound: float) -> Tensor:
