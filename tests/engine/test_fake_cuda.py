@@ -100,6 +100,27 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
     assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
 
 
+@pytest.mark.parametrize("capture", [None, rerun])
+def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
+    """Tokens that stand at targets have edits of their own."""
+    spec = replace(SPEC, max_model_len=128, attention="block_causal", block_length=8)
+    engine = cuda.engine(LLADA, spec, requests=40, kernel=paged_kernel, capture=capture)
+    edits = [edit for edit in EDITS if all(len(word) == 1 for word in edit.get("bad_words", ()))]
+    assert len(edits) > 5
+    for number, edit in enumerate(edits):
+        own = SamplingParams(max_tokens=24, ignore_eos=True, seed=number, **edit)
+        diffusion = DiffusionParams(unmask="edit", threshold=1.0, editing_threshold=0.0)
+        asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
+    for _ in range(4):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+    assert engine.stats().decoding.tokens_edited > len(edits)
+
+
 def test_a_step_without_any_target_ends_when_the_device_has_computed_it(cuda):
     spec = replace(SPEC, max_model_len=128, attention="block_causal", block_length=8)
     engine = cuda.engine(LLADA, spec, requests=1, kernel=paged_kernel)
@@ -168,6 +189,15 @@ def test_experts_launch_what_the_roofline_counts_whatever_their_number(cuda, mon
     layer = replace(moe, score="sigmoid", has_choice_bias=True, num_groups=4, groups_per_token=2, shared_ff_dim=64)
     assert a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=layer)) <= few + 2 * 20
     assert a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=layer), capture=launched_at_once) <= 30
+
+
+def test_without_grouped_products_the_host_does_not_wait_either(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    moe = MoEConfig(num_experts=8, experts_per_token=2, ff_dim=64, is_normalised=True)
+    few, many = (
+        a_block_step(cuda, 4, 2, geometry=replace(LLADA, moe=own)) for own in (moe, replace(moe, num_experts=16))
+    )
+    assert many > few, "every expert has kernels of its own"
 
 
 def test_a_step_through_a_graph_launches_it_and_the_scoring(cuda):
