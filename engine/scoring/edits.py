@@ -68,7 +68,7 @@ class Edit(NamedTuple):
     allowed: Ids | None
     """Ids of the only tokens that may be drawn; None is all."""
     own: Own | None = None
-    """Where decoded tokens are targets."""
+    """Where decoded tokens are targets of a request with penalties."""
 
 
 def edits(plans: Sequence[StepPlan]) -> dict[Request, Edit]:
@@ -111,6 +111,7 @@ def _edit(plan: StepPlan) -> Edit:
         is_named[request.ids[~request.masked]] = True
         is_named[stops] = False
         penalties[is_named] = np.clip(sampling.repetition_penalty, 1 / LARGEST_PENALTY, LARGEST_PENALTY)
+    counts = None
     if sampling.presence_penalty or sampling.frequency_penalty:
         counts = np.bincount(request.decoded_tokens, minlength=vocab)
         counts[stops] = 0
@@ -124,26 +125,33 @@ def _edit(plan: StepPlan) -> Edit:
     is_named[never], added[never] = True, -np.inf
     tokens = np.flatnonzero(is_named)
     allowed = sampling.allowed_ids
+    is_penalised = sampling.repetition_penalty != 1 or counts is not None
     return Edit(
         tokens,
         penalties[tokens],
         added[tokens],
         None if allowed is None else np.fromiter(allowed, np.int64, len(allowed)),
-        _own(plan, penalties, added) if request.block.replaces_tokens else None,
+        _own(plan, penalties, added, counts) if request.block.replaces_tokens and is_penalised else None,
     )
 
 
-def _own(plan: StepPlan, penalties: NDArray[np.float32], added: NDArray[np.float32]) -> Own:
-    """`penalties` and `added` [vocab] of the request, without what a token's own place adds to its counts."""
-    request, sampling, vocab = plan.request, plan.request.sampling, len(added)
+def _own(plan: StepPlan, penalties: NDArray[np.float32], added: NDArray[np.float32], counts: Ids | None) -> Own:
+    """`penalties` and `added` [vocab] of the request, without what a token's own place adds to its counts.
+
+    `counts` [vocab] are of penalised tokens in the answer; None if no penalty is by them.
+    """
+    request, sampling = plan.request, plan.request.sampling
     positions = plan.targets[~request.masked[plan.targets]]
     tokens = request.ids[positions]
-    is_first = np.bincount(request.decoded_tokens, minlength=vocab)[tokens] == 1
-    is_only = np.bincount(request.ids[~request.masked], minlength=vocab)[tokens] == 1
-    counts = ~np.isin(tokens, list(request.stop_ids))
-    given_back = counts * (sampling.frequency_penalty + sampling.presence_penalty * is_first)
-    own_penalties = np.where(is_only, np.float32(1), penalties[tokens])
-    return Own(positions, tokens, own_penalties, added[tokens] + given_back.astype(np.float32))
+    own_penalties, own_added = penalties[tokens], added[tokens]
+    if sampling.repetition_penalty != 1:
+        is_only = np.bincount(request.ids[~request.masked])[tokens] == 1
+        own_penalties[is_only] = 1
+    if counts is not None:
+        times = counts[tokens]
+        given_back = sampling.frequency_penalty * (times > 0) + sampling.presence_penalty * (times == 1)
+        own_added += given_back.astype(np.float32)
+    return Own(positions, tokens, own_penalties, own_added)
 
 
 class _Changes:
