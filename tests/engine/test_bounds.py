@@ -238,7 +238,7 @@ def test_penalties_of_a_long_canvas_are_not_sorted():
 def test_an_edit_is_worked_out_once_a_step_in_however_many_parts(monkeypatch):
     plan = Steps({"frequency_penalty": 1.0}, {"block_length": MAX_BLOCK}).scheduler.schedule()[0]
     worked_out, one_edit = [], engine.scoring.edits._edit
-    monkeypatch.setattr(engine.scoring.edits, "_edit", lambda request: worked_out.append(request) or one_edit(request))
+    monkeypatch.setattr(engine.scoring.edits, "_edit", lambda plan: worked_out.append(plan) or one_edit(plan))
     score(torch.randn(len(plan.targets), VOCAB), [plan], SPEC.mask_id)
     assert len(plan.targets) > 15 * 256
     assert len(worked_out) == 1

@@ -32,4 +32,4 @@ FULL_ATTENTION_UNMASKS = sorted(name for name, policy in UNMASKS.items() if poli
 BLOCK_CAUSAL_UNMASKS = sorted(
     name for name, policy in UNMASKS.items() if policy.fits(_BLOCK_CAUSAL) and not policy.replaces_tokens
 )
-"""Unmask policies of block-causal models with any cache; those that edit have tests of their own."""
+"""Unmask policies of block-causal models with any cache; those that replace tokens have tests of their own."""
