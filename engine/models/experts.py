@@ -75,7 +75,7 @@ class Router(nn.Module):
             ranked = _within_best_groups(ranked, config.num_groups, config.groups_per_token)
         chosen = ranked.topk(config.experts_per_token, dim=-1).indices
         weights = scores.gather(-1, chosen)
-        if config.is_normalised and config.experts_per_token > 1:
+        if config.is_normalised:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return chosen, weights * config.scale if config.scale != 1.0 else weights
 

@@ -102,7 +102,7 @@ class Config(ConfigFile):
                 has_choice_bias=True,
                 num_groups=self.n_group,
                 groups_per_token=self.topk_group,
-                is_normalised=True,
+                is_normalised=self.num_experts_per_tok > 1,  # a single one weighs what its sigmoid says
                 scale=self.routed_scaling_factor,
                 dense_layers=frozenset(range(min(self.first_k_dense_replace, self.num_hidden_layers))),
             ),

@@ -87,6 +87,12 @@ def test_routers_choose_and_weigh_by_their_definition(score, has_bias, groups, i
         assert weights[row].tolist() == pytest.approx(shares, rel=1e-4)
 
 
+def test_a_single_normalised_expert_weighs_the_scale_alone():
+    router = Router(4, MoEConfig(num_experts=3, experts_per_token=1, ff_dim=8, is_normalised=True, scale=2.5))
+    router.logits.weight.normal_()
+    assert router(torch.randn(5, 4))[1].flatten().tolist() == pytest.approx([2.5] * 5)
+
+
 def test_a_bias_chooses_and_does_not_weigh():
     router = Router(4, MoEConfig(num_experts=3, experts_per_token=1, ff_dim=8, score="sigmoid", has_choice_bias=True))
     router.logits.weight.zero_()

@@ -83,6 +83,11 @@ def test_groups_that_cannot_be(config, changes, message):
         Config.read({**config, **changes})
 
 
+@pytest.mark.parametrize(("experts", "is_normalised"), [(1, False), (2, True), (8, True)])
+def test_a_single_expert_of_a_token_is_not_normalised(config, experts, is_normalised):
+    assert Config.read({**config, "num_experts_per_tok": experts}).geometry.moe.is_normalised == is_normalised
+
+
 def test_logits_of_the_published_code(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 
