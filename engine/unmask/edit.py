@@ -37,8 +37,8 @@ class Edit(UnmaskPolicy):
         if np.count_nonzero(filled) < diffusion.num_to_transfer:
             filled = masked & top(np.where(masked, scores.log_odds, -np.inf), diffusion.num_to_transfer)
         differs = scores.tokens != request.ids[scores.positions]
-        edited = ~masked & differs & (scores.confidence > diffusion.editing_threshold)
-        return np.asarray(filled | edited)
+        replaced = ~masked & differs & (scores.confidence > diffusion.editing_threshold)
+        return np.asarray(filled | replaced)
 
     def is_forced(self, request: Request, scores: Scores) -> bool:
         masked = request.masked[scores.positions]
