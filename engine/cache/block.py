@@ -16,9 +16,10 @@ from engine.core.request import Ids, Request
 class BlockCache(CachePolicy):
     """Computes what is not final yet, up to the open block's end: exact.
 
-    That is the prompt, or the block decoded before, and the open block. Where logits are shifted, the first token of a
-    block is decoded from the row before the block, before any other: the forward that finishes the block before says
-    it, and no row of the open block is computed yet.
+    That is the prompt, or the block decoded before, and the open block. Where logits are shifted, or finished rows say
+    the next token, the first token of a block is decoded from the row before the block, before any other: the forward
+    that finishes the block before says it, and no row of the open block is computed yet. A draft is verified by the
+    same rows that it was made by, each of which then sees nothing behind itself.
     """
 
     attention = "block_causal"
@@ -26,17 +27,17 @@ class BlockCache(CachePolicy):
 
     def plan(self, request: Request) -> StepPlan:
         block = request.block
-        source = block.start - request.spec.shift
-        if 0 <= source < block.start and request.masked[block.start]:
-            first, targets = min(request.committed, source), np.array([block.start])
-            return _plan(request, np.arange(first, block.start), targets)
-        return _plan(request, np.arange(request.committed, block.end), request.targets)
+        if request.verifies:
+            return _plan_before(request, request.targets)
+        if 0 < request.lead <= block.start and request.masked[block.start] and not block.is_drafted:
+            return _plan_before(request, np.array([block.start]))
+        return _plan(request, np.arange(request.committed, block.rows_end), request.targets)
 
     def cut(self, plan: StepPlan, max_rows: int) -> StepPlan | None:
-        """Whole blocks before the open one, whose rows see nothing behind them, and no targets."""
-        request, length = plan.request, plan.request.block_length
+        """Rows before the open block's, of which no later row is seen, and no targets."""
+        request, length = plan.request, plan.request.commit_length
         first = int(plan.rows[0])
-        end = min((first + max_rows) // length * length, request.block.start)
+        end = min((first + max_rows) // length * length, request.block.rows_start)
         if not first < end < first + len(plan.rows):
             return None
         return replace(plan, rows=plan.rows[: end - first], horizons=plan.horizons[: end - first], targets=_NONE)
@@ -64,6 +65,19 @@ _NONE = np.empty(0, np.int64)
 
 
 def _plan(request: Request, rows: Ids, targets: Ids) -> StepPlan:
-    """Each row sees what stands up to the end of its own block."""
-    length = request.block_length
-    return StepPlan(request, rows, np.minimum((rows // length + 1) * length, request.block.end), targets)
+    """Each row of the open block sees all of it; each one before it what becomes final with it."""
+    is_open = rows >= request.block.rows_start
+    return StepPlan(request, rows, np.where(is_open, request.block.rows_end, _final(request, rows)), targets)
+
+
+def _plan_before(request: Request, targets: Ids) -> StepPlan:
+    """A plan whose targets, neighbours, are said by the rows before them; each row sees what becomes final with it."""
+    shift = request.spec.shift or 1
+    rows = np.arange(min(request.committed, targets[0] - shift), targets[-1] + 1 - shift)
+    return StepPlan(request, rows, _final(request, rows), targets, is_causal=request.spec.commits_causally)
+
+
+def _final(request: Request, rows: Ids) -> Ids:
+    """One past the last position that becomes final with each row."""
+    length = request.commit_length
+    return (rows // length + 1) * length

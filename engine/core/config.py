@@ -89,6 +89,9 @@ class ModelSpec:
     """The logits of the token at position t come from row t - shift; those of the first tokens from row 0."""
     attention: Literal["full", "block_causal"] = "full"
     """Every row sees the whole canvas (full), or only what stands up to the end of its block (block-causal)."""
+    commit: Literal["block", "causal"] = "block"
+    """What a finished row of a block-causal model sees, when its keys and values are kept: what stands up to the end of
+    its block, or up to itself, as in an autoregressive model. The open block's rows see all of it in either."""
     block_length: int | None = None
     """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
     strict_threshold: bool = False
@@ -98,3 +101,13 @@ class ModelSpec:
     def is_block_causal(self) -> bool:
         """Whether rows see nothing behind their block, so that keys and values of a decoded block are final."""
         return self.attention == "block_causal"
+
+    @property
+    def commits_causally(self) -> bool:
+        """Whether a finished row sees nothing behind itself: then it says what the next token is, too."""
+        return self.is_block_causal and self.commit == "causal"
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether blocks are multiples of their length, from the first position on."""
+        return self.is_block_causal and not self.commits_causally

@@ -130,12 +130,16 @@ class DiffusionParams:
     whole block (Fast-dLLM v2, arXiv 2509.26328). Each takes at least one step, whatever a schedule says."""
     steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
+    causal_first: bool = True
+    """Models whose finished rows are causal: these say each block's first token, as its published samplers have it;
+    false leaves it to diffusion, as vLLM does, which saves a forward a block. No effect on other models."""
     denoising_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """sequential, low_confidence_static, low_confidence_dynamic: steps over a block of full length; null is as many as
-    it has tokens (SDAR, arXiv 2510.06303)."""
+    it has tokens (SDAR, arXiv 2510.06303). confidence_threshold, low_confidence, leftmost: steps of a block at most."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold, certainty_threshold, low_confidence_dynamic, edit: confidence from which a token is accepted
-    (Fast-dLLM, arXiv 2505.22618); block-causal models accept what exceeds it."""
+    """threshold, confidence_threshold, certainty_threshold, low_confidence_dynamic, edit, and linear_spec's drafts:
+    confidence from which a token is accepted (Fast-dLLM, arXiv 2505.22618); some block-causal models accept what
+    exceeds it."""
     editing_threshold: Annotated[float, Ge(0), Le(1)] = 0.9
     """edit: a decoded token becomes another one whose confidence exceeds it, as long as its block is open (LLaDA2.1,
     arXiv 2602.08676)."""

@@ -29,7 +29,7 @@ class StepPlan:
     targets: Ids
     """Positions to score: masked ones, and in a block that `replaces_tokens` decoded ones, too.
 
-    The logits of target t come from row t - shift, which is among `rows`.
+    The logits of each come from one of the `sources`, which are among `rows`.
 
     A plan without targets only computes keys and values.
 
@@ -37,6 +37,18 @@ class StepPlan:
     """
     rollout: bool = False
     """Asks for `Scores.importance`, which takes attention weights."""
+    is_causal: bool = False
+    """Whether rows that see nothing behind themselves say the targets: that of target t is row t - 1 in any model."""
+
+    @property
+    def sources(self) -> Ids:
+        """For each target, the row that has its logits."""
+        return np.maximum(self.targets - (1 if self.is_causal else self.request.spec.shift), 0)
+
+    @property
+    def is_draft(self) -> bool:
+        """Whether what it decodes is a draft, of which a later step says whether it stands."""
+        return self.request.block.is_drafted and not self.is_causal
 
     @property
     def num_open(self) -> int:
@@ -185,8 +197,15 @@ class UnmaskPolicy(Protocol):
     It needs a cache that `computes_block`, and a bounded number of steps in a block without masks (`is_done`).
     """
 
+    drafts: ClassVar[bool] = False
+    """Whether what it decodes is a draft, whose block ends where causal rows would have said another token.
+
+    It needs a model that commits causally, and a cache that `computes_block`. `select` then sees all of the block
+    (`Request.verifies`), and takes the tokens that stand, with the one behind them.
+    """
+
     def fits(self, spec: ModelSpec) -> bool:
-        return not (self.cuts_canvas and spec.is_block_causal)
+        return not (self.cuts_canvas and spec.is_block_causal) and (spec.commits_causally or not self.drafts)
 
     def is_done(self, request: Request) -> bool:
         """Whether the open block ends, before whose part of the answer nothing is masked any more."""

@@ -49,6 +49,8 @@ class Submission:
     """A `TracedStep` is given out for each step."""
     tells_steps: bool = False
     """Outputs have `steps`."""
+    overshoots: bool = False
+    """The last block may begin at the answer's last token: what it holds behind that is no part of the answer."""
 
 
 @dataclass(slots=True)
@@ -74,7 +76,23 @@ class Block:
     post_steps: int = 0
     """Where tokens are replaced: denoising steps that began without a mask in it."""
     is_settled: bool = False
-    """Where tokens are replaced: whether the last of them replaced nothing."""
+    """Where tokens are replaced: whether the last of them replaced nothing. Of a draft: whether it is verified."""
+    is_drafted: bool = False
+    """Whether its tokens are a draft until causal rows have said the same.
+
+    Rows are then one position ahead: the last token before the block is denoised with it, and its own last position is
+    not drafted, since only the row before that says it.
+    """
+
+    @property
+    def rows_start(self) -> int:
+        """The first row that sees all of the block; those before it have final keys and values, once computed."""
+        return max(self.start - self.is_drafted, 0)
+
+    @property
+    def rows_end(self) -> int:
+        """One past the last row that is denoised."""
+        return self.end - self.is_drafted
 
     @classmethod
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
@@ -123,7 +141,8 @@ def positions_to_fill(submission: Submission, spec: ModelSpec) -> Ids:
     if not submission.holes:
         start, length = len(submission.prompt_ids), block_length(submission.diffusion, spec)
         grid = first_block_start(start, length, spec)
-        canvas = -(-(start + submission.sampling.max_tokens - grid) // length) * length
+        end = start + submission.sampling.max_tokens + (length - 1) * submission.overshoots
+        canvas = -(-(end - grid) // length) * length
         return np.arange(start, min(grid + canvas, spec.max_model_len))
     lengths = np.array([hole.length for hole in submission.holes])
     return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
@@ -132,9 +151,9 @@ def positions_to_fill(submission: Submission, spec: ModelSpec) -> Ids:
 def first_block_start(answer_start: int, length: int, spec: ModelSpec) -> int:
     """Where the first block starts that holds positions to fill: at the first of them.
 
-    The blocks of a block-causal model are multiples of `length`: the first one may begin with tokens of the prompt.
+    Where blocks are multiples of `length`, the first one may begin with tokens of the prompt.
     """
-    return answer_start // length * length if spec.is_block_causal else answer_start
+    return answer_start // length * length if spec.has_grid else answer_start
 
 
 def effective_constraint(sampling: SamplingParams, spec: ModelSpec) -> Constraint | None:
@@ -279,6 +298,22 @@ class Request:
         return block_length(self.diffusion, self.spec)
 
     @property
+    def commit_length(self) -> int:
+        """Positions whose keys and values are final together: a block's, or one alone where commits are causal."""
+        return self.block_length if self.spec.has_grid else 1
+
+    @property
+    def lead(self) -> int:
+        """How many rows before a block its first token is said, before any other; 0 if it is denoised with them."""
+        return self.spec.shift or int(self.spec.commits_causally and self.diffusion.causal_first)
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the open block is a whole draft, of which causal rows say next how much stands."""
+        block = self.block
+        return block.is_drafted and not self.masked[block.start : block.rows_end].any()
+
+    @property
     def first_block_start(self) -> int:
         return first_block_start(self.answer_start, self.block_length, self.spec)
 
@@ -296,9 +331,12 @@ class Request:
     def targets(self) -> Ids:
         """Masked positions of the open block, or of its first sub-block that has any, ascending.
 
-        Most policies score these. Where `replaces_tokens`, all positions of the block behind the prompt.
+        Most policies score these. Where `replaces_tokens`, all positions of the block behind the prompt; of a draft
+        that is to be verified, all its positions.
         """
-        start, end = self.block.start, self.block.end
+        start, end = self.block.start, self.block.rows_end
+        if self.verifies:
+            return np.arange(start, self.block.end)
         if self.block.replaces_tokens:
             return np.arange(max(start, self.answer_start), end)
         masked = start + np.flatnonzero(self.masked[start:end])

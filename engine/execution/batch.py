@@ -168,8 +168,7 @@ def tiles_of(spans: Sequence[Span], tile_rows: int) -> NDArray[np.int32]:
 def _logit_rows(plans: Sequence[StepPlan], rows: Ids, owners: Ids) -> Ids:
     """[targets] index into all plans' `rows` of the row with each target's logits; `owners` [rows] has rows' plans."""
     counts = [len(plan.targets) for plan in plans]
-    shifts = np.repeat([plan.request.spec.shift for plan in plans], counts)
-    sources = np.maximum(np.concatenate([plan.targets for plan in plans]) - shifts, 0)
+    sources = np.concatenate([plan.sources for plan in plans])
     stride = int(rows.max()) + 1  # so that the keys of all plans ascend
     keys, wanted = owners * stride + rows, np.repeat(np.arange(len(plans)), counts) * stride + sources
     indices: Ids = np.searchsorted(keys, wanted)

@@ -16,7 +16,7 @@ from torch import nn
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.models.config_file import ConfigFile
-from engine.models.families import dream, fast_dllm, llada, llada2, llada_moe, sdar, sdar_moe
+from engine.models.families import dream, fast_dllm, llada, llada2, llada_moe, nemotron, sdar, sdar_moe
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.weights import (
     Destinations,
@@ -52,6 +52,7 @@ FAMILIES: Mapping[str, Family] = {
     "sdar_moe": sdar_moe,
     "llada_moe": llada_moe,
     "llada2_moe": llada2,
+    "nemotron_labs_diffusion": nemotron,
 }
 """Name -> family: `model_type` of its `config.json`, or a name of ours where two families share one."""
 

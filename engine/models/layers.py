@@ -19,6 +19,7 @@ from engine.kernels.products import rotated
 from engine.kernels.proposals import bytes_per_logit, fuses, head, propose
 from engine.models.experts import Experts, MoE, MoEConfig
 from engine.models.mlp import MLP, Linear
+from engine.models.rotary import QueryScaling, Yarn, rotary_table
 
 
 class AttentionContext(Protocol):
@@ -52,6 +53,8 @@ class TransformerConfig:
     """Numbers of each head that are rotated, from its first on; None is all of them."""
     moe: MoEConfig | None = None
     """The experts of its layers; None is one MLP in each."""
+    yarn: Yarn | None = None
+    query_scaling: QueryScaling | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -120,14 +123,6 @@ class HeadNorms(nn.Module):
         return normalised(qk, weight, self.eps)
 
 
-def rotary_table(config: TransformerConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin [max_positions, 1, rotary_dim / 2] in float32."""
-    rotary_dim = config.rotary_dim or config.head_dim
-    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32) / rotary_dim
-    angles = torch.outer(torch.arange(config.max_positions, dtype=torch.float32), 1.0 / config.rope_theta**exponents)
-    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
-
-
 class Attention(nn.Module):
     """Rotary attention with q, k and v from one fused product: weight rows [all q heads | k heads | v heads]."""
 
@@ -139,14 +134,16 @@ class Attention(nn.Module):
         self.norms = HeadNorms(config) if config.qk_norm else None
         self.out = Linear(self.num_heads * self.head_dim, config.dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v as an `AttentionContext` takes them. `out` is applied to its result."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v as an `AttentionContext` takes them; q times `scale` [rows, 1, 1]. `out` is for its result."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [rows, heads + 2 * kv_heads, head_dim]
         qk, v = qkv.split((self.num_heads + self.num_kv_heads, self.num_kv_heads), dim=1)
         if self.norms is not None:
             qk = self.norms(qk)
         q, k = rotated(qk, cos, sin).split((self.num_heads, self.num_kv_heads), dim=1)
-        return q, k, v
+        return q if scale is None else q * scale.to(q.dtype), k, v
 
 
 class Block(nn.Module):
@@ -160,9 +157,9 @@ class Block(nn.Module):
         experts = config.moe if config.has_experts(layer) else None
         self.mlp = MoE(config.dim, experts) if experts else MLP(config.dim, config.ff_dim)
 
-    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x [rows, dim] -> q, k and v as `AttentionContext.attend` takes them."""
-        return self.attention(self.attention_norm(x), cos, sin)
+        return self.attention(self.attention_norm(x), cos, sin, scale)
 
     def after(self, x: Tensor, attended: Tensor) -> Tensor:
         """x [rows, dim] and attended [rows, heads * head_dim] -> [rows, dim]."""
@@ -187,6 +184,8 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    query_scale: Tensor | None
+    """[max_positions, 1, 1] what queries are multiplied by, where the model has a `query_scaling`."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -200,11 +199,19 @@ class Transformer(nn.Module):
             half = (config.rotary_dim or config.head_dim) // 2
             table = torch.empty(config.max_positions, 1, half, dtype=torch.float32)
             self.register_buffer(name, table, persistent=False)
+        scale = torch.empty(config.max_positions, 1, 1, dtype=torch.float32) if config.query_scaling else None
+        self.register_buffer("query_scale", scale, persistent=False)
         self.parts = Parts(Block.before, Block.after, Transformer.score)
 
     def fill_tables(self, device: torch.device | None = None) -> None:
         """Makes the rotary tables: on this device, or where tensors are made if none is given."""
-        self.cos, self.sin = (table.to(device) for table in rotary_table(self.config))
+        config = self.config
+        tables = rotary_table(
+            config.rotary_dim or config.head_dim, config.max_positions, config.rope_theta, config.yarn
+        )
+        self.cos, self.sin = (table.to(device) for table in tables)
+        if config.query_scaling:
+            self.query_scale = config.query_scaling.table(config.max_positions).to(device)
 
     def compile_parts(self) -> None:
         """Compiles the parts, for inference only: one graph each, for all layers and numbers of rows.
@@ -223,8 +230,9 @@ class Transformer(nn.Module):
         """
         x = F.embedding(ids, self.embed)
         cos, sin = self.cos[positions], self.sin[positions]
+        scale = None if self.query_scale is None else self.query_scale[positions]
         for layer, block in enumerate(self.blocks):
-            q, k, v = self.parts.before(block, x, cos, sin)
+            q, k, v = self.parts.before(block, x, cos, sin, scale)
             attended = context.attend(layer, q, k, v).flatten(1)
             if wanted is not None and layer + 1 == len(self.blocks):
                 x, attended = x[wanted], attended[wanted]

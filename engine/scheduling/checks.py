@@ -105,6 +105,11 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
     fitting = ", ".join(name for name, other in UNMASKS.items() if other.fits(spec))
     if policy.cuts_canvas:
         why = f"sets the length of blocks itself; the model is block-causal ({spec.family}), its blocks have one length"
+    elif policy.drafts:
+        why = (
+            "verifies its drafts by rows that see nothing behind themselves: for models whose finished rows do, and "
+            f"{spec.family} is none"
+        )
     else:
         why = (
             f"replaces decoded tokens: for block-causal models whose logits are not shifted, and {spec.family} is none"
@@ -115,11 +120,13 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
 
 
 def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
-    """What a policy that replaces tokens cannot be combined with."""
+    """What a policy that replaces tokens, or drafts them, cannot be combined with."""
     diffusion, sampling = submission.diffusion, submission.sampling
-    if not UNMASKS[diffusion.unmask].replaces_tokens:
+    policy = UNMASKS[diffusion.unmask]
+    if not (policy.replaces_tokens or policy.drafts):
         return
-    named = f"diffusion.unmask {diffusion.unmask!r}, which replaces decoded tokens"
+    does = "replaces decoded tokens" if policy.replaces_tokens else "verifies its drafts"
+    named = f"diffusion.unmask {diffusion.unmask!r}, which {does}"
     if not CACHES[resolved(diffusion, spec).cache].computes_block:
         fitting = ", ".join(name for name, policy in CACHES.items() if policy.computes_block)
         raise InvalidRequest(
@@ -135,6 +142,11 @@ def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"Structured outputs cannot be combined with {named}.", "diffusion.unmask")
     if any(len(word) > 1 for word in sampling.bad_words):
         raise InvalidRequest(f"bad_words of several tokens cannot be combined with {named}.", "bad_words")
+    if not policy.drafts:
+        return
+    for name, neutral in (("presence_penalty", 0.0), ("frequency_penalty", 0.0), ("repetition_penalty", 1.0)):
+        if getattr(sampling, name) != neutral:
+            raise InvalidRequest(f"{name} cannot be combined with {named}: it would count these.", name)
 
 
 def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: int) -> None:

@@ -1,8 +1,9 @@
 """Keys of pages: two pages with the same key hold the same keys and values, whichever request computed them.
 
 That is so for block-causal models only. Their keys and values at a position depend on the tokens up to the end of its
-block, and on where blocks end. So a page's key is the hash of all tokens up to the end of the block that its last
-position is in, of the block length, and of the request's salt. What else they depend on (weights, dtype) an engine has
+block, and on where blocks end; where commits are causal, each position is a block of its own in this. So a page's key
+is the hash of all tokens up to the end of the block that its last position is in, of the block length, and of the
+request's salt. What else they depend on (weights, dtype) an engine has
 only one of. Knows one request's state, but no pages.
 """
 
@@ -16,7 +17,7 @@ KEY_BYTES = 16
 
 def final_pages(request: Request, page_size: int, end: int) -> int:
     """Number of pages that depend on no position from `end` on."""
-    length = request.block_length
+    length = request.commit_length
     if page_size % length == 0:
         return end // page_size
     pages = end // page_size
@@ -27,7 +28,7 @@ def final_pages(request: Request, page_size: int, end: int) -> int:
 
 def page_keys(request: Request, page_size: int, count: int) -> list[bytes]:
     """Keys of the request's first `count` pages; all tokens that they depend on must be decoded."""
-    keys, length = request.page_keys, request.block_length
+    keys, length = request.page_keys, request.commit_length
     while len(keys) < count:
         first, last = len(keys) * page_size, (len(keys) + 1) * page_size
         start, end = (-(-place // length) * length for place in (first, last))

@@ -118,7 +118,7 @@ class Residency:
             return
         size, first = self.pool.page_size, request.committed // self.pool.page_size
         pages: list[int] = []
-        for key in page_keys(request, size, final_pages(request, size, request.block.start))[first:]:
+        for key in page_keys(request, size, final_pages(request, size, request.block.rows_start))[first:]:
             if (page := self.pool.adopt(key)) is None:
                 break
             pages.append(page)
@@ -141,7 +141,7 @@ class Residency:
         if request.is_prefilled:
             return []
         size = self.pool.page_size
-        count = final_pages(request, size, request.block.start)
+        count = final_pages(request, size, request.block.rows_start)
         return page_keys(request, size, count)[request.committed // size :]
 
     def _leaves_room(self, request: Request, running: Sequence[Request]) -> bool:

@@ -243,7 +243,7 @@ def _open_block(request: Request, index: int, start: int) -> None:
     end = min(start + length, request.answer_end)
     fresh, lookahead = request.block.visible_end if index else 0, request.diffusion.lookahead
     request.block = Block.opened(request.masked, start, end, index=index, fresh=fresh, lookahead=lookahead)
-    request.block.replaces_tokens = policy.replaces_tokens
+    request.block.replaces_tokens, request.block.is_drafted = policy.replaces_tokens, policy.drafts
 
 
 def _write(choice: Choice) -> None:
@@ -256,9 +256,9 @@ def _write(choice: Choice) -> None:
     is_in_block = True
     if request.spec.is_block_causal:
         # What was computed in the open block held masks. All before it is final, in the order in which it is computed.
-        request.committed = max(request.committed, min(computed, block.start))
-        request.is_prefilled |= request.committed == block.start
-        is_in_block = computed > block.start
+        request.committed = max(request.committed, min(computed, block.rows_start))
+        request.is_prefilled |= request.committed == block.rows_start
+        is_in_block = computed > block.rows_start
     if not len(plan.targets):
         return
     if block.replaces_tokens and not request.masked[block.start : block.end].any():
@@ -267,6 +267,8 @@ def _write(choice: Choice) -> None:
     assert len(positions) or block.is_settled, "a step that commits nothing; this is a bug of its unmask policy"
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
+    if block.is_drafted and plan.is_causal:
+        _end_draft(request, int(positions[-1]) + 1)
     if request.steps is not None:
         request.steps[positions] = request.forwards
     block.step += is_in_block  # the first token of a block whose logits are shifted comes before its first step
@@ -274,6 +276,14 @@ def _write(choice: Choice) -> None:
     _record(choice)
     if scores.logprobs is not None:
         request.logprobs.update(zip(positions.tolist(), scores.logprobs.of(chosen), strict=True))
+
+
+def _end_draft(request: Request, end: int) -> None:
+    """Ends the open block, all of whose rows have just been computed causally, behind the last token that stands."""
+    block = request.block
+    request.ids[end : block.end], request.masked[end : block.end] = request.spec.mask_id, True
+    block.end, block.is_settled = end, True
+    request.committed = block.rows_end
 
 
 def _record(choice: Choice) -> None:

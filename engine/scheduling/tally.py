@@ -150,11 +150,9 @@ class Tally:
         """Counts what a step computed and chose. Call it before the scheduler commits the choices."""
         if not choices:
             return
-        taken = [int(np.count_nonzero(choice.chosen)) for choice in choices]
-        gains = [
-            _filled(choice) if choice.plan.request.block.replaces_tokens else count
-            for choice, count in zip(choices, taken, strict=True)
-        ]
+        kept = [choice for choice in choices if not choice.plan.is_draft]
+        taken = sum(int(np.count_nonzero(choice.chosen)) for choice in kept)
+        gains = [_gained(choice) for choice in choices]
         rows = [len(choice.plan.rows) for choice in choices]
         in_block = needed = full = open_positions = prompts = denoising_steps = 0
         for choice, gain, num_rows in zip(choices, gains, rows, strict=True):
@@ -173,11 +171,11 @@ class Tally:
                 prompts += request.num_prompt_tokens
             account.decoded += gain
             account.steps += decodes
-            account.block_length = block.end - block.start
+            account.block_length = gain if block.is_drafted else block.end - block.start
         counts, num_rows = self._counts, sum(rows)
         counts["denoising_steps"] += denoising_steps
         counts["tokens_decoded"] += sum(gains)
-        counts["tokens_edited"] += sum(taken) - sum(gains)
+        counts["tokens_edited"] += taken - sum(gains)
         counts["tokens_forced"] += sum(choice.is_forced for choice in choices)
         counts["cache_lookups"] += needed
         counts["cache_hits"] += needed - num_rows
@@ -185,7 +183,7 @@ class Tally:
         counts["open_block_positions"] += open_positions
         self._rows[RowKind.BLOCK] += in_block
         self._rows[RowKind.REFRESH] += num_rows - in_block
-        self._confidence.add(np.concatenate([choice.scores.confidence[choice.chosen] for choice in choices]))
+        self._confidence.add(np.concatenate([[], *(choice.scores.confidence[choice.chosen] for choice in kept)]))
         self._tokens_per_forward.add([gain for gain in gains if gain])
         self._batch_requests.add([len(choices)])
         self._batch_rows.add([num_rows])
@@ -242,15 +240,19 @@ class _Account:
     block_length: int = 0
 
 
-def _filled(choice: Choice) -> int:
-    """How many masks become tokens, without tokens that replace others."""
-    return int(np.count_nonzero(choice.plan.request.masked[choice.plan.targets[choice.chosen]]))
+def _gained(choice: Choice) -> int:
+    """How many tokens the answer has more: drafts are none yet, nor are tokens that replace others."""
+    plan, chosen = choice.plan, choice.chosen
+    if plan.is_draft:
+        return 0
+    replaces_tokens = plan.request.block.replaces_tokens
+    return int(np.count_nonzero(plan.request.masked[plan.targets[chosen]] if replaces_tokens else chosen))
 
 
 def _rows_in_block(plan: StepPlan) -> int:
     """Number of rows, which ascend, from the one with the logits of the block's first position to the block's end."""
     rows, block = plan.rows, plan.request.block
-    start = max(block.start - plan.request.spec.shift, 0)
+    start = max(min(block.rows_start, block.start - max(plan.request.spec.shift, plan.is_causal)), 0)
     if rows[0] >= start and rows[-1] < block.end:
         return len(rows)
     first, last = np.searchsorted(rows, (start, block.end))

@@ -17,6 +17,8 @@ from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream
 from engine.unmask.edit import Edit
+from engine.unmask.linear_spec import LinearSpec
+from engine.unmask.remaining import ConfidenceThreshold, Leftmost, LowConfidence
 from engine.unmask.sdar import EntropyBounded, LowConfidenceDynamic, LowConfidenceStatic, Sequential, is_confident
 
 
@@ -154,14 +156,21 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "low_confidence_dynamic": LowConfidenceDynamic(),
     "entropy_bounded": EntropyBounded(),
     "edit": Edit(),
+    "confidence_threshold": ConfidenceThreshold(),
+    "low_confidence": LowConfidence(),
+    "leftmost": Leftmost(),
+    "linear_spec": LinearSpec(),
 }
 
 
 def effective(submission: Submission) -> Submission:
-    """The submission with its effective block length: the whole answer, if the policy itself cuts the canvas."""
+    """The submission with what its policy makes of the canvas.
+
+    Its block is the whole answer if the policy itself cuts the canvas; its last one may begin anywhere if it drafts.
+    """
     policy = UNMASKS.get(submission.diffusion.unmask)
     if policy is None or not policy.cuts_canvas:
-        return submission
+        return replace(submission, overshoots=policy is not None and policy.drafts)
     holes, length = submission.holes, submission.sampling.max_tokens
     if holes:
         length += holes[-1].offset - holes[0].offset  # with the known tokens between them
