@@ -36,6 +36,8 @@ FAST_DLLM_TINY = LLADA_TINY.with_name("fast-dllm-v2-tiny")
 SDAR_MOE_TINY = LLADA_TINY.with_name("sdar-moe-tiny")
 LLADA_MOE_TINY = LLADA_TINY.with_name("llada-moe-tiny")
 LLADA2_TINY = LLADA_TINY.with_name("llada2-tiny")
+NEMOTRON_TINY = LLADA_TINY.with_name("nemotron-tiny")
+NEMOTRON_SPEC_TINY = LLADA_TINY.with_name("nemotron-tiny-spec")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,6 +107,18 @@ def llada_moe_tiny() -> Path:
 def llada2_tiny() -> Path:
     """The same in LLaDA2's layout: block-causal, a dense layer, experts in groups beside a shared one."""
     return LLADA2_TINY
+
+
+@pytest.fixture(scope="session")
+def nemotron_tiny() -> Path:
+    """The same in Nemotron-Labs-Diffusion's layout: causal commits, YaRN from position 32 on, an adapter for drafts."""
+    return NEMOTRON_TINY
+
+
+@pytest.fixture(scope="session")
+def nemotron_spec_tiny() -> Path:
+    """The same, trained to count, so that drafts are accepted."""
+    return NEMOTRON_SPEC_TINY
 
 
 @pytest.fixture(scope="session")

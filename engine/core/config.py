@@ -94,6 +94,8 @@ class ModelSpec:
     its block, or up to itself, as in an autoregressive model. The open block's rows see all of it in either."""
     block_length: int | None = None
     """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
+    has_draft_adapter: bool = False
+    """Whether its weights have an adapter that rows of drafts may go through."""
     strict_threshold: bool = False
     """A confidence must exceed the threshold; if not, reaching it is enough."""
 

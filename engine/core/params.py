@@ -147,6 +147,8 @@ class DiffusionParams:
     """edit: steps in a block without masks, at most; it ends before if one of them replaces nothing."""
     num_to_transfer: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 1
     """edit: masks that become tokens in each step, at least."""
+    draft_adapter: bool = True
+    """linear_spec: drafts go through the checkpoint's adapter, where it has one; the text is the same without."""
     factor: Annotated[float, Gt(0), Lt(inf)] = 1.0
     """factor: accepts the n most confident while (n + 1)(1 - confidence) stays below it (Fast-dLLM)."""
     gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001

@@ -51,6 +51,13 @@ class StepPlan:
         return self.request.block.is_drafted and not self.is_causal
 
     @property
+    def adapted(self) -> Mask:
+        """bool [rows] that go through the model's adapter: the open block's, where they make a draft."""
+        request = self.request
+        is_asked = self.is_draft and request.diffusion.draft_adapter and request.spec.has_draft_adapter
+        return np.asarray(is_asked & (self.rows >= request.block.rows_start))
+
+    @property
     def num_open(self) -> int:
         """How many targets may become tokens now: those of the open block, which come first."""
         targets, end = self.targets, self.request.block.end

@@ -37,6 +37,8 @@ class FlatBatch:
     """The rows of each plan that does, in the plans' order. All rows of one see the same."""
     page_size: int
     """Positions whose slots are neighbours, from the first position on."""
+    adapted: NDArray[np.bool_] | None = None
+    """[rows] which go through the model's adapter; None if none does."""
 
     @property
     def pages(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
@@ -68,6 +70,7 @@ class FlatBatch:
         slots = (is_one and neighbours(self.write_slots)) or upload.add(self.write_slots)
         paged = self._add_pages(upload) if upload.device.type == "cuda" else None
         watched = [(span, self._add_visible(span, upload)) for span in self.watched]
+        adapted = None if self.adapted is None else upload.add(self.adapted)
 
         def batch() -> Batch:
             return Batch(
@@ -79,6 +82,7 @@ class FlatBatch:
                 watched=tuple(
                     Watched(Segment(start, stop, _arrived(visible)), []) for (start, stop, _), visible in watched
                 ),
+                adapted=adapted.tensor.unsqueeze(-1) if adapted else None,
             )
 
         return batch
@@ -98,7 +102,7 @@ class FlatBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A `FlatBatch` on a device: int64 tensors."""
+    """A `FlatBatch` on a device: int64 tensors, where nothing else is said."""
 
     ids: Tensor
     positions: Tensor
@@ -107,6 +111,8 @@ class Batch:
     logit_rows: Tensor
     layout: Layout
     watched: tuple[Watched, ...]
+    adapted: Tensor | None = None
+    """bool [rows, 1], if any row goes through the model's adapter."""
 
 
 def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
@@ -121,6 +127,7 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
     furthest = np.maximum.reduceat(horizons, [0, *stops[:-1]])
     # A kernel that walks page tables would read whatever lies behind them.
     assert (furthest <= [len(plan.request.slots) for plan in plans]).all(), "a row that sees positions without a slot"
+    adapted = np.concatenate([plan.adapted for plan in plans])
     spans: tuple[list[Span], list[Span]] = [], []
     for plan, start, stop in zip(plans, [0, *stops], stops, strict=False):
         spans[plan.rollout].append(Span(start, stop, plan.request.slots))
@@ -133,6 +140,7 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
         spans=tuple(spans[False]),
         watched=tuple(spans[True]),
         page_size=page_size,
+        adapted=adapted if adapted.any() else None,
     )
 
 

@@ -65,9 +65,10 @@ class Shape:
     """The slot that rows of padding write."""
 
     def takes(self, flat: FlatBatch) -> bool:
-        """Whether the batch can be padded to it. Attention weights are returned by no graph."""
+        """Whether the batch can be padded to it. No graph returns attention weights, or has
+        rows that go through an adapter."""
         is_small = max(len(flat.ids), len(flat.logit_rows)) <= self.rows and len(flat.spans) <= self.sequences
-        return is_small and not flat.watched
+        return is_small and not flat.watched and flat.adapted is None
 
     def arrays(self, flat: FlatBatch) -> tuple[NDArray[Any], ...]:
         """What a graph reads of the batch: ids, positions, write slots, logit rows, tiles, horizons and page table.

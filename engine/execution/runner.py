@@ -95,7 +95,7 @@ class Runner:
     def hidden(self, batch: Batch) -> Tensor:
         """[targets, dim], kernel by kernel. Fills the layers of the batch's watched segments."""
         context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
-        hidden: Tensor = self.model(batch.ids, batch.positions, context, batch.logit_rows)
+        hidden: Tensor = self.model(batch.ids, batch.positions, context, batch.logit_rows, batch.adapted)
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ file and a line in `FAMILIES`. Knows no policy, no batch, no KV.
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ from torch import nn
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
+from engine.models.adapter import CONFIG, WEIGHTS, read_adapter
 from engine.models.config_file import ConfigFile
 from engine.models.families import dream, fast_dllm, llada, llada2, llada_moe, nemotron, sdar, sdar_moe
 from engine.models.layers import Transformer, TransformerConfig
@@ -63,6 +65,8 @@ class Description(NamedTuple):
     family: Family
     geometry: TransformerConfig
     spec: ModelSpec
+    adapter: Path | None = None
+    """The folder of the adapter for drafts, if the checkpoint has one."""
 
 
 def find(model: str, revision: str | None = None) -> Description:
@@ -96,7 +100,12 @@ def describe(folder: Path) -> Description:
         )
     if spec.mask_id in spec.eos_ids:
         raise LoadError(f"{folder}: {spec.mask_id} is its mask and ends its answers")
-    return Description(family, config.geometry, spec)
+    adapter = folder / config.draft_adapter if config.draft_adapter else None
+    if adapter is None or not adapter.is_dir():
+        return Description(family, config.geometry, spec)
+    path = adapter / CONFIG
+    geometry = replace(config.geometry, draft_adapter=read_adapter(read_json(path), path))
+    return Description(family, geometry, replace(spec, has_draft_adapter=True), adapter)
 
 
 def load_model(
@@ -107,7 +116,8 @@ def load_model(
     Raises LoadError if tensors are missing or misshapen, before memory is taken for any of them.
     """
     model, destinations = _skeleton(description.geometry), description.family.destinations(description.geometry)
-    shards = find_tensors(folder, model, destinations)
+    others = [description.adapter / WEIGHTS] if description.adapter else []
+    shards = find_tensors(folder, model, destinations, others)
     model = _on_device(model, dtype, device)
     load_weights(model, shards, destinations, progress)
     return model

@@ -6,7 +6,7 @@ Knows no family, and only the contents of files.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
@@ -30,6 +30,9 @@ Theta = Annotated[float, Gt(0)]
 
 class ConfigFile(Declaration, ABC):
     """What all families' `config.json` have."""
+
+    draft_adapter: ClassVar[str | None] = None
+    """The subfolder with an adapter that drafts may go through, in checkpoints that have it."""
 
     eos_token_id: Annotated[list[TokenId], LISTED, FILLED]
     """One or several, as in transformers."""

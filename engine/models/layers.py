@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from engine.kernels.compiled import compiled
 from engine.kernels.products import rotated
 from engine.kernels.proposals import bytes_per_logit, fuses, head, propose
+from engine.models.adapter import Adapter, AdapterConfig
 from engine.models.experts import Experts, MoE, MoEConfig
 from engine.models.mlp import MLP, Linear
 from engine.models.rotary import QueryScaling, Yarn, rotary_table
@@ -55,6 +56,8 @@ class TransformerConfig:
     """The experts of its layers; None is one MLP in each."""
     yarn: Yarn | None = None
     query_scaling: QueryScaling | None = None
+    draft_adapter: AdapterConfig | None = None
+    """Of attention's output in all layers, for rows of drafts alone."""
 
     @property
     def num_parameters(self) -> int:
@@ -86,6 +89,8 @@ class TransformerConfig:
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = self.dim * qkv + self.num_heads * self.head_dim * self.dim + qkv * self.qkv_bias
         attention += 2 * self.head_dim * self.qk_norm
+        if self.draft_adapter:
+            attention += self.draft_adapter.parameters(self.num_heads * self.head_dim, self.dim)
         mlps = (self.num_layers - self.num_moe_layers) * 3 * self.dim * self.ff_dim
         tables = self.vocab_size * self.dim * (1 if self.tied_head else 2)
         return self.num_layers * (attention + 2 * self.dim) + mlps + tables + self.dim
@@ -133,6 +138,9 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim, config.qkv_bias)
         self.norms = HeadNorms(config) if config.qk_norm else None
         self.out = Linear(self.num_heads * self.head_dim, config.dim)
+        self.adapter = (
+            Adapter(config.draft_adapter, self.num_heads * self.head_dim, config.dim) if config.draft_adapter else None
+        )
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor | None = None
@@ -161,9 +169,11 @@ class Block(nn.Module):
         """x [rows, dim] -> q, k and v as `AttentionContext.attend` takes them."""
         return self.attention(self.attention_norm(x), cos, sin, scale)
 
-    def after(self, x: Tensor, attended: Tensor) -> Tensor:
-        """x [rows, dim] and attended [rows, heads * head_dim] -> [rows, dim]."""
+    def after(self, x: Tensor, attended: Tensor, adapted: Tensor | None = None) -> Tensor:
+        """x [rows, dim], attended [rows, heads * head_dim], and which rows go through the adapter -> [rows, dim]."""
         x = x + self.attention.out(attended)
+        if adapted is not None and self.attention.adapter is not None:
+            x = x + self.attention.adapter(attended, adapted)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -222,11 +232,17 @@ class Transformer(nn.Module):
         self.parts = Parts(compiled(before), compiled(after), compiled(score))
 
     def forward(
-        self, ids: Tensor, positions: Tensor, context: AttentionContext, wanted: Tensor | None = None
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        context: AttentionContext,
+        wanted: Tensor | None = None,
+        adapted: Tensor | None = None,
     ) -> Tensor:
         """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm.
 
         With `wanted` (int64 indices) of these rows alone: behind the last layer's attention, no other row is computed.
+        Rows that are `adapted` (bool [rows, 1]) go through the `draft_adapter`, where the model has one.
         """
         x = F.embedding(ids, self.embed)
         cos, sin = self.cos[positions], self.sin[positions]
@@ -236,7 +252,8 @@ class Transformer(nn.Module):
             attended = context.attend(layer, q, k, v).flatten(1)
             if wanted is not None and layer + 1 == len(self.blocks):
                 x, attended = x[wanted], attended[wanted]
-            x = self.parts.after(block, x, attended)
+                adapted = None if adapted is None else adapted[wanted]
+            x = self.parts.after(block, x, attended, adapted)
         return x
 
     def pack(self) -> None:

@@ -141,14 +141,18 @@ def generation_eos_ids(folder: Path) -> list[int]:
     return _GenerationConfig.read(read_json(path), path).eos_token_id or []
 
 
-def find_tensors(folder: Path, model: nn.Module, destinations: Destinations) -> dict[Path, list[str]]:
+def find_tensors(
+    folder: Path, model: nn.Module, destinations: Destinations, others: Sequence[Path] = ()
+) -> dict[Path, list[str]]:
     """Each file's tensor names, after a check that they are all that the model needs. Reads headers only.
+
+    `others` are files beside those of the folder itself.
 
     Raises LoadError if a tensor is missing, misshapen, of an unsupported dtype, or not known to the family.
     """
     parameters = dict(model.named_parameters())
     missing, shards = set(destinations), {}
-    for path in _shards(folder):
+    for path in (*_shards(folder), *others):
         with _opened(path) as shard:
             shards[path] = list(shard.keys())
             for name in shards[path]:

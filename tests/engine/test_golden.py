@@ -33,7 +33,7 @@ def test_wanted_rows_are_those_of_all_and_the_last_layer_computes_no_other(model
     ids, wanted = torch.arange(40) * 7 % model.config.vocab_size, torch.tensor([3, 39, 0])
     counts, after = [], model.parts.after
     model.parts = model.parts._replace(
-        after=lambda block, x, attended: counts.append(len(x)) or after(block, x, attended)
+        after=lambda block, x, *others: counts.append(len(x)) or after(block, x, *others)
     )
     try:
         with torch.inference_mode():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from engine import LoadError
-from tests.golden import dream, fast_dllm, llada, llada2, llada_moe, logits, sdar, through_engine
+from tests.golden import dream, fast_dllm, llada, llada2, llada_moe, logits, nemotron, sdar, through_engine
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Family, differences, read_rows
 
@@ -21,6 +21,7 @@ FAMILIES: Mapping[str, Family] = {
     "sdar_moe": sdar,
     "llada_moe": llada_moe,
     "llada2_moe": llada2,
+    "nemotron_labs_diffusion": nemotron,
 }
 """Name of a family -> how its rows are decoded."""
 

@@ -1,15 +1,18 @@
 """The logits of dense forwards against `logits.safetensors`.
 
 The file holds `input_ids_{i}` [rows] and `logits_{i}` [rows, vocab], and `block_length_{i}` or `block_{i}` [1] where
-attention is block-causal. Knows no family.
+attention is block-causal. Of a model that commits causally it has `prompt_{i}`, `block_{i}`, `filled_{i}` and
+`next_block_{i}` [rows], and the logits of what is done with them one after the other. Knows no family.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from engine.bench.block_causal import BlockCausalContext
+from engine.bench.causal_commit import CommittedSequence
 from engine.bench.reference import DenseContext
 from tests.golden.checkpoint import Checkpoint
 
@@ -20,6 +23,9 @@ LARGEST_DISTANCE = 1e-4
 def distances(checkpoint: Checkpoint) -> Iterator[float]:
     """The largest difference of each of the file's forwards."""
     tensors, model = load_file(checkpoint.folder / "logits.safetensors"), checkpoint.model
+    if checkpoint.spec.commits_causally:
+        yield from _committed_distances(checkpoint, tensors)
+        return
     for number in range(sum(name.startswith("input_ids_") for name in tensors)):
         ids, expected = tensors[f"input_ids_{number}"], tensors[f"logits_{number}"]
         block = tensors.get(f"block_length_{number}", tensors.get(f"block_{number}"))
@@ -27,3 +33,21 @@ def distances(checkpoint: Checkpoint) -> Iterator[float]:
         with torch.inference_mode():
             logits = model.logits(model(ids, torch.arange(len(ids)), context))
         yield float((logits - expected).abs().max())
+
+
+def _committed_distances(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Iterator[float]:
+    """A prompt is committed, a block looked at and committed, the next one looked at, with and without the adapter."""
+    for number in range(sum(name.startswith("prompt_") for name in tensors)):
+        kinds = ("prompt", "block", "filled", "next_block")
+        prompt, block, filled, after = (tensors[f"{kind}_{number}"].tolist() for kind in kinds)
+        sequence = CommittedSequence(checkpoint.model)
+        with torch.inference_mode():
+            made = {
+                "causal": sequence.append(prompt),
+                "denoise": sequence.look(block),
+                "commit": sequence.append(filled),
+                "next_denoise": sequence.look(after),
+                "next_draft_with_adapter": sequence.look(after, is_adapted=True),
+                "bidirectional": CommittedSequence(checkpoint.model).look([*prompt, *block]),
+            }
+        yield from (float((logits - tensors[f"{name}_{number}"]).abs().max()) for name, logits in made.items())

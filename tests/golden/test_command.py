@@ -39,7 +39,17 @@ def shortened(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny", "sdar_moe_tiny", "llada_moe_tiny", "llada2_tiny"],
+    [
+        "llada_tiny",
+        "dream_tiny",
+        "sdar_tiny",
+        "fast_dllm_tiny",
+        "sdar_moe_tiny",
+        "llada_moe_tiny",
+        "llada2_tiny",
+        "nemotron_tiny",
+        "nemotron_spec_tiny",
+    ],
 )
 def test_what_is_reproduced(command, shortened, request, name):
     code, printed = command(shortened(request.getfixturevalue(name)))

@@ -16,9 +16,11 @@ from engine.models.declared import Declaration
 from engine.models.families import qwen
 from engine.models.layers import TransformerConfig
 from engine.models.rotary import QueryScaling, Yarn
-from engine.models.weights import Destinations
+from engine.models.weights import Destination, Destinations
 
 ARCHITECTURES: tuple[str, ...] = ("NemotronLabsDiffusionModel",)
+
+ADAPTER = "linear_spec_lora"
 
 Scale = Annotated[float, Gt(0)]
 
@@ -42,6 +44,8 @@ class Config(ConfigFile):
 
     `dlm_paradigm` is not read: it says how the weights were trained, not how they are used.
     """
+
+    draft_adapter = ADAPTER
 
     mask_token_id: TokenId
     block_size: Annotated[int, Ge(1), Le(MAX_BLOCK)]
@@ -104,10 +108,19 @@ class Config(ConfigFile):
 
 
 def destinations(config: TransformerConfig) -> Destinations:
-    """Tensor names of the published checkpoints: Llama's, below an encoder and beside a head of another name."""
+    """Tensor names of the published checkpoints: Llama's, below an encoder and beside a head of another name.
+
+    Those of the adapter are PEFT's.
+    """
     places = {
         f"encoder.{name.removeprefix('model.')}": place
         for name, place in qwen.destinations(config).items()
         if name != "lm_head.weight"
     }
-    return {**places, "diffusion_head.weight": qwen.destinations(config)["lm_head.weight"]}
+    places["diffusion_head.weight"] = Destination("head.weight")
+    if config.draft_adapter:
+        for i in range(config.num_layers):
+            theirs, ours = f"base_model.model.encoder.layers.{i}.self_attn.o_proj", f"blocks.{i}.attention.adapter"
+            places[f"{theirs}.lora_A.weight"] = Destination(f"{ours}.down.weight")
+            places[f"{theirs}.lora_B.weight"] = Destination(f"{ours}.up.weight")
+    return places
