@@ -17,7 +17,7 @@ CONTEXT = 96
 PREFIXES = [np.random.default_rng(seed).integers(0, 5, 60).tolist() for seed in range(3)]
 
 
-def spec(shift=0):
+def spec(shift=0, commit="block"):
     return ModelSpec(
         family="toy",
         vocab_size=50,
@@ -27,6 +27,7 @@ def spec(shift=0):
         attention="block_causal",
         block_length=4,
         shift=shift,
+        commit=commit,
         strict_threshold=True,
     )
 
@@ -54,7 +55,7 @@ class Simulated:
 
     def final(self, request, position):
         """What the keys and values at a position of a decoded block depend on."""
-        length = request.block_length
+        length = request.commit_length
         return length, request.cache_salt, request.ids[: (position // length + 1) * length].tobytes()
 
     def step(self):
@@ -66,14 +67,13 @@ class Simulated:
             # A pure function of request and position, as a model's answer is.
             noise = np.random.default_rng([len(plan.request.ids), *plan.targets.tolist()])
             count = len(plan.targets)
-            scores = Scores(
-                plan.targets, plan.targets % 47, noise.normal(size=count), noise.random(count), noise.random(count)
-            )
+            tokens = plan.targets % 47 + plan.is_draft * (noise.random(count) < 0.2)  # some drafts are wrong
+            scores = Scores(plan.targets, tokens, noise.normal(size=count), noise.random(count), noise.random(count))
             choices.append(Choice(plan, scores, select(plan, scores)))
         return plans, self.scheduler.commit(choices)
 
     def compute(self, plan):
-        request, start = plan.request, plan.request.block.start
+        request, start, end = plan.request, plan.request.block.rows_start, plan.request.block.rows_end
         self.rows += len(plan.rows)
         for row in plan.rows.tolist():
             if row >= request.committed:
@@ -82,9 +82,10 @@ class Simulated:
                 holders = [live.id for live in self.scheduler.running if page in live.pages]
                 assert holders == [request.id], "a page is written that is shared, or nobody's"
                 assert page not in self.pool._key_of, "a page is written that others may adopt"
-                self.holds[slot] = self.final(request, row) if row < start else "open"
+                self.holds[slot] = self.final(request, row) if row < start or plan.is_causal else "open"
         for row, horizon in zip(plan.rows.tolist(), plan.horizons.tolist(), strict=True):
-            assert horizon == min((row // request.block_length + 1) * request.block_length, request.block.end)
+            length = request.commit_length
+            assert horizon == (end if row >= start and not plan.is_causal else (row // length + 1) * length)
             for position in range(min(horizon, start)):
                 held = self.holds.get(int(request.slots[position]))
                 assert held == self.final(request, position), "a row sees what is not its request's, or not final"

@@ -6,6 +6,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.core.output import FinishReason
 from engine.core.request import Request
+from engine.unmask.policies import effective
 from tests.engine.toys import BLOCK_CAUSAL_UNMASKS
 
 from .simulated import CONTEXT, PREFIXES, Simulated, spec, submission
@@ -20,12 +21,12 @@ class Crowd(RuleBasedStateMachine):
         rows=st.integers(32, 100),
         running=st.integers(1, 6),
         shares=st.booleans(),
-        shift=st.sampled_from([0, 1]),
+        kind=st.sampled_from([{}, {"shift": 1}, {"commit": "causal"}]),
     )
-    def start(self, page_size, spare, rows, running, shares, shift):
+    def start(self, page_size, spare, rows, running, shares, kind):
         pages = -(-CONTEXT // page_size) + spare
         self.world = Simulated(pages, page_size, max_batch_rows=rows, max_running=running, shares_prefixes=shares)
-        self.scheduler, self.pool, self.spec = self.world.scheduler, self.world.pool, spec(shift)
+        self.scheduler, self.pool, self.spec = self.world.scheduler, self.world.pool, spec(**kind)
         self.live, self.number = {}, 0
 
     @rule(
@@ -40,14 +41,18 @@ class Crowd(RuleBasedStateMachine):
         unmask=st.sampled_from(FITTING),
         threshold=st.floats(0, 1),
         denoising_steps=st.none() | st.integers(1, 8),
+        drafts=st.booleans(),
+        causal_first=st.booleans(),
     )
-    def submit(self, branch, fork, prompt, max_tokens, salt, sub, **diffusion):
-        if sub and (diffusion["block_length"] or 4) % sub == 0:
+    def submit(self, branch, fork, prompt, max_tokens, salt, sub, drafts, **diffusion):
+        if drafts and self.spec.commits_causally:
+            diffusion |= {"unmask": "linear_spec", "cache": "block"}
+        elif sub and (diffusion["block_length"] or 4) % sub == 0:
             diffusion["sub_block_length"] = sub
         self.number += 1
         max_tokens = min(max_tokens, CONTEXT - prompt)
         ids = [*PREFIXES[0][:fork], *branch[fork:]][:prompt]
-        new = Request.new(submission(self.number, ids, max_tokens, salt, **diffusion), self.spec)
+        new = Request.new(effective(submission(self.number, ids, max_tokens, salt, **diffusion)), self.spec)
         self.scheduler.add(new)
         self.live[new.id] = new
 
@@ -72,10 +77,11 @@ class Crowd(RuleBasedStateMachine):
         rows = sum(len(plan.rows) for plan in plans)
         longest = max(plan.request.block_length for plan in plans)
         assert rows <= max(self.scheduler._row_budget, longest) <= self.scheduler.max_batch_rows
+        ended = {output.request_id for output in outputs if output.finish_reason}
         for plan in plans:
             masked, committed = before[plan.request.id]
             progress = plan.request.masked.sum() < masked or plan.request.committed > committed
-            assert progress or plan.request.id not in self.live or plan.request.is_preempted
+            assert progress or plan.request.id in ended or plan.request.is_preempted
         for output in outputs:
             if output.finish_reason:
                 ended = self.live.pop(output.request_id)
