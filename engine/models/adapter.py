@@ -44,8 +44,8 @@ class AdapterFile(Declaration):
     use_dora: Literal[False] = False
     use_rslora: Literal[False] = False
     modules_to_save: None = None
-    alpha_pattern: dict[str, Any] | None = None
-    rank_pattern: dict[str, Any] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, int] | None = None
 
 
 def read_adapter(values: dict[str, Any], path: Path) -> AdapterConfig:

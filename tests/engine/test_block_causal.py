@@ -1,7 +1,7 @@
 """Block-causal families through the engine: published rows, plain loops, shared pages, small pools.
 
-The rows of `tests/data/sdar-tiny` and `tests/data/fast-dllm-v2-tiny` token for token in every way that an engine may
-run them, and random requests against the plain loops.
+The rows of `tests/data/` token for token in every way that an engine may run them, and random requests against the plain
+loops.
 """
 
 import random
@@ -17,7 +17,7 @@ from engine.cache.policies import CACHES
 from engine.kernels import native, proposals
 from engine.models import describe
 from tests.engine.faulty import FaultyRunner, find, outputs
-from tests.golden import fast_dllm, llada2, sdar
+from tests.golden import fast_dllm, llada2, nemotron, sdar
 from tests.golden.__main__ import FAMILIES
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import differences, read_rows
@@ -40,7 +40,7 @@ EVERY_ROW = ("as it starts", "without sharing", "room for one")
 SMALL = {"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8}
 
 
-@pytest.fixture(params=["sdar_tiny", "fast_dllm_tiny", "sdar_moe_tiny", "llada2_tiny"])
+@pytest.fixture(params=["sdar_tiny", "fast_dllm_tiny", "sdar_moe_tiny", "llada2_tiny", "nemotron_tiny"])
 def folder(request):
     return request.getfixturevalue(request.param)
 
@@ -55,7 +55,7 @@ def spec(folder):
     return describe(folder).spec
 
 
-LESS_ROOM = {"sdar-moe-tiny", "llada2-tiny"}
+LESS_ROOM = {"sdar-moe-tiny", "llada2-tiny", "nemotron-tiny"}
 """Folders whose rows are at most 192 tokens long, and fewer."""
 
 
@@ -132,6 +132,11 @@ def random_rows(family, count, seed):
             strategies = ("sequential", "low_confidence_static", "low_confidence_dynamic", "entropy_bounded")
             row |= {"gen_length": rng.randint(1, 24), "steps": rng.randint(1, length)}
             yield row | {"strategy": rng.choice(strategies), "eb_threshold": 15 * rng.random(), "stop_ids": []}
+        elif family is nemotron:
+            row |= {"gen_length": length * rng.randint(1, 24 // length), "eos": None, "causal_context": True}
+            row |= {"mode": rng.choice(("diffusion", "ar", "linear_spec", "canvas")), "adapter": rng.random() < 0.5}
+            policy = rng.choice(("confidence_threshold", "low_confidence", "leftmost"))
+            yield row | {"policy": policy, "max_steps": rng.randint(1, length)}
         else:
             row |= {"max_new_tokens": rng.randint(length, 24), "small_block": rng.choice([2, 4, length])}
             yield row | {"block_cache": rng.random() < 0.5, "sampler": "generate", "stop_ids": [], "finish": "length"}
