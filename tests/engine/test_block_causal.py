@@ -1,6 +1,6 @@
 """Block-causal families through the engine: published rows, plain loops, shared pages, small pools.
 
-The rows of `tests/data/` token for token in every way that an engine may run them, and random requests against the plain
+The rows of `tests/data/` token for token in every way that an engine may run them, and random requests against plain
 loops.
 """
 

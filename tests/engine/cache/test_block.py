@@ -139,3 +139,84 @@ def test_a_row_never_sees_masks_behind_its_own_block():
     rows, horizons, _ = plan(request)
     assert all(row < horizon <= row + 4 for row, horizon in zip(rows, horizons, strict=True))
     assert np.max(horizons) == request.block.end == request.block.visible_end
+
+
+CAUSAL = replace(SPEC, commit="causal", has_draft_adapter=True)
+
+
+def test_where_commits_are_causal_blocks_begin_behind_the_prompt_whose_last_row_says_their_first_token():
+    request = asked(prompt=6, max_tokens=7, spec=CAUSAL)
+    assert (request.block.start, request.block.end, request.canvas_end) == (6, 10, 14)
+    assert plan(request) == (list(range(6)), list(range(1, 7)), [6])
+    assert CACHES["block"].plan(request).sources.tolist() == [5]
+    request.masked[6] = False
+    assert plan(request) == (list(range(10)), [*range(1, 7), *[10] * 4], [7, 8, 9]), "if it lost its pages"
+    request.committed = 6
+    assert plan(request) == ([6, 7, 8, 9], [10] * 4, [7, 8, 9])
+    assert CACHES["block"].plan(request).sources.tolist() == [7, 8, 9]
+
+
+def test_a_first_token_that_is_left_to_diffusion_takes_no_forward_of_its_own():
+    request = asked(prompt=6, spec=CAUSAL, causal_first=False)
+    assert plan(request) == (list(range(10)), [*range(1, 7), *[10] * 4], [6, 7, 8, 9])
+    shifted = asked(prompt=8, spec=SHIFTED, causal_first=False)
+    assert plan(shifted)[2] == [8], "shifted logits have no other place"
+
+
+def test_a_block_of_one_position_is_autoregressive():
+    request = asked(prompt=6, spec=CAUSAL, block_length=1)
+    assert plan(request) == (list(range(6)), list(range(1, 7)), [6])
+    request.committed = 6
+    request.masked[6] = False
+    request.block = Block(1, 7, 8, num_masked=1, fresh=7, visible_end=8)
+    assert plan(request) == ([6], [7], [7])
+
+
+def test_prompts_whose_rows_are_causal_are_cut_anywhere():
+    request = asked(prompt=21, spec=CAUSAL)
+    whole = CACHES["block"].plan(request)
+    for most in (1, 5, 20):
+        part = CACHES["block"].cut(whole, most)
+        assert (part.rows.tolist(), part.horizons.tolist()) == (list(range(most)), list(range(1, most + 1)))
+        assert not len(part.targets)
+    assert CACHES["block"].cut(whole, 21) is None, "that is all of it"
+
+
+def drafted(committed=7):
+    """The block [8, 12) of a draft, behind a last token that is not committed."""
+    request = opened(asked(prompt=7, spec=CAUSAL, unmask="linear_spec"), start=8)
+    request.block.is_drafted, request.committed = True, committed
+    return request
+
+
+def test_a_draft_is_made_and_verified_by_the_same_rows():
+    request = drafted()
+    assert not request.verifies
+    assert plan(request) == ([7, 8, 9, 10], [11] * 4, [8, 9, 10]), "all see each other, the last token with them"
+    draft = CACHES["block"].plan(request)
+    assert draft.is_draft
+    assert (draft.sources.tolist(), draft.adapted.tolist()) == ([8, 9, 10], [True] * 4)
+    assert CACHES["block"].cut(draft, 3) is None
+    request.masked[8:11] = False
+    assert request.verifies
+    assert plan(request) == ([7, 8, 9, 10], [8, 9, 10, 11], [8, 9, 10, 11])
+    verification = CACHES["block"].plan(request)
+    assert not verification.is_draft
+    assert (verification.sources.tolist(), verification.adapted.tolist()) == ([7, 8, 9, 10], [False] * 4)
+    assert CACHES["block"].cut(verification, 3) is None
+
+
+def test_rows_of_the_context_go_through_no_adapter():
+    request = drafted(committed=3)
+    draft = CACHES["block"].plan(request)
+    assert draft.rows.tolist() == list(range(3, 11))
+    assert draft.horizons.tolist() == [4, 5, 6, 7, *[11] * 4]
+    assert draft.adapted.tolist() == [False] * 4 + [True] * 4
+    request.slots = PagePool(24, 4).slots(tuple(range(24)), 96)
+    other = drafted()
+    other.slots, other.diffusion = request.slots, replace(other.diffusion, draft_adapter=False)
+    both = lay_out([draft, CACHES["block"].plan(other)], 4, DUMP)
+    assert both.adapted.tolist() == [False] * 4 + [True] * 4 + [False] * 4
+    assert lay_out([CACHES["block"].plan(other)], 4, DUMP).adapted is None
+    part = CACHES["block"].cut(draft, 7)
+    assert part.rows.tolist() == [3, 4, 5, 6], "rows of the draft come together"
