@@ -74,7 +74,7 @@ def _plan_before(request: Request, targets: Ids) -> StepPlan:
     """A plan whose targets, neighbours, are said by the rows before them; each row sees what becomes final with it."""
     shift = request.spec.shift or 1
     rows = np.arange(min(request.committed, targets[0] - shift), targets[-1] + 1 - shift)
-    return StepPlan(request, rows, _final(request, rows), targets, is_causal=request.spec.commits_causally)
+    return StepPlan(request, rows, _final(request, rows), targets, is_causal=request.spec.says_next)
 
 
 def _final(request: Request, rows: Ids) -> Ids:

@@ -94,6 +94,8 @@ class ModelSpec:
     its block, or up to itself, as in an autoregressive model. The open block's rows see all of it in either."""
     block_length: int | None = None
     """The block that a block-causal checkpoint was trained with, in tokens; None for full attention."""
+    says_next: bool = False
+    """Whether finished rows of a model that commits causally say the next token, as an autoregressive model's do."""
     has_draft_adapter: bool = False
     """Whether its weights have an adapter that rows of drafts may go through."""
     strict_threshold: bool = False
@@ -106,7 +108,7 @@ class ModelSpec:
 
     @property
     def commits_causally(self) -> bool:
-        """Whether a finished row sees nothing behind itself: then it says what the next token is, too."""
+        """Whether a finished row sees nothing behind itself."""
         return self.is_block_causal and self.commit == "causal"
 
     @property

@@ -131,7 +131,7 @@ class DiffusionParams:
     steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """Denoising steps over the whole canvas, for policies that follow a schedule; null is as many as it has tokens."""
     causal_first: bool = True
-    """Models whose finished rows are causal: these say each block's first token, as its published samplers have it;
+    """Models whose finished rows say the next token: they say each block's first one, as Nemotron's own sampler has it;
     false leaves it to diffusion, as vLLM does, which saves a forward a block. No effect on other models."""
     denoising_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] | None = None
     """sequential, low_confidence_static, low_confidence_dynamic: steps over a block of full length; null is as many as

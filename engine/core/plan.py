@@ -38,7 +38,7 @@ class StepPlan:
     rollout: bool = False
     """Asks for `Scores.importance`, which takes attention weights."""
     is_causal: bool = False
-    """Whether rows that see nothing behind themselves say the targets: that of target t is row t - 1 in any model."""
+    """Whether finished rows say the targets: the logits of target t come from row t - 1, whatever the model's shift."""
 
     @property
     def sources(self) -> Ids:
@@ -207,12 +207,12 @@ class UnmaskPolicy(Protocol):
     drafts: ClassVar[bool] = False
     """Whether what it decodes is a draft, whose block ends where causal rows would have said another token.
 
-    It needs a model that commits causally, and a cache that `computes_block`. `select` then sees all of the block
-    (`Request.verifies`), and takes the tokens that stand, with the one behind them.
+    It needs a model whose finished rows say the next token, and a cache that `computes_block`. `select` sees all of a
+    whole draft's block (`Request.verifies`), and takes the tokens that stand, with the one behind them.
     """
 
     def fits(self, spec: ModelSpec) -> bool:
-        return not (self.cuts_canvas and spec.is_block_causal) and (spec.commits_causally or not self.drafts)
+        return not (self.cuts_canvas and spec.is_block_causal) and (spec.says_next or not self.drafts)
 
     def is_done(self, request: Request) -> bool:
         """Whether the open block ends, before whose part of the answer nothing is masked any more."""

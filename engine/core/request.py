@@ -305,7 +305,7 @@ class Request:
     @property
     def lead(self) -> int:
         """How many rows before a block its first token is said, before any other; 0 if it is denoised with them."""
-        return self.spec.shift or int(self.spec.commits_causally and self.diffusion.causal_first)
+        return self.spec.shift or int(self.spec.says_next and self.diffusion.causal_first)
 
     @property
     def verifies(self) -> bool:

@@ -107,7 +107,7 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
         why = f"sets the length of blocks itself; the model is block-causal ({spec.family}), its blocks have one length"
     elif policy.drafts:
         why = (
-            "verifies its drafts by rows that see nothing behind themselves: for models whose finished rows do, and "
+            "verifies its drafts by rows that say the next token: for models that are autoregressive ones, too, and "
             f"{spec.family} is none"
         )
     else:

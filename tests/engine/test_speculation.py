@@ -23,6 +23,7 @@ SPEC = ModelSpec(
     max_model_len=64,
     attention="block_causal",
     commit="causal",
+    says_next=True,
     block_length=4,
 )
 
@@ -173,8 +174,8 @@ def test_what_is_drawn_is_drawn_from_the_autoregressive_distribution(nemotron_ti
 @pytest.mark.parametrize(
     ("spec", "sampling", "diffusion", "param"),
     [
-        ({"attention": "full", "block_length": None}, {}, {}, "diffusion.unmask"),
-        ({"commit": "block"}, {}, {}, "diffusion.unmask"),
+        ({"attention": "full", "block_length": None, "says_next": False}, {}, {}, "diffusion.unmask"),
+        ({"says_next": False}, {}, {}, "diffusion.unmask"),
         ({}, {}, {"cache": "sub_block"}, "diffusion.cache"),
         ({}, {}, {"sub_block_length": 2, "block_length": 4}, "diffusion.sub_block_length"),
         ({}, {"constraint": any_text(SPEC), "ignore_eos": False}, {}, "diffusion.unmask"),

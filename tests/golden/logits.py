@@ -1,7 +1,7 @@
 """The logits of dense forwards against `logits.safetensors`.
 
 The file holds `input_ids_{i}` [rows] and `logits_{i}` [rows, vocab], and `block_length_{i}` or `block_{i}` [1] where
-attention is block-causal. Of a model that commits causally it has `prompt_{i}`, `block_{i}`, `filled_{i}` and
+attention is block-causal; or, of a model that commits causally, `prompt_{i}`, `block_{i}`, `filled_{i}` and
 `next_block_{i}` [rows], and the logits of what is done with them one after the other. Knows no family.
 """
 
@@ -23,7 +23,7 @@ LARGEST_DISTANCE = 1e-4
 def distances(checkpoint: Checkpoint) -> Iterator[float]:
     """The largest difference of each of the file's forwards."""
     tensors, model = load_file(checkpoint.folder / "logits.safetensors"), checkpoint.model
-    if checkpoint.spec.commits_causally:
+    if "prompt_0" in tensors:
         yield from _committed_distances(checkpoint, tensors)
         return
     for number in range(sum(name.startswith("input_ids_") for name in tensors)):

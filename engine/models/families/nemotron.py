@@ -103,6 +103,7 @@ class Config(ConfigFile):
             max_model_len=self.max_position_embeddings,
             attention="block_causal",
             commit="causal",
+            says_next=True,
             block_length=self.block_size,
         )
 

@@ -141,7 +141,7 @@ def test_a_row_never_sees_masks_behind_its_own_block():
     assert np.max(horizons) == request.block.end == request.block.visible_end
 
 
-CAUSAL = replace(SPEC, commit="causal", has_draft_adapter=True)
+CAUSAL = replace(SPEC, commit="causal", says_next=True, has_draft_adapter=True)
 
 
 def test_where_commits_are_causal_blocks_begin_behind_the_prompt_whose_last_row_says_their_first_token():

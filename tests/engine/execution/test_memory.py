@@ -55,13 +55,17 @@ def test_the_published_sizes(folder, name, max_model_len, billions, kib_per_toke
         ("sdar-8b", "sdar", 8.2, 144),
         ("fast-dllm-v2-1.5b", "Fast_dLLM_Qwen", 1.5, 28),
         ("fast-dllm-v2-7b", "Fast_dLLM_Qwen", 7.6, 56),
+        ("nemotron-labs-diffusion-3b", "nemotron_labs_diffusion", 3.8, 104),
+        ("nemotron-labs-diffusion-8b", "nemotron_labs_diffusion", 8.5, 136),
+        ("nemotron-labs-diffusion-14b", "nemotron_labs_diffusion", 13.5, 160),
     ],
 )
 def test_the_published_sizes_of_block_causal_families(folder, name, family, billions, kib_per_token):
-    """On a 24 GB card each has room for several canvases of its config."""
+    """On a card of 24 GB, or of 48 from 8.5 B parameters on, each has room for several canvases of its config."""
     settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     keys = ("max_model_len", "max_running_requests", "memory_fraction")
-    plan = plan_memory(EngineConfig(model=folder(name), **{key: settings[key] for key in keys}), 24_000_000_000)
+    card = 24_000_000_000 if billions < 8.5 else 48_000_000_000
+    plan = plan_memory(EngineConfig(model=folder(name), **{key: settings[key] for key in keys}), card)
     footprint = plan.footprints[settings["dtype"]]
     assert plan.family == family
     assert round(plan.num_parameters / 1e9, 1) == billions

@@ -51,7 +51,7 @@ def test_the_published_geometry(published, size, layers, parameters):
 def test_what_decoding_needs_to_know(published_8b):
     spec = Config.read(published_8b).spec({}, [2])
     assert (spec.mask_id, spec.shift, spec.vocab_size, spec.max_model_len) == (100, 0, 131_072, 262_144)
-    assert (spec.attention, spec.commit, spec.block_length) == ("block_causal", "causal", 32)
+    assert (spec.attention, spec.commit, spec.says_next, spec.block_length) == ("block_causal", "causal", True, 32)
     assert not spec.strict_threshold
     assert spec.eos_ids == {2, 11}
 

@@ -17,7 +17,7 @@ CONTEXT = 96
 PREFIXES = [np.random.default_rng(seed).integers(0, 5, 60).tolist() for seed in range(3)]
 
 
-def spec(shift=0, commit="block"):
+def spec(shift=0, commit="block", says_next=False):
     return ModelSpec(
         family="toy",
         vocab_size=50,
@@ -28,6 +28,7 @@ def spec(shift=0, commit="block"):
         block_length=4,
         shift=shift,
         commit=commit,
+        says_next=says_next,
         strict_threshold=True,
     )
 

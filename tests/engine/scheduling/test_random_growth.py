@@ -21,7 +21,7 @@ class Crowd(RuleBasedStateMachine):
         rows=st.integers(32, 100),
         running=st.integers(1, 6),
         shares=st.booleans(),
-        kind=st.sampled_from([{}, {"shift": 1}, {"commit": "causal"}]),
+        kind=st.sampled_from([{}, {"shift": 1}, {"commit": "causal"}, {"commit": "causal", "says_next": True}]),
     )
     def start(self, page_size, spare, rows, running, shares, kind):
         pages = -(-CONTEXT // page_size) + spare
@@ -45,7 +45,7 @@ class Crowd(RuleBasedStateMachine):
         causal_first=st.booleans(),
     )
     def submit(self, branch, fork, prompt, max_tokens, salt, sub, drafts, **diffusion):
-        if drafts and self.spec.commits_causally:
+        if drafts and self.spec.says_next:
             diffusion |= {"unmask": "linear_spec", "cache": "block"}
         elif sub and (diffusion["block_length"] or 4) % sub == 0:
             diffusion["sub_block_length"] = sub

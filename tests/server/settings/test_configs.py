@@ -17,6 +17,9 @@ BLOCK_CAUSAL = {
     "fast-dllm-v2-7b": "Efficient-Large-Model/Fast_dLLM_v2_7B",
     "sdar-30b-a3b": "JetLM/SDAR-30B-A3B-Chat",
 }
+NEMOTRON = {
+    f"nemotron-labs-diffusion-{size.lower()}": f"nvidia/Nemotron-Labs-Diffusion-{size}" for size in ("3B", "8B", "14B")
+}
 LLADA2 = {"llada2-mini": "inclusionAI/LLaDA2.0-mini", "llada2-flash": "inclusionAI/LLaDA2.0-flash"}
 
 
@@ -58,9 +61,18 @@ def test_the_configs_of_llada2(name, model):
     assert (diffusion.cache, diffusion.unmask, diffusion.threshold) == ("auto", "low_confidence_dynamic", 0.95)
 
 
+@pytest.mark.parametrize(("name", "model"), NEMOTRON.items())
+def test_the_configs_of_nemotron(name, model):
+    """The threshold of its own sampler; cache and block come from the engine."""
+    settings = load_settings(["--config", str(CONFIGS / f"{name}.yaml")], {})
+    assert (settings.engine.model, settings.model_names) == (model, (name, model))
+    diffusion = settings.diffusion
+    assert (diffusion.cache, diffusion.unmask, diffusion.block_length) == ("auto", "threshold", None)
+
+
 def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
-    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2}
+    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2, *NEMOTRON}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
     page = (CONFIGS.parent / "docs" / "models.md").read_text()
     assert [name for name in tested if f"`{name}`" not in page] == []
