@@ -154,6 +154,8 @@ class FakeCuda:
                     module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
         shape = (geometry.max_positions, 1, geometry.head_dim // 2)
         model.cos, model.sin = torch.empty(shape, device=CUDA), torch.empty(shape, device=CUDA)
+        if geometry.query_scaling:
+            model.query_scale = torch.empty(geometry.max_positions, 1, 1, device=CUDA)
         slots = requests * spec.max_model_len
         pool = KVPool(geometry.num_layers, slots, geometry.num_kv_heads, geometry.head_dim, dtype, CUDA)
         runner, config = Runner(model, pool, CUDA, kernel), EngineConfig(model="fake", max_running_requests=requests)

@@ -12,7 +12,9 @@ from engine.bench.roofline import MOE_LAUNCHES, QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
 from engine.kernels.transfer import to_device
+from engine.models.adapter import AdapterConfig
 from engine.models.experts import MoEConfig
+from engine.models.rotary import QueryScaling
 from engine.scoring import sampling
 from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
@@ -119,6 +121,31 @@ def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
         assert cuda.copies == ONCE
         assert not [output for output in outputs if output.finish_reason == "error"]
     assert engine.stats().decoding.tokens_edited > len(edits)
+
+
+@pytest.mark.parametrize("capture", [None, rerun])
+def test_steps_that_draft_through_an_adapter_beside_steps_that_verify(cuda, capture):
+    spec = replace(SPEC, max_model_len=128, attention="block_causal", commit="causal", says_next=True, block_length=8)
+    geometry = replace(
+        DREAM,
+        draft_adapter=AdapterConfig(rank=4, scale=4.0),
+        query_scaling=QueryScaling(beta=0.1, original_positions=32),
+    )
+    engine = cuda.engine(geometry, replace(spec, has_draft_adapter=True), kernel=paged_kernel, capture=capture)
+    drafting = set()
+    for number in range(8):
+        own = SamplingParams(max_tokens=24, temperature=0.8 * (number % 3 == 0), ignore_eos=True)
+        unmask = "linear_spec" if number % 4 else "leftmost"
+        diffusion = DiffusionParams(unmask=unmask, threshold=0.3 * (number % 2), draft_adapter=number % 5 > 0)
+        asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+        drafting.add(sum(one.block.is_drafted and not one.verifies for one in engine.scheduler.running))
+    assert len(drafting) > 2, "some draft in a step in which others verify"
 
 
 def test_a_step_without_any_target_ends_when_the_device_has_computed_it(cuda):
