@@ -11,7 +11,6 @@ import numpy as np
 from engine.core.plan import Scores, UnmaskPolicy
 from engine.core.ranking import top
 from engine.core.request import Mask, Request
-from engine.unmask.sdar import is_confident
 
 
 class LinearSpec(UnmaskPolicy):
@@ -30,7 +29,7 @@ class LinearSpec(UnmaskPolicy):
 
     def select(self, request: Request, scores: Scores) -> Mask:
         if not request.verifies:
-            confident = is_confident(request, scores)
+            confident = scores.confidence >= request.diffusion.draft_threshold
             return confident if confident.any() else top(scores.log_odds, 1)
         stands = scores.tokens[:-1] == request.ids[scores.positions[:-1]]
         return np.append(True, np.logical_and.accumulate(stands))

@@ -13,7 +13,7 @@ MODES = {
     "diffusion": {"threshold": 0.2},
     "blocks of four": {"block_length": 4},
     "autoregressive": {"block_length": 1},
-    "self-speculation": {"unmask": "linear_spec", "threshold": 0.0},
+    "self-speculation": {"unmask": "linear_spec"},
     "no first token": {"causal_first": False, "unmask": "leftmost"},
 }
 

@@ -136,7 +136,7 @@ def test_steps_that_draft_through_an_adapter_beside_steps_that_verify(cuda, capt
     for number in range(8):
         own = SamplingParams(max_tokens=24, temperature=0.8 * (number % 3 == 0), ignore_eos=True)
         unmask = "linear_spec" if number % 4 else "leftmost"
-        diffusion = DiffusionParams(unmask=unmask, threshold=0.3 * (number % 2), draft_adapter=number % 5 > 0)
+        diffusion = DiffusionParams(unmask=unmask, draft_threshold=0.3 * (number % 2), draft_adapter=number % 5 > 0)
         asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(asked))
         with cuda.step() as (waits, _):

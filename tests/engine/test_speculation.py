@@ -42,7 +42,7 @@ def prompt(nemotron_spec_tiny):
 
 
 def asked(prompt, name="r", max_tokens=40, diffusion=None, **sampling):
-    given = {"unmask": "linear_spec", "block_length": 8, "threshold": 0.0, **(diffusion or {})}
+    given = {"unmask": "linear_spec", "block_length": 8, **(diffusion or {})}
     return Submission(
         request_id=name,
         prompt_ids=prompt,
@@ -136,7 +136,11 @@ def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(n
             str(number),
             temperature=temperature,
             seed=number,
-            diffusion={"draft_adapter": number % 2 == 0, "threshold": 0.2 * number, "block_length": 4 + 2 * number},
+            diffusion={
+                "draft_adapter": number % 2 == 0,
+                "draft_threshold": 0.2 * number,
+                "block_length": 4 + 2 * number,
+            },
         )
         for number in range(6)
     ]

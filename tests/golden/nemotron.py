@@ -66,15 +66,16 @@ def _policy(row: Row) -> dict[str, Any]:
     block = {"block_length": row["block_length"]}
     if row["threshold"] is None:
         return {**block, "unmask": "fixed"}
-    block["threshold"] = row["threshold"]
+    threshold = {"threshold": row["threshold"]}
     match row["mode"]:
         case "diffusion":
-            return {**block, "unmask": "threshold"}
+            return {**block, "unmask": "threshold", **threshold}
         case "linear_spec":
-            return {**block, "unmask": "linear_spec", "draft_adapter": row["adapter"]}
+            drafts = {"draft_threshold": row["threshold"], "draft_adapter": row["adapter"]}
+            return {**block, "unmask": "linear_spec", **drafts}
         case _:
             policy = {"unmask": row["policy"], "denoising_steps": row["max_steps"], "causal_first": False}
-            return {**block, **policy}
+            return {**block, **policy, **threshold}
 
 
 def expected(row: Row, spec: ModelSpec) -> Made:

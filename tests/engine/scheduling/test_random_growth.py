@@ -46,7 +46,7 @@ class Crowd(RuleBasedStateMachine):
     )
     def submit(self, branch, fork, prompt, max_tokens, salt, sub, drafts, **diffusion):
         if drafts and self.spec.says_next:
-            diffusion |= {"unmask": "linear_spec", "cache": "block"}
+            diffusion |= {"unmask": "linear_spec", "cache": "block", "draft_threshold": diffusion["threshold"]}
         elif sub and (diffusion["block_length"] or 4) % sub == 0:
             diffusion["sub_block_length"] = sub
         self.number += 1
