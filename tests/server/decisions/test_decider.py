@@ -24,6 +24,7 @@ from engine import (
     load,
 )
 from engine.bench.block_causal import BlockCausalContext
+from engine.bench.causal_commit import CommittedSequence
 from engine.bench.reference import DenseContext
 from server.decisions.decider import Decider
 from server.decisions.labels import Label, Labels
@@ -52,7 +53,7 @@ def question(number):
 QUESTIONS = [question(number) for number in range(24)]
 
 
-@pytest.fixture(scope="module", params=["llada-tiny", "dream-tiny", "sdar-tiny", "fast-dllm-v2-tiny"])
+@pytest.fixture(scope="module", params=["llada-tiny", "dream-tiny", "sdar-tiny", "fast-dllm-v2-tiny", "nemotron-tiny"])
 def folder(request, llada_tiny):
     return llada_tiny.with_name(request.param)
 
@@ -99,6 +100,12 @@ def plain(engine, submission):
     """For each blank, the probabilities of the submission's named tokens, by a plain forward over its whole canvas."""
     request, spec, model = engine.new_request(submission), engine.info.spec, engine.runner.model
     ids, named = torch.from_numpy(request.ids), list(submission.sampling.logprob_ids)
+    if spec.says_next:
+        with torch.inference_mode():
+            said = CommittedSequence(model).append(submission.prompt_ids)[-1].double().numpy()
+        weights = np.exp(said[named])
+        yield weights / weights.sum()
+        return
     context = DenseContext(model, len(ids))
     if spec.is_block_causal:
         context = BlockCausalContext(model, len(ids), request.block_length)
