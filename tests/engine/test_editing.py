@@ -16,6 +16,7 @@ from tests.engine.faulty import outputs
 from tests.golden import llada2 as golden
 from tests.golden.rows import differences, read_rows
 from tests.golden.through_engine import alone, engine_of, together
+from tests.sampled import sampled
 
 SPEC = ModelSpec(
     family="toy",
@@ -56,10 +57,9 @@ def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):
     assert engine.stats().decoding.tokens_edited > 50
 
 
-@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_golden_rows_alone(engine, rows, stride):
-    rows = [row for row in rows if not {257, 258} & {*row["output"]}][::stride]
-    for row in rows:
+@sampled(9)
+def test_golden_rows_alone(engine, rows, part):
+    for row in part([row for row in rows if not {257, 258} & {*row["output"]}]):
         before = engine.stats().decoding
         [made] = alone(engine, [golden.asked(row, "row")])
         assert differences([golden.expected(row, engine.info.spec)], [made]) == []

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from engine.bench.reference import DenseContext, decode, factor, fixed, threshold
 from engine.models import describe, load_model
+from tests.sampled import sampled
 
-STRIDES = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+PARTS = sampled(7)
 """Every seventh of the rows meets each pair of policies; all of them one by one take half a minute."""
 
 
@@ -45,9 +46,9 @@ def test_wanted_rows_are_those_of_all_and_the_last_layer_computes_no_other(model
     assert counts == [40] * layers + [40] * (layers - 1) + [3]
 
 
-@STRIDES
-def test_generations_alone(engine, golden, submission, run, stride):
-    for number, row in list(enumerate(golden))[::stride]:
+@PARTS
+def test_generations_alone(engine, golden, submission, run, part):
+    for number, row in part(enumerate(golden)):
         tokens, _, usage = run(engine, submission(number, **row))[str(number)]
         assert tokens == row["output"], f"row {number}"
         assert usage.forwards == row["nfe"], f"row {number}"
@@ -72,9 +73,9 @@ def test_every_generation_in_one_running_batch(engine, golden, submission):
     assert engine.stats().kv_pages_used == 0
 
 
-@STRIDES
-def test_the_reference_loops(model, golden, stride):
-    for number, row in list(enumerate(golden))[::stride]:
+@PARTS
+def test_the_reference_loops(model, golden, part):
+    for number, row in part(enumerate(golden)):
         block = row["block_length"]
         rule = {
             "fixed": lambda row=row, block=block: fixed(block, row["steps"] * block // row["gen_length"]),
@@ -94,8 +95,8 @@ def test_the_reference_loops(model, golden, stride):
         assert decoded.forwards == row["nfe"], f"row {number}"
 
 
-@STRIDES
-def test_the_golden_rows_cover_every_policy(golden, stride):
-    pairs = {(row["cache"], row["unmask"]) for row in golden[::stride]}
+@PARTS
+def test_the_golden_rows_cover_every_policy(golden, part):
+    pairs = {(row["cache"], row["unmask"]) for row in part(golden)}
     assert pairs == {(c, u) for c in ("none", "prefix", "dual") for u in ("fixed", "threshold", "factor")}
     assert len(golden) == 180

@@ -14,9 +14,10 @@ from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
 from tests.golden.rows import differences, read_rows
 from tests.golden.through_engine import alone, engine_of, together
+from tests.sampled import sampled
 
 TOKENS = {"<|mask|>": 156895, "<|role_end|>": 156900}
-STRIDES = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+PARTS = sampled(5)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +97,16 @@ def test_logits_of_the_published_code(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 
 
-@STRIDES
-def test_the_plain_loop_decodes_as_the_published_samplers(checkpoint, stride):
-    rows = rows_of(checkpoint)[::stride]
+@PARTS
+def test_the_plain_loop_decodes_as_the_published_samplers(checkpoint, part):
+    rows = part(rows_of(checkpoint))
     assert {row["rule"] for row in rows} == {"llada", "fast", "dinfer"}
     assert differences(rows, golden.through_plain_loop(checkpoint, rows)) == []
 
 
-@STRIDES
-def test_golden_rows_through_the_engine(checkpoint, stride):
-    rows = rows_of(checkpoint)[::stride]
+@PARTS
+def test_golden_rows_through_the_engine(checkpoint, part):
+    rows = part(rows_of(checkpoint))
     wanted = [golden.expected(row, checkpoint.spec) for row in rows]
     submissions = [golden.asked(row, str(number)) for number, row in enumerate(rows)]
     assert differences(wanted, together(engine_of(checkpoint.folder), submissions)) == []

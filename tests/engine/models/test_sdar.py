@@ -16,8 +16,9 @@ from tests.golden import sdar as golden
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
 from tests.golden.rows import differences, read_rows
+from tests.sampled import sampled
 
-STRIDES = pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+PARTS = sampled(7)
 """Every seventh of the rows meets each strategy, with and without a tail of the prompt in its first block."""
 
 
@@ -101,14 +102,14 @@ def test_logits_of_transformers_qwen3(sdar_tiny):
         torch.testing.assert_close(theirs, tensors[f"logits_{number}"], atol=1e-4, rtol=0)
 
 
-@STRIDES
-def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, rows, stride):
-    assert differences(rows[::stride], golden.through_plain_loop(checkpoint, rows[::stride])) == []
+@PARTS
+def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, rows, part):
+    assert differences(part(rows), golden.through_plain_loop(checkpoint, part(rows))) == []
 
 
-@STRIDES
-def test_the_rows_cover_every_strategy(rows, stride):
-    kinds = {(row["strategy"], len(row["prompt"]) % row["block_length"] > 0) for row in rows[::stride]}
+@PARTS
+def test_the_rows_cover_every_strategy(rows, part):
+    kinds = {(row["strategy"], len(row["prompt"]) % row["block_length"] > 0) for row in part(rows)}
     strategies = {"sequential", "low_confidence_static", "low_confidence_dynamic", "entropy_bounded"}
     assert kinds == {(strategy, has_tail) for strategy in strategies for has_tail in (False, True)}
     assert len(rows) == 112

@@ -12,8 +12,9 @@ from tests.golden import sdar as golden
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
 from tests.golden.rows import differences, read_rows
+from tests.sampled import sampled
 
-STRIDES = pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+PARTS = sampled(5)
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +99,8 @@ def _stacked(weights):
     return stacked
 
 
-@STRIDES
-def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, stride):
+@PARTS
+def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, part):
     rows = [row for row in read_rows(checkpoint.folder / "generations.json") if golden.takes(row)]
     assert len(rows) == 48
-    assert differences(rows[::stride], golden.through_plain_loop(checkpoint, rows[::stride])) == []
+    assert differences(part(rows), golden.through_plain_loop(checkpoint, part(rows))) == []
