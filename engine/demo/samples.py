@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from engine.demo.chat import rendered
 from engine.demo.families.basics import sums
+from engine.demo.families.lookups import lookups
 from engine.demo.families.problem import Problem, Turn
 from engine.demo.tasks import Split, examples, stream
 
@@ -45,22 +46,22 @@ class Bucket:
 
 
 FAMILIES = {
-    "word": 14,
-    "sort": 9,
-    "reverse": 7,
-    "facts": 6,
+    "word": 12,
+    "sort": 7,
+    "reverse": 6,
+    "facts": 5,
     "story": 5,
     "sum": 6,
-    "tale": 5,
-    "turn": 12,
-    "greet": 3,
+    "tale": 6,
+    "turn": 14,
+    "greet": 4,
     "other": 6,
-    "form": 14,
-    "value": 6,
+    "form": 18,
+    "value": 10,
     "tool": 8,
-    "yesno": 12,
-    "choice": 10,
-    "score": 5,
+    "yesno": 16,
+    "choice": 14,
+    "score": 8,
 }
 """How often each family occurs, among those that fit."""
 SUMS_SHARE = (0.12, 0.05)
@@ -70,6 +71,10 @@ SUM_LENGTH = 6
 """Tokens of ` 7 + 8 = 15.`"""
 RESULT = 4
 """Where a sum's result is among them."""
+LOOKUPS_SHARE = (0.25, 0.08)
+"""How often a batch is nothing but texts with all that may be looked up in them."""
+LOOKUPS_LENGTH = 96
+"""Most tokens of such a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,18 @@ class Rows:
         """Nothing but sums; each result is an answer."""
         ids = self.tokenizer.encode(f" {sums(rng, SUMS_PER_ROW)}").ids
         return Row(ids, [(i + RESULT, i + RESULT + 1) for i in range(0, len(ids), SUM_LENGTH)])
+
+    def lookups(self, rng: Random) -> Row:
+        """A text and as many questions about it as there is room for; each answer is one."""
+        text, asked = lookups(rng)
+        ask = rng.choice(("{}", "{}", "Question: {}\nAnswer:"))
+        pieces, length = [(text, False)], len(self.tokenizer.encode(text).ids)
+        for question, answer in asked:
+            more = [(f"\n{ask.format(question)}", False), (f" {answer}", True)]
+            length += sum(len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast([t for t, _ in more]))
+            if length < LOOKUPS_LENGTH:
+                pieces += more
+        return self.encoded([*pieces, ("\n", False)])
 
     def encoded(self, pieces: Sequence[tuple[str, bool]]) -> Row:
         """Pieces of text, true where they are answers, as a row."""

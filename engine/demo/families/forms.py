@@ -6,9 +6,9 @@ from random import Random
 from engine.demo.families.problem import Problem
 from engine.demo.families.words import COLOURS, DAYS, GOODS, NAMES, PLACES
 
-_FIELDS = ("name", "count", "colour", "goods", "place", "day")
+FIELDS = ("name", "count", "colour", "goods", "place", "day")
 _TYPES = {"count": "integer"}
-_TEMPLATES = (
+SENTENCES = (
     "{name} bought {count} {colour} {goods} at the {place} on {day}.",
     "On {day} {name} found {count} {colour} {goods} in the {place}.",
     "At the {place} there were {count} {colour} {goods} for {name} on {day}.",
@@ -43,9 +43,9 @@ _VALUES = (
 
 def form(rng: Random) -> Problem:
     """One to five fields of a sentence that says six, in the order in which they are asked for."""
-    values = _drawn(rng)
-    fields = rng.sample(_FIELDS, rng.randint(1, 5))
-    sentence = rng.choice(_TEMPLATES).format_map(values)
+    values = drawn(rng)
+    fields = rng.sample(FIELDS, rng.randint(1, 5))
+    sentence = rng.choice(SENTENCES).format_map(values)
     if rng.random() < 0.5:
         asked = rng.choice(_NAMED).format(_listed(fields))
     else:
@@ -57,17 +57,17 @@ def form(rng: Random) -> Problem:
 
 def value(rng: Random) -> Problem:
     """The value of one field of a form."""
-    values = _drawn(rng)
-    fields = rng.sample(_FIELDS, rng.randint(2, 5))
+    values = drawn(rng)
+    fields = rng.sample(FIELDS, rng.randint(2, 5))
     field = rng.choice(fields)
     text = json.dumps({field: values[field] for field in fields})
     prompt = rng.choice(_VALUES).format(form=text, field=field)
     return Problem(task="value", prompt=prompt, answer=f"The {field} is {values[field]}.")
 
 
-def _drawn(rng: Random) -> dict[str, str | int]:
+def drawn(rng: Random) -> dict[str, str | int]:
     pools = {"name": NAMES, "colour": COLOURS, "goods": GOODS, "place": PLACES, "day": DAYS}
-    return {field: rng.choice(pools[field]) if field in pools else rng.randint(2, 20) for field in _FIELDS}
+    return {field: rng.choice(pools[field]) if field in pools else rng.randint(2, 20) for field in FIELDS}
 
 
 def _schema(fields: list[str]) -> dict[str, object]:

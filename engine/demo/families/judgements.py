@@ -28,7 +28,7 @@ _GRADES = (("awful", "terrible"), ("bad", "poor"), ("fine", "okay"), ("good", "n
 
 
 @dataclass(frozen=True, slots=True)
-class _Fact:
+class Fact:
     """What a text says, as a question whose gap is filled, and as an open one."""
 
     closed: str
@@ -41,7 +41,7 @@ def yesno(rng: Random) -> Problem:
     """Whether a statement follows from the text."""
     if rng.random() < CHANCE_SHARE:
         return _drawn(rng)
-    text, facts = _scene(rng)
+    text, facts = scene(rng)
     fact, is_so = rng.choice(facts), rng.random() < 0.5
     question = fact.closed.format(fact.right if is_so else rng.choice(fact.wrong))
     prompt = _asked(rng, text, question + rng.choice(_YES_NO))
@@ -50,7 +50,7 @@ def yesno(rng: Random) -> Problem:
 
 def choice(rng: Random) -> Problem:
     """Two to four answers by letter, one of them right."""
-    text, facts = _scene(rng)
+    text, facts = scene(rng)
     fact = rng.choice(facts)
     options = [fact.right, *rng.sample(fact.wrong, min(rng.randint(1, 3), len(fact.wrong)))]
     rng.shuffle(options)
@@ -105,14 +105,14 @@ def _asked(rng: Random, text: str, question: str) -> str:
     )
 
 
-def _scene(rng: Random) -> tuple[str, list[_Fact]]:
+def scene(rng: Random) -> tuple[str, list[Fact]]:
     """Two or three people, each with a thing of a colour, somewhere, with so many goods; and what may be asked."""
     names, things = rng.sample(NAMES, rng.randint(2, 3)), rng.sample(THINGS, 3)
     colours, places = rng.sample(COLOURS, 3), rng.sample(PLACES, 3)
     goods, counts, day = rng.choice(GOODS), rng.sample(range(2, 20), 3), rng.choice(DAYS)
     numbers = tuple(map(str, range(2, 20)))
     told: list[str] = []
-    facts: list[_Fact] = []
+    facts: list[Fact] = []
     for name, thing, colour, place, number in zip(names, things, colours, places, counts, strict=False):
         coloured = _fact(f"Is the {thing} {{}}?", f"What colour is the {thing}?", colour, COLOURS)
         owned = _fact(f"Does {{}} have the {thing}?", f"Who has the {thing}?", name, names)
@@ -132,5 +132,5 @@ def _scene(rng: Random) -> tuple[str, list[_Fact]]:
     return " ".join(told), facts
 
 
-def _fact(closed: str, asked: str, right: str, pool: Sequence[str]) -> _Fact:
-    return _Fact(closed, asked, right, tuple(one for one in pool if one != right))
+def _fact(closed: str, asked: str, right: str, pool: Sequence[str]) -> Fact:
+    return Fact(closed, asked, right, tuple(one for one in pool if one != right))

@@ -4,7 +4,7 @@ Everything of a step follows from (seed, step, progress), so a resumed run sees 
 the EOS tail is seldom a target: one says as much as a hundred of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
-from engine.demo.samples import SUM_LENGTH, SUMS_PER_ROW, SUMS_SHARE, Bucket, Row, Rows
+from engine.demo.samples import (
+    LOOKUPS_LENGTH,
+    LOOKUPS_SHARE,
+    SUM_LENGTH,
+    SUMS_PER_ROW,
+    SUMS_SHARE,
+    Bucket,
+    Row,
+    Rows,
+)
 
 IGNORED = -100
 """The target where nothing has to be said."""
@@ -23,8 +32,8 @@ TOKENS_PER_BATCH = 8192
 """About as many as a batch has, over all its rows."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
-COPIES_OF_SUMS = 3
-"""Noisy copies of blocks that follow a row of sums."""
+COPIES_OF_SUMS, COPIES_OF_LOOKUPS = 6, 6
+"""Noisy copies of blocks that follow a row of sums, and of a text with all that may be looked up in it."""
 BLOCK = 32
 """The block that masks imitate where attention is full; decoding goes by the same."""
 
@@ -69,10 +78,12 @@ class Sampler:
     def batch(self, step: int, progress: float) -> Batch:
         """`progress` is the share of the run that is done."""
         rng = Random(f"{self.seed}/{step}")
-        if rng.random() < _between(SUMS_SHARE, progress):
-            length = SUMS_PER_ROW * SUM_LENGTH
-            rows = [self.rows.sums(rng) for _ in range(TOKENS_PER_BATCH // length)]
-            return self._full_sums(rows) if self.block is None else self._blocks(rows, rng, length, COPIES_OF_SUMS)
+        kind = rng.random()
+        sums = _between(SUMS_SHARE, progress)
+        if kind < sums:
+            return self._practice(self.rows.sums, rng, SUMS_PER_ROW * SUM_LENGTH, COPIES_OF_SUMS)
+        if kind < sums + _between(LOOKUPS_SHARE, progress):
+            return self._practice(self.rows.lookups, rng, LOOKUPS_LENGTH, COPIES_OF_LOOKUPS)
         buckets = FULL_BUCKETS if self.block is None else BLOCK_BUCKETS
         bucket = rng.choices(buckets, [_between(bucket.share, progress) for bucket in buckets])[0]
         if self.block is None:
@@ -89,12 +100,17 @@ class Sampler:
             filled[: len(row.ids)] = torch.tensor(row.ids)
         return ids
 
-    def _full_sums(self, rows: Sequence[Row]) -> Batch:
-        """Only results are masked: there is nothing to copy them from."""
-        clean = self._filled(rows, len(rows[0].ids))
+    def _practice(self, draw: Callable[[Random], Row], rng: Random, length: int, copies: int) -> Batch:
+        """All answers of a row are masked at once, and nothing else: none can be copied from another one."""
+        if self.block is not None:
+            rows = [draw(rng) for _ in range(TOKENS_PER_BATCH // (length + copies * self.block))]
+            return self._blocks(rows, rng, length, copies)
+        rows = [draw(rng) for _ in range(TOKENS_PER_BATCH // length)]
+        clean = self._filled(rows, length)
         masked = torch.zeros_like(clean, dtype=torch.bool)
         for row, marked in zip(rows, masked, strict=True):
-            marked[[first for first, _ in row.answers]] = True
+            for start, end in row.answers:
+                marked[start:end] = True
         return self._batch(clean, masked, masked)
 
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
@@ -142,8 +158,8 @@ class Sampler:
     def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
         """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""
         assert self.block is not None
-        is_last = rng.random() < 0.5
-        start, end = row.answers[-1] if is_last else rng.choice(row.answers)
+        ends_row = row.answers[-1][1] == len(row.ids)
+        start, end = row.answers[-1] if ends_row and rng.random() < 0.5 else rng.choice(row.answers)
         is_last = end == len(row.ids)
         block = rng.randint(start // self.block, (end if is_last else end - 1) // self.block)
         return block, start, end, is_last

@@ -1,0 +1,55 @@
+"""Texts with everything that may be looked up in them: rows to practise on, which nobody is asked.
+
+A judgement of a text says one bit about it, a form a few words. Here one text is asked for all that it says, so that a
+model finds out sooner which word belongs to what is asked for.
+"""
+
+import json
+from collections.abc import Iterator
+from random import Random
+
+from engine.demo.families.forms import FIELDS, SENTENCES, drawn
+from engine.demo.families.judgements import scene
+
+CLOSED_SHARE = 0.3
+"""Of the questions about a scene: those that are answered yes or no."""
+
+
+def lookups(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+    """A text, and the questions about it with their answers, each at most once: none can be copied from another."""
+    return rng.choice((_about_scene, _about_sentence, _about_form))(rng)
+
+
+def _about_scene(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+    text, facts = scene(rng)
+
+    def asked() -> Iterator[tuple[str, str]]:
+        for fact in rng.sample(facts, len(facts)):
+            if rng.random() >= CLOSED_SHARE:
+                yield fact.open, fact.right
+            elif rng.random() < 0.5:
+                yield fact.closed.format(fact.right), "Yes"
+            else:
+                yield fact.closed.format(rng.choice(fact.wrong)), "No"
+
+    return text, asked()
+
+
+def _about_sentence(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+    values = drawn(rng)
+
+    def asked() -> Iterator[tuple[str, str]]:
+        for field in rng.sample(FIELDS, len(FIELDS)):
+            if rng.random() < 0.5:
+                yield f"Give {field} as JSON.", json.dumps({field: values[field]})
+            else:
+                yield f"What is the {field}?", f"The {field} is {values[field]}."
+
+    return rng.choice(SENTENCES).format_map(values), asked()
+
+
+def _about_form(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+    values = drawn(rng)
+    fields = rng.sample(FIELDS, rng.randint(2, len(FIELDS)))
+    asked = ((f"What is the {field}?", f"The {field} is {values[field]}.") for field in rng.sample(fields, len(fields)))
+    return json.dumps({field: values[field] for field in fields}), asked
