@@ -71,7 +71,7 @@ SUM_LENGTH = 6
 """Tokens of ` 7 + 8 = 15.`"""
 RESULT = 4
 """Where a sum's result is among them."""
-LOOKUPS_SHARE = (0.25, 0.08)
+LOOKUPS_SHARE = (0.35, 0.12)
 """How often a batch is nothing but texts with all that may be looked up in them."""
 LOOKUPS_LENGTH = 96
 """Most tokens of such a row."""

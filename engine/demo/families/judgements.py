@@ -42,40 +42,53 @@ def yesno(rng: Random) -> Problem:
     if rng.random() < CHANCE_SHARE:
         return _drawn(rng)
     text, facts = scene(rng)
-    fact, is_so = rng.choice(facts), rng.random() < 0.5
-    question = fact.closed.format(fact.right if is_so else rng.choice(fact.wrong))
-    prompt = _asked(rng, text, question + rng.choice(_YES_NO))
-    return Problem(task="yesno", prompt=prompt, answer="Yes" if is_so else "No")
+    question, answer = closed(rng, rng.choice(facts))
+    return Problem(task="yesno", prompt=_asked(rng, text, question + rng.choice(_YES_NO)), answer=answer)
 
 
 def choice(rng: Random) -> Problem:
     """Two to four answers by letter, one of them right."""
     text, facts = scene(rng)
-    fact = rng.choice(facts)
-    options = [fact.right, *rng.sample(fact.wrong, min(rng.randint(1, 3), len(fact.wrong)))]
-    rng.shuffle(options)
-    style, between = rng.choice(("{}: {}", "{}) {}", "{}. {}")), rng.choice((" ", "\n"))
-    listed = between.join(style.format(letter, option) for letter, option in zip("ABCD", options, strict=False))
-    prompt = f"{_asked(rng, text, fact.open)}{between}{listed}{rng.choice(_LETTER)}"
-    return Problem(task="choice", prompt=prompt, answer="ABCD"[options.index(fact.right)])
+    question, answer = lettered(rng, rng.choice(facts))
+    return Problem(task="choice", prompt=_asked(rng, text, question + rng.choice(_LETTER)), answer=answer)
 
 
 def score(rng: Random) -> Problem:
     """How well somebody likes something, who is one of two or three in the text."""
+    text, graded = grades(rng)
+    question, answer = rng.choice(graded)
+    return Problem(task="score", prompt=_asked(rng, text, question + rng.choice(_SCALE)), answer=answer)
+
+
+def closed(rng: Random, fact: Fact) -> tuple[str, str]:
+    """A question for yes or no, and its answer."""
+    if rng.random() < 0.5:
+        return fact.closed.format(fact.right), "Yes"
+    return fact.closed.format(rng.choice(fact.wrong)), "No"
+
+
+def lettered(rng: Random, fact: Fact) -> tuple[str, str]:
+    """A question with the answers to choose from, and the letter of the right one."""
+    options = [fact.right, *rng.sample(fact.wrong, min(rng.randint(1, 3), len(fact.wrong)))]
+    rng.shuffle(options)
+    style, between = rng.choice(("{}: {}", "{}) {}", "{}. {}")), rng.choice((" ", "\n"))
+    listed = [style.format(letter, option) for letter, option in zip("ABCD", options, strict=False)]
+    return between.join([fact.open, *listed]), "ABCD"[options.index(fact.right)]
+
+
+def grades(rng: Random) -> tuple[str, list[tuple[str, str]]]:
+    """What one to three people think of something, and for each how good it is, from 1 to 5."""
     names, goods = rng.sample(NAMES, rng.randint(1, 3)), rng.choice(GOODS)
-    grades = [rng.randrange(5) for _ in names]
-    told = [
-        rng.choice(("{} says the {} are {}.", "{} thinks that the {} are {}.", "For {} the {} are {}.")).format(
-            name, goods, rng.choice(_GRADES[grade])
+    told, asked = [], []
+    for name in names:
+        grade = rng.randrange(5)
+        says = rng.choice(("{} says the {} are {}.", "{} thinks that the {} are {}.", "For {} the {} are {}."))
+        asks = rng.choice(
+            ("How much does {} like the {}?", "How happy is {} with the {}?", "How good are the {1} for {0}?")
         )
-        for name, grade in zip(names, grades, strict=True)
-    ]
-    asked = rng.randrange(len(names))
-    question = rng.choice(
-        ("How much does {} like the {}?", "How happy is {} with the {}?", "How good are the {1} for {0}?")
-    )
-    prompt = _asked(rng, " ".join(told), question.format(names[asked], goods) + rng.choice(_SCALE))
-    return Problem(task="score", prompt=prompt, answer=str(grades[asked] + 1))
+        told.append(says.format(name, goods, rng.choice(_GRADES[grade])))
+        asked.append((asks.format(name, goods), str(grade + 1)))
+    return " ".join(told), asked
 
 
 def _drawn(rng: Random) -> Problem:

@@ -9,30 +9,33 @@ from collections.abc import Iterator
 from random import Random
 
 from engine.demo.families.forms import FIELDS, SENTENCES, drawn
-from engine.demo.families.judgements import scene
+from engine.demo.families.judgements import closed, grades, lettered, scene
 
-CLOSED_SHARE = 0.3
-"""Of the questions about a scene: those that are answered yes or no."""
+OPEN_SHARE, LETTERED_SHARE = 0.5, 0.3
+"""Of the facts of a scene: those that are asked for in a word, and by the letters of a choice; all, for yes or no."""
 
 
 def lookups(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
     """A text, and the questions about it with their answers, each at most once: none can be copied from another."""
-    return rng.choice((_about_scene, _about_sentence, _about_form))(rng)
+    about = rng.choices((_about_scene, _about_people, _about_sentence, _about_form), (4, 1, 1, 1))[0]
+    return about(rng)
 
 
 def _about_scene(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
     text, facts = scene(rng)
+    asked = {}
+    for fact in facts:
+        asked |= dict([closed(rng, fact), closed(rng, fact)])
+        if rng.random() < OPEN_SHARE:
+            asked[fact.open] = fact.right
+        if rng.random() < LETTERED_SHARE:
+            asked |= dict([lettered(rng, fact)])
+    return text, iter(rng.sample(list(asked.items()), len(asked)))
 
-    def asked() -> Iterator[tuple[str, str]]:
-        for fact in rng.sample(facts, len(facts)):
-            if rng.random() >= CLOSED_SHARE:
-                yield fact.open, fact.right
-            elif rng.random() < 0.5:
-                yield fact.closed.format(fact.right), "Yes"
-            else:
-                yield fact.closed.format(rng.choice(fact.wrong)), "No"
 
-    return text, asked()
+def _about_people(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+    text, asked = grades(rng)
+    return text, iter(asked)
 
 
 def _about_sentence(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
