@@ -192,8 +192,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     who.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible server, asked instead of a local model")
     who.add_argument("--api-key", default="none", help="for that server [default: none]")
     what = parser.add_argument_group("what is asked")
-    what.add_argument("--tasks", type=_names, default=["basic"], help="of "
-                      f"{','.join((*questions.GROUPS, *DEMO_TASKS))} [default: basic]")  # fmt: skip
+    what.add_argument("--tasks", type=_names, default=["all"], help="of "
+                      f"{','.join((*questions.GROUPS, *DEMO_TASKS))} [default: all]")  # fmt: skip
     what.add_argument("--data", type=Path, metavar="FILE.jsonl", help='instead of tasks: {"prompt" or "messages", '
                       '"answer"} on each line, compared exactly but for white space around it')  # fmt: skip
     what.add_argument("--limit", type=positive, default=100, help="problems per task, or of the file [default: 100]")
