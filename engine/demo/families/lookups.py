@@ -28,7 +28,7 @@ def _about_list(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
     """Two to four words by letter: which letter a word has, which word a letter, and whether a word is there."""
     pool = rng.choice((NAMES, COLOURS, PLACES, DAYS, GOODS, THINGS, NOUNS, tuple(map(str, range(2, 20)))))
     words = rng.sample(pool, rng.randint(2, len(LETTERS)))
-    asked = {}
+    asked: dict[str, str] = {}
     for letter, word in zip(LETTERS, words, strict=False):
         asked |= {f"Which letter is {word}?": letter, f"What is {letter}?": word}
         for one in (word, rng.choice(pool)):
