@@ -1,5 +1,6 @@
 """Answers from a model in this process, through the same engine loop as the server's."""
 
+import asyncio
 import itertools
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from engine import (
     Submission,
     load,
 )
-from server.constraints import Constraints
+from server.constraints import MAX_RUNNING, Constraints
 from server.decisions.decider import Decider
 from server.decisions.questions import Question as Decision
 from server.eval.answers import EvalAnswer, Options
@@ -49,6 +50,8 @@ class LocalModel:
         self._engine = engine
         self._tokenizer = tokenizer
         self._constraints = constraints
+        self._may_compile = asyncio.Semaphore(MAX_RUNNING)
+        """An evaluation waits where a server refuses."""
         self._options = options
         self._ids = itertools.count()
         info = engine.info
@@ -112,7 +115,8 @@ class LocalModel:
         else:
             return None
         try:
-            return (await self._constraints.compiled(asked)).constraint
+            async with self._may_compile:
+                return (await self._constraints.compiled(asked)).constraint
         except Refused as error:
             raise ConfigError(f"the schema or tools of {question.task}: {error}") from None
 

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from engine import DEMO_MODEL, ConfigError
+from server.constraints import MAX_RUNNING
 from server.eval import questions
 from server.eval.answers import Options
 from server.eval.local import running
@@ -71,3 +72,23 @@ async def _noted(stream, outputs):
     async for output in stream:
         outputs.append(output)
         yield output
+
+
+def test_an_evaluation_waits_for_more_constraints_than_a_server_takes_at_once():
+    """Each field has a name of its own, so that none is compiled for another."""
+    number = MAX_RUNNING + 4
+    forms = [
+        replace(
+            questions.from_tasks(["form"], 7, 1, 0)[0],
+            schema={"type": "object", "properties": {f"field_{i}": {"type": "boolean"}}, "required": [f"field_{i}"]},
+        )
+        for i in range(number)
+    ]
+
+    async def answers():
+        async with running(DEMO_MODEL, Options(max_tokens=64, plain=False), number) as model:
+            return await asyncio.gather(*(model.ask(form, PolicyPair(guidance="posterior")) for form in forms))
+
+    assert [set(json.loads(answer.text)) for answer in asyncio.run(answers())] == [
+        {f"field_{i}"} for i in range(number)
+    ]
