@@ -58,16 +58,19 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 _SCHEMA = """{
   "type": "object",
-  "properties": {"answer": {"type": "integer", "minimum": 0, "maximum": 20}},
-  "required": ["answer"],
+  "properties": {"name": {"type": "string"}, "count": {"type": "integer"}},
+  "required": ["name", "count"],
   "additionalProperties": false
 }"""
 
+_GAP = {"name": "A gap to fill", "state": {"prompt": "What is the capital of France? The answer is<|fill:1|>."}}
+"""For models that see what stands behind a gap."""
+
 _TOY: Mapping[str, Any] = {
     "summary": "a tiny toy model that comes with the server",
-    "limits": "It solves short word problems with totals up to 15, sorts three to six numbers up to 20, reverses a few "
-    "words, knows 155 facts (capitals, opposites, colours, animals, days) and tells small stories. It knows nothing "
-    "else: other questions get a wrong answer, or none.",
+    "limits": "It works out small sums and short word problems, sorts three to six numbers up to 20, reverses a few "
+    "words, knows 155 facts (capitals, opposites, colours, animals, days), tells stories, makes forms of sentences and "
+    "calls two small tools. It knows nothing else, and says so; whether a statement is true it cannot tell.",
     "examples": [
         {
             "name": "A word problem",
@@ -79,11 +82,12 @@ _TOY: Mapping[str, Any] = {
         {"name": "A capital", "state": {"prompt": "What is the capital of Norway?"}},
         {"name": "An opposite", "state": {"prompt": "What is the opposite of hot?"}},
         {"name": "Sorting", "state": {"prompt": "Sort these numbers: 14 3 9 20."}},
-        {"name": "A gap to fill", "state": {"prompt": "What is the capital of France? The answer is<|fill:1|>."}},
+        {"name": "What it can do", "state": {"prompt": "What can you do?"}},
+        _GAP,
         {
             "name": "JSON",
             "state": {
-                "prompt": "Tom has 7 plums. Tom buys 5 more. How many plums does Tom have now?",
+                "prompt": "On Friday Tom found 3 red shells in the park. Give name and count as JSON.",
                 "kind": "json",
                 "constraint": _SCHEMA,
             },
@@ -106,8 +110,11 @@ _ABOUT = {Path(folder): _TOY for folder in BUNDLED.values()}
 def about(info: EngineInfo) -> Mapping[str, Any]:
     """What the page says of a model: always `parameters` and `end_token_ids`; of a bundled one also `summary`, `limits`
     and `examples`, each a `name` and what differs from an empty form (`EMPTY` in `request.js`)."""
-    told = {"parameters": info.num_parameters, "end_token_ids": sorted(info.spec.eos_ids)}
-    return {**told, **_ABOUT.get(info.folder, {})}
+    told: dict[str, Any] = {"parameters": info.num_parameters, "end_token_ids": sorted(info.spec.eos_ids)}
+    told |= _ABOUT.get(info.folder, {})
+    if "examples" in told and info.spec.is_block_causal:
+        told["examples"] = [example for example in told["examples"] if example is not _GAP]
+    return told
 
 
 def unfit(info: EngineInfo) -> Mapping[str, list[str] | None]:

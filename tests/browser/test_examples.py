@@ -9,8 +9,9 @@ RIGHT = {
     "A capital": "Oslo",
     "An opposite": "cold",
     "Sorting": "3 9 14 20",
+    "What it can do": "I can work out small sums",
     "A gap to fill": "The answer is Paris.",
-    "JSON": '"answer": 12',
+    "JSON": '{"name": "Tom", "count": 3}',
     "One word at a time": "Ann",
 }
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 
 from engine import (
+    BUNDLED,
     CACHES,
     DEMO_MODEL,
     UNMASKS,
@@ -45,3 +46,12 @@ def test_only_a_bundled_model_has_examples(loaded):
     told = about(loaded.info)
     assert told.keys() == {"parameters", "end_token_ids"}
     assert about(load(EngineConfig(model=DEMO_MODEL)).info).keys() > {"summary", "limits", "examples"}
+
+
+def test_examples_are_those_that_the_model_can_answer():
+    """One that is block-causal refuses a gap."""
+    names = {
+        model: {example["name"] for example in about(load(EngineConfig(model=folder)).info)["examples"]}
+        for model, folder in BUNDLED.items()
+    }
+    assert names["demo"] - names["demo-block"] == {"A gap to fill"}
