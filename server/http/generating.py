@@ -9,7 +9,7 @@ from starlette.responses import Response
 from server.guards.auth import tenant_of
 from server.guards.disconnect import unless_disconnected
 from server.http.dependencies import POSTS, Shared
-from server.http.openapi import ERRORS, chunked, errors, named
+from server.http.openapi import ANYWHERE, ERRORS, chunked, errors, named
 from server.http.sse import EventStream
 from server.prompts.convert import cache_salt
 from server.protocols.decisions.reply import written
@@ -42,7 +42,7 @@ _STATUSES = (400, 404, 408, 413, 415, 429)
 """Statuses of errors of these routes, besides those of all routes."""
 _ANTHROPIC = errors(*ERRORS, error=AnthropicError)
 
-router = APIRouter()
+router = APIRouter(responses=ANYWHERE)
 
 
 @router.post(

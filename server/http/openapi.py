@@ -78,6 +78,10 @@ def errors(*statuses: int, error: type[BaseModel] = ErrorResponse) -> dict[int |
     return {status: {"model": error, "description": ERRORS[status]} for status in statuses}
 
 
+ANYWHERE = errors(401, 403, 431, 500, 503, 504)
+"""What any route may answer."""
+
+
 def chunked(chunk: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The description of an answer that may come as chunks, which have no name."""
     told = (

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from engine import EngineUnavailable
 from server.http.dependencies import POSTS, Shared
 from server.http.generating import router as generating
-from server.http.openapi import errors
+from server.http.openapi import ANYWHERE, errors
 from server.schemas import (
     AddedToken,
     DetokenizeRequest,
@@ -24,8 +24,8 @@ from server.schemas import (
     VersionResponse,
 )
 
-router = APIRouter(responses=errors(401, 403, 431, 500, 503, 504))
-router.include_router(generating)
+router = APIRouter(responses=ANYWHERE)
+router.routes.extend(generating.routes)  # an included router is one route, which nobody can name or count
 
 
 @router.post("/tokenize", responses=errors(400, 404, 408, 413, 415), **POSTS)
