@@ -30,7 +30,7 @@ FROM ${PYTHON_IMAGE} AS kernels
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY engine/kernels/chain.cpp engine/kernels/native.cpp engine/kernels/proposals.cpp engine/kernels/rows.cpp engine/kernels/vectors.h engine/kernels/library.py kernels/
+COPY engine/kernels/chain.cpp engine/kernels/native.cpp engine/kernels/proposals.cpp engine/kernels/rows.cpp engine/kernels/codes.h engine/kernels/vectors.h engine/kernels/library.py kernels/
 RUN python kernels/library.py /kernels
 
 FROM ${PYTHON_IMAGE} AS package

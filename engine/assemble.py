@@ -30,8 +30,10 @@ from engine.execution.runner import (
 )
 from engine.execution.warmup import warm_up
 from engine.kernels import native, proposals
-from engine.kernels.attention import KVPool, attend_spans
+from engine.kernels.attention import attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder
+from engine.kernels.kv.formats import stored_dtype
+from engine.kernels.kv.pool import KVPool
 from engine.models import find, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import locate
@@ -88,6 +90,7 @@ def assemble(
 ) -> Engine:
     """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
     device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
+    stored = stored_dtype(config.kv_dtype, dtype)
     max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
     set_threads(config, geometry)
     if device.type == "cpu":
@@ -103,7 +106,7 @@ def assemble(
         model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
     pool = KVPool(
-        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, dtype, device
+        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, stored, device
     )
     kernel = choose_kernel(config, geometry, dtype, device)
     warn_of_slow_experts(geometry, dtype, device)
@@ -127,6 +130,7 @@ def assemble(
             spec=served,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
+            kv_dtype=str(dtype).removeprefix("torch.") if config.kv_dtype == "auto" else config.kv_dtype,
             num_parameters=runner.num_parameters,
             weight_bytes=runner.weight_bytes,
             kv_tokens=pages * config.page_size,

@@ -38,7 +38,9 @@ class EngineInfo:
     device: str
     """As torch spells it: `cpu`, `cuda:0`."""
     dtype: str
-    """Of the weights and the KV pool, as torch spells it: `float32`."""
+    """Of the weights, as torch spells it: `float32`."""
+    kv_dtype: str
+    """What the KV pool stores: `int8`, `fp8`, or the weights' dtype."""
     num_parameters: int
     weight_bytes: int
     kv_tokens: int

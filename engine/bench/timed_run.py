@@ -23,7 +23,7 @@ from engine.engine import Engine
 from engine.execution.batch import Batch
 from engine.execution.graphs import Replay
 from engine.execution.runner import ModelOutput, Runner
-from engine.kernels.attention import KVPool
+from engine.kernels.kv.pool import KVPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

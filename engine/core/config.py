@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from engine.core.errors import ConfigError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KVDtype = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "sdpa", "triton"]
 
 
@@ -24,7 +25,10 @@ class EngineConfig:
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is one."""
     dtype: Dtype = "auto"
-    """Of weights and KV; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    """Of weights; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    kv_dtype: KVDtype = "auto"
+    """How the pool stores keys and values: `auto` in the weights' dtype; `int8` or `fp8` (e4m3) as codes of one byte
+    with a scale for each head of a token, which takes about half of what bfloat16 does."""
     attention: Attention = "auto"
     """`triton` attends to all requests in one call over their page tables, on CUDA; `sdpa` request by request, and on a
     float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
@@ -57,7 +61,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda, or one of several as in cuda:1")
-        for name, choices in (("dtype", get_args(Dtype)), ("attention", get_args(Attention))):
+        literals = {"dtype": get_args(Dtype), "kv_dtype": get_args(KVDtype), "attention": get_args(Attention)}
+        for name, choices in literals.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         for name in ("max_running_requests", "max_queued_requests", "page_size"):

@@ -9,6 +9,7 @@ import torch
 
 from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError
+from engine.kernels.kv.formats import row_bytes, stored_dtype
 from engine.kernels.products import ROWS_APART
 from engine.models.layers import TransformerConfig
 from engine.scoring.slices import TARGETS_AT_ONCE
@@ -22,9 +23,9 @@ in float64, and their copy that goes to the host. What larger constraints take i
 of a step are their targets."""
 
 
-def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype) -> int:
-    """Bytes of K and V of one position over all layers."""
-    return 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * dtype.itemsize
+def kv_bytes_per_token(geometry: TransformerConfig, stored: torch.dtype) -> int:
+    """Bytes of K and V of one position over all layers, in a pool of this dtype, with their scales if it has any."""
+    return 2 * geometry.num_layers * geometry.num_kv_heads * row_bytes(geometry.head_dim, stored)
 
 
 def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
@@ -77,7 +78,7 @@ def kv_pool_pages(
 
     Call it once the weights are loaded. Raises CapacityError if the longest canvas does not fit.
     """
-    per_token = kv_bytes_per_token(geometry, dtype)
+    per_token = kv_bytes_per_token(geometry, stored_dtype(config.kv_dtype, dtype))
     pages_per_canvas = -(-max_model_len // config.page_size)
     if config.kv_cache_tokens is not None:
         pages = config.kv_cache_tokens // config.page_size

@@ -12,6 +12,7 @@ from engine.core.config import EngineConfig, ModelSpec
 from engine.core.params import DiffusionParams, block_length, resolved
 from engine.execution.budget import kv_bytes_per_token, step_bytes
 from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
+from engine.kernels.kv.formats import stored_dtype
 from engine.models import find
 from engine.scheduling.safe_state import most_alike, most_alike_growing
 
@@ -24,7 +25,7 @@ class Footprint:
     step_bytes: int
     """Temporary bytes of a step of `max_batch_rows`, beside weights and KV."""
     kv_bytes_per_token: int
-    """Bytes of keys and values of one position over all layers."""
+    """Bytes of keys and values of one position over all layers, as the pool stores them."""
     kv_tokens: int
     """Positions whose keys and values fit beside weights and step, in whole pages; 0 if these alone do not fit."""
     canvases: int
@@ -66,7 +67,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
 
     def footprint(dtype: torch.dtype) -> Footprint:
-        weight_bytes, per_token = geometry.weight_bytes(dtype), kv_bytes_per_token(geometry, dtype)
+        weight_bytes = geometry.weight_bytes(dtype)
+        per_token = kv_bytes_per_token(geometry, stored_dtype(config.kv_dtype, dtype))
         step = step_bytes(geometry, dtype, max_batch_rows)
         pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
         return Footprint(

@@ -18,8 +18,10 @@ from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
 from engine.execution.graphs import Graphs, Replay, Shape, record
-from engine.kernels.attention import Heads, Kernel, KVPool, PagedContext, agrees, attend_spans
+from engine.kernels.attention import Heads, Kernel, PagedContext, agrees, attend_spans
 from engine.kernels.experts.mlps import has_grouped_products
+from engine.kernels.kv.formats import stored_dtype
+from engine.kernels.kv.pool import KVPool
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
@@ -164,7 +166,8 @@ def choose_kernel(
         from engine.kernels.triton_attention import attend_pages
 
         heads = Heads(geometry.num_kv_heads, geometry.num_heads // geometry.num_kv_heads, geometry.head_dim)
-        if agrees(attend_pages, heads, config.page_size, dtype, device):
+        stored = stored_dtype(config.kv_dtype, dtype)
+        if agrees(attend_pages, heads, config.page_size, dtype, stored, device):
             return attend_pages
         cause = "it computes something else than torch"
     except Exception as error:  # noqa: BLE001 - whatever its compiler raises: torch can do without

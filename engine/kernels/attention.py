@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.kernels import native
+from engine.kernels.kv.formats import Stored, as_stored, read
+from engine.kernels.kv.pool import KVPool
 from engine.kernels.products import attention, watched_attention, write
 from engine.kernels.transfer import to_device
 
@@ -113,39 +115,8 @@ class Layout:
         return (pages * page_size + in_page).flatten()[: len(slots)]
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Layout], Tensor]
-"""q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim], layout -> [rows, heads, head_dim]."""
-
-
-class KVPool:
-    """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots + 1, head_dim].
-
-    The last slot is the dump: rows that pad a batch write there, and no row reads it.
-
-    Heads come before slots, so that neighbouring slots of one head are contiguous. Keys are not transposed. Transposed
-    keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice of them: any smaller
-    canvas would be about 1,000 times slower.
-    """
-
-    def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.dump = slots
-        # A slot is written before a horizon reaches it.
-        self.keys = torch.empty(layers, kv_heads, slots + 1, head_dim, dtype=dtype, device=device)
-        self.values = torch.empty_like(self.keys)
-
-    def clear(self, slots: Tensor) -> None:
-        """Zeroes the values of these slots (int64 indices).
-
-        For kernels that give values beyond a horizon a weight of 0: 0 times NaN is NaN.
-        """
-        self.values.index_fill_(2, slots, 0)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all slots but the dump."""
-        return 2 * self.keys[:, :, : self.dump].numel() * self.keys.element_size()
+Kernel = Callable[[Tensor, Stored, Stored, Layout], Tensor]
+"""q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] in one format, layout -> as q."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +132,7 @@ class PagedContext:
     watched: Sequence[Watched] = ()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.pool.keys[layer], self.pool.values[layer]
+        keys, values = self.pool.layer(layer)
         write(keys, k, self.slots)
         write(values, v, self.slots)
         out = self.kernel(q, keys, values, self.layout)
@@ -171,50 +142,58 @@ class PagedContext:
         return out
 
 
-def attend_rows(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+def attend_rows(q: Tensor, keys: Stored, values: Stored, layout: Layout) -> Tensor:
     """The slow twin: softmax(q k / sqrt(head_dim)) v, one row at a time."""
     out = torch.empty_like(q)
-    group = q.shape[1] // len(keys)
     for span in layout.spans:
         for row in range(span.start, span.stop):
             visible = torch.from_numpy(span.slots[: layout.horizons[row]]).to(q.device)
-            k = keys[:, visible].repeat_interleave(group, dim=0).float()  # [heads, visible, head_dim]
-            v = values[:, visible].repeat_interleave(group, dim=0).float()
+            k, v = (read(stored, visible, torch.float32).float() for stored in (keys, values))
+            k, v = (each.repeat_interleave(q.shape[1] // len(each), dim=0) for each in (k, v))  # [heads, visible, dim]
             weights = (torch.einsum("hd,hsd->hs", q[row].float(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
             out[row] = torch.einsum("hs,hsd->hd", weights, v).to(q.dtype)
     return out
 
 
-def attend_spans(q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
+def attend_spans(q: Tensor, keys: Stored, values: Stored, layout: Layout) -> Tensor:
     """One call for all rows where this project's CPU kernel is available, which reads every page in place.
 
-    Otherwise one dense attention per segment, which reads keys and values in place where their slots are neighbours.
+    Otherwise one dense attention per segment, which reads keys and values in place where their slots are neighbours and
+    they are no codes; a segment's codes are read into a copy first.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
         return own.attend(q, keys, values, layout.native_spans, layout.horizons)
     segments = layout.segments
     if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
-        return attention(q, keys[:, segments[0].visible], values[:, segments[0].visible])
+        return attention(q, *_seen(q, keys, values, segments[0]))
     out = torch.empty_like(q)
-    for start, stop, visible in segments:
-        out[start:stop] = attention(q[start:stop], keys[:, visible], values[:, visible])
+    for segment in segments:
+        rows = slice(segment.start, segment.stop)
+        out[rows] = attention(q[rows], *_seen(q, keys, values, segment))
     return out
 
 
-def attend_watched(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> tuple[Tensor, Tensor]:
+def attend_watched(q: Tensor, keys: Stored, values: Stored, segment: Segment) -> tuple[Tensor, Tensor]:
     """What `attend_spans` computes for one segment, with weights: [rows, heads, head_dim] and [rows, visible].
 
     The weights are the mean over heads, in float32.
     """
-    rows = q[segment.start : segment.stop]
-    return watched_attention(rows, keys[:, segment.visible], values[:, segment.visible])
+    return watched_attention(q[segment.start : segment.stop], *_seen(q, keys, values, segment))
+
+
+def _seen(q: Tensor, keys: Stored, values: Stored, segment: Segment) -> tuple[Tensor, Tensor]:
+    """The keys and the values that a segment sees, as numbers [kv_heads, visible, head_dim]."""
+    return read(keys, segment.visible, q.dtype), read(values, segment.visible, q.dtype)
 
 
 @torch.no_grad()
-def agrees(kernel: Kernel, heads: Heads, page_size: int, dtype: torch.dtype, device: torch.device) -> bool:
+def agrees(
+    kernel: Kernel, heads: Heads, page_size: int, dtype: torch.dtype, stored: torch.dtype, device: torch.device
+) -> bool:
     """Whether a kernel for page tables has the results of `attend_rows` on this device, but for rounding.
 
-    Tried with the model's own heads and pages: another kernel is compiled for each.
+    Tried with the model's own heads and pages, and keys and values `stored` as this: another kernel is compiled for
+    each.
     """
     kv_heads, group, head_dim = heads
     visible = 48
@@ -230,8 +209,9 @@ def agrees(kernel: Kernel, heads: Heads, page_size: int, dtype: torch.dtype, dev
     waves = (torch.arange(count * head_dim, device=device).mul(step).sin().to(dtype) for step in (0.7, 1.1, 1.3))
     q, keys, values = (wave.view(-1, head_dim) for wave in waves)
     q = q[: len(horizons) * kv_heads * group].view(-1, kv_heads * group, head_dim)
-    keys, values = (each[: kv_heads * slots.size].view(kv_heads, -1, head_dim) for each in (keys, values))
-    ours, theirs = kernel(q, keys, values, layout)[:70], attend_rows(q, keys, values, layout)[:70]
+    kv = [each[: kv_heads * slots.size].view(kv_heads, -1, head_dim) for each in (keys, values)]
+    kept_keys, kept_values = (as_stored(each, stored) for each in kv)
+    ours, theirs = (attend(q, kept_keys, kept_values, layout)[:70] for attend in (kernel, attend_rows))
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     return bool(torch.allclose(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance))
 

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 Functions = TypeVar("Functions")
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("chain.cpp", "native.cpp", "proposals.cpp", "rows.cpp", "vectors.h")
+    Path(__file__).with_name(name)
+    for name in ("chain.cpp", "native.cpp", "proposals.cpp", "rows.cpp", "codes.h", "vectors.h")
 )
 """All in one folder; one library has the functions of all."""
 COMPILERS = ("c++", "g++", "clang++")

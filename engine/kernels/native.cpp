@@ -1,4 +1,5 @@
-// softmax(q k / sqrt(head_dim)) v in one pass over keys and values, float32, for whatever vectors the CPU has.
+// softmax(q k / sqrt(head_dim)) v in one pass over keys and values, float32, for whatever vectors the CPU has. Keys and
+// values are floats, read where they lie, or codes, of which a tile at a time becomes floats for all queries at hand.
 //
 // Queries stand side by side in a vector's lanes, each with a horizon of its own: the number of keys that it sees. So
 // each number of a key or a value is read once, where it lies, for up to 2 * LANES of them. Keys come in tiles; sums are
@@ -9,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "codes.h"
 #include "vectors.h"
 
 namespace {
@@ -17,13 +19,62 @@ constexpr int TILE = 64;     // keys between two looks at the largest score
 constexpr int BLOCK = 8;     // of a tile's keys, and of the values' numbers, summed up at once: they fill the registers
 constexpr int MAX_DIM = 256; // of a head; its sums live on the stack
 
-struct Head {
-    const float *keys, *values; // [slots, dim]
-    int64_t first;              // slot of the first key that is seen; the others follow it,
-    const int64_t *slots;       // unless these are theirs
-    int64_t visible, dim;       // visible: the largest horizon of the queries at hand
+// Keys and values of one head in one sequence.
+template <typename Number> struct Head {
+    const Number *keys, *values;            // [slots, dim]
+    const float *key_scales, *value_scales; // [slots] of codes; floats have none
+    int64_t first;                          // slot of the first key that is seen; the others follow it,
+    const int64_t *slots;                   // unless these are theirs
+    int64_t dim;
 
-    int64_t offset(int64_t number) const { return (slots ? slots[number] : first + number) * dim; }
+    int64_t slot(int64_t number) const { return slots ? slots[number] : first + number; }
+    int64_t offset(int64_t number) const { return slot(number) * dim; }
+};
+
+// Up to TILE keys and values as floats.
+template <typename Number> struct Tile {
+    const float *keys[TILE], *values[TILE];
+    float room[2][TILE * MAX_DIM];
+
+    // `next`: what comes behind, if it is a whole tile.
+    void turn_to(const Head<Number> &head, int64_t begin, int count, bool has_next) {
+        for (int j = 0; j < count; j++) {
+            const int64_t slot = head.slot(begin + j), at = slot * head.dim;
+            float *key = room[0] + j * head.dim, *value = room[1] + j * head.dim;
+            widen(key, head.keys + at, head.dim, head.key_scales[slot]);
+            widen(value, head.values + at, head.dim, head.value_scales[slot]);
+            keys[j] = key;
+            values[j] = value;
+            if (has_next) {
+                const int64_t next = head.slot(begin + TILE + j);
+                for (int64_t d = 0; d < head.dim; d += LINE * (int64_t)sizeof(float)) {
+                    __builtin_prefetch(head.keys + next * head.dim + d);
+                    __builtin_prefetch(head.values + next * head.dim + d);
+                }
+                __builtin_prefetch(head.key_scales + next);
+                __builtin_prefetch(head.value_scales + next);
+            }
+        }
+    }
+    void look_ahead(const Head<Number> &, int64_t) const {}
+};
+template <> struct Tile<float> {
+    const float *keys[TILE], *values[TILE];
+
+    void turn_to(const Head<float> &head, int64_t begin, int count, bool) {
+        for (int j = 0; j < count; j++) {
+            keys[j] = head.keys + head.offset(begin + j);
+            values[j] = head.values + head.offset(begin + j);
+        }
+    }
+    // The hardware sees no pattern in so many streams: without this, keys and values are waited for.
+    void look_ahead(const Head<float> &head, int64_t number) const {
+        for (int b = 0; b < BLOCK; b++)
+            for (int64_t at = head.offset(number + b), end = at + head.dim; at < end; at += LINE) {
+                __builtin_prefetch(head.keys + at);
+                __builtin_prefetch(head.values + at);
+            }
+    }
 };
 
 // Which queries see this key.
@@ -41,38 +92,34 @@ template <int N> struct Horizons {
     int64_t least; // up to here, all queries see every key
 };
 
-// N vectors of queries, turned round to [dim][N], against one head -> sums [dim][N], softmax'ed.
-template <int N>
-void attend(const Head &head, const Vector (*turned)[N], const Horizons<N> &horizons, Vector (*sums)[N],
-            const Watch<N> *watch) {
-    Vector weights[TILE][N], best[N], total[N];
-    std::memset(sums, 0, head.dim * sizeof(*sums));
-    for (int n = 0; n < N; n++) {
-        best[n] = Vector{} - INFINITY;
-        total[n] = Vector{};
+// N vectors of queries, turned round to [dim][N], and what they have attended to so far.
+template <int N> struct Group {
+    Vector turned[MAX_DIM][N], sums[MAX_DIM][N], best[N], total[N];
+    Horizons<N> horizons;
+    int64_t visible; // the largest of their horizons
+
+    void begin(int64_t dim) {
+        std::memset(sums, 0, dim * sizeof(*sums));
+        for (int n = 0; n < N; n++) {
+            best[n] = Vector{} - INFINITY;
+            total[n] = Vector{};
+        }
     }
-    for (int64_t begin = 0; begin < head.visible; begin += TILE) {
-        const int64_t left = head.visible - begin;
-        const int count = left < TILE ? (int)left : TILE;
-        const float *value[TILE];
-        for (int j = 0; j < count; j++)
-            value[j] = head.values + head.offset(begin + j);
-        Vector peak[N], shrink[N];
+
+    // Keys [begin, begin + TILE), as far as they are visible. Calls ahead(first) for each BLOCK of them.
+    template <typename Number, typename Ahead>
+    void add(const Tile<Number> &tile, int64_t begin, int64_t dim, const Watch<N> *watch, const Ahead &ahead) {
+        const int count = visible - begin < TILE ? (int)(visible - begin) : TILE;
+        Vector weights[TILE][N], peak[N], shrink[N];
         for (int n = 0; n < N; n++)
             peak[n] = best[n];
         for (int first = 0; first < count; first += BLOCK) {
             const float *key[BLOCK]; // the last one again where there are fewer: it changes no maximum
             for (int b = 0; b < BLOCK; b++)
-                key[b] = head.keys + head.offset(begin + (first + b < count ? first + b : count - 1));
-            // The hardware sees no pattern in so many streams: without this, keys and values are waited for.
-            if (left >= 2 * TILE)
-                for (int b = 0; b < BLOCK; b++)
-                    for (int64_t at = head.offset(begin + TILE + first + b), end = at + head.dim; at < end; at += LINE) {
-                        __builtin_prefetch(head.keys + at);
-                        __builtin_prefetch(head.values + at);
-                    }
+                key[b] = tile.keys[first + b < count ? first + b : count - 1];
+            ahead(first);
             Vector scores[BLOCK][N] = {};
-            for (int64_t d = 0; d < head.dim; d++)
+            for (int64_t d = 0; d < dim; d++)
                 for (int b = 0; b < BLOCK; b++)
                     for (int n = 0; n < N; n++)
                         scores[b][n] += turned[d][n] * key[b][d];
@@ -103,91 +150,123 @@ void attend(const Head &head, const Vector (*turned)[N], const Horizons<N> &hori
             std::memcpy(watch->peaks + begin / TILE, peak, sizeof peak);
         }
         // A tile's own sums first: thousands of terms in one row would each be rounded to the size of their sum.
-        for (int64_t first = 0; first < head.dim; first += BLOCK) {
+        for (int64_t first = 0; first < dim; first += BLOCK) {
             Vector part[BLOCK][N] = {};
             for (int j = 0; j < count; j++)
                 for (int b = 0; b < BLOCK; b++)
                     for (int n = 0; n < N; n++)
-                        part[b][n] += weights[j][n] * value[j][first + b];
+                        part[b][n] += weights[j][n] * tile.values[j][first + b];
             for (int b = 0; b < BLOCK; b++)
                 for (int n = 0; n < N; n++)
                     sums[first + b][n] = sums[first + b][n] * shrink[n] + part[b][n];
         }
     }
-    for (int64_t d = 0; d < head.dim; d++)
-        for (int n = 0; n < N; n++)
-            sums[d][n] /= total[n];
-    for (int64_t j = 0; watch && j < head.visible; j += TILE)
-        for (int n = 0; n < N; n++) {
-            const Vector share = exponential(watch->peaks[j / TILE][n] - best[n]) / total[n];
-            const int64_t end = j + TILE < head.visible ? j + TILE : head.visible;
-            for (int64_t key = j; key < end; key++)
-                watch->mean[key][n] += watch->weights[key][n] * share;
-        }
-}
+
+    // After the last tile: the softmax.
+    void end(int64_t dim, const Watch<N> *watch) {
+        for (int64_t d = 0; d < dim; d++)
+            for (int n = 0; n < N; n++)
+                sums[d][n] /= total[n];
+        for (int64_t j = 0; watch && j < visible; j += TILE)
+            for (int n = 0; n < N; n++) {
+                const Vector share = exponential(watch->peaks[j / TILE][n] - best[n]) / total[n];
+                const int64_t last = j + TILE < visible ? j + TILE : visible;
+                for (int64_t key = j; key < last; key++)
+                    watch->mean[key][n] += watch->weights[key][n] * share;
+            }
+    }
+};
 
 // Queries [first, last) of one head of the keys, counted over all rows: a row has `group` of them.
 struct Queries {
     const float *q;
     float *out;
     int64_t q_row, out_row, group, first, last;
-    const int64_t *horizons; // [rows], or none: then all see `Head::visible` keys
+    const int64_t *horizons; // [rows], or none: then all see `visible` keys
+    int64_t visible, dim;
+
+    int64_t offset(int64_t number, int64_t row_size) const {
+        return (first + number) / group * row_size + (first + number) % group * dim;
+    }
+
+    template <int N> void read(Group<N> &into) const {
+        const float scale = 1.0f / std::sqrt((float)dim);
+        std::memset(into.turned, 0, dim * sizeof(*into.turned));
+        for (int64_t i = 0; i < last - first; i++)
+            for (int64_t d = 0; d < dim; d++)
+                ((float *)into.turned[d])[i] = q[offset(i, q_row) + d] * scale;
+        Horizons<N> &seen = into.horizons;
+        int64_t most = seen.least = horizons ? horizons[first / group] : visible;
+        for (int n = 0; n < N; n++)
+            seen.each[n] = Integers{} + (int32_t)most;
+        for (int64_t i = 0; horizons && i < last - first; i++) {
+            const int64_t horizon = horizons[(first + i) / group];
+            ((int32_t *)seen.each)[i] = (int32_t)horizon;
+            most = horizon > most ? horizon : most;
+            seen.least = horizon < seen.least ? horizon : seen.least;
+        }
+        into.visible = most;
+        into.begin(dim);
+    }
+
+    template <int N> void write(const Group<N> &from) const {
+        for (int64_t i = 0; i < last - first; i++)
+            for (int64_t d = 0; d < dim; d++)
+                out[offset(i, out_row) + d] = ((const float *)from.sums[d])[i];
+    }
 };
 
-template <int N> Horizons<N> horizons_of(const Queries &queries, Head &head) {
-    Horizons<N> horizons;
-    int64_t most = horizons.least = queries.horizons ? queries.horizons[queries.first / queries.group] : head.visible;
-    for (int n = 0; n < N; n++)
-        horizons.each[n] = Integers{} + (int32_t)most;
-    for (int64_t i = 0; queries.horizons && i < queries.last - queries.first; i++) {
-        const int64_t horizon = queries.horizons[(queries.first + i) / queries.group];
-        ((int32_t *)horizons.each)[i] = (int32_t)horizon;
-        most = horizon > most ? horizon : most;
-        horizons.least = horizon < horizons.least ? horizon : horizons.least;
+// All queries at hand, N vectors of them at a time, against one head: each tile is made of it once.
+template <int N, int GROUPS, typename Number>
+void attend(const Queries &queries, const Head<Number> &head, const Watch<N> *watch = nullptr) {
+    Group<N> groups[GROUPS];
+    Queries parts[GROUPS];
+    int used = 0;
+    int64_t visible = 0;
+    for (int64_t first = queries.first; first < queries.last; first += N * LANES, used++) {
+        parts[used] = queries;
+        parts[used].first = first;
+        parts[used].last = first + N * LANES < queries.last ? first + N * LANES : queries.last;
+        parts[used].read(groups[used]);
+        visible = groups[used].visible > visible ? groups[used].visible : visible;
     }
-    head.visible = most;
-    return horizons;
-}
-
-template <int N> void attend(const Queries &queries, Head head, const Watch<N> *watch = nullptr) {
-    Vector turned[MAX_DIM][N], sums[MAX_DIM][N];
-    const int64_t count = queries.last - queries.first;
-    const Horizons<N> horizons = horizons_of<N>(queries, head);
-    const float scale = 1.0f / std::sqrt((float)head.dim);
-    std::memset(turned, 0, head.dim * sizeof(*turned));
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
-        const float *q = queries.q + row * queries.q_row + member * head.dim;
-        for (int64_t d = 0; d < head.dim; d++)
-            ((float *)turned[d])[i] = q[d] * scale;
+    Tile<Number> tile;
+    for (int64_t begin = 0; begin < visible; begin += TILE) {
+        const int64_t left = visible - begin;
+        const bool has_next = left >= 2 * TILE;
+        tile.turn_to(head, begin, left < TILE ? (int)left : TILE, has_next);
+        for (int g = 0; g < used; g++)
+            if (begin < groups[g].visible)
+                groups[g].add(tile, begin, head.dim, watch, [&](int64_t first) {
+                    if (has_next)
+                        tile.look_ahead(head, begin + TILE + first);
+                });
     }
-    attend<N>(head, turned, horizons, sums, watch);
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t row = (queries.first + i) / queries.group, member = (queries.first + i) % queries.group;
-        float *out = queries.out + row * queries.out_row + member * head.dim;
-        for (int64_t d = 0; d < head.dim; d++)
-            out[d] = ((const float *)sums[d])[i];
+    for (int g = 0; g < used; g++) {
+        groups[g].end(head.dim, watch);
+        parts[g].write(groups[g]);
     }
 }
 
 // Rows [first, last), for all heads one after the other, so that their weights add up: to mean [rows][visible].
 template <int N>
-void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head head, int64_t kv_head, int64_t heads,
-           int64_t group, int64_t first, int64_t last, float *mean, Vector *room) {
+void watch(float *out, int64_t out_row, const float *q, int64_t q_row, Head<float> head, int64_t visible, int64_t kv_head,
+           int64_t heads, int64_t group, int64_t first, int64_t last, float *mean, Vector *room) {
     Vector(*sums)[N] = (Vector(*)[N])room;
-    const Watch<N> watch = {sums, sums + head.visible, sums + 2 * head.visible};
-    std::memset(sums, 0, head.visible * sizeof(*sums));
-    const Head of_first = head;
+    const Watch<N> watch = {sums, sums + visible, sums + 2 * visible};
+    std::memset(sums, 0, visible * sizeof(*sums));
+    const Head<float> of_first = head;
     for (int64_t h = 0; h < heads; h++) {
         head.keys = of_first.keys + h / group * kv_head;
         head.values = of_first.values + h / group * kv_head;
-        attend<N>({q + h * head.dim, out + h * head.dim, q_row, out_row, 1, first, last, nullptr}, head, &watch);
+        const Queries queries = {q + h * head.dim, out + h * head.dim, q_row, out_row, 1, first, last, nullptr, visible, head.dim};
+        attend<N, 1, float>(queries, head, &watch);
     }
-    for (int64_t begin = 0; begin < head.visible; begin += TILE) {
-        const int64_t end = begin + TILE < head.visible ? begin + TILE : head.visible;
+    for (int64_t begin = 0; begin < visible; begin += TILE) {
+        const int64_t end = begin + TILE < visible ? begin + TILE : visible;
         for (int64_t row = first; row < last; row++)
             for (int64_t key = begin; key < end; key++)
-                mean[row * head.visible + key] = ((const float *)sums[key])[row - first] / (float)heads;
+                mean[row * visible + key] = ((const float *)sums[key])[row - first] / (float)heads;
     }
 }
 
@@ -200,8 +279,57 @@ struct SpanAddress {
     int64_t start, stop, first;
     const int64_t *slots;
 
-    int64_t parts(int64_t group) const { return ((stop - start) * group + 2 * LANES - 1) / (2 * LANES); }
+    int64_t parts(int64_t group, int64_t size) const { return ((stop - start) * group + size - 1) / size; }
 };
+
+namespace {
+
+// Keys and values [kv_heads, slots, dim], heads `head` numbers apart, and of codes scales [kv_heads, slots], heads
+// `scale_head` apart.
+template <typename Number> struct Stored {
+    const Number *keys, *values;
+    int64_t head;
+    const float *key_scales, *value_scales;
+    int64_t scale_head;
+};
+
+// The more queries of a head are one piece of work, up to GROUPS * 2 * LANES, the less often a tile is made of codes.
+template <int GROUPS, typename Number>
+void attend_spans(float *out, int64_t out_row, const float *q, int64_t q_row, const Stored<Number> &stored,
+                  int64_t kv_heads, int64_t group, int64_t dim, const SpanAddress *spans, int64_t num_spans,
+                  const int64_t *horizons, int threads) {
+    int64_t size = GROUPS * 4 * LANES, items = 0;
+    do { // until no thread has to wait for another one's large piece
+        size /= 2;
+        items = 0;
+        for (int64_t i = 0; i < num_spans; i++)
+            items += spans[i].parts(group, size) * kv_heads;
+    } while (size > 2 * LANES && items < 2 * threads);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t item = 0; item < items; item++) {
+        const SpanAddress *span = spans;
+        int64_t number = item;
+        for (; number >= span->parts(group, size) * kv_heads; span++)
+            number -= span->parts(group, size) * kv_heads;
+        const int64_t kv = number / span->parts(group, size), part = number % span->parts(group, size);
+        const int64_t first = span->start * group + part * size, end = span->stop * group;
+        const int64_t last = first + size < end ? first + size : end, skip = kv * group * dim;
+        const Queries queries = {q + skip, out + skip, q_row, out_row, group, first, last, horizons, 0, dim};
+        const Head<Number> head = {stored.keys + kv * stored.head,
+                                   stored.values + kv * stored.head,
+                                   stored.key_scales + kv * stored.scale_head,
+                                   stored.value_scales + kv * stored.scale_head,
+                                   span->first,
+                                   span->slots,
+                                   dim};
+        if (last - first > LANES)
+            attend<2, GROUPS, Number>(queries, head);
+        else
+            attend<1, 1, Number>(queries, head);
+    }
+}
+
+} // namespace
 
 // q and out [rows, kv_heads * group, dim], rows q_row and out_row floats apart; keys and values [kv_heads, slots, dim],
 // heads kv_head floats apart; horizons [rows], at least 1. dim is a multiple of 8, at most 256. Rows of no span are left
@@ -209,25 +337,25 @@ struct SpanAddress {
 extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
                           const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
                           const SpanAddress *spans, int64_t num_spans, const int64_t *horizons, int threads) {
-    int64_t items = 0;
-    for (int64_t i = 0; i < num_spans; i++)
-        items += spans[i].parts(group) * kv_heads;
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t item = 0; item < items; item++) {
-        const SpanAddress *span = spans;
-        int64_t number = item;
-        for (; number >= span->parts(group) * kv_heads; span++)
-            number -= span->parts(group) * kv_heads;
-        const int64_t kv = number / span->parts(group), part = number % span->parts(group);
-        const int64_t first = span->start * group + part * 2 * LANES, end = span->stop * group;
-        const int64_t last = first + 2 * LANES < end ? first + 2 * LANES : end;
-        const Queries queries = {q + kv * group * dim, out + kv * group * dim, q_row, out_row, group, first, last, horizons};
-        const Head head = {keys + kv * kv_head, values + kv * kv_head, span->first, span->slots, 0, dim};
-        if (last - first > LANES)
-            attend<2>(queries, head);
-        else
-            attend<1>(queries, head);
-    }
+    const Stored<float> stored = {keys, values, kv_head, nullptr, nullptr, 0};
+    attend_spans<1>(out, out_row, q, q_row, stored, kv_heads, group, dim, spans, num_spans, horizons, threads);
+}
+
+// As `attention` over codes, which are those of int8 or of e4m3, with scales [kv_heads, slots], heads scale_head apart.
+extern "C" void coded_attention(float *out, int64_t out_row, const float *q, int64_t q_row, const void *keys,
+                                const void *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
+                                const SpanAddress *spans, int64_t num_spans, const int64_t *horizons, int threads,
+                                const float *key_scales, const float *value_scales, int64_t scale_head, int is_int8) {
+    const auto attend = [=](auto number) {
+        typedef decltype(number) Number;
+        const Stored<Number> stored = {(const Number *)keys, (const Number *)values, kv_head,
+                                       key_scales,           value_scales,           scale_head};
+        attend_spans<4>(out, out_row, q, q_row, stored, kv_heads, group, dim, spans, num_spans, horizons, threads);
+    };
+    if (is_int8)
+        attend(Int8());
+    else
+        attend(E4m3());
 }
 
 // As `attention` for rows that all see [kv_heads, visible, dim], and mean [rows, visible] of their weights over heads.
@@ -235,15 +363,15 @@ extern "C" void attention(float *out, int64_t out_row, const float *q, int64_t q
 extern "C" void watched_attention(float *out, int64_t out_row, const float *q, int64_t q_row, const float *keys,
                                   const float *values, int64_t kv_head, int64_t kv_heads, int64_t group, int64_t dim,
                                   int64_t rows, int64_t visible, float *mean, float *room, int threads) {
-    const Head head = {keys, values, 0, nullptr, visible, dim};
+    const Head<float> head = {keys, values, nullptr, nullptr, 0, nullptr, dim};
     const int64_t heads = kv_heads * group, room_size = (2 * visible + visible / TILE + 1) * 32;
 #pragma omp parallel for schedule(dynamic) num_threads(threads)
     for (int64_t first = 0; first < rows; first += 2 * LANES) {
         const int64_t last = first + 2 * LANES < rows ? first + 2 * LANES : rows;
         Vector *own = (Vector *)(room + omp_get_thread_num() * room_size);
         if (last - first > LANES)
-            watch<2>(out, out_row, q, q_row, head, kv_head, heads, group, first, last, mean, own);
+            watch<2>(out, out_row, q, q_row, head, visible, kv_head, heads, group, first, last, mean, own);
         else
-            watch<1>(out, out_row, q, q_row, head, kv_head, heads, group, first, last, mean, own);
+            watch<1>(out, out_row, q, q_row, head, visible, kv_head, heads, group, first, last, mean, own);
     }
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.kernels.kv.formats import LARGEST, Quantised, Stored, quantised, read, write
 from engine.kernels.library import checked
 
 
@@ -44,31 +45,41 @@ class Kernel:
         functions = ctypes.CDLL(str(path))
         self._attention, self._watched_attention = functions.attention, functions.watched_attention
         tensors = (*(_Pointer, _Integer) * 2, _Pointer, _Pointer, _Integer, _Integer, _Integer, _Integer)
-        self._attention.argtypes = (*tensors, _Pointer, _Integer, _Pointer, ctypes.c_int)
+        attention = (*tensors, _Pointer, _Integer, _Pointer, ctypes.c_int)
+        self._attention.argtypes = attention
+        self._coded_attention = functions.coded_attention
+        self._coded_attention.argtypes = (*attention, _Pointer, _Pointer, _Integer, ctypes.c_int)
         self._watched_attention.argtypes = (*tensors, _Integer, _Integer, _Pointer, _Pointer, ctypes.c_int)
         self._gated, self._rotated, self._written = functions.gated, functions.rotated, functions.written
         rows = (_Pointer, _Integer)
         self._gated.argtypes = (_Pointer, *rows, _Integer, _Integer, ctypes.c_int)
         self._rotated.argtypes = (_Pointer, *rows, _Pointer, _Pointer, *(_Integer,) * 4, ctypes.c_int)
         self._written.argtypes = (*rows, *rows, _Pointer, *(_Integer,) * 4, ctypes.c_int)
-        for function in (self._attention, self._watched_attention, self._gated, self._rotated, self._written):
+        self._written_as_codes = functions.written_as_codes
+        self._written_as_codes.argtypes = (*rows, *self._written.argtypes, ctypes.c_int)
+        attentions = self._attention, self._coded_attention, self._watched_attention
+        for function in (*attentions, self._gated, self._rotated, self._written, self._written_as_codes):
             function.restype = None
 
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor, spans: Ids, horizons: Ids) -> Tensor:
-        """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] -> as q.
+    def attend(self, q: Tensor, keys: Stored, values: Stored, spans: Ids, horizons: Ids) -> Tensor:
+        """q [rows, heads, head_dim], keys and values [kv_heads, slots, head_dim] in one format -> as q.
 
         `spans` int64 [spans, 4] are `SpanAddress`es. Row i sees the first `horizons[i]` keys of its span, at least one.
         Rows outside all spans are undefined.
         """
         out = q.new_empty(q.shape)
-        tensors = _tensors(out, q, keys, values)
-        tables = spans.ctypes.data, len(spans), horizons.ctypes.data
-        self._attention(*tensors, *tables, torch.get_num_threads())
+        tables = spans.ctypes.data, len(spans), horizons.ctypes.data, torch.get_num_threads()
+        if isinstance(keys, Tensor) and isinstance(values, Tensor):
+            self._attention(*_tensors(out, q, keys, values), *tables)
+        elif isinstance(keys, Quantised) and isinstance(values, Quantised):
+            scales = keys.scales.data_ptr(), values.scales.data_ptr(), keys.scales.stride(0)
+            tensors = _tensors(out, q, keys.codes, values.codes)
+            self._coded_attention(*tensors, *tables, *scales, keys.codes.dtype == torch.int8)
         return out
 
-    def attend_all(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend_all(self, q: Tensor, keys: Stored, values: Stored) -> Tensor:
         """`attend` where all rows see all keys."""
-        rows, visible = len(q), keys.shape[1]
+        rows, visible = len(q), (keys if isinstance(keys, Tensor) else keys.codes).shape[1]
         return self.attend(
             q, keys, values, np.array([SpanAddress(0, rows)], np.int64), np.full(rows, visible, np.int64)
         )
@@ -100,15 +111,19 @@ class Kernel:
         self._rotated(out.data_ptr(), *_rows(x), *tables, rows, heads, head_dim, cos.shape[-1], torch.get_num_threads())
         return out
 
-    def write(self, kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
-        """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim].
+    def write(self, kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
+        """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim], in its format.
 
         `slots` are contiguous int64 [rows], or a slice without a step; all of them are slots of `kept`, which the
         kernel does not check.
         """
         assert isinstance(slots, slice) or (slots.is_contiguous() and slots.dtype == torch.int64)
         where = (None, slots.start) if isinstance(slots, slice) else (slots.data_ptr(), 0)
-        self._written(kept.data_ptr(), kept.stride(0), *_rows(new), *where, *new.shape, torch.get_num_threads())
+        arguments = *_rows(new), *where, *new.shape, torch.get_num_threads()
+        if isinstance(kept, Tensor):
+            self._written(*_rows(kept), *arguments)
+        else:
+            self._written_as_codes(*_rows(kept.codes), *_rows(kept.scales), *arguments, kept.codes.dtype == torch.int8)
 
 
 def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
@@ -128,9 +143,16 @@ def kernel() -> Kernel | None:
     return checked("attention", Kernel, _agrees)
 
 
-def takes(q: Tensor, keys: Tensor, values: Tensor) -> bool:
-    """Whether attention supports these tensors: float32 on a CPU, each head's numbers contiguous, and no gradient."""
+def takes(q: Tensor, keys: Stored, values: Stored) -> bool:
+    """Whether attention supports these tensors: queries in float32 on a CPU, each head's numbers contiguous, and no
+    gradient."""
     head_dim = q.shape[-1]
+    if isinstance(keys, Quantised) and isinstance(values, Quantised):
+        if keys.scales.stride(1) != 1 or keys.scales.stride() != values.scales.stride():
+            return False
+        keys, values = keys.codes, values.codes
+    elif not (isinstance(keys, Tensor) and isinstance(values, Tensor)) or keys.dtype != q.dtype:
+        return False
     return (
         q.device.type == "cpu"
         and q.dtype == torch.float32
@@ -157,6 +179,14 @@ def takes_rows(rows: Tensor) -> bool:
     )
 
 
+def writes(kept: Stored, new: Tensor) -> bool:
+    """Whether `Kernel.write` takes these tensors."""
+    if isinstance(kept, Quantised):
+        head_dim = new.shape[-1]
+        return takes_rows(new) and head_dim % 8 == 0 and kept.codes.stride()[1:] == (head_dim, 1)
+    return takes_rows(new) and takes_rows(kept)
+
+
 @torch.no_grad()
 def _agrees(own: Kernel) -> bool:
     return _attends(own) and _works_row_by_row(own)
@@ -175,7 +205,11 @@ def _attends(own: Kernel) -> bool:
     )
     expected = expected.squeeze(0).transpose(0, 1)
     out, (watched, mean) = own.attend_all(q, keys, values), own.watch(q, keys, values)
-    pairs = (out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))
+    pairs = [(out, expected), (watched, expected), (mean.sum(dim=-1), mean.new_ones(rows))]
+    for dtype in LARGEST:
+        codes = [quantised(numbers, dtype) for numbers in (keys, values)]
+        numbers = [read(stored, slice(None), torch.float32) for stored in codes]
+        pairs.append((own.attend_all(q, codes[0], codes[1]), own.attend_all(q, numbers[0], numbers[1])))
     return all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in pairs)
 
 
@@ -195,4 +229,21 @@ def _works_row_by_row(own: Kernel) -> bool:
         (own.rotate(new, cos, sin), torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)),
         (kept, torch.zeros_like(kept).index_copy_(1, slots, new.transpose(0, 1))),
     )
-    return all(torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5) for ours, theirs in pairs)
+    return all(torch.allclose(ours, theirs, atol=1e-5, rtol=1e-5) for ours, theirs in pairs) and _writes_codes(own, x)
+
+
+def _writes_codes(own: Kernel, x: Tensor) -> bool:
+    """Whether codes of x [rows, at least 48] and their scales are those of the definition, bit by bit."""
+    new, slots = x[:, :48].view(len(x), 2, 24), torch.arange(len(x)).flip(0)
+    for dtype in LARGEST:
+        ours, theirs = (
+            Quantised(torch.zeros(2, len(x), 24, dtype=torch.int8).view(dtype), torch.zeros(2, len(x)))
+            for _ in range(2)
+        )
+        own.write(ours, new, slots)
+        write(theirs, new, slots)
+        if not (torch.equal(ours.codes.view(torch.int8), theirs.codes.view(torch.int8))):
+            return False
+        if not torch.equal(ours.scales, theirs.scales):
+            return False
+    return True

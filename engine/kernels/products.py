@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels import native
+from engine.kernels.kv import formats
+from engine.kernels.kv.formats import Stored
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -82,17 +84,15 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1).to(x.dtype)
 
 
-def write(kept: Tensor, new: Tensor, slots: slice | Tensor) -> None:
-    """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim].
+def write(kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
+    """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim], in its format.
 
     `slots` are int64 [rows], or a slice where they are neighbours.
     """
-    if native.takes_rows(new) and native.takes_rows(kept) and (own := native.kernel()):
+    if native.writes(kept, new) and (own := native.kernel()):
         own.write(kept, new, slots)
-    elif isinstance(slots, slice):
-        kept[:, slots] = new.transpose(0, 1)
     else:
-        kept.index_copy_(1, slots, new.transpose(0, 1))
+        formats.write(kept, new, slots)
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:

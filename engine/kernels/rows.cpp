@@ -2,9 +2,11 @@
 // and writing keys and values to their slots. Threads share rows; no result depends on other rows. What
 // `engine.kernels.native` loads.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "codes.h"
 #include "vectors.h"
 
 namespace {
@@ -31,6 +33,46 @@ inline void store(float *x, const Vector vector, int64_t count) {
 // x / (1 + e^-x). `exponential` has nothing above e^88: below -87 the result is x / e^87, which is as good as 0.
 inline Vector silu(const Vector x) {
     return x / (exponential(-(x < -87.0f ? Vector{} - 87.0f : x)) + 1.0f);
+}
+
+// x [dim] as codes -> their scale, as `engine.kernels.kv.formats.quantised` has both.
+template <typename Number> float code(Number *codes, const float *x, int64_t dim) {
+    Floats8 peaks = {}, others = {};
+    for (int64_t d = 0; d < dim; d += AT_ONCE) {
+        Floats8 some;
+        std::memcpy(&some, x + d, sizeof some);
+        const Floats8 magnitude = (Floats8)((Ints8)some & 0x7FFFFFFF);
+        peaks = magnitude > peaks ? magnitude : peaks;
+        others += some * 0.0f; // NaN where a number is not finite
+    }
+    float peak = 0.0f;
+    for (int i = 0; i < AT_ONCE; i++)
+        peak = others[i] == 0.0f ? (peaks[i] > peak ? peaks[i] : peak) : NAN;
+    const float scale = peak / Number::LARGEST;
+    if (!(scale > 0.0f)) {
+        std::memset(codes, 0, dim);
+        return scale;
+    }
+    for (int64_t d = 0; d < dim; d += AT_ONCE) {
+        Floats8 some;
+        std::memcpy(&some, x + d, sizeof some);
+        some /= scale;
+        some = some > Number::LARGEST ? Floats8{} + Number::LARGEST : some;
+        some = some < -Number::LARGEST ? Floats8{} - Number::LARGEST : some;
+        encode(codes + d, some);
+    }
+    return scale;
+}
+
+template <typename Number>
+void code_rows(Number *kept, int64_t head, float *scales, int64_t scale_head, const float *new_ones, int64_t row,
+               const int64_t *slots, int64_t first, int64_t rows, int64_t heads, int64_t dim, int threads) {
+#pragma omp parallel for num_threads(threads) if (rows * heads * dim > WORTH_A_THREAD)
+    for (int64_t r = 0; r < rows; r++) {
+        const int64_t slot = slots ? slots[r] : first + r;
+        for (int64_t h = 0; h < heads; h++)
+            scales[h * scale_head + slot] = code(kept + h * head + slot * dim, new_ones + r * row + h * dim, dim);
+    }
 }
 
 } // namespace
@@ -84,4 +126,15 @@ extern "C" void written(float *kept, int64_t head, const float *new_ones, int64_
         for (int64_t h = 0; h < heads; h++)
             std::memcpy(to + h * head, new_ones + r * row + h * dim, dim * sizeof(float));
     }
+}
+
+// As `written`, to codes of int8 or of e4m3, and their scales [heads, slots], heads `scale_head` apart. dim is a multiple
+// of 8.
+extern "C" void written_as_codes(void *kept, int64_t head, float *scales, int64_t scale_head, const float *new_ones,
+                                 int64_t row, const int64_t *slots, int64_t first, int64_t rows, int64_t heads,
+                                 int64_t dim, int threads, int is_int8) {
+    if (is_int8)
+        code_rows((Int8 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads);
+    else
+        code_rows((E4m3 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads);
 }

@@ -13,10 +13,11 @@ TYPICAL_CANVAS = 512
 def start_report(info: EngineInfo, name: str, url: str, *, has_page: bool) -> str:
     example = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 64, "stream": True}
     fits = [f"{_canvases(info, length)} canvases of {length:,}" for length in _lengths(info)]
+    pool = f"{size(info.kv_bytes)} in {info.kv_dtype}"
     lines = {
         "model": f"{name} ({info.spec.family}, {parameters(info.num_parameters)} parameters)",
         "weights": f"{size(info.weight_bytes)} in {info.dtype} on {info.device}, from {info.model}",
-        "KV cache": f"{info.kv_tokens:,} tokens ({size(info.kv_bytes)}): {' or '.join(fits)} tokens at once",
+        "KV cache": f"{info.kv_tokens:,} tokens ({pool}): {' or '.join(fits)} tokens at once",
         "address": f"{url}/v1",
         **({"page": f"{url}/"} if has_page else {}),
     }

@@ -37,7 +37,8 @@ def show(
     of_a_token = f"{parameters(active)} of them for each token, " if active < count else ""
     console.print(
         f"{plans[0].model} ({plans[0].family}): {parameters(count)} parameters, {of_a_token}"
-        f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows",
+        f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows"
+        + (f", keys and values in {config.kv_dtype}" if config.kv_dtype != "auto" else ""),
         highlight=False,
         soft_wrap=True,
     )

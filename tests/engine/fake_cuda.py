@@ -25,7 +25,8 @@ from engine.execution.clock import DeviceClock
 from engine.execution.graphs import Capture, Captured, Graph, Graphs, shapes_of
 from engine.execution.runner import Runner
 from engine.kernels import proposals, transfer
-from engine.kernels.attention import KVPool, Layout, attend_spans
+from engine.kernels.attention import Layout, attend_spans
+from engine.kernels.kv.pool import KVPool
 from engine.models.layers import Transformer, TransformerConfig
 from engine.scoring import scores
 from tests.engine.test_waits import Waits
@@ -168,6 +169,7 @@ class FakeCuda:
             spec=spec,
             device=str(CUDA),
             dtype=str(dtype),
+            kv_dtype=str(dtype),
             num_parameters=geometry.num_parameters,
             weight_bytes=0,
             kv_tokens=slots,

@@ -61,5 +61,6 @@ def test_a_kernel_is_held_to_the_definition_before_it_is_used(heads, page_size):
     from engine.kernels.triton_attention import attend_pages as own
 
     cpu = torch.device("cpu")
-    assert agrees(own, heads, page_size, torch.float32, cpu)
-    assert not agrees(lambda *arguments: own(*arguments) + 0.01, heads, page_size, torch.float32, cpu)
+    for stored in (torch.float32, torch.int8, torch.float8_e4m3fn):
+        assert agrees(own, heads, page_size, torch.float32, stored, cpu)
+        assert not agrees(lambda *arguments: own(*arguments) + 0.01, heads, page_size, torch.float32, stored, cpu)

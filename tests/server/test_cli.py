@@ -190,7 +190,7 @@ def test_the_report_says_what_is_served_and_how_much_fits(engine):
     report = start_report(engine.info, "fake", "http://127.0.0.1:8000", has_page=True)
     assert "fake (llada, 1.0 M parameters)" in report
     assert "3.81 MiB in float32 on cpu" in report
-    assert "4,096 tokens (1 MiB): 32 canvases of 128 tokens at once" in report
+    assert "4,096 tokens (1 MiB in float32): 32 canvases of 128 tokens at once" in report
     assert "curl -N http://127.0.0.1:8000/v1/completions" in report
     assert "page  http://127.0.0.1:8000/\n" in report
     assert "page" not in start_report(engine.info, "fake", "http://127.0.0.1:8000", has_page=False)

@@ -1,4 +1,4 @@
-"""Attention kernels against their definition, `attend_rows`, on the device and in the dtypes that it serves in.
+"""Attention kernels against their definition, `attend_rows`, on the device, in the dtypes and KV formats it serves in.
 
 A kernel is any `engine.kernels.attention.Kernel`. One that the engine may run on a GPU is a line in `kernels_on`.
 Scoring is checked against torch's functions, as at every start.
@@ -14,6 +14,7 @@ from engine.bench.gpu.report import Outcome, Verdict
 from engine.execution.batch import FlatBatch
 from engine.kernels import proposals
 from engine.kernels.attention import Kernel, Span, attend_rows, attend_spans
+from engine.kernels.kv.formats import as_stored
 from engine.kernels.transfer import Upload
 from engine.kernels.triton_available import has_triton
 from engine.models.layers import TransformerConfig
@@ -47,16 +48,20 @@ def check_scoring(device: torch.device) -> Outcome:
     return Outcome(Verdict.OK, "gives what torch gives", {})
 
 
-def check(kernel: Kernel, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Outcome:
-    """One call over sequences of many lengths, whose pages lie scattered."""
-    error = largest_error(kernel, geometry, dtype, device)
+def check(
+    kernel: Kernel, geometry: TransformerConfig, dtype: torch.dtype, stored: torch.dtype, device: torch.device
+) -> Outcome:
+    """One call over sequences of many lengths, whose pages lie scattered. `stored`: of keys and values."""
+    error = largest_error(kernel, geometry, dtype, stored, device)
     fits = error <= TOLERANCE[dtype]  # NaN does not
     said = f"differs from its definition by {error:.1e}, at most {TOLERANCE[dtype]:.0e} are allowed"
     return Outcome(Verdict.OK if fits else Verdict.FAILED, said, {"error": error, "tolerance": TOLERANCE[dtype]})
 
 
 @torch.inference_mode()
-def largest_error(kernel: Kernel, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> float:
+def largest_error(
+    kernel: Kernel, geometry: TransformerConfig, dtype: torch.dtype, stored: torch.dtype, device: torch.device
+) -> float:
     """Over all rows and heads: the distance to the definition, relative to the length of what that gives."""
     batch = _batch()
     rows, slots = len(batch.ids), int(batch.write_slots.max())
@@ -70,7 +75,8 @@ def largest_error(kernel: Kernel, geometry: TransformerConfig, dtype: torch.dtyp
         return torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(dtype)
 
     q = normal(rows, geometry.num_heads, geometry.head_dim)
-    keys, values = (normal(geometry.num_kv_heads, slots + 1, geometry.head_dim) for _ in range(2))
+    shape = geometry.num_kv_heads, slots + 1, geometry.head_dim
+    keys, values = (as_stored(normal(*shape), stored) for _ in range(2))
     theirs, ours = (attend(q, keys, values, layout)[: rows - PADDING].float() for attend in (kernel, attend_rows))
     return float(((theirs - ours).norm(dim=-1) / ours.norm(dim=-1)).max())
 

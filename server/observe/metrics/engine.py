@@ -62,6 +62,9 @@ class EngineMetrics(Collector):
         yield make.gauge("accepting_requests", "1 while new requests are taken, else 0.", engine.accepting)
         yield make.gauge("weights_bytes", "Memory that the model's weights take.", info.weight_bytes)
         yield make.gauge("kv_cache_bytes", "Memory that the KV pool takes.", info.kv_bytes)
+        yield make.gauge(
+            "kv_bytes_per_token", "Of it, what the keys and values of one token take.", info.kv_bytes / info.kv_tokens
+        )
         yield make.info(
             "build_info",
             "What runs here.",
@@ -76,6 +79,7 @@ class EngineMetrics(Collector):
                 "family": info.spec.family,
                 "device": info.device,
                 "dtype": info.dtype,
+                "kv_dtype": info.kv_dtype,
                 "max_model_len": str(info.max_model_len),
                 "max_batch_rows": str(info.max_batch_rows),
                 "max_running_requests": str(info.max_running_requests),

@@ -113,7 +113,7 @@ class VllmMetrics(Collector):
             {
                 "block_size": str(info.page_size),
                 "num_gpu_blocks": str(info.kv_tokens // info.page_size),
-                "cache_dtype": info.dtype,
+                "cache_dtype": info.kv_dtype,
                 "enable_prefix_caching": str(info.shares_prefixes),
                 "kv_cache_memory_bytes": str(info.kv_bytes),
                 "kv_cache_size_tokens": str(info.kv_tokens),

@@ -11,7 +11,8 @@ import torch
 from engine import METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
 from engine.bench.reference import DenseContext
 from engine.bench.timed_run import Turn
-from engine.kernels.attention import KVPool, Layout, PagedContext, Span, attend_spans
+from engine.kernels.attention import Layout, PagedContext, Span, attend_spans
+from engine.kernels.kv.pool import KVPool
 from engine.models.synthetic import random_model
 from tests.engine.toys import FULL_ATTENTION_CACHES
 

@@ -20,6 +20,7 @@ from engine.bench.hardware import HARDWARE
 from engine.bench.roofline import geometry_of
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import Layout, Span, attend_rows, attend_spans
+from engine.kernels.kv.formats import Quantised
 from engine.models.synthetic import SHIFTS
 from tests.engine.eager_graphs import by_tables, rerun
 
@@ -45,7 +46,11 @@ def pages_in_order(q, keys, values, layout):
 
 
 def other_heads(q, keys, values, layout):
-    return attend_rows(q, keys.flip(0), values.flip(0), layout)
+    keys, values = (
+        Quantised(*(part.flip(0) for part in each)) if isinstance(each, Quantised) else each.flip(0)
+        for each in (keys, values)
+    )
+    return attend_rows(q, keys, values, layout)
 
 
 def no_number(q, keys, values, layout):
@@ -54,15 +59,18 @@ def no_number(q, keys, values, layout):
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_right_kernel(dtype):
-    assert kernels.check(attend_spans, geometry_of("tiny"), dtype, CPU).verdict == Verdict.OK
+DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.int8)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "stored"), [*DTYPES, (torch.bfloat16, torch.float8_e4m3fn)])
+def test_a_right_kernel(dtype, stored):
+    assert kernels.check(attend_spans, geometry_of("tiny"), dtype, stored, CPU).verdict == Verdict.OK
+
+
+@pytest.mark.parametrize(("dtype", "stored"), DTYPES)
 @pytest.mark.parametrize("kernel", [too_few, beyond_the_horizon, pages_in_order, other_heads, no_number])
-def test_a_wrong_kernel(kernel, dtype):
-    outcome = kernels.check(kernel, geometry_of("tiny"), dtype, CPU)
+def test_a_wrong_kernel(kernel, dtype, stored):
+    outcome = kernels.check(kernel, geometry_of("tiny"), dtype, stored, CPU)
     assert outcome.verdict == Verdict.FAILED
     assert "differs from its definition by" in outcome.said
 

@@ -42,7 +42,7 @@ def test_triton_is_tried_with_the_models_heads_and_pages_and_taken(agrees):
 
     asked = agrees(True)
     assert choose("auto", CUDA) is choose("triton", CUDA) is attend_pages
-    assert asked == [(attend_pages, Heads(4, 1, 32), 48, torch.bfloat16, CUDA)] * 2
+    assert asked == [(attend_pages, Heads(4, 1, 32), 48, torch.bfloat16, torch.bfloat16, CUDA)] * 2
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from engine import EngineConfig, load
 from engine.execution.batch import FlatBatch
 from engine.execution.graphs import MOST_ROWS, ROWS_APART, Captured, Graph, Graphs, Replay, Shape, record, shapes_of
 from engine.execution.runner import Runner
-from engine.kernels.attention import TILE_ROWS, KVPool, Span, attend_rows
+from engine.kernels.attention import TILE_ROWS, Span, attend_rows
+from engine.kernels.kv.pool import KVPool
 from engine.kernels.transfer import Upload
 from engine.kernels.triton_available import has_triton
 from engine.models.layers import Transformer

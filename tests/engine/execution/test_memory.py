@@ -109,17 +109,33 @@ def test_more_requests_run_than_canvases_fit(folder):
     assert plan_memory(config, 80 * GIB).footprints["bfloat16"] == bounded
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    ("name", "bytes_per_token"), [("llada-8b", 270_336), ("dream-7b", 29_568), ("sdar-8b", 76_032)]
+)
+def test_codes_hold_nearly_twice_the_tokens_of_bfloat16(folder, kv_dtype, name, bytes_per_token):
+    """2 layers kv_heads (128 + 4) bytes: a byte for each number, and a float32 scale for each head."""
+    plain, coded = (
+        plan_memory(EngineConfig(model=folder(name), max_model_len=2048, kv_dtype=format_), 40 * GIB).footprints
+        for format_ in ("auto", kv_dtype)
+    )
+    assert {footprint.kv_bytes_per_token for footprint in coded.values()} == {bytes_per_token}
+    assert coded["bfloat16"].kv_tokens > 1.9 * plain["bfloat16"].kv_tokens
+    assert coded["bfloat16"].step_bytes == plain["bfloat16"].step_bytes
+
+
 def test_a_memory_too_small_holds_nothing(folder):
     plan = plan_memory(EngineConfig(model=folder("llada-8b")), 12 * GIB)
     assert {(each.kv_tokens, each.canvases) for each in plan.footprints.values()} == {(0, 0)}
 
 
-def test_it_is_the_arithmetic_of_loading(dream_tiny):
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+def test_it_is_the_arithmetic_of_loading(dream_tiny, kv_dtype):
     """No weights are read: a copy of the config alone plans as the engine then loads."""
     memory = 128 * 2**20
-    plan = plan_memory(EngineConfig(model=str(dream_tiny), memory_fraction=0.5), memory)
+    plan = plan_memory(EngineConfig(model=str(dream_tiny), memory_fraction=0.5, kv_dtype=kv_dtype), memory)
     planned = plan.footprints["float32"]
-    info = load(EngineConfig(model=str(dream_tiny), kv_cache_tokens=planned.kv_tokens)).info
+    info = load(EngineConfig(model=str(dream_tiny), kv_cache_tokens=planned.kv_tokens, kv_dtype=kv_dtype)).info
     assert info.max_batch_rows == plan.max_batch_rows
     assert (info.num_parameters, info.weight_bytes) == (plan.num_parameters, planned.weight_bytes)
     assert info.kv_tokens == planned.kv_tokens

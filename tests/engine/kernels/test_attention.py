@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.kernels import native
-from engine.kernels.attention import KVPool, Layout, PagedContext, Span, attend_rows, attend_spans
+from engine.kernels.attention import Layout, PagedContext, Span, attend_rows, attend_spans
+from engine.kernels.kv.formats import write
+from engine.kernels.kv.pool import KVPool
 
 CPU = torch.device("cpu")
 
@@ -22,12 +24,13 @@ def kernel(request, monkeypatch):
     return attend_spans
 
 
-def pool_of(slots, kv_heads, head_dim=8):
+def pool_of(slots, kv_heads, head_dim=8, dtype=torch.float32):
     """Two layers of random numbers; what no row may read is not a number."""
-    pool = KVPool(2, slots, kv_heads, head_dim, torch.float32, CPU)
-    pool.keys.normal_()
-    pool.values.normal_()
-    pool.keys[:, :, pool.dump], pool.values[:, :, pool.dump] = torch.nan, torch.nan
+    pool = KVPool(2, slots, kv_heads, head_dim, dtype, CPU)
+    for part in (*pool.layer(0), *pool.layer(1)):
+        rows = torch.randn(slots + 1, kv_heads, head_dim)
+        rows[pool.dump] = torch.nan
+        write(part, rows, slice(0, slots + 1))
     return pool
 
 
@@ -58,16 +61,17 @@ def layouts(draw):
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 4), (2, 2), (4, 1), (2, 7)])
 @pytest.mark.parametrize("own", [True, False])
-def test_every_layout_gives_what_row_by_row_gives(kv_heads, group, own):
+@pytest.mark.parametrize("stored", [torch.float32, torch.int8, torch.float8_e4m3fn])
+def test_every_layout_gives_what_row_by_row_gives(stored, kv_heads, group, own):
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(layouts(), st.sampled_from([8, 16, 64]))
     @torch.inference_mode()
     def check(drawn, head_dim):
         slots, layout, rows = drawn
         torch.manual_seed(rows)
-        pool = pool_of(slots, kv_heads, head_dim)
+        pool = pool_of(slots, kv_heads, head_dim, stored)
         q = torch.randn(rows, kv_heads * (group + 2), head_dim)[:, : kv_heads * group]
-        fast, slow = (one(q, pool.keys[0], pool.values[0], layout) for one in (attend_spans, attend_rows))
+        fast, slow = (one(q, *pool.layer(0), layout) for one in (attend_spans, attend_rows))
         for start, stop, _ in layout.spans:
             torch.testing.assert_close(fast[start:stop], slow[start:stop], atol=1e-5, rtol=1e-5)
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from engine.kernels.attention import (
-    KVPool,
     Layout,
     PagedContext,
     Segment,
@@ -15,6 +14,7 @@ from engine.kernels.attention import (
     attend_spans,
     attend_watched,
 )
+from engine.kernels.kv.pool import KVPool
 from engine.kernels.rollout import column_sums, column_sums_direct
 
 CPU = torch.device("cpu")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from engine.execution.batch import tiles_of
 from engine.kernels.attention import TILE_ROWS, Span
+from engine.kernels.kv.formats import LARGEST, Quantised, quantised, read
 from engine.kernels.triton_attention import attend_paged
 
 DEVICE = torch.device("cpu")
@@ -31,7 +32,8 @@ def horizons(kind, positions, length, rng):
 class Batch:
     """Sequences of random lengths on scattered pages; slots that none of them has written hold NaN."""
 
-    def __init__(self, rng, dtype, page_size, kv_heads, group, head_dim, kinds):
+    def __init__(self, rng, dtype, page_size, kv_heads, group, head_dim, kinds, stored=None):
+        """`stored`: the dtype of the codes that keys and values are, if they are."""
         lengths = [int(rng.choice([1, page_size, 40, 70, 131])) + int(rng.integers(3)) for _ in kinds]
         counts = [min(int(rng.choice([1, 4, 37, TILE_ROWS, TILE_ROWS + 1])), length) for length in lengths]
         gaps = rng.integers(0, 3, len(kinds))  # rows of no sequence before each
@@ -52,7 +54,11 @@ class Batch:
             positions = np.arange(length - counts[number], length)
             rows_of = slice(self.starts[number], self.stops[number])
             self.horizons[rows_of] = horizons(kind, positions, length, rng)
-        self.keys, self.values = kv[:, :, :slots]
+        self.keys, self.values = self.kept = [part[:, :slots] for part in kv]
+        if stored:
+            codes = [quantised(part, stored) for part in kv]
+            self.kept = [Quantised(own.codes[:, :slots], own.scales[:, :slots]) for own in codes]
+            self.keys, self.values = (read(own, slice(None), torch.float32) for own in self.kept)
         heads = kv_heads * group
         self.q = (2 * torch.randn(rows, heads + 2, head_dim).to(dtype))[:, :heads]  # beside them k and v, as if fused
 
@@ -69,8 +75,7 @@ class Batch:
         padded = np.concatenate([cut[:1], padding, cut[1:], padding])
         arrays = (padded, self.horizons, self.table)
         tensors = [torch.from_numpy(array.astype(np.int32)).to(DEVICE) for array in arrays]
-        q, keys, values = (tensor.to(DEVICE) for tensor in (self.q, self.keys, self.values))
-        return attend_paged(q, keys, values, *tensors, self.page_size).cpu()
+        return attend_paged(self.q.to(DEVICE), *map(on_device, self.kept), *tensors, self.page_size).cpu()
 
     def expect(self):
         """Rows of sequences, in order, by the formula; the indices of these rows."""
@@ -86,9 +91,13 @@ class Batch:
         return torch.stack(expected), rows
 
 
-def check(seed, *shape):
+def on_device(stored):
+    return stored.to(DEVICE) if isinstance(stored, torch.Tensor) else Quantised(*(part.to(DEVICE) for part in stored))
+
+
+def check(seed, *shape, stored=None):
     torch.manual_seed(seed)
-    batch = Batch(np.random.default_rng(seed), *shape)
+    batch = Batch(np.random.default_rng(seed), *shape, stored)
     expected, rows = batch.expect()
     tolerance = TOLERANCE[batch.q.dtype]
     torch.testing.assert_close(batch.attend()[rows], expected, atol=tolerance, rtol=tolerance)
@@ -113,6 +122,14 @@ def test_each_row_sees_what_is_below_its_horizon(seed, dtype, page_size, kv_head
 def test_head_sizes(head_dim, dtype):
     """The largest ones are read a few keys at once; 8 is less than Triton multiplies."""
     check(head_dim, dtype, 16, 2, 2, head_dim, ["block-causal", "all"])
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("stored", LARGEST)
+def test_codes(stored, dtype, head_dim):
+    """Rows see what their codes stand for. Codes of slots that nobody has written stand for NaN."""
+    check(head_dim, dtype, 5, 2, 2, head_dim, ["block-causal", "all", "any", "padded"], stored=stored)
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 7, 16])

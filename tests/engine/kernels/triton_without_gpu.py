@@ -11,6 +11,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from engine.kernels.kv.formats import quantised
 from engine.kernels.triton_attention import attend_paged
 from engine.kernels.triton_proposals import best_token, draw, log_odds
 
@@ -34,8 +35,10 @@ def pretend(architecture, shared):
     )
 
 
-def attend(dtype, group, head_dim, page_size):
+def attend(dtype, group, head_dim, page_size, stored=None):
     q, kv = torch.empty(64, 2 * group, head_dim, dtype=dtype), torch.empty(2, 2, 1024, head_dim, dtype=dtype)
+    if stored:
+        kv = [quantised(part, stored) for part in kv]
     tiles, horizons, table = (torch.zeros(shape, dtype=torch.int32) for shape in ((4, 3), (64,), (2, 32)))
     attend_paged(q, *kv, tiles, horizons, table, page_size)
 
@@ -47,6 +50,10 @@ if __name__ == "__main__":
     attend(torch.float16, 2, 80, 5)
     attend(torch.bfloat16, 4, 256, 16)
     attend(torch.float32, 1, 64, 1)
+    attend(torch.bfloat16, 1, 128, 32, torch.int8)
+    attend(torch.bfloat16, 4, 128, 32, torch.float8_e4m3fn)
+    attend(torch.bfloat16, 4, 256, 16, torch.int8)
+    attend(torch.float32, 1, 64, 1, torch.float8_e4m3fn)
     logits, columns = torch.empty(32, 126_464, dtype=torch.bfloat16), torch.zeros(3, 32, dtype=torch.int64)
     log_odds(logits, best_token(logits, 126_336)[0])
     draw(logits, torch.ones(32), *columns, 126_336)

@@ -22,6 +22,14 @@ def test_a_plan_needs_no_weights(dream_7b, capsys):
     assert "bfloat16 │ 14.2 GiB │ 2.2 GiB │ 56 KiB" in printed
 
 
+def test_codes_take_half_and_are_named(dream_7b, capsys):
+    asked = ["serve", "--dry-run", dream_7b, "--max-model-len", "2048", "--memory", "24", "--kv-dtype", "int8"]
+    assert main(asked) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "steps of 4,160 rows, keys and values in int8" in printed
+    assert len(re.findall(r"float\d+ │ [\d.]+ GiB │ [\d.]+ GiB │ 28.9 KiB", printed)) == 3
+
+
 def test_experts_that_a_token_does_not_go_through_are_told(published, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(published("sdar-30b-a3b")))
     assert main(["serve", "--dry-run", str(tmp_path), "--max-model-len", "4096", "--memory", "80"]) == 0

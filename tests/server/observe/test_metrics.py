@@ -65,6 +65,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
         "accepting_requests": 1,
         "weights_bytes": 4_000_000,
         "kv_cache_bytes": 1 << 20,
+        "kv_bytes_per_token": 256,
         "cache_lookups_total": 5000,
         "cache_hits_total": 3900,
         "cache_full_refreshes_total": 43,
@@ -82,6 +83,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
     assert config.value == 1
     assert config.labels["family"] == "llada"
     assert config.labels["default_unmask"] == "threshold"
+    assert config.labels["kv_dtype"] == "float32"
 
 
 async def test_the_engines_histograms_are_cumulative(api, engine):

@@ -1,0 +1,54 @@
+"""The tensors that hold keys and values of all slots."""
+
+import torch
+from torch import Tensor
+
+from engine.kernels.kv.formats import Quantised, Stored, is_quantised
+
+
+class KVPool:
+    """Keys (rotated) and values of every slot: two tensors [layers, kv_heads, slots + 1, head_dim].
+
+    Of codes where `dtype` is int8 or float8_e4m3fn, with float32 scales [layers, kv_heads, slots + 1] beside them.
+    The last slot is the dump: rows that pad a batch write there, and no row reads it.
+
+    Heads come before slots, so that neighbouring slots of one head are contiguous. Keys are not transposed. Transposed
+    keys are faster when one canvas fills the pool, but oneDNN has no kernel for a column slice of them: any smaller
+    canvas would be about 1,000 times slower.
+    """
+
+    def __init__(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dump = slots
+        # A slot is written before a horizon reaches it.
+        self.keys = torch.empty(layers, kv_heads, slots + 1, head_dim, dtype=dtype, device=device)
+        self.values = torch.empty_like(self.keys)
+        self._scales: tuple[Tensor, Tensor] | None = None
+        if is_quantised(dtype):
+            scales = torch.empty(2, layers, kv_heads, slots + 1, dtype=torch.float32, device=device)
+            self._scales = scales[0], scales[1]
+
+    def layer(self, number: int) -> tuple[Stored, Stored]:
+        """Keys and values of one layer, [kv_heads, slots + 1, head_dim] each."""
+        keys, values = self.keys[number], self.values[number]
+        if self._scales is None:
+            return keys, values
+        return Quantised(keys, self._scales[0][number]), Quantised(values, self._scales[1][number])
+
+    def clear(self, slots: Tensor) -> None:
+        """Makes the values of these slots (int64 indices) zero.
+
+        For kernels that give values beyond a horizon a weight of 0: 0 times NaN is NaN.
+        """
+        if self._scales is None:
+            self.values.index_fill_(2, slots, 0)
+        else:
+            self.values.view(torch.int8).index_fill_(2, slots, 0)
+            self._scales[1].index_fill_(2, slots, 0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all slots but the dump."""
+        tensors = (self.keys, self.values, *(self._scales or ()))
+        return sum(tensor[:, :, : self.dump].numel() * tensor.element_size() for tensor in tensors)

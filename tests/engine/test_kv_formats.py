@@ -1,0 +1,97 @@
+"""A pool of codes under the whole engine: every cache policy and family, in company and out of it."""
+
+import pytest
+import torch
+
+from engine import ConfigError, EngineConfig, load
+from engine.kernels import native
+from engine.kernels.attention import attend_rows
+from engine.kernels.kv.formats import write
+
+from .faulty import FaultyRunner, find, outputs, rows_of
+
+FORMATS = pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+
+
+def tokens(engine, *asked):
+    """Request id -> its tokens. What was computed for them depends on what is shared."""
+    return {name: [id_ for one in ends for id_ in one.token_ids] for name, ends in outputs(engine, *asked).items()}
+
+
+def engine_of(folder, kv_dtype, **settings):
+    return load(EngineConfig(model=str(folder), device="cpu", kv_dtype=kv_dtype, **settings))
+
+
+@FORMATS
+def test_each_policy_gives_a_request_in_company_what_it_gives_it_alone(llada_tiny, everybody, kv_dtype):
+    """All caches and unmask policies side by side, and a pool in which their slots lie anywhere."""
+    alone = {}
+    for request in everybody:
+        alone |= outputs(engine_of(llada_tiny, kv_dtype), request)
+    engine = engine_of(llada_tiny, kv_dtype, page_size=5)
+    assert outputs(engine, *everybody) == alone
+    assert outputs(engine, *reversed(everybody)) == alone, "slots that others have written before"
+
+
+@FORMATS
+@pytest.mark.parametrize("family", ["sdar_tiny", "fast_dllm_tiny", "sdar_moe_tiny", "llada2_tiny"])
+def test_prompts_that_begin_alike_share_codes(request, submission, family, kv_dtype):
+    """With a pool that they share, and with one in which requests give way."""
+    folder, start = request.getfixturevalue(family), list(range(5, 75))
+    asked = [submission(n, prompt=[*start, 5 + n], gen_length=40, cache="block", ignore_eos=True) for n in range(3)]
+    engine = engine_of(folder, kv_dtype, prefix_caching=False)
+    expected = tokens(engine, *asked)
+    sharing = engine_of(folder, kv_dtype, kv_cache_tokens=256, max_model_len=160)
+    assert tokens(sharing, *asked) == expected
+    assert tokens(sharing, *asked) == expected
+    assert sharing.stats().prompt_tokens_found > 0
+
+
+@FORMATS
+@pytest.mark.parametrize("family", ["llada_tiny", "dream_tiny", "llada_moe_tiny"])
+def test_the_definition_decodes_the_same(request, submission, family, kv_dtype):
+    """Our kernel reads codes a tile at a time; the definition row by row."""
+    asked = submission("one", prompt=list(range(5, 30)), gen_length=32, unmask="fixed", steps=16)
+    engine = engine_of(request.getfixturevalue(family), kv_dtype)
+    assert native.kernel()
+    ours = tokens(engine, asked)
+    engine.runner.kernel = attend_rows
+    assert tokens(engine, asked) == ours
+
+
+@FORMATS
+def test_an_engine_says_what_its_pool_takes(llada_tiny, kv_dtype):
+    engine = engine_of(llada_tiny, kv_dtype, kv_cache_tokens=1024)
+    geometry, info = engine.runner.model.config, engine.info
+    per_token = 2 * geometry.num_layers * geometry.num_kv_heads * (geometry.head_dim + 4)
+    assert (info.kv_dtype, info.dtype, info.kv_bytes) == (kv_dtype, "float32", 1024 * per_token)
+    assert load(EngineConfig(model=str(llada_tiny), device="cpu")).info.kv_dtype == "float32"
+
+
+def test_a_format_that_there_is_not(llada_tiny):
+    with pytest.raises(ConfigError, match="kv_dtype is 'int4'; it must be one of auto, int8, fp8"):
+        engine_of(llada_tiny, "int4")
+
+
+@FORMATS
+def test_a_request_that_fails_leaves_no_trace(llada_tiny, submission, kv_dtype):
+    """Its slots hold NaN when it ends; whoever gets them, and whoever is beside it, is not disturbed."""
+    row = {"prompt": list(range(5, 30)), "gen_length": 32}
+    expected = tokens(engine_of(llada_tiny, kv_dtype), submission("sound", **row))
+    engine = engine_of(llada_tiny, kv_dtype, kv_cache_tokens=256, max_model_len=128)
+    pool = engine.runner.pool
+
+    def fault(batch):
+        if not (request := find(engine, "broken")):
+            return None
+        slots = torch.from_numpy(request.slots)
+        for layer in range(len(pool.keys)):
+            for part in pool.layer(layer):
+                write(part, torch.full((len(slots), *pool.keys.shape[1::2]), torch.nan), slots)
+        return rows_of(engine, batch, "broken")
+
+    engine.runner = FaultyRunner(engine.runner, fault)
+    broken = submission("broken", **row)
+    together = tokens(engine, broken, submission("sound", **row))
+    assert together == {"broken": [], **expected}
+    assert tokens(engine, submission("sound", **row)) == expected
