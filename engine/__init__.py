@@ -20,7 +20,7 @@ from engine.bench.roofline import (
 )
 from engine.bench.timed_run import Workload
 from engine.cache.policies import CACHES
-from engine.core.config import EngineConfig, ModelSpec
+from engine.core.config import EngineConfig, KVDtype, ModelSpec
 from engine.core.constraint import Constraint
 from engine.core.errors import (
     CapacityError,
@@ -95,6 +95,7 @@ __all__ = [
     "Hole",
     "HostFigures",
     "InvalidRequest",
+    "KVDtype",
     "LoadError",
     "MemoryPlan",
     "Method",

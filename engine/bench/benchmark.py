@@ -39,6 +39,8 @@ class DecodeFigures:
     ratio_to_baseline: float | None
     """Median of the rounds' ratios, as is the next field."""
     ratio_to_reference_dual: float | None
+    ratio_to_first: float
+    """To the first of the methods, likewise."""
     sampled: bool
     """Only some steps, or one request of the batch, were timed; the figures are scaled to the whole workload."""
     peak_memory_bytes: int | None
@@ -86,7 +88,7 @@ def _engine(config: EngineConfig, workload: Workload) -> Engine:
 
 
 def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workload) -> DecodeFigures:
-    own = turns[method]
+    own, first = turns[method], next(iter(turns.values()))
 
     def ratio_to(other: str) -> float | None:
         if other not in turns:
@@ -107,6 +109,7 @@ def _figures(method: str, turns: Mapping[str, Sequence[Turn]], workload: Workloa
         tokens_per_second=workload.batch * workload.gen / seconds,
         ratio_to_baseline=ratio_to(BASELINE),
         ratio_to_reference_dual=ratio_to(REFERENCE_DUAL),
+        ratio_to_first=median(theirs.seconds / ours.seconds for theirs, ours in zip(first, own, strict=True)),
         sampled=own[0].sampled,
         peak_memory_bytes=int(median(peaks)) if peaks else None,
         host_share=median(shares) if shares else None,

@@ -21,7 +21,7 @@ class Hardware:
     bandwidth: float
     """Of the memory that holds weights and KV."""
     itemsize: int
-    """Bytes of an activation, and of an entry of the KV pool."""
+    """Bytes of an activation, and of a number of keys and values that are no codes."""
     weight_itemsize: float
     launch_seconds: float = 0.0
     """Seconds that the host takes to start a kernel."""

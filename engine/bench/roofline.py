@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from engine.bench.hardware import Hardware
 from engine.bench.method import Method
 from engine.bench.timed_run import Workload
 from engine.core.params import DiffusionParams
+from engine.kernels.kv.formats import is_quantised, row_bytes, stored_dtype
 from engine.models import find
 from engine.models.layers import TransformerConfig
 from engine.models.synthetic import SIZES, geometry_named
@@ -45,6 +48,8 @@ class Step:
     """Positions that each row attends to."""
     watched: bool = False
     """Whether attention weights are written and read once more (d2)."""
+    kv_dtype: str = "auto"
+    """As in `EngineConfig`: how keys and values are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ def predict(
         rows += step.rows * together
     repeats = workload.batch // together
     total = total.times(repeats)
-    kv_bytes = 2 * geometry.num_layers * geometry.num_kv_heads * geometry.head_dim * hardware.itemsize
+    kv_bytes = 2 * geometry.num_layers * _kv_bytes(geometry, hardware, Method.named(method).kv_dtype)
     taken = geometry.num_parameters * hardware.weight_itemsize + workload.batch * workload.length * kv_bytes
     return Prediction(
         method=method,
@@ -162,7 +167,7 @@ def steps(name: str, workload: Workload) -> Iterator[Step]:
             if cache == "d2":
                 masked = visible - start - done
                 scored = masked if kind == "refresh" else min(DiffusionParams().current_k, masked)
-            yield Step(kind, rows, scored, visible, watched=cache == "d2")
+            yield Step(kind, rows, scored, visible, watched=cache == "d2", kv_dtype=method.kv_dtype)
         fresh = visible
 
 
@@ -217,6 +222,13 @@ def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, re
     return replace(total, seconds=seconds)
 
 
+def _kv_bytes(geometry: TransformerConfig, hardware: Hardware, kv_dtype: str) -> int:
+    """Bytes of the keys, or of the values, of one position in one layer."""
+    own = geometry.head_dim * hardware.itemsize
+    stored = stored_dtype(kv_dtype, torch.float32)
+    return geometry.num_kv_heads * (row_bytes(geometry.head_dim, stored) if is_quantised(stored) else own)
+
+
 def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Iterator[Cost]:
     """Products with weights, attention, elementwise operations, and the head."""
     rows, dim, item = step.rows * requests, geometry.dim, hardware.itemsize
@@ -239,17 +251,18 @@ def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requ
             bound(0.0, count * 3 * width * item, hardware.flops),
         ]
 
-    attention_bytes = (2 * requests * step.visible * kv + 2 * rows * q) * item
+    kv_bytes = _kv_bytes(geometry, hardware, step.kv_dtype)
+    attention_bytes = 2 * requests * step.visible * kv_bytes + 2 * rows * q * item
     if step.watched:  # float32, written and read
         attention_bytes += 2 * rows * step.visible * geometry.num_heads * 4
     # Two norms, two residual sums, rotation, norms of q and k, K and V into their slots; each in one pass.
-    elementwise = 10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 4 * kv
+    elementwise = (10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 2 * kv) * item + 2 * kv_bytes
     layer = [
         product(rows, dim, q + 2 * kv),
         product(rows, q, dim),
         # Keys and values are read once for each request.
         bound(4.0 * rows * step.visible * q, attention_bytes, hardware.flops),
-        bound(0.0, rows * elementwise * item, hardware.flops),
+        bound(0.0, rows * elementwise, hardware.flops),
     ]
     for operator in layer:
         yield operator.times(geometry.num_layers)

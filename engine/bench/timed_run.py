@@ -23,6 +23,7 @@ from engine.engine import Engine
 from engine.execution.batch import Batch
 from engine.execution.graphs import Replay
 from engine.execution.runner import ModelOutput, Runner
+from engine.kernels.kv.formats import stored_dtype
 from engine.kernels.kv.pool import KVPool
 
 
@@ -165,7 +166,7 @@ def _run_engine(method: Method, engine: Engine, workload: Workload, prompts: lis
         info.kv_tokens,
         geometry.num_kv_heads,
         geometry.head_dim,
-        shared.pool.keys.dtype,
+        stored_dtype(method.kv_dtype, shared.model.embed.dtype),
         device,
     )
     runner = TimedRunner(shared.model, pool, device, shared.kernel)

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         sys.stdout.write(json.dumps({"rows": [asdict(row) for row in figures]}, indent=2) + "\n")
     else:
-        console = output(130)
+        console = output(150)
         console.print(_table(figures, workload, config.model + (" (compiled)" if config.compile else "")))
     if given.plot:
         _plot(figures, given.plot)
@@ -72,7 +72,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="+",
         default=METHODS,
         metavar="METHOD",
-        help="a choice of them; engine/dual+32 sees 32 positions behind the open block",
+        help="a choice of them; engine/dual+32 sees 32 positions behind the open block, engine/dual:int8 stores keys "
+        "and values in int8",
     )
     decode.add_argument("--device", default="auto", help="a torch device")
     decode.add_argument(
@@ -110,12 +111,12 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
     table = Table(
         title=f"{model}: prompt {workload.prompt}, canvas {workload.gen}, blocks of {workload.block}, "
         f"{workload.tokens_per_step} tokens a step, batch {workload.batch}",
-        caption="medians of interleaved rounds; ~ is scaled up from a sample; x is how many times as fast; "
-        "us/step: of the host, for a step of a request",
+        caption="medians of interleaved rounds; ~ is scaled up from a sample; x is how many times as fast, x first as "
+        "the first line; us/step: of the host, for a step of a request",
     )
     table.add_column("method", no_wrap=True, min_width=max(len(row.method) for row in figures))
-    titles = ("rows", "forwards", "seconds", "tokens/s", "x baseline", "x reference dual", "first block", "KV pages")
-    for title in (*titles, "memory", "host", "us/step"):
+    titles = ("rows", "forwards", "seconds", "tokens/s", "x baseline", "x reference dual", "x first", "first block")
+    for title in (*titles, "KV pages", "memory", "host", "us/step"):
         table.add_column(title, justify="right")
     for row in figures:
         mark = "~" if row.sampled else ""
@@ -127,6 +128,7 @@ def _table(figures: Sequence[DecodeFigures], workload: Workload, model: str) -> 
             f"{mark}{row.tokens_per_second:.4g}",
             _optional(row.ratio_to_baseline, "{:.3g}"),
             _optional(row.ratio_to_reference_dual, "{:.3g}"),
+            f"{row.ratio_to_first:.3g}",
             _optional(row.first_block_seconds, "{:.3g}"),
             _optional(row.kv_pages, "{:.4g}"),
             _optional(row.peak_memory_bytes and row.peak_memory_bytes / 2**20, "{:,.0f} MiB"),

@@ -5,9 +5,10 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from engine import (
     UNMASKS,
     ConfigError,
     DiffusionParams,
+    KVDtype,
     ModelSpec,
     UnmaskError,
     find_model,
@@ -31,10 +33,24 @@ from server.eval import local, questions, remote, show
 from server.eval.answers import Answerer, Options
 from server.eval.calibration import Calibration, calibrate
 from server.eval.decisions import DecisionRow, decided
-from server.eval.policy import CANVAS, FREE, GUIDANCES, WINDOW, Lookahead, PolicyPair, exact, product
+from server.eval.policy import (
+    AS_COMPUTED,
+    CANVAS,
+    FREE,
+    GUIDANCES,
+    KV_DTYPES,
+    WINDOW,
+    Lookahead,
+    PolicyPair,
+    exact,
+    product,
+)
 from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings.tree import DEMO, BadSetting, build
+
+EXACT, UNCHANGED = "the exact decode", "with keys and values as they are computed"
+"""What answers are compared to."""
 
 _EPILOG = """\
 Each list makes rows: every cache with every unmask policy at each value of that policy's parameter. So
@@ -52,14 +68,15 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{number} problems written to {args.export}\n")
         return 0
     for flag in ("calibration", "decisions"):
-        if getattr(args, flag) and (args.cache or args.unmask or args.plot):
-            raise ConfigError(f"--{flag} asks by one forward, without a policy: leave out --cache, --unmask and --plot")
+        if getattr(args, flag) and (args.cache or args.unmask or args.kv_dtype or args.plot):
+            raise ConfigError(
+                f"--{flag} asks by one forward, without a policy: leave out --cache, --unmask, --kv-dtype and --plot"
+            )
     if args.decisions and args.plain:
         raise ConfigError("--decisions are asked by the chat template, which --plain leaves out")
     asked = _questions(args)
     policies = _policies(args)
-    is_compared = policies != [PolicyPair()] and not args.no_agreement
-    reference = exact(policies[0].cache or "", policies[0].block_length) if is_compared else None
+    references = {} if policies == [PolicyPair()] or args.no_agreement else _references(args, policies)
     draw = show.pyplot() if args.plot else None
     try:
         if args.calibration:
@@ -72,12 +89,13 @@ def main(argv: Sequence[str]) -> int:
             as_json = {"decisions": [asdict(one) for one in told]}
             _print(args, as_json, show.decisions_markdown(told), show.decisions_table(told))
             return 0
-        rows = asyncio.run(_run(args, asked, policies, reference))
+        rows = asyncio.run(_run(args, asked, policies, references))
     except ConfigError:
         raise
     except UnmaskError as error:  # such as the engine's error for a parameter, which the user can fix
         raise ConfigError(str(error)) from None
-    _print(args, {"rows": [row.as_json() for row in rows]}, show.markdown(rows), show.table(rows))
+    shown = show.table(rows, UNCHANGED if args.kv_dtype else EXACT)
+    _print(args, {"rows": [row.as_json() for row in rows]}, show.markdown(rows), shown)
     if draw:
         draw(rows, args.plot)
     return 0
@@ -102,29 +120,36 @@ async def _decided(args: argparse.Namespace, asked: Sequence[questions.Question]
         return await decided(model_or_server, asked)
 
 
-def _answerer(args: argparse.Namespace) -> AbstractAsyncContextManager[Answerer]:
+def _answerer(args: argparse.Namespace, kv_dtype: KVDtype = AS_COMPUTED) -> AbstractAsyncContextManager[Answerer]:
     options = Options(max_tokens=args.max_tokens, plain=args.plain)
     if args.base_url:
         return remote.connected(args.base_url, args.model, options, args.api_key)
-    return local.running(_local_model(args), options, args.concurrency)
+    return local.running(_local_model(args), options, args.concurrency, kv_dtype)
 
 
 async def _run(
     args: argparse.Namespace,
     asked: Sequence[questions.Question],
     policies: Sequence[PolicyPair],
-    reference: PolicyPair | None,
+    references: Mapping[PolicyPair, PolicyPair],
 ) -> list[Row]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     is_terminal = sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
-        task = bar.add_task("loading", total=num_answers(asked, policies, reference))
+        task = bar.add_task("loading", total=num_answers(asked, policies, references))
 
         def progress(description: str, answers: int) -> None:
             bar.update(task, advance=answers, description=description or None)
 
-        async with _answerer(args) as model_or_server:
-            return await evaluate(model_or_server, asked, policies, reference, args.concurrency, progress)
+        return await evaluate(partial(_answerer, args), asked, policies, references, args.concurrency, progress)
+
+
+def _references(args: argparse.Namespace, policies: Sequence[PolicyPair]) -> dict[PolicyPair, PolicyPair]:
+    """What each policy is compared to: the exact decode, or itself with keys and values as they are computed."""
+    if args.kv_dtype:
+        return {policy: replace(policy, kv_dtype=AS_COMPUTED) for policy in policies}
+    reference = exact(policies[0].cache or "", policies[0].block_length)
+    return dict.fromkeys(policies, reference)
 
 
 def _questions(args: argparse.Namespace) -> list[questions.Question]:
@@ -141,6 +166,8 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     LoadError if there is no such model.
     """
     defaults = DiffusionParams()
+    if args.base_url and args.kv_dtype:
+        raise ConfigError("--kv-dtype is for a local model: a server stores keys and values in its own way")
     if args.base_url and not (args.cache or args.unmask):
         return [PolicyPair()]
     values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
@@ -149,7 +176,8 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     if windows and "window" not in caches:
         raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
     unmasks = args.unmask or [defaults.unmask]
-    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance)
+    kv_dtypes = args.kv_dtype or [AS_COMPUTED]
+    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_dtypes)
     for policy in policies:
         asked = policy.diffusion(args.max_tokens)
         try:
@@ -237,6 +265,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument(
         "--block-length", type=positive, default=defaults.block_length, help="[default: the model's own, or 32]"
     )
+    how.add_argument("--kv-dtype", type=_names, help=f"of {','.join(KV_DTYPES)}: how a local model stores keys and "
+                     "values; agreement is then with the same policy under auto [default: auto]")  # fmt: skip
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")

@@ -15,6 +15,7 @@ from engine import (
     DiffusionParams,
     EngineConfig,
     EngineLoop,
+    KVDtype,
     Output,
     SamplingParams,
     Submission,
@@ -132,10 +133,12 @@ class _Unobserved:
 
 
 @asynccontextmanager
-async def running(model: str, options: Options, concurrency: int) -> AsyncIterator[LocalModel]:
+async def running(
+    model: str, options: Options, concurrency: int, kv_dtype: KVDtype = "auto"
+) -> AsyncIterator[LocalModel]:
     """Loads the model and runs its engine until the context ends. Raises LoadError or ConfigError."""
     # Without prefix caching, since the second policy's rows would be fewer than the first one's for the same prompts.
-    config = EngineConfig(model=model, max_running_requests=concurrency, prefix_caching=False)
+    config = EngineConfig(model=model, max_running_requests=concurrency, prefix_caching=False, kv_dtype=kv_dtype)
     engine = EngineLoop(load(config))
     tokenizer = Tokenizer.load(engine.info.folder)
     constraints = Constraints(tokenizer, engine.info.spec, _Unobserved(), is_enabled=True, cache_bytes=2**28)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product as combinations
 from typing import Literal, get_args, get_type_hints
 
-from engine import CACHES, UNMASKS, ConfigError, DiffusionParams
+from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, KVDtype
 
 PARAMETERS: Mapping[str, str] = {
     "fixed": "tokens_per_step",
@@ -26,6 +26,10 @@ FREE = "free"
 GUIDANCES: tuple[str, ...] = get_args(get_type_hints(DiffusionParams)["guidance"])
 """How a constraint may guide an answer; `FREE` is no constraint."""
 
+AS_COMPUTED: KVDtype = "auto"
+KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
+"""How keys and values may be stored; `AS_COMPUTED` is in the weights' dtype."""
+
 Lookahead = int | Literal["canvas"]
 
 
@@ -43,6 +47,8 @@ class PolicyPair:
     lookahead: Lookahead | None = None
     guidance: str | None = None
     """How what the answer must be guides it, for questions that say so; None asks freely."""
+    kv_dtype: KVDtype = AS_COMPUTED
+    """How a local model stores keys and values; a server has its own way."""
 
     @property
     def parameter(self) -> str | None:
@@ -50,10 +56,11 @@ class PolicyPair:
 
     @property
     def cache_label(self) -> str:
-        """Such as `window 32/64/0 +16`: the parameters in the order of `WINDOW`, then the lookahead."""
+        """Such as `window 32/64/0 +16:int8`: the parameters in the order of `WINDOW`, the lookahead, the KV format."""
         window = ["/".join(map(str, self.window))] if self.window else []
         lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
-        return " ".join([self.cache or "default", *window, *lookahead])
+        stored = f":{self.kv_dtype}" if self.kv_dtype != AS_COMPUTED else ""
+        return " ".join([self.cache or "default", *window, *lookahead]) + stored
 
     @property
     def label(self) -> str:
@@ -97,8 +104,11 @@ def product(
     windows: Mapping[str, Sequence[int]] | None = None,
     lookaheads: Sequence[Lookahead | None] = (None,),
     guidances: Sequence[str | None] = (None,),
+    kv_dtypes: Sequence[KVDtype] = (AS_COMPUTED,),
 ) -> list[PolicyPair]:
-    """Every cache with every unmask policy at each value of its parameter. Raises ConfigError for unknown names.
+    """Every cache with every unmask policy at each value of its parameter, in each format of keys and values.
+
+    Raises ConfigError for unknown names.
 
     `windows` maps names of `WINDOW` to values; absent names keep their defaults, and so does a lookahead of None.
     """
@@ -106,6 +116,9 @@ def product(
         _check("cache", name, ("auto", *CACHES))
     for name in unmasks:
         _check("unmask", name, UNMASKS)
+    for name in kv_dtypes:
+        if name not in KV_DTYPES:
+            raise ConfigError(f"{name!r} is no KV format; choose among {', '.join(KV_DTYPES)}")
     return [
         PolicyPair(
             cache=cache,
@@ -115,6 +128,7 @@ def product(
             block_length=block_length,
             lookahead=lookahead,
             guidance=guidance,
+            kv_dtype=kv_dtype,
         )
         for cache in caches
         for lookahead in lookaheads
@@ -122,6 +136,7 @@ def product(
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
         for guidance in guidances
+        for kv_dtype in kv_dtypes
     ]
 
 

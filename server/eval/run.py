@@ -1,12 +1,13 @@
-"""Runs every task under every policy, with many questions in flight, and the exact decode once for each task."""
+"""Runs every task under every policy, with many questions in flight, and once under each that others are held to."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
-from engine import UnmaskError
+from engine import KVDtype, UnmaskError
 from server.eval.answers import Answerer, EvalAnswer
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
@@ -18,32 +19,49 @@ OnProgress = Callable[[str, int], None]
 """Called with a description (empty: unchanged) and the number of new answers."""
 
 
+Answerers = Callable[[KVDtype], AbstractAsyncContextManager[Answerer]]
+"""What answers, by how it stores keys and values (`PolicyPair.kv_dtype`); one is open at a time."""
+
+
 async def evaluate(
-    answerer: Answerer,
+    answerers: Answerers,
     questions: Sequence[Question],
     policies: Sequence[PolicyPair],
-    exact: PolicyPair | None,
+    references: Mapping[PolicyPair, PolicyPair],
     concurrency: int,
     progress: OnProgress,
 ) -> list[Row]:
-    """Rows by task, then policy. Without an `exact` policy, `agreed` is None. Raises what the answerer raises."""
+    """Rows by task, then policy. Raises what the answerer raises.
+
+    `references`: the policies that others are compared to, by these; `agreed` is None for policies without one.
+    """
+    tasks: dict[str, list[Question]] = {}
+    for question in questions:
+        tasks.setdefault(question.task, []).append(question)
+    runs: dict[tuple[str, PolicyPair], tuple[list[EvalAnswer], float]] = {}
+    needed = dict.fromkeys([*references.values(), *policies])
+    for kv_dtype in dict.fromkeys(policy.kv_dtype for policy in needed):
+        async with answerers(kv_dtype) as answerer:
+            for task, asked in tasks.items():
+                for policy in (policy for policy in needed if policy.kv_dtype == kv_dtype):
+                    progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
+                    start = time.perf_counter()
+                    answers = await ask_all(partial(_ask, answerer, policy, progress), asked, concurrency)
+                    runs[task, policy] = answers, time.perf_counter() - start
     rows = []
-    for task in dict.fromkeys(question.task for question in questions):
-        asked = [question for question in questions if question.task == task]
-        runs: dict[PolicyPair, tuple[list[EvalAnswer], float]] = {}
-        for policy in dict.fromkeys([*([exact] if exact else []), *policies]):
-            progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
-            start = time.perf_counter()
-            answers = await ask_all(partial(_ask, answerer, policy, progress), asked, concurrency)
-            runs[policy] = answers, time.perf_counter() - start
-        reference = runs[exact][0] if exact else None
-        rows += [make_row(task, policy, asked, runs[policy][0], reference, runs[policy][1]) for policy in policies]
+    for task, asked in tasks.items():
+        for policy in policies:
+            answers, seconds = runs[task, policy]
+            reference = runs[task, references[policy]][0] if policy in references else None
+            rows.append(make_row(task, policy, asked, answers, reference, seconds))
     return rows
 
 
-def num_answers(questions: Sequence[Question], policies: Iterable[PolicyPair], exact: PolicyPair | None) -> int:
+def num_answers(
+    questions: Sequence[Question], policies: Sequence[PolicyPair], references: Mapping[PolicyPair, PolicyPair]
+) -> int:
     """How many answers `evaluate` will wait for."""
-    return len(questions) * len({*policies, *([exact] if exact else [])})
+    return len(questions) * len({*policies, *references.values()})
 
 
 async def _ask(answerer: Answerer, policy: PolicyPair, progress: OnProgress, question: Question) -> EvalAnswer:

@@ -22,7 +22,7 @@ class Row:
     n: int
     correct: int
     agreed: int | None
-    """Answers that equal those of the exact decode."""
+    """Answers that equal those of the policy that this one is compared to."""
     tokens: int | None
     forwards: int | None
     rows: int | None
@@ -61,6 +61,7 @@ class Row:
             "block_length": self.policy.block_length,
             "lookahead": self.policy.lookahead,
             "guidance": self.policy.guidance,
+            "kv_dtype": self.policy.kv_dtype,
             "n": self.n,
             "correct": self.correct,
             "accuracy": self.accuracy,
@@ -89,17 +90,17 @@ def make_row(
     policy: PolicyPair,
     questions: Sequence[Question],
     answers: Sequence[EvalAnswer],
-    exact: Sequence[EvalAnswer] | None,
+    reference: Sequence[EvalAnswer] | None,
     seconds: float,
 ) -> Row:
-    """The row of one task's answers. `exact`: the answers of the exact decode, if it was run."""
-    agreed = exact and sum(a.text.strip() == b.text.strip() for a, b in zip(answers, exact, strict=True))
+    """The row of one task's answers. `reference`: the answers that they are compared to, if they are."""
+    agreed = reference and sum(a.text.strip() == b.text.strip() for a, b in zip(answers, reference, strict=True))
     return Row(
         task=task,
         policy=policy,
         n=len(questions),
         correct=sum(question.check(answer.text) for question, answer in zip(questions, answers, strict=True)),
-        agreed=None if exact is None else int(agreed or 0),
+        agreed=None if reference is None else int(agreed or 0),
         tokens=sum_reported([answer.tokens for answer in answers]),
         forwards=sum_reported([answer.forwards for answer in answers]),
         rows=sum_reported([answer.rows for answer in answers]),

@@ -16,9 +16,9 @@ from server.eval.score import Row, pooled
 _DECISIONS = ["task", "n", "exact", "confidence", "Brier score", "expected calibration error"]
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """A section for each task, and one over all tasks if there are several."""
-    caption = "exact: answers that are right, in per cent, with their 95 % interval; agree: same as the exact decode"
+def table(rows: Sequence[Row], reference: str) -> Table:
+    """A section for each task, and one over all tasks if there are several. `reference`: what answers agree with."""
+    caption = f"exact: answers that are right, in per cent, with their 95 % interval; agree: same as {reference}"
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=caption, caption_justify="left")
     for name in ("task", "cache", "unmask"):
         shown.add_column(name, no_wrap=name != "unmask")  # a guidance goes on a line of its own where there is no room

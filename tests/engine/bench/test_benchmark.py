@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine import METHODS, ConfigError, EngineConfig, LoadError, Workload, bench_decode
+from engine.bench import timed_run
 from engine.bench.reference import DenseContext
 from engine.bench.timed_run import Turn
 from engine.kernels.attention import Layout, PagedContext, Span, attend_spans
@@ -91,6 +92,18 @@ def test_host_share_and_memory():
     assert (alone.ratio_to_baseline, alone.ratio_to_reference_dual) == (None, None)
 
 
+def test_each_format_has_a_pool_of_its_own(monkeypatch):
+    pools, made = [], timed_run.KVPool
+    monkeypatch.setattr(timed_run, "KVPool", lambda *sizes: pools.append(made(*sizes)) or pools[-1])
+    rows = figures(("engine/dual", "engine/dual:int8", "engine/dual+8:fp8", "engine/d2:int8", "engine/dual:auto"))
+    dtypes = [torch.float32, torch.int8, torch.float8_e4m3fn, torch.int8, torch.float32]
+    assert [pool.keys.dtype for pool in pools] == dtypes
+    assert rows["engine/dual"].rows == rows["engine/dual:int8"].rows == rows["engine/dual:auto"].rows
+    assert rows["engine/dual"].ratio_to_first == 1
+    for row in rows.values():  # of a single round
+        assert row.ratio_to_first == pytest.approx(rows["engine/dual"].seconds / row.seconds)
+
+
 def test_every_cache_policy_is_a_method_and_takes_turns():
     assert {f"engine/{cache}" for cache in FULL_ATTENTION_CACHES} <= set(METHODS)
     seen = []
@@ -113,6 +126,8 @@ def test_a_checkpoint_in_place_of_random_weights(llada_tiny, dream_tiny):
         ({"tokens_per_step": 5}, ConfigError, "tokens_per_step 5"),
         ({"repeats": 0}, ConfigError, "repeats is 0"),
         ({"methods": ["engine/lru"]}, ConfigError, "engine/lru"),
+        ({"methods": ["engine/dual:int4"]}, ConfigError, "engine/dual:int8"),
+        ({"methods": ["reference/dual:int8"]}, ConfigError, "reference/dual:int8"),
         ({"config": EngineConfig(model="/nowhere")}, LoadError, "nowhere"),
     ],
 )

@@ -74,6 +74,16 @@ def test_attention_weights_that_are_watched():
     assert watched.flops == plain.flops
 
 
+@pytest.mark.parametrize("kv_dtype", ["int8", "fp8"])
+def test_codes_that_are_read_and_written(kv_dtype):
+    """A byte for each of the head's two numbers and four for the scale, where bfloat16 has two bytes a number."""
+    step = Step("step", rows=3, scored=1, visible=5)
+    plain, coded = (forward_cost(TINY, SLOW, s, 2) for s in (step, replace(step, kv_dtype=kv_dtype)))
+    read, written = 2 * 2 * 5, 2 * 6  # requests, K and V, positions; K and V, rows
+    assert coded.bytes - plain.bytes == 3 * (read + written) * ((2 + 4) - 2 * 2)
+    assert coded.flops == plain.flops
+
+
 def test_starting_kernels():
     """28 kernels a layer, however many requests: with a GPU the slower counts, on a CPU they come on top."""
     step = Step("step", rows=3, scored=1, visible=5)
@@ -186,6 +196,13 @@ def test_what_fits():
     assert fits("h100", 55)
     assert not fits("h100", 56)
     assert fits("h200", 64)
+
+    def fits_in_codes(batch):
+        return predict("engine/dual:int8", geometry, HARDWARE["h100"], Workload(batch=batch), 4096).fits
+
+    # 0.519 GB for each canvas: 264 KiB a token
+    assert fits_in_codes(107)
+    assert not fits_in_codes(108)
 
 
 def test_named_geometries(published, llada_tiny):

@@ -23,6 +23,7 @@ def test_json_has_the_fields_of_a_row(capsys):
         "tokens_per_second",
         "ratio_to_baseline",
         "ratio_to_reference_dual",
+        "ratio_to_first",
         "sampled",
         "peak_memory_bytes",
         "host_share",
@@ -37,6 +38,14 @@ def test_the_table_marks_samples(capsys):
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     assert "~" in lines["reference/baseline"]
     assert "~" not in lines["engine/dual"]
+
+
+def test_formats_are_methods(capsys):
+    assert main([*TINY, "--methods", "engine/dual", "engine/dual:int8", "engine/window+16:fp8"]) == 0
+    out = capsys.readouterr().out
+    assert "engine/dual:int8" in out
+    assert "engine/window+16:fp8" in out
+    assert "…" not in out
 
 
 def test_a_compiled_model_is_every_methods(graphs, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from engine import DiffusionParams
 from server.cli import main
+from server.eval import local
 
 FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",
@@ -122,6 +123,9 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
         (["--decisions", "--tasks", "yesno", "--few-shot", "2"], "questions of one message"),
         (["--decisions", "--calibration"], "not allowed with"),
         (["--plain", "--tasks", "tool"], "tool needs the chat template"),
+        (["--kv-dtype", "auto,int4"], "'int4' is no KV format; choose among auto, int8, fp8"),
+        (["--kv-dtype", "int8", "--base-url", "http://127.0.0.1:9"], "--kv-dtype is for a local model"),
+        (["--decisions", "--kv-dtype", "int8"], "without a policy"),
         (["--colour"], "--colour"),
     ],
 )
@@ -179,6 +183,26 @@ def test_standard_output_holds_nothing_else():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["rows"]
     assert result.stderr == ""
+
+
+def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
+    """One engine at a time; the first is asked for what the others are compared to, and never the exact decode."""
+    opened, running = [], local.running
+    monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-1]) or running(*asked))
+    flags = ["--tasks", "sort,facts", "--limit", "4", "--kv-dtype", "int8,fp8"]
+    rows = rows_of(capsys, *flags, "--unmask", "threshold,fixed", "--tokens-per-step", "4")
+    assert opened == ["auto", "int8", "fp8"]
+    assert [(row["task"], row["kv_dtype"], row["unmask"]) for row in rows] == [
+        (task, kv_dtype, unmask)
+        for task in ("sort", "facts")
+        for unmask in ("threshold", "fixed")
+        for kv_dtype in ("int8", "fp8")
+    ]
+    assert all(row["agreement"] >= 0.75 for row in rows)
+    assert main(["eval", *flags, "--tasks", "facts"]) == 0
+    out = capsys.readouterr().out
+    assert "dual:int8" in out
+    assert "agree: same as with keys and values as they are" in " ".join(out.split())
 
 
 def test_windows_are_swept(capsys):

@@ -12,3 +12,9 @@ def test_policies_are_a_product():
     ]
     assert policies[1].diffusion(50) == {"cache": "none", "unmask": "fixed", "block_length": 32, "steps": 16}
     assert PolicyPair().diffusion(64) == {}
+
+
+def test_a_format_is_no_field_of_a_request():
+    policies = product(["dual"], ["threshold"], VALUES, 32, lookaheads=[16], kv_dtypes=["auto", "int8"])
+    assert [policy.cache_label for policy in policies] == ["dual +16", "dual +16:int8"]
+    assert policies[0].diffusion(64) == policies[1].diffusion(64)
