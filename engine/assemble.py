@@ -32,7 +32,8 @@ from engine.execution.warmup import warm_up
 from engine.kernels import native, proposals
 from engine.kernels.attention import attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder
-from engine.kernels.kv.formats import stored_dtype
+from engine.kernels.kv import cuda
+from engine.kernels.kv.formats import is_quantised, stored_dtype
 from engine.kernels.kv.pool import KVPool
 from engine.models import find, load_model
 from engine.models.layers import Transformer
@@ -99,6 +100,8 @@ def assemble(
         proposals.kernel()
     else:
         proposals.triton()
+        if is_quantised(stored):
+            cuda.triton()
     if config.compile:
         check_compiler(device)
         model.compile_parts()  # compiled parts need unpacked weights

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels import native
-from engine.kernels.kv import formats
-from engine.kernels.kv.formats import Stored
+from engine.kernels.kv import cuda, formats
+from engine.kernels.kv.formats import Quantised, Stored
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -91,6 +91,8 @@ def write(kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
     """
     if native.writes(kept, new) and (own := native.kernel()):
         own.write(kept, new, slots)
+    elif isinstance(kept, Quantised) and new.device.type == "cuda" and (by_triton := cuda.triton()):
+        by_triton(kept, new, slots)
     else:
         formats.write(kept, new, slots)
 

@@ -29,4 +29,5 @@ def test_kernels_compile_and_fit_in_shared_memory(architecture, shared, tmp_path
     )
     assert done.returncode == 0, done.stderr
     compiled = Counter(line.split()[0] for line in done.stdout.splitlines())
-    assert compiled == {"_attend": 9, "_score_span": 2, "_merge_scores": 2, "_draw_in_span": 1, "_merge_draws": 1}
+    scoring = {"_score_span": 2, "_merge_scores": 2, "_draw_in_span": 1, "_merge_draws": 1}
+    assert compiled == {"_attend": 9, "_write": 2, **scoring}

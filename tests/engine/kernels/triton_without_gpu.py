@@ -12,6 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from engine.kernels.kv.formats import quantised
+from engine.kernels.kv.triton_write import write
 from engine.kernels.triton_attention import attend_paged
 from engine.kernels.triton_proposals import best_token, draw, log_odds
 
@@ -54,6 +55,8 @@ if __name__ == "__main__":
     attend(torch.bfloat16, 4, 128, 32, torch.float8_e4m3fn)
     attend(torch.bfloat16, 4, 256, 16, torch.int8)
     attend(torch.float32, 1, 64, 1, torch.float8_e4m3fn)
+    for stored, slots in ((torch.int8, torch.arange(32)), (torch.float8_e4m3fn, slice(0, 32))):
+        write(quantised(torch.zeros(4, 64, 128), stored), torch.zeros(32, 8, 128, dtype=torch.bfloat16)[:, :4], slots)
     logits, columns = torch.empty(32, 126_464, dtype=torch.bfloat16), torch.zeros(3, 32, dtype=torch.int64)
     log_odds(logits, best_token(logits, 126_336)[0])
     draw(logits, torch.ones(32), *columns, 126_336)

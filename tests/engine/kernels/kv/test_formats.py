@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from engine.kernels import native
 from engine.kernels.attention import Layout, PagedRows, Segment, Span, attend_rows, attend_spans, attend_watched
+from engine.kernels.kv import cuda
 from engine.kernels.kv.formats import LARGEST, Quantised, quantised, read, row_bytes, stored_dtype, write
 from engine.kernels.native import Kernel
 from engine.kernels.triton_available import has_triton
@@ -32,9 +33,13 @@ def _without_gradients():
         yield
 
 
-@pytest.fixture(params=["by definition", "by our kernel"])
+@pytest.fixture(params=["by definition", "by our kernel", *(["by Triton"] if has_triton() else [])])
 def put(request, compiled):
     """Writes rows [rows, heads, head_dim] into slots of codes."""
+    if request.param == "by Triton":
+        from engine.kernels.kv.triton_write import write as by_triton
+
+        return by_triton
     return write if request.param == "by definition" else Kernel(compiled).write
 
 
@@ -114,6 +119,19 @@ def test_our_kernel_codes_as_the_definition_does(dtype, seed, exponents):
     write(theirs, rows, slice(0, 9))
     assert torch.equal(ours.codes.view(torch.uint8), theirs.codes.view(torch.uint8))
     torch.testing.assert_close(ours.scales, theirs.scales, atol=0, rtol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
+def test_tritons_kernel_is_held_to_the_definition_before_it_is_used():
+    """As at a start on CUDA: bit by bit, and one bit is enough."""
+    from engine.kernels.kv.triton_write import write as by_triton
+
+    def one_bit(kept, rows, slots):
+        by_triton(kept, rows, slots)
+        kept.codes.view(torch.int8)[1, 4, 79] ^= 1
+
+    assert cuda.agrees(by_triton, CPU)
+    assert not cuda.agrees(one_bit, CPU)
 
 
 @FORMATS
