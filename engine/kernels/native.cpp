@@ -36,7 +36,7 @@ template <typename Number> struct Tile {
     const float *keys[TILE], *values[TILE];
     float room[2][TILE * MAX_DIM];
 
-    // `next`: what comes behind, if it is a whole tile.
+    // has_next: whether a whole tile comes behind it.
     void turn_to(const Head<Number> &head, int64_t begin, int count, bool has_next) {
         for (int j = 0; j < count; j++) {
             const int64_t slot = head.slot(begin + j), at = slot * head.dim;
