@@ -22,14 +22,14 @@ REACHED = {"basic": 0.95, "others": 0.90}
 """Accuracy over the first five families, and over the others that are learnt, when the models were bundled."""
 
 
-def answered(model, tasks, policy, *, limit=PER_TASK, few_shot=0, max_tokens=128):
+def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0, max_tokens=128):
     questions = from_tasks(tasks, SEED, limit, few_shot)
+    references = {policy: reference} if reference else {}
 
-    async def rows():
-        async with running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), concurrency=32) as answerer:
-            return await evaluate(answerer, questions, [policy], None, 32, lambda *_: None)
+    def answerers(kv_dtype):
+        return running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), 32, kv_dtype)
 
-    return asyncio.run(rows())
+    return asyncio.run(evaluate(answerers, questions, [policy], references, 32, lambda *_: None))
 
 
 @pytest.mark.parametrize(("model", "cache"), [*CACHES, *SLOW_CACHES])
@@ -57,6 +57,16 @@ def test_guided_forms_and_calls_are_no_less_right(model):
         for guidance in (None, "posterior")
     )
     assert posterior.correct >= free.correct
+
+
+@pytest.mark.parametrize(("model", "cache"), CACHES)
+@pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), ("fp8", 0.95)])
+def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
+    """docs/quality.md has 500 problems; these are 100 others."""
+    coded, plain = (PolicyPair(cache=cache, kv_dtype=name) for name in (kv_dtype, "auto"))
+    total = pooled(answered(model, list(BASIC_TASKS), coded, plain))
+    assert total.agreement >= share
+    assert total.accuracy > REACHED["basic"] - 0.05
 
 
 def test_the_exact_decode_is_what_it_says():
