@@ -87,18 +87,9 @@ def run(given: argparse.Namespace) -> int:
     return int(report.has_failed)
 
 
-_FORMATS = (
-    ("float32", torch.float32, torch.float32),
-    ("bfloat16", torch.bfloat16, torch.bfloat16),
-    ("bfloat16, KV in int8", torch.bfloat16, torch.int8),
-    ("bfloat16, KV in fp8", torch.bfloat16, torch.float8_e4m3fn),
-)
-"""Name, dtype of queries, and dtype of what the pool stores."""
-
-
 def _kernels(report: Report, given: argparse.Namespace, device: torch.device) -> None:
     for kernel, attend in kernels.kernels_on(device).items():
-        for label, dtype, stored in _FORMATS:
+        for label, dtype, stored in kernels.FORMATS:
             for model in given.models:
                 check = partial(kernels.check, attend, geometry_of(model), dtype, stored, device)
                 report.run("kernels", f"{kernel}, {label}, heads of {model}", check)

@@ -28,6 +28,14 @@ TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 """Of a row's result in one head: the largest distance to the definition, relative to its length. What bfloat16 rounds
 is a third of it; TF32 products exceed that of float32."""
 
+FORMATS = (
+    ("float32", torch.float32, torch.float32),
+    ("bfloat16", torch.bfloat16, torch.bfloat16),
+    ("bfloat16, KV in int8", torch.bfloat16, torch.int8),
+    ("bfloat16, KV in fp8", torch.bfloat16, torch.float8_e4m3fn),
+)
+"""Name, dtype of queries, and dtype of what the pool stores."""
+
 
 def kernels_on(device: torch.device) -> Mapping[str, Kernel]:
     """Name -> each attention kernel that the engine may run there."""

@@ -52,6 +52,8 @@ def test_the_command_runs_what_the_engine_asks(capsys, monkeypatch):
     assert lines[:-1] == [
         ["kernels", "sdpa, float32, heads of tiny"],
         ["kernels", "sdpa, bfloat16, heads of tiny"],
+        ["kernels", "sdpa, bfloat16, KV in int8, heads of tiny"],
+        ["kernels", "sdpa, bfloat16, KV in fp8, heads of tiny"],
         ["kernels", "scoring"],
         ["golden", "llada-tiny"],
         ["golden", "llada-tiny, CUDA graphs"],
