@@ -62,11 +62,11 @@ def test_guided_forms_and_calls_are_no_less_right(model):
 @pytest.mark.parametrize(("model", "cache"), CACHES)
 @pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), ("fp8", 0.95)])
 def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
-    """docs/quality.md has 500 problems; these are 100 others."""
+    """Where one answer is right; a story has many, between which a last bit decides (docs/quality.md)."""
     coded, plain = (PolicyPair(cache=cache, kv_dtype=name) for name in (kv_dtype, "auto"))
-    total = pooled(answered(model, list(BASIC_TASKS), coded, plain))
-    assert total.agreement >= share
-    assert total.accuracy > REACHED["basic"] - 0.05
+    rows = answered(model, list(BASIC_TASKS), coded, plain)
+    assert pooled([row for row in rows if row.task != "story"]).agreement >= share
+    assert pooled(rows).accuracy > REACHED["basic"] - 0.05
 
 
 def test_the_exact_decode_is_what_it_says():
