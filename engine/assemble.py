@@ -25,6 +25,7 @@ from engine.execution.runner import (
     choose_max_batch_rows,
     choose_max_model_len,
     enter_device,
+    make_pool,
     set_threads,
     warn_of_slow_experts,
 )
@@ -78,7 +79,7 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams) -> ModelSpe
     spec = find(config.model, config.revision).spec
     spec = replace(spec, max_model_len=choose_max_model_len(config, spec))
     sampling = SamplingParams(max_tokens=1)
-    shortest = Submission(request_id="", prompt_ids=[spec.mask_id], sampling=sampling, diffusion=diffusion)
+    shortest = Submission(request_id="", prompt_ids=[0], sampling=sampling, diffusion=diffusion)
     try:
         check(effective(shortest), spec, choose_max_batch_rows(config, spec))
     except InvalidRequest as error:
@@ -108,9 +109,7 @@ def assemble(
     else:
         model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
-    pool = KVPool(
-        geometry.num_layers, pages * config.page_size, geometry.num_kv_heads, geometry.head_dim, stored, device
-    )
+    pool = make_pool(geometry, pages * config.page_size, stored, device)
     kernel = choose_kernel(config, geometry, dtype, device)
     warn_of_slow_experts(geometry, dtype, device)
     runner = Runner(model, pool, device, kernel)

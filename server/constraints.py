@@ -195,7 +195,8 @@ class Constraints:
     def _setup(self) -> Mapping[str, Any]:
         """Arguments of `server.structured.compiler.Compiler`. The mask stands in no answer."""
         spellings = self._tokenizer.spellings(self._spec.vocab_size)
-        spellings[self._spec.mask_id] = b""
+        for mask_id in self._spec.never_drawn:
+            spellings[mask_id] = b""
         return {
             "spellings": [spelling.decode(BYTES_AS) for spelling in spellings],
             "stop_ids": sorted(id_ for id_ in self._spec.eos_ids if id_ < self._spec.vocab_size),

@@ -38,6 +38,7 @@ LLADA_MOE_TINY = LLADA_TINY.with_name("llada-moe-tiny")
 LLADA2_TINY = LLADA_TINY.with_name("llada2-tiny")
 NEMOTRON_TINY = LLADA_TINY.with_name("nemotron-tiny")
 NEMOTRON_SPEC_TINY = LLADA_TINY.with_name("nemotron-tiny-spec")
+DIFFUSION_GEMMA_TINY = LLADA_TINY.with_name("diffusion-gemma-tiny")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -119,6 +120,12 @@ def nemotron_tiny() -> Path:
 def nemotron_spec_tiny() -> Path:
     """The same, trained to count, so that drafts are accepted."""
     return NEMOTRON_SPEC_TINY
+
+
+@pytest.fixture(scope="session")
+def diffusion_gemma_tiny() -> Path:
+    """The same in DiffusionGemma's layout: a canvas of random tokens, layers with a window and heads of their own."""
+    return DIFFUSION_GEMMA_TINY
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ class TimedRunner(Runner):
         with self._timed():
             return super().head(hidden)
 
-    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, hidden: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         with self._timed():
             return super().propose(hidden, mask_id)
 
@@ -137,6 +137,7 @@ def _run_reference(method: Method, engine: Engine, workload: Workload, prompt: l
     """One request of the batch, or a sample of its steps."""
     tokens_per_step = 1 if method.is_baseline else workload.tokens_per_step
     steps, spec = workload.gen // tokens_per_step, engine.info.spec
+    assert spec.mask_id is not None, "a model of `synthetic` has a mask"
     started = now(engine.runner.device)
     decoded = decode(
         engine.runner.model,

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.core.config import ModelSpec
 from engine.core.plan import CachePolicy, StepPlan
 from engine.core.request import Ids, Request
 
@@ -51,6 +52,10 @@ class SubBlockCache(BlockCache):
     """
 
     computes_block = False
+
+    def fits(self, spec: ModelSpec) -> bool:
+        """Not where positions show other tokens in each step: their keys and values would be those of tokens gone."""
+        return super().fits(spec) and spec.mask_id is not None
 
     def plan(self, request: Request) -> StepPlan:
         block, targets = request.block, request.targets

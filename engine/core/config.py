@@ -84,8 +84,9 @@ class ModelSpec:
     """Its name in `engine.models.FAMILIES`, mostly the `model_type` of its `config.json`."""
     vocab_size: int
     """Rows of the output head."""
-    mask_id: int
-    """The token a masked position shows to the model; never chosen as an output."""
+    mask_id: int | None
+    """The token a masked position shows to the model; never chosen as an output. None is a model without a mask: such
+    positions show random tokens, which each step draws anew (`UnmaskPolicy.renews`)."""
     eos_ids: frozenset[int]
     """Tokens that end an answer."""
     max_model_len: int
@@ -103,6 +104,9 @@ class ModelSpec:
     """Whether finished rows of a model that commits causally say the next token, as an autoregressive model's do."""
     has_draft_adapter: bool = False
     """Whether its weights have an adapter that rows of drafts may go through."""
+    window: int | None = None
+    """Positions that a row sees in layers that see no more; on an open block, so many less one before the block, and
+    all of the block. None is no such layer."""
     strict_threshold: bool = False
     """A confidence must exceed the threshold; if not, reaching it is enough."""
 
@@ -110,6 +114,11 @@ class ModelSpec:
     def is_block_causal(self) -> bool:
         """Whether rows see nothing behind their block, so that keys and values of a decoded block are final."""
         return self.attention == "block_causal"
+
+    @property
+    def never_drawn(self) -> frozenset[int]:
+        """Tokens that no answer holds: the mask."""
+        return frozenset() if self.mask_id is None else frozenset({self.mask_id})
 
     @property
     def commits_causally(self) -> bool:

@@ -155,6 +155,18 @@ class DiffusionParams:
     gamma: Annotated[float, Ge(0), Lt(inf)] = 0.001
     """entropy_bound: entropy that tokens decoded together may have beside the largest, in nats (arXiv 2505.24857);
     entropy_bounded: what all their entropies stay below together."""
+    max_denoising_steps: Annotated[int, Ge(1), Le(MAX_STEPS)] = 48
+    """renoise: steps of a block, at most (DiffusionGemma)."""
+    entropy_bound: Annotated[float, Ge(0), Lt(inf)] = 0.1
+    """renoise: accepts the tokens of lowest entropy while those before one sum to no more, in nats."""
+    t_min: Annotated[float, Gt(0), Le(100)] = 0.4
+    """renoise: temperature to which a block's steps fall; the last one's is a step above it."""
+    t_max: Annotated[float, Gt(0), Le(100)] = 0.8
+    """renoise: temperature of a block's first step."""
+    stability_threshold: Annotated[int, Ge(0), Le(MAX_STEPS)] = 1
+    """renoise: a block ends before its last step if so many steps before one had the same best tokens, and"""
+    confidence_threshold: Annotated[float, Ge(0), Lt(inf)] = 0.005
+    """renoise: if the mean entropy of its tokens is below this, in nats."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None

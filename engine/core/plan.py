@@ -4,7 +4,7 @@ A step computes rows; row i then attends to positions [0, horizons[i]); the logi
 unmask policy says which targets become tokens. Independent of what makes a plan and what carries it out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple, Protocol
@@ -76,6 +76,20 @@ class Needs:
     """Log-odds under a softmax over this many of the most probable tokens only; None is all tokens."""
     by_entropy: bool = False
     """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
+    samples: "Samples | None" = None
+    """`Scores.samples`, with the entropy of the distribution that they are drawn from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """How a token of each target is drawn from softmax(logits / temperature).
+
+    The next step's rows then know that distribution: each carries its mean embedding beside its token.
+    """
+
+    temperature: float
+    uniform: Callable[[Ids], Floats]
+    """Positions -> numbers in [0, 1): each target's token is the first one whose cumulated probability exceeds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +142,8 @@ class Scores:
     """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
+    samples: Ids | None = None
+    """[targets] a token drawn from its distribution, if the policy needs it."""
     is_possible: bool = True
     """Whether any answer is left that the request's constraint allows; there always is, but for a bug."""
     valid: "Scores | None" = None
@@ -150,6 +166,7 @@ class Scores:
             None if self.entropy is None else self.entropy[:count],
             None if self.margin is None else self.margin[:count],
             self.importance,
+            samples=None if self.samples is None else self.samples[:count],
         )
 
 
@@ -162,6 +179,8 @@ class Choice(NamedTuple):
     """bool [targets] which of the proposals become tokens, of a mask or in the place of another token."""
     is_forced: bool = False
     """Whether the only one that does is taken only because every step must take one."""
+    shown: Ids | None = None
+    """[targets] what those that stay masked show to the next step; None leaves what they show."""
 
 
 class CachePolicy(Protocol):
@@ -188,7 +207,10 @@ class CachePolicy(Protocol):
 
 
 class UnmaskPolicy(Protocol):
-    """Which targets become tokens now: at least one while any is masked, so that every request ends."""
+    """Which targets become tokens now: at least one while any is masked, so that every request ends.
+
+    But for policies that renew the block.
+    """
 
     cuts_canvas: ClassVar[bool] = False
     """Whether the policy itself cuts the canvas, which then has exactly `max_tokens` positions to fill.
@@ -211,8 +233,25 @@ class UnmaskPolicy(Protocol):
     whole draft's block (`Request.verifies`), and takes the tokens that stand, with the one behind them.
     """
 
+    renews: ClassVar[bool] = False
+    """Whether masked positions show random tokens, which it draws (`opening`) and draws again in each step (`shown`).
+
+    A step may then decode nothing; a bounded number of them in a block does. For models without a mask alone, and with
+    a cache that `computes_block`.
+    """
+
     def fits(self, spec: ModelSpec) -> bool:
-        return not (self.cuts_canvas and spec.is_block_causal) and (spec.says_next or not self.drafts)
+        if spec.mask_id is None or (self.drafts and not spec.says_next):
+            return False
+        return not (self.cuts_canvas and spec.is_block_causal)
+
+    def opening(self, request: Request) -> Ids | None:
+        """[block] what the positions of the block that has just been opened show; None leaves what they show."""
+        return None
+
+    def shown(self, request: Request, scores: Scores) -> Ids | None:
+        """As `Choice.shown`, of a step that leaves targets masked."""
+        return None
 
     def is_done(self, request: Request) -> bool:
         """Whether the open block ends, before whose part of the answer nothing is masked any more."""

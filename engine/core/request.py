@@ -83,6 +83,10 @@ class Block:
     Rows are then one position ahead: the last token before the block is denoised with it, and its own last position is
     not drafted, since only the row before that says it.
     """
+    proposed: Ids | None = None
+    """Where the block is renewed: what the last step proposed."""
+    repeats: int = 0
+    """Where the block is renewed: steps before the last one, without a gap, that proposed the same."""
 
     @property
     def rows_start(self) -> int:
@@ -93,6 +97,10 @@ class Block:
     def rows_end(self) -> int:
         """One past the last row that is denoised."""
         return self.end - self.is_drafted
+
+    def repeats_with(self, proposed: Ids) -> int:
+        """`repeats` once a step has proposed these."""
+        return self.repeats + 1 if self.proposed is not None and np.array_equal(self.proposed, proposed) else 0
 
     @classmethod
     def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
@@ -178,8 +186,8 @@ def count_blocks(answer: Ids, start: int, length: int) -> int:
 class Request:
     """A canvas while it is decoded from masks to an answer.
 
-    `ids[p]` is the token at position p, or the mask token where `masked[p]`: masked-ness is state, since a prompt may
-    contain the literal mask token.
+    `ids[p]` is the token at position p, or what it shows to the model where `masked[p]`: the mask token, or a random
+    one where there is none. Masked-ness is state, since a prompt may contain the literal mask token.
     """
 
     id: str
@@ -237,7 +245,7 @@ class Request:
         sampling, answer = submission.sampling, positions_to_fill(submission, spec)
         masked = np.zeros(len(submission.prompt_ids) + len(answer), dtype=np.bool_)
         masked[answer] = True
-        ids = np.full(len(masked), spec.mask_id, dtype=np.int64)
+        ids = np.full(len(masked), spec.mask_id or 0, dtype=np.int64)  # without a mask, until their block opens
         ids[~masked] = submission.prompt_ids
         diffusion = resolved(submission.diffusion, spec)
         length = block_length(diffusion, spec)

@@ -6,13 +6,14 @@ horizons; no policy, no model.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.core.plan import StepPlan
-from engine.core.request import Ids
+from engine.core.request import Ids, Mask
 from engine.kernels.attention import TILE_ROWS, Layout, PagedRows, Segment, Span, Watched, neighbours
 from engine.kernels.transfer import Upload, Uploaded
 
@@ -39,6 +40,10 @@ class FlatBatch:
     """Positions whose slots are neighbours, from the first position on."""
     adapted: NDArray[np.bool_] | None = None
     """[rows] which go through the model's adapter; None if none does."""
+    firsts: Ids | None = None
+    """[rows] the first position that each row sees in layers with a window, if the model has any."""
+    open_rows: "OpenIndices | None" = None
+    """If positions show random tokens, of which the model remembers what it thought."""
 
     @property
     def pages(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
@@ -71,18 +76,23 @@ class FlatBatch:
         paged = self._add_pages(upload) if upload.device.type == "cuda" else None
         watched = [(span, self._add_visible(span, upload)) for span in self.watched]
         adapted = None if self.adapted is None else upload.add(self.adapted)
+        windowed = None if self.firsts is None else self._add_windowed(self.firsts, upload)
+        open_rows = self.open_rows.add_to(upload) if self.open_rows else None
 
         def batch() -> Batch:
+            pages = paged() if paged else None
             return Batch(
                 ids=ids.tensor,
                 positions=positions.tensor,
                 slots=_arrived(slots),
                 logit_rows=logit_rows.tensor,
-                layout=Layout(self.horizons, self.spans, upload.device, paged() if paged else None),
+                layout=Layout(self.horizons, self.spans, upload.device, pages),
                 watched=tuple(
                     Watched(Segment(start, stop, _arrived(visible)), []) for (start, stop, _), visible in watched
                 ),
                 adapted=adapted.tensor.unsqueeze(-1) if adapted else None,
+                windowed=windowed(pages) if windowed else None,
+                open_rows=open_rows() if open_rows else None,
             )
 
         return batch
@@ -90,6 +100,15 @@ class FlatBatch:
     def _add_pages(self, upload: Upload) -> Callable[[], PagedRows]:
         tiles, horizons, table = (upload.add(array) for array in self.pages)
         return lambda: PagedRows(tiles.tensor, horizons.tensor, table.tensor, self.page_size)
+
+    def _add_windowed(self, firsts: Ids, upload: Upload) -> Callable[[PagedRows | None], Layout]:
+        """What rows see in layers with a window, once there are the pages for all other layers."""
+        added = upload.add(firsts.astype(np.int32)) if upload.device.type == "cuda" else None
+
+        def layout(pages: PagedRows | None) -> Layout:
+            return Layout(self.horizons, self.spans, upload.device, pages, firsts, added.tensor if added else None)
+
+        return layout
 
     def _add_visible(self, span: Span, upload: Upload) -> slice | Uploaded:
         horizon = int(self.horizons[span.start])
@@ -113,6 +132,33 @@ class Batch:
     watched: tuple[Watched, ...]
     adapted: Tensor | None = None
     """bool [rows, 1], if any row goes through the model's adapter."""
+    windowed: Layout | None = None
+    """What rows see in layers with a window, if there are any."""
+    open_rows: "OpenSlots | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIndices:
+    """Which rows are of an open block, and where what the model thought of their positions is (`BlockVectors`)."""
+
+    is_open: Mask
+    """[rows]"""
+    read: Ids
+    """[rows] what a row carries beside its token."""
+    write: Ids
+    """[targets] where that of the next step goes."""
+
+    def add_to(self, upload: Upload) -> "Callable[[], OpenSlots]":
+        is_open, read, write = (upload.add(array) for array in (self.is_open.astype(np.int64), self.read, self.write))
+        return lambda: OpenSlots(is_open.tensor.bool(), read.tensor, write.tensor)
+
+
+class OpenSlots(NamedTuple):
+    """`OpenIndices` on a device: bool and int64 tensors."""
+
+    is_open: Tensor
+    read: Tensor
+    write: Tensor
 
 
 def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
@@ -141,7 +187,41 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
         watched=tuple(spans[True]),
         page_size=page_size,
         adapted=adapted if adapted.any() else None,
+        firsts=_firsts(plans),
+        open_rows=_open_rows(plans, dump),
     )
+
+
+def _firsts(plans: Sequence[StepPlan]) -> Ids | None:
+    """[rows] of all plans, or None if their model has no window. Of an open block, all rows see as its first one."""
+    if any(plan.request.spec.window is None for plan in plans):
+        return None
+    firsts = [np.minimum(plan.rows, plan.request.block.start) + 1 - (plan.request.spec.window or 0) for plan in plans]
+    seen_first: Ids = np.maximum(np.concatenate(firsts), 0)
+    return seen_first
+
+
+def _open_rows(plans: Sequence[StepPlan], dump: int) -> OpenIndices | None:
+    """Of all plans, or None if their model has a mask.
+
+    Steps of a block read and write by turns, so that a step that is computed again reads what it has read before.
+    """
+    if any(plan.request.spec.mask_id is not None for plan in plans):
+        return None
+    is_open, read, write = [], [], []
+    for plan in plans:
+        request, step = plan.request, plan.request.block.step
+        in_block = plan.rows >= request.block.start
+        turns = vector_index(request.slots[plan.rows], (step - 1) % 2, dump)
+        is_open.append(in_block)
+        read.append(np.where(in_block & (step > 0), turns, dump))
+        write.append(vector_index(request.slots[plan.targets], step % 2, dump))
+    return OpenIndices(np.concatenate(is_open), np.concatenate(read), np.concatenate(write))
+
+
+def vector_index(slots: Ids, turn: int, dump: int) -> Ids:
+    """Where the vectors of these slots are in `BlockVectors`; those of the slot `dump` are zero in turn 0."""
+    return slots + turn * (dump + 1)
 
 
 def _write_slots(plan: StepPlan, dump: int) -> Ids:

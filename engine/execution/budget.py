@@ -23,9 +23,12 @@ in float64, and their copy that goes to the host. What larger constraints take i
 of a step are their targets."""
 
 
-def kv_bytes_per_token(geometry: TransformerConfig, stored: torch.dtype) -> int:
-    """Bytes of K and V of one position over all layers, in a pool of this dtype, with their scales if it has any."""
-    return 2 * geometry.num_layers * geometry.num_kv_heads * row_bytes(geometry.head_dim, stored)
+def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype, stored: torch.dtype) -> int:
+    """Bytes of K and V of one position over all layers, `stored` as this, with their scales if they have any; and of
+    what the position carries beside its token, in the model's `dtype`."""
+    heads = map(geometry.heads_of, range(geometry.num_layers))
+    kept = sum(2 * own.kv_heads * row_bytes(own.head_dim, stored) for own in heads)
+    return kept + geometry.vector_numbers * dtype.itemsize
 
 
 def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
@@ -44,10 +47,12 @@ def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: 
 def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:
     """Bytes of one row where a layer is widest: MLP with gate and up, experts, or rotation of q and k in float32."""
     dim, ff, item = geometry.dim, geometry.ff_dim, dtype.itemsize
-    q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+    heads = [geometry.heads_of(layer) for layer in range(geometry.num_layers)]
+    head_dim = max(own.head_dim for own in heads)
+    q, kv = geometry.num_heads * head_dim, max(own.kv_heads * own.head_dim for own in heads)
     mlp = (3 * dim + 4 * ff) * item if geometry.num_moe_layers < geometry.num_layers else 0
     rotation = (2 * dim + q + 2 * kv) * item + 3 * (q + kv) * 4
-    cos_and_sin, indices = 4 * geometry.head_dim, 4 * 8
+    cos_and_sin, indices = 4 * head_dim, 4 * 8
     return max(mlp, rotation, _row_bytes_of_experts(geometry, dtype)) + cos_and_sin + indices
 
 
@@ -78,7 +83,7 @@ def kv_pool_pages(
 
     Call it once the weights are loaded. Raises CapacityError if the longest canvas does not fit.
     """
-    per_token = kv_bytes_per_token(geometry, stored_dtype(config.kv_dtype, dtype))
+    per_token = kv_bytes_per_token(geometry, dtype, stored_dtype(config.kv_dtype, dtype))
     pages_per_canvas = -(-max_model_len // config.page_size)
     if config.kv_cache_tokens is not None:
         pages = config.kv_cache_tokens // config.page_size

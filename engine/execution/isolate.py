@@ -14,7 +14,7 @@ from engine.core.errors import DeviceLost
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.scheduling.faults import Faults
 from engine.scoring.constrained.native import is_completable
-from engine.unmask.policies import is_forced, select
+from engine.unmask.policies import is_forced, select, shown
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) 
             if score.valid is not None and not is_completable(plan.request, plan.targets[chosen], score.tokens[chosen]):
                 score = score.valid
                 chosen = select(plan, score)
-            choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen)))
+            choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen), shown(plan, score, chosen)))
     return choices
 
 

@@ -68,7 +68,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
 
     def footprint(dtype: torch.dtype) -> Footprint:
         weight_bytes = geometry.weight_bytes(dtype)
-        per_token = kv_bytes_per_token(geometry, stored_dtype(config.kv_dtype, dtype))
+        per_token = kv_bytes_per_token(geometry, dtype, stored_dtype(config.kv_dtype, dtype))
         step = step_bytes(geometry, dtype, max_batch_rows)
         pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
         return Footprint(

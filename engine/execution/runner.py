@@ -21,11 +21,13 @@ from engine.execution.graphs import Graphs, Replay, Shape, record
 from engine.kernels.attention import Heads, Kernel, PagedContext, agrees, attend_spans
 from engine.kernels.experts.mlps import has_grouped_products
 from engine.kernels.kv.formats import stored_dtype
-from engine.kernels.kv.pool import KVPool
+from engine.kernels.kv.pool import KVPool, LayeredKVPool
 from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import to_device
 from engine.models.layers import Transformer, TransformerConfig
-from engine.scoring.slices import TARGETS_AT_ONCE
+from engine.models.noised import NoisedTransformer
+from engine.models.sandwich import OpenRows
+from engine.scoring.slices import TARGETS_AT_ONCE, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class TargetLogits:
     runner: "Runner"
     hidden: Tensor
     """[targets, dim]"""
+    vector_slots: Tensor | None = None
+    """int64 [targets] where `remember` writes, if the model remembers anything."""
 
     def __getitem__(self, some: slice) -> Tensor:
         return self.runner.head(self.hidden[some])
@@ -53,11 +57,16 @@ class TargetLogits:
     def proposed_at_once(self) -> int:
         return TARGETS_AT_ONCE * SCORING_BYTES // max(self.runner.model.bytes_per_proposal, 1)
 
-    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, some: slice, mask_id: int | None) -> tuple[Tensor, Tensor]:
         return self.runner.propose(self.hidden[some], mask_id)
 
     def part(self, indices: Tensor) -> "TargetLogits":
-        return TargetLogits(self.runner, self.hidden[indices])
+        slots = None if self.vector_slots is None else self.vector_slots[indices]
+        return TargetLogits(self.runner, self.hidden[indices], slots)
+
+    def remember(self, some: slice, rows: Rows, probabilities: Tensor) -> None:
+        assert self.vector_slots is not None, "a model whose rows carry nothing beside their tokens"
+        self.runner.remember(rows.of(self.vector_slots[some]), probabilities)
 
 
 class ModelOutput(NamedTuple):
@@ -71,11 +80,16 @@ class ModelOutput(NamedTuple):
 class Runner:
     """Holds weights and KV; `forward` is the engine's only expensive call."""
 
-    def __init__(self, model: Transformer, pool: KVPool, device: torch.device, kernel: Kernel = attend_spans) -> None:
+    def __init__(
+        self, model: Transformer, pool: KVPool | LayeredKVPool, device: torch.device, kernel: Kernel = attend_spans
+    ) -> None:
         self.model = model
         self.pool = pool
         self.device = device
         self.kernel = kernel
+        config = model.config
+        self._windowed = frozenset(layer for layer in range(config.num_layers) if config.window_of(layer))
+        self._vectors = _block_vectors(model, pool.dump, device)
         self.graphs: Graphs | None = None
         """Of small steps, once they are captured; None where all steps are launched kernel by kernel."""
 
@@ -92,19 +106,31 @@ class Runner:
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return ModelOutput(TargetLogits(self, hidden), importance)
+        return ModelOutput(TargetLogits(self, hidden, batch.open_rows.write if batch.open_rows else None), importance)
 
     def hidden(self, batch: Batch) -> Tensor:
         """[targets, dim], kernel by kernel. Fills the layers of the batch's watched segments."""
-        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched)
-        hidden: Tensor = self.model(batch.ids, batch.positions, context, batch.logit_rows, batch.adapted)
+        windowed = batch.windowed, self._windowed
+        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched, *windowed)
+        if batch.open_rows:
+            assert self._vectors is not None, "random tokens of a model that has a mask"
+            open_rows = OpenRows(batch.open_rows.is_open, self._vectors[batch.open_rows.read])
+            hidden: Tensor = self.model(batch.ids, batch.positions, context, batch.logit_rows, open_rows=open_rows)
+        else:
+            hidden = self.model(batch.ids, batch.positions, context, batch.logit_rows, batch.adapted)
         return hidden
+
+    def remember(self, slots: Tensor, probabilities: Tensor) -> None:
+        """Writes what rows carry next, where `batch.vector_index` says, by float32 probabilities [some, vocab]."""
+        assert isinstance(self.model, NoisedTransformer)
+        assert self._vectors is not None
+        self._vectors[slots] = self.model.vectors(probabilities)
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden [some, dim] -> logits [some, vocab_size]."""
         return self.model.logits(hidden)
 
-    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, hidden: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """hidden [some, dim] -> the best tokens [some] but the mask, and their log-odds [some]."""
         return self.model.propose(hidden, mask_id)
 
@@ -122,6 +148,18 @@ class Runner:
     @property
     def weight_bytes(self) -> int:
         return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+
+
+def _block_vectors(model: Transformer, dump: int, device: torch.device) -> Tensor | None:
+    """[2 * (slots + 1), dim] what positions carry beside their tokens, in two turns; None if they carry nothing.
+
+    Rows that carry nothing yet read those of the dump, which nobody writes.
+    """
+    if not model.config.vector_numbers:
+        return None
+    vectors = torch.empty(2 * (dump + 1), model.config.dim, dtype=model.embed.dtype, device=device)
+    vectors[dump].zero_()
+    return vectors
 
 
 def choose_device(config: EngineConfig) -> torch.device:
@@ -158,7 +196,10 @@ def choose_kernel(
     config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device
 ) -> Kernel:
     """The attention kernel. Raises ConfigError if Triton was asked for and does not work for this geometry."""
-    if config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
+    windowed = any(geometry.window_of(layer) for layer in range(geometry.num_layers))
+    if config.attention == "triton" and windowed:
+        raise ConfigError("attention is 'triton', which has no windows, and the model's layers have; leave it out")
+    if windowed or config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
         return attend_spans
     if device.type != "cuda":
         raise ConfigError(f"attention is 'triton', which needs a CUDA device; this is {device}")
@@ -224,6 +265,16 @@ def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
             f"at least {least}; leave it out, or lower one of the others"
         )
     return max_batch_rows
+
+
+def make_pool(
+    geometry: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device
+) -> KVPool | LayeredKVPool:
+    """An empty pool of so many slots, for the heads of the model's layers."""
+    heads = [geometry.heads_of(layer)[:2] for layer in range(geometry.num_layers)]
+    if len(set(heads)) == 1:
+        return KVPool(geometry.num_layers, slots, geometry.num_kv_heads, geometry.head_dim, dtype, device)
+    return LayeredKVPool(heads, slots, dtype, device)
 
 
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:

@@ -46,7 +46,7 @@ def prepare(
     plans: Sequence[StepPlan],
     needs: Sequence[Needs],
     *,
-    mask_id: int,
+    mask_id: int | None,
     page_size: int,
     dump: int,
     device: torch.device,

@@ -51,24 +51,28 @@ def warm_up(
 
     Dense parts are compiled for any number of rows, and for a single one. Then a CUDA graph is captured for each of the
     `shapes`. On CUDA the last three steps are the largest possible: one with every option that takes memory, one with a
-    constraint beside, and one with none, whose targets are scored apart. What does not fit beside the graphs fails now,
-    libraries allocate their workspaces, and every kernel is compiled. Raises LoadError if a step cannot be computed,
-    CapacityError if memory runs out; without its graphs an engine is merely slower.
+    constraint beside, and one with none, whose targets are scored apart; of a model without a mask there is one kind.
+    What does not fit beside the graphs fails now, libraries allocate their workspaces, and every kernel is compiled.
+    Raises LoadError if a step cannot be computed, CapacityError if memory runs out; without its graphs an engine is
+    merely slower.
     """
     begun = time.perf_counter()
     if is_compiled and not progress:
         logger.info("compiling; this takes a minute or so unless the compiler finds it in its cache")
     pages = runner.pool.dump // page_size
     room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
-    typical = [[_costly(min(rows, room))]]
+    costly = _costly if spec.mask_id is not None else _renewed
+    typical = [[costly(min(rows, room))]]
     if is_compiled:
-        typical = [[_costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
-        typical.append([_costly(1)])
+        typical = [[costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
+        typical.append([costly(1)])
     largest = []
     if runner.device.type == "cuda":
         canvases = _largest(spec.max_model_len, room, page_size)
-        constrained = partial(_constrained, constraint=any_text(spec))
-        largest = [[submission(canvas) for canvas in canvases] for submission in (_costly, constrained, _plain)]
+        kinds: Sequence[Callable[[int], Submission]] = (_renewed,)
+        if spec.mask_id is not None:
+            kinds = (_costly, partial(_constrained, constraint=any_text(spec)), _plain)
+        largest = [[submission(canvas) for canvas in canvases] for submission in kinds]
 
     def take(submissions: Sequence[Submission]) -> None:
         scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(submissions))
@@ -145,6 +149,16 @@ def _costly(canvas: int) -> Submission:
     )
 
 
+def _renewed(canvas: int) -> Submission:
+    """One open block of random tokens."""
+    return Submission(
+        request_id="warm-up",
+        prompt_ids=(),
+        sampling=SamplingParams(max_tokens=canvas, repetition_penalty=1.2, logprobs=MAX_LOGPROBS),
+        diffusion=DiffusionParams(unmask="renoise", block_length=canvas),
+    )
+
+
 def _constrained(canvas: int, constraint: Constraint) -> Submission:
     """The costly one under a constraint."""
     costly = _costly(canvas)
@@ -155,7 +169,7 @@ def any_text(spec: ModelSpec) -> Constraint:
     """A constraint that every text satisfies, with as many classes as are planned for."""
     count = min(CLASSES, spec.vocab_size) - 1  # of classes, without that of ends
     classes = np.arange(spec.vocab_size) % (count - 1) + 1
-    classes[spec.mask_id] = 0
+    classes[list(spec.never_drawn)] = 0
     classes[list(spec.eos_ids)] = count
     step = np.full((3, count + 1), 2, np.int32)
     step[0, 1:count] = 0

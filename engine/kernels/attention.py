@@ -1,12 +1,13 @@
 """Attention over a paged KV pool: writes this step's keys and values in place, then reads below each row's horizon.
 
-The contract of every kernel: row i attends to the first `horizons[i]` slots of its own sequence. `attend_rows` is the
+The contract of every kernel: row i attends to the first `horizons[i]` slots of its own sequence; those on a CPU, and
+SDPA, may leave out the first ones (`Layout.firsts`). `attend_rows` is the
 definition, row by row; `attend_spans` is what runs where there is no kernel for page tables on the device. Where
 attention weights are asked for, `attend_watched` replaces the kernel. Knows layers as numbers and sequences as slots,
 but not which rows come, or why.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,11 +19,15 @@ from torch import Tensor
 
 from engine.kernels import native
 from engine.kernels.kv.formats import Stored, as_stored, read
-from engine.kernels.kv.pool import KVPool
+from engine.kernels.kv.pool import KVPool, LayeredKVPool
 from engine.kernels.products import attention, watched_attention, write
 from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
+
+MOST_SEGMENTS, ROWS_OF_PIECE = 16, 256
+"""Segments of a span, each attended to by a call; a span with more is cut into pieces of so many rows, with a mask.
+Chosen, not measured."""
 
 TILE_ROWS = 64
 """Most rows of one tile of `PagedRows`, and rows of a tensor core's operand. Chosen, not measured."""
@@ -43,7 +48,9 @@ class Segment(NamedTuple):
     start: int
     stop: int
     visible: slice | Tensor
-    """Slots of the positions below their horizon: a slice where these are neighbours, else int64 indices."""
+    """Slots of the positions that they see: a slice where these are neighbours, else int64 indices."""
+    seen: Tensor | None = None
+    """bool [rows, visible] which of these each row sees; None is all."""
 
 
 class Watched(NamedTuple):
@@ -86,25 +93,73 @@ class Layout:
     device: torch.device
     paged: PagedRows | None = None
     """The same for kernels that walk page tables; None on a CPU, whose kernels read the spans."""
+    firsts: Ids | None = None
+    """[rows] on the host: how many slots of its span, the first ones, each row does not see. None is none of any;
+    kernels that walk page tables take nothing else."""
+    device_firsts: Tensor | None = None
+    """int32 [rows] the same on the device, where `paged` is."""
 
     @cached_property
     def segments(self) -> tuple[Segment, ...]:
-        """The spans, cut where the horizon changes."""
+        """The spans, cut where the horizon changes, or in pieces whose rows see different slots."""
         return tuple(segment for number, span in enumerate(self.spans) for segment in self._cut(number, span))
 
     @cached_property
     def native_spans(self) -> Ids:
-        """[spans, 4] as `native.Kernel.attend` takes them: valid while `spans` is."""
+        """[spans, 4] as `native.Kernel.attend` takes them, cut where `firsts` change: valid while `spans` is."""
         return np.array(
-            [native.SpanAddress(start, stop, 0, _address(slots)) for start, stop, slots in self.spans], np.int64
-        )
+            [
+                native.SpanAddress(span.start + start, span.start + stop, 0, _address(span.slots[first:]))
+                for span in self.spans
+                for start, stop, first in self._same_first(span)
+            ],
+            np.int64,
+        ).reshape(-1, 4)
+
+    @cached_property
+    def native_horizons(self) -> Ids:
+        """[rows] how many slots of its native span each row sees."""
+        return self.horizons if self.firsts is None else self.horizons - self.firsts
+
+    def _same_first(self, span: Span) -> Iterator[tuple[int, int, int]]:
+        """Runs of rows, counted within the span, that see from the same slot on, and the number of that slot."""
+        if self.firsts is None:
+            yield 0, span.stop - span.start, 0
+            return
+        firsts = self.firsts[span.start : span.stop]
+        ends = [*(1 + np.flatnonzero(np.diff(firsts))).tolist(), len(firsts)]
+        for start, stop in zip([0, *ends], ends, strict=False):
+            yield start, stop, int(firsts[start])
 
     def _cut(self, number: int, span: Span) -> Iterator[Segment]:
         horizons = self.horizons[span.start : span.stop]
-        ends = [*(1 + np.flatnonzero(np.diff(horizons))).tolist(), len(horizons)]
+        firsts = self._firsts[span.start : span.stop]
+        changes = (np.diff(horizons) != 0) | (np.diff(firsts) != 0)
+        ends = [*(1 + np.flatnonzero(changes)).tolist(), len(horizons)]
+        if is_uneven := len(ends) > MOST_SEGMENTS:
+            ends = [*range(ROWS_OF_PIECE, len(horizons), ROWS_OF_PIECE), len(horizons)]
         for start, stop in zip([0, *ends], ends, strict=False):
-            visible = self._visible(number, span.slots[: horizons[start]])
-            yield Segment(span.start + start, span.start + stop, visible)
+            first, end = int(firsts[start:stop].min()), int(horizons[start:stop].max())
+            visible = self._visible(number, span.slots[:end])
+            visible = slice(visible.start + first, visible.stop) if isinstance(visible, slice) else visible[first:]
+            seen = None
+            if is_uneven:
+                seen = self._seen(slice(span.start + start, span.start + stop), first, end)
+            yield Segment(span.start + start, span.start + stop, visible, seen)
+
+    def _seen(self, rows: slice, first: int, end: int) -> Tensor:
+        """bool [rows, end - first] which of the slots [first, end) each of them sees."""
+        if self.paged is None:
+            horizons, firsts = (to_device(each[rows, None], self.device) for each in (self.horizons, self._firsts))
+        else:  # already on the device
+            horizons = self.paged.horizons[rows, None]
+            firsts = torch.zeros_like(horizons) if self.device_firsts is None else self.device_firsts[rows, None]
+        slot = torch.arange(first, end, device=self.device)
+        return (slot >= firsts) & (slot < horizons)
+
+    @property
+    def _firsts(self) -> Ids:
+        return np.zeros_like(self.horizons) if self.firsts is None else self.firsts
 
     def _visible(self, number: int, slots: Ids) -> slice | Tensor:
         if (visible := neighbours(slots)) or self.paged is None:
@@ -123,19 +178,23 @@ Kernel = Callable[[Tensor, Stored, Stored, Layout], Tensor]
 class PagedContext:
     """One step's `engine.models.layers.AttentionContext` over the pool."""
 
-    pool: KVPool
+    pool: KVPool | LayeredKVPool
     slots: slice | Tensor
     """[rows] where each row's key and value go: a slice where they are neighbours, else int64 indices."""
     layout: Layout
     """With the watched segments, its spans cover all rows but padding."""
     kernel: Kernel
     watched: Sequence[Watched] = ()
+    windowed: Layout | None = None
+    """What rows see in layers with a window, if there are any."""
+    windowed_layers: Container[int] = ()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.layer(layer)
         write(keys, k, self.slots)
         write(values, v, self.slots)
-        out = self.kernel(q, keys, values, self.layout)
+        layout = self.windowed if self.windowed and layer in self.windowed_layers else self.layout
+        out = self.kernel(q, keys, values, layout)
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
             layers.append(weights)
@@ -147,7 +206,8 @@ def attend_rows(q: Tensor, keys: Stored, values: Stored, layout: Layout) -> Tens
     out = torch.empty_like(q)
     for span in layout.spans:
         for row in range(span.start, span.stop):
-            visible = torch.from_numpy(span.slots[: layout.horizons[row]]).to(q.device)
+            first = 0 if layout.firsts is None else layout.firsts[row]
+            visible = torch.from_numpy(span.slots[first : layout.horizons[row]]).to(q.device)
             k, v = (read(stored, visible, torch.float32).float() for stored in (keys, values))
             k, v = (each.repeat_interleave(q.shape[1] // len(each), dim=0) for each in (k, v))  # [heads, visible, dim]
             weights = (torch.einsum("hd,hsd->hs", q[row].float(), k) * q.shape[-1] ** -0.5).softmax(dim=-1)
@@ -162,14 +222,14 @@ def attend_spans(q: Tensor, keys: Stored, values: Stored, layout: Layout) -> Ten
     they are no codes; a segment's codes are read into a copy first.
     """
     if native.takes(q, keys, values) and (own := native.kernel()):
-        return own.attend(q, keys, values, layout.native_spans, layout.horizons)
+        return own.attend(q, keys, values, layout.native_spans, layout.native_horizons)
     segments = layout.segments
-    if len(segments) == 1 and segments[0].stop - segments[0].start == len(q):
-        return attention(q, *_seen(q, keys, values, segments[0]))
+    if len(segments) == 1 and segments[0].stop - segments[0].start == len(q) and segments[0].seen is None:
+        return attention(q, *_visible(q, keys, values, segments[0]))
     out = torch.empty_like(q)
     for segment in segments:
         rows = slice(segment.start, segment.stop)
-        out[rows] = attention(q[rows], *_seen(q, keys, values, segment))
+        out[rows] = attention(q[rows], *_visible(q, keys, values, segment), segment.seen)
     return out
 
 
@@ -178,10 +238,10 @@ def attend_watched(q: Tensor, keys: Stored, values: Stored, segment: Segment) ->
 
     The weights are the mean over heads, in float32.
     """
-    return watched_attention(q[segment.start : segment.stop], *_seen(q, keys, values, segment))
+    return watched_attention(q[segment.start : segment.stop], *_visible(q, keys, values, segment))
 
 
-def _seen(q: Tensor, keys: Stored, values: Stored, segment: Segment) -> tuple[Tensor, Tensor]:
+def _visible(q: Tensor, keys: Stored, values: Stored, segment: Segment) -> tuple[Tensor, Tensor]:
     """The keys and the values that a segment sees, as numbers [kv_heads, visible, head_dim]."""
     return read(keys, segment.visible, q.dtype), read(values, segment.visible, q.dtype)
 

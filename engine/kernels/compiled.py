@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.core.errors import ConfigError
 from engine.kernels.experts.mlps import Stacked
 from engine.kernels.experts.mlps import expert_mlps as fastest_expert_mlps
+from engine.kernels.products import Activation
 from engine.kernels.products import linear as fastest_linear
 
 logger = logging.getLogger(__name__)
@@ -46,15 +47,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return fastest_linear(x, weight, bias)
 
 
-def expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked) -> Tensor:
+def expert_mlps(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked, activation: Activation = "silu"
+) -> Tensor:
     """`experts.mlps.expert_mlps`, which a compiled function may call.
 
     The compiler cannot look into it: how many rows each expert has is data.
     """
     if torch.compiler.is_compiling():
-        mlps: Tensor = _opaque_expert_mlps(x, chosen, weights, gate_up, down)
+        mlps: Tensor = _opaque_expert_mlps(x, chosen, weights, gate_up, down, activation)
         return mlps
-    return fastest_expert_mlps(x, chosen, weights, gate_up, down)
+    return fastest_expert_mlps(x, chosen, weights, gate_up, down, activation)
 
 
 def find_code_folder() -> None:
@@ -100,12 +103,14 @@ def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: 
 
 
 @torch.library.custom_op("unmask::expert_mlps", mutates_args=())
-def _opaque_expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    return fastest_expert_mlps(x, chosen, weights, gate_up, down)
+def _opaque_expert_mlps(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: str
+) -> Tensor:
+    return fastest_expert_mlps(x, chosen, weights, gate_up, down, cast("Activation", activation))
 
 
 @_opaque_expert_mlps.register_fake
-def _shape_of_expert_mlps(x: Tensor, *_: Tensor) -> Tensor:
+def _shape_of_expert_mlps(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -49,12 +49,17 @@ class Kernel:
         for function in (self._best_tokens, self._token_log_odds, self._draws, self._product, self._propose):
             function.restype = None
 
-    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def best_token(self, logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """logits [rows, vocab] -> tokens and their log-odds, each [rows]."""
         tokens, log_odds = logits.new_empty(len(logits), dtype=torch.int64), logits.new_empty(len(logits))
         room = self._partials(logits)
         self._best_tokens(
-            tokens.data_ptr(), log_odds.data_ptr(), *_rows(logits), mask_id, room.data_ptr(), torch.get_num_threads()
+            tokens.data_ptr(),
+            log_odds.data_ptr(),
+            *_rows(logits),
+            _id(mask_id),
+            room.data_ptr(),
+            torch.get_num_threads(),
         )
         return tokens, log_odds
 
@@ -66,7 +71,9 @@ class Kernel:
         )
         return log_odds
 
-    def draw(self, logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(
+        self, logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, their noisy logits and the next largest ones, each [rows].
 
         states [rows] are hashes of all that the noise depends on but the token.
@@ -75,7 +82,7 @@ class Kernel:
         pointers = (tokens.data_ptr(), best.data_ptr(), second.data_ptr())
         heat, states, room = temperature.contiguous(), states.contiguous(), self._partials(logits)
         of_rows = (heat.data_ptr(), states.data_ptr(), room.data_ptr())
-        self._draws(*pointers, *_rows(logits), mask_id, *of_rows, torch.get_num_threads())
+        self._draws(*pointers, *_rows(logits), _id(mask_id), *of_rows, torch.get_num_threads())
         return tokens, best, second
 
     def product(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -85,19 +92,24 @@ class Kernel:
         self._product(logits.data_ptr(), *_factors(hidden, weight), room.data_ptr(), threads)
         return logits
 
-    def propose(self, hidden: Tensor, weight: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, hidden: Tensor, weight: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """`best_token` of `product`, whose logits are not written to memory. Sums differ in the last bits."""
         tokens, log_odds = hidden.new_empty(len(hidden), dtype=torch.int64), hidden.new_empty(len(hidden))
         threads, factors = torch.get_num_threads(), _factors(hidden, weight)
         room = hidden.new_empty(self._room_of(*hidden.shape, threads))
         partials = hidden.new_empty(self._partials_of_product(len(hidden), len(weight)), MOST_LANES * PARTIAL)
         pointers = (room.data_ptr(), partials.data_ptr())
-        self._propose(tokens.data_ptr(), log_odds.data_ptr(), *factors, mask_id, *pointers, threads)
+        self._propose(tokens.data_ptr(), log_odds.data_ptr(), *factors, _id(mask_id), *pointers, threads)
         return tokens, log_odds
 
     def _partials(self, logits: Tensor) -> Tensor:
         rows, vocab = logits.shape
         return logits.new_empty(rows, self._parts_of(vocab), PARTIAL)
+
+
+def _id(mask_id: int | None) -> int:
+    """As the kernels take it: one that no token has, where there is no mask."""
+    return -1 if mask_id is None else mask_id
 
 
 def takes(rows: Tensor) -> bool:

@@ -7,6 +7,8 @@ gates and writes of keys and values on a CPU use this project's own kernels (`en
 available: they go through memory once, where torch does so two to five times.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,9 @@ from torch.nn import functional as F
 from engine.kernels import native
 from engine.kernels.kv import cuda, formats
 from engine.kernels.kv.formats import Quantised, Stored
+
+Activation = Literal["silu", "gelu_tanh"]
+"""What the gates of an MLP go through; GELU in the form with tanh."""
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
     hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
@@ -64,12 +69,12 @@ def packed(weight: Tensor) -> Tensor:
     return reordered
 
 
-def gated(gate_up: Tensor) -> Tensor:
-    """SwiGLU: gate_up [rows, 2 * width], gates first -> silu(gate) * up [rows, width]."""
-    if native.takes_rows(gate_up) and (own := native.kernel()):
+def gated(gate_up: Tensor, activation: Activation = "silu") -> Tensor:
+    """gate_up [rows, 2 * width], gates first -> activation(gate) * up [rows, width]."""
+    if activation == "silu" and native.takes_rows(gate_up) and (own := native.kernel()):
         return own.gate(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")) * up
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -97,20 +102,21 @@ def write(kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
         formats.write(kept, new, slots)
 
 
-def attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k / sqrt(head_dim)) v: every row sees every key.
+def attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k / sqrt(head_dim)) v: every row sees every key, or those that bool `seen` [rows, visible] says.
 
     q [rows, heads, head_dim], keys and values [kv_heads, visible, head_dim], each head's contiguous -> as q.
     """
-    if native.takes(q, keys, values) and (own := native.kernel()):
+    if seen is None and native.takes(q, keys, values) and (own := native.kernel()):
         return own.attend_all(q, keys, values)
-    if _is_many(q, keys):
+    if seen is None and _is_many(q, keys):
         parts = [_head_by_head(part, keys, values) for part in torch.split(q, _rows_at_once(q, keys))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     attended = F.scaled_dot_product_attention(
         q.transpose(0, 1).unsqueeze(0),
         keys.unsqueeze(0),
         values.unsqueeze(0),
+        attn_mask=seen,
         enable_gqa=q.shape[1] != len(keys),
     )  # [1, heads, rows, head_dim]
     return attended.squeeze(0).transpose(0, 1)

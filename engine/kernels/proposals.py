@@ -30,7 +30,7 @@ LARGEST_NOISE = 32.0
 """Gumbel noise of 32-bit hashes lies within this; its own rounding, too, is relative to a size."""
 
 
-def best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+def best_token(logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
     """The most probable token of each row but the mask, of equals the one with the lowest id, and its log-odds.
 
     logits [rows, vocab] -> int64 [rows], float32 [rows].
@@ -49,7 +49,9 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return own.log_odds(logits, tokens) if own else _log_odds(logits, tokens)
 
 
-def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
+def draw(
+    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int | None
+) -> Tensor:
     """Draws a token of each row but the mask from softmax(logits / temperature), for logits [rows, vocab].
 
     temperature float32 [rows], all others int64 [rows]. Gumbel noise is hashed (seed, position, step, token).
@@ -75,7 +77,7 @@ def head(hidden: Tensor, weight: Tensor) -> Tensor:
     return own.product(hidden, weight) if own else linear(hidden, weight)
 
 
-def propose(hidden: Tensor, weight: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+def propose(hidden: Tensor, weight: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
     """`best_token` of the logits of `head`. Where `fuses` says so, these are reduced as they arise, never stored."""
     own = _own_head(hidden, weight)
     return own.propose(hidden, weight, mask_id) if own else best_token(linear(hidden, weight), mask_id)
@@ -124,7 +126,7 @@ def triton() -> "TritonProposals | None":
 class Proposals(Protocol):
     """An implementation of `best_token` and `log_odds`."""
 
-    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]: ...
+    def best_token(self, logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]: ...
 
     def log_odds(self, logits: Tensor, tokens: Tensor) -> Tensor: ...
 
@@ -133,7 +135,7 @@ class TritonProposals(Proposals, Protocol):
     """An implementation of `draw`, too."""
 
     def draw(
-        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int
+        self, logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int | None
     ) -> Tensor: ...
 
 
@@ -148,11 +150,14 @@ def _own_head(hidden: Tensor, weight: Tensor) -> Kernel | None:
     return kernel() if takes(hidden) and fuses(weight) else None
 
 
-def _best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
-    mask_logits = logits[:, mask_id].clone()
-    logits[:, mask_id] = -torch.inf
-    tokens = logits.argmax(dim=-1)
-    logits[:, mask_id] = mask_logits
+def _best_token(logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
+    if mask_id is None:
+        tokens = logits.argmax(dim=-1)
+    else:
+        mask_logits = logits[:, mask_id].clone()
+        logits[:, mask_id] = -torch.inf
+        tokens = logits.argmax(dim=-1)
+        logits[:, mask_id] = mask_logits
     return tokens, _log_odds(logits, tokens)
 
 
@@ -165,12 +170,14 @@ def _log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return chosen.squeeze(-1) - others
 
 
-def _draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
+def _draw(
+    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int | None
+) -> Tensor:
     perturbed = noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)
     return perturbed.argmax(dim=-1)
 
 
-def noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> Tensor:
+def noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int | None) -> Tensor:
     """logits [rows, vocab] + temperature * Gumbel noise, -inf for the mask. states [rows]: hashes of all but tokens."""
     tokens = torch.arange(logits.shape[-1], device=logits.device)
     uniform = (continued(states[:, None], tokens).float() + 0.5) / 2.0**32
@@ -179,7 +186,8 @@ def noisy(logits: Tensor, temperature: Tensor, states: Tensor, mask_id: int) -> 
     # -log1p(-u) is an exponential variate. It is precise where it is small, which is where the Gumbel noise is large.
     gumbel = -torch.log(-torch.log1p(-uniform))
     perturbed = logits + temperature[:, None] * gumbel
-    perturbed[:, mask_id] = -torch.inf
+    if mask_id is not None:
+        perturbed[:, mask_id] = -torch.inf
     return perturbed
 
 

@@ -21,7 +21,7 @@ _NO_TOKEN = tl.constexpr(2**31 - 1)
 """What a span without a candidate proposes: greater than every token, so that a merge prefers any other."""
 
 
-def best_token(logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+def best_token(logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
     """logits [rows, vocab] -> int64 [rows] and float32 [rows]: the best token that is not the mask, and its log-odds.
 
     Of equal tokens the lowest is the best. Log-odds are the token's logit minus the log-sum-exp of all others, which
@@ -37,7 +37,9 @@ def log_odds(logits: Tensor, tokens: Tensor) -> Tensor:
     return _score(logits, tokens, 0, is_given=True)
 
 
-def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int) -> Tensor:
+def draw(
+    logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, steps: Tensor, mask_id: int | None
+) -> Tensor:
     """logits [rows, vocab] -> tokens int64 [rows], drawn from softmax(logits / temperature) without the mask.
 
     temperature float32 [rows], each above 0. seeds, positions and steps int64 [rows] are hashed into the noise. Where
@@ -51,13 +53,18 @@ def draw(logits: Tensor, temperature: Tensor, seeds: Tensor, positions: Tensor, 
     row = logits.stride(0)
     of_rows = (temperature, seeds, positions, steps)
     _draw_in_span[(spans, rows)](
-        logits, *of_rows, best, proposed, vocab, row, mask_id, spans, size=_SPAN, num_warps=_WARPS
+        logits, *of_rows, best, proposed, vocab, row, _id(mask_id), spans, size=_SPAN, num_warps=_WARPS
     )
     _merge_draws[(rows,)](best, proposed, tokens, spans, padded_spans=triton.next_power_of_2(spans), num_warps=1)
     return tokens
 
 
-def _score(logits: Tensor, tokens: Tensor, mask_id: int, *, is_given: bool) -> Tensor:
+def _id(mask_id: int | None) -> int:
+    """As the kernels take it: one that no token has, where there is no mask."""
+    return -1 if mask_id is None else mask_id
+
+
+def _score(logits: Tensor, tokens: Tensor, mask_id: int | None, *, is_given: bool) -> Tensor:
     """Log-odds [rows] of `tokens` [rows], which are read if they are given, and written otherwise."""
     rows, vocab = logits.shape
     spans = triton.cdiv(vocab, _SPAN)
@@ -66,7 +73,7 @@ def _score(logits: Tensor, tokens: Tensor, mask_id: int, *, is_given: bool) -> T
     scores = torch.empty(rows, dtype=torch.float32, device=logits.device)
     row, partial = logits.stride(0), (best, proposed, peaks, totals)
     _score_span[(spans, rows)](
-        logits, tokens, *partial, vocab, row, mask_id, spans, is_given=is_given, size=_SPAN, num_warps=_WARPS
+        logits, tokens, *partial, vocab, row, _id(mask_id), spans, is_given=is_given, size=_SPAN, num_warps=_WARPS
     )
     _merge_scores[(rows,)](
         *partial, tokens, scores, spans, is_given=is_given, padded_spans=triton.next_power_of_2(spans), num_warps=1

@@ -18,8 +18,19 @@ from engine.core.config import ModelSpec
 from engine.core.errors import LoadError
 from engine.models.adapter import CONFIG, WEIGHTS, read_adapter
 from engine.models.config_file import ConfigFile
-from engine.models.families import dream, fast_dllm, llada, llada2, llada_moe, nemotron, sdar, sdar_moe
+from engine.models.families import (
+    diffusion_gemma,
+    dream,
+    fast_dllm,
+    llada,
+    llada2,
+    llada_moe,
+    nemotron,
+    sdar,
+    sdar_moe,
+)
 from engine.models.layers import Transformer, TransformerConfig
+from engine.models.noised import NoisedTransformer
 from engine.models.weights import (
     Destinations,
     Progress,
@@ -55,6 +66,7 @@ FAMILIES: Mapping[str, Family] = {
     "llada_moe": llada_moe,
     "llada2_moe": llada2,
     "nemotron_labs_diffusion": nemotron,
+    "diffusion_gemma": diffusion_gemma,
 }
 """Name -> family: `model_type` of its `config.json`, or a name of ours where two families share one."""
 
@@ -67,6 +79,8 @@ class Description(NamedTuple):
     spec: ModelSpec
     adapter: Path | None = None
     """The folder of the adapter for drafts, if the checkpoint has one."""
+    unused: tuple[str, ...] = ()
+    """`ConfigFile.UNUSED`"""
 
 
 def find(model: str, revision: str | None = None) -> Description:
@@ -94,7 +108,8 @@ def describe(folder: Path) -> Description:
         spec = config.spec(tokens, ends)
     except LoadError as error:
         raise LoadError(f"{folder}: {error}") from None
-    if (largest := max(spec.mask_id, *spec.eos_ids)) >= spec.vocab_size:
+    mask = () if spec.mask_id is None else (spec.mask_id,)
+    if (largest := max([*mask, *spec.eos_ids])) >= spec.vocab_size:
         raise LoadError(
             f"{folder}: {largest} is its mask or ends its answers; the vocabulary has {spec.vocab_size} tokens"
         )
@@ -102,10 +117,10 @@ def describe(folder: Path) -> Description:
         raise LoadError(f"{folder}: {spec.mask_id} is its mask and ends its answers")
     adapter = folder / config.draft_adapter if config.draft_adapter else None
     if adapter is None or not adapter.is_dir():
-        return Description(family, config.geometry, spec)
+        return Description(family, config.geometry, spec, unused=config.UNUSED)
     path = adapter / CONFIG
     geometry = replace(config.geometry, draft_adapter=read_adapter(read_json(path), path))
-    return Description(family, geometry, replace(spec, has_draft_adapter=True), adapter)
+    return Description(family, geometry, replace(spec, has_draft_adapter=True), adapter, config.UNUSED)
 
 
 def load_model(
@@ -117,7 +132,7 @@ def load_model(
     """
     model, destinations = _skeleton(description.geometry), description.family.destinations(description.geometry)
     others = [description.adapter / WEIGHTS] if description.adapter else []
-    shards = find_tensors(folder, model, destinations, others)
+    shards = find_tensors(folder, model, destinations, others, description.unused)
     model = _on_device(model, dtype, device)
     load_weights(model, shards, destinations, progress)
     return model
@@ -131,7 +146,7 @@ def new_model(geometry: TransformerConfig, dtype: torch.dtype, device: torch.dev
 def _skeleton(geometry: TransformerConfig) -> Transformer:
     """The model's shapes only, without memory."""
     with torch.device("meta"):
-        return Transformer(geometry)
+        return (NoisedTransformer if geometry.sandwich else Transformer)(geometry)
 
 
 def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:

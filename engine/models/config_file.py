@@ -33,6 +33,8 @@ class ConfigFile(Declaration, ABC):
 
     draft_adapter: ClassVar[str | None] = None
     """The subfolder with an adapter that drafts may go through, in checkpoints that have it."""
+    UNUSED: ClassVar[tuple[str, ...]] = ()
+    """What names of tensors begin with that text generation does not use."""
 
     eos_token_id: Annotated[list[TokenId], LISTED, FILLED]
     """One or several, as in transformers."""
@@ -52,10 +54,11 @@ class ConfigFile(Declaration, ABC):
 
     def __post_init__(self) -> None:
         geometry = self.geometry
-        if geometry.num_heads % geometry.num_kv_heads:
-            raise Contradiction(f"{geometry.num_heads} heads cannot share {geometry.num_kv_heads} of keys and values")
-        if geometry.head_dim < 2 or geometry.head_dim % 2:
-            raise Contradiction(f"heads have {geometry.head_dim} numbers; rotation needs an even number of them")
+        for kv_heads, head_dim, _ in {geometry.heads_of(layer) for layer in range(geometry.num_layers)}:
+            if geometry.num_heads % kv_heads:
+                raise Contradiction(f"{geometry.num_heads} heads cannot share {kv_heads} of keys and values")
+            if head_dim < 2 or head_dim % 2:
+                raise Contradiction(f"heads have {head_dim} numbers; rotation needs an even number of them")
         if geometry.rotary_dim is not None and (geometry.rotary_dim < 2 or geometry.rotary_dim % 2):
             raise Contradiction(
                 f"{geometry.rotary_dim} numbers of a head are rotated; it must be an even number of them"

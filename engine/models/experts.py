@@ -10,10 +10,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.kernels.compiled import expert_mlps
 from engine.kernels.products import packed
-from engine.models.mlp import MLP, Linear
+from engine.models.mlp import MLP, Activation, Linear
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +39,18 @@ class MoEConfig:
     """Whether the weights of a row's experts are divided by their sum."""
     scale: float = 1.0
     """What weights are multiplied by."""
+    activation: Activation = "silu"
+    """Of the experts."""
+    router_norm_eps: float | None = None
+    """Routers see rows that are normed with this epsilon, each number times a weight of its own, divided by the square
+    root of their width; weights are then multiplied by one of each expert's. None is neither."""
     dense_layers: frozenset[int] = frozenset()
     """Layers that have one MLP of `TransformerConfig.ff_dim` in place of experts."""
 
     def router_parameters(self, dim: int) -> int:
         """Weights of one layer's router, which are float32 in any model."""
-        return self.num_experts * (dim + self.has_choice_bias)
+        has_scales = self.router_norm_eps is not None
+        return self.num_experts * (dim + self.has_choice_bias + has_scales) + dim * has_scales
 
     def layer_parameters(self, dim: int) -> int:
         """Weights of one layer's router, experts and shared MLP."""
@@ -62,13 +69,19 @@ class Router(nn.Module):
         self.config, self.dtype = config, torch.float32
         self.logits = Linear(dim, config.num_experts, dtype=torch.float32)
         self.bias = nn.Parameter(torch.empty(config.num_experts)) if config.has_choice_bias else None
+        has_scales = config.router_norm_eps is not None
+        self.scale = nn.Parameter(torch.empty(dim)) if has_scales else None
+        self.expert_scale = nn.Parameter(torch.empty(config.num_experts)) if has_scales else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [rows, dim] -> the experts of each row (int64) and their weights (float32), both [rows, experts_per_token].
 
         The best expert first.
         """
-        config, logits = self.config, self.logits(x.float())
+        config, x = self.config, x.float()
+        if self.scale is not None:
+            x = F.rms_norm(x, x.shape[-1:], self.scale * x.shape[-1] ** -0.5, config.router_norm_eps)
+        logits = self.logits(x)
         scores = logits.softmax(dim=-1) if config.score == "softmax" else logits.sigmoid()
         ranked = scores if self.bias is None else scores + self.bias
         if config.num_groups > 1:
@@ -77,6 +90,8 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if config.is_normalised:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[chosen]
         return chosen, weights * config.scale if config.scale != 1.0 else weights
 
 
@@ -96,6 +111,7 @@ class Experts(nn.Module):
 
     def __init__(self, dim: int, config: MoEConfig) -> None:
         super().__init__()
+        self.activation: Activation = config.activation
         self.gate_up: nn.Parameter | nn.ParameterList = nn.Parameter(
             torch.empty(config.num_experts, 2 * config.ff_dim, dim)
         )
@@ -103,7 +119,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [rows, dim], chosen and weights [rows, experts_per_token] -> their weighted sum, [rows, dim]."""
-        return expert_mlps(x, chosen, weights, self.gate_up, self.down)
+        return expert_mlps(x, chosen, weights, self.gate_up, self.down, self.activation)
 
     def pack(self) -> None:
         """As `Linear.pack`, expert by expert."""

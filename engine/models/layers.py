@@ -21,6 +21,7 @@ from engine.models.adapter import Adapter, AdapterConfig
 from engine.models.experts import Experts, MoE, MoEConfig
 from engine.models.mlp import MLP, Linear
 from engine.models.rotary import QueryScaling, Yarn, rotary_table
+from engine.models.sandwich import LayerHeads, SandwichConfig
 
 
 class AttentionContext(Protocol):
@@ -58,6 +59,8 @@ class TransformerConfig:
     query_scaling: QueryScaling | None = None
     draft_adapter: AdapterConfig | None = None
     """Of attention's output in all layers, for rows of drafts alone."""
+    sandwich: SandwichConfig | None = None
+    """Layers with norms on both sides of each part, for noised blocks; None is layers of this module."""
 
     @property
     def num_parameters(self) -> int:
@@ -70,6 +73,27 @@ class TransformerConfig:
         """The weights that one row is multiplied by, and its embedding's table: of experts, those it goes through."""
         moe = self.num_moe_layers * self.moe.active_parameters(self.dim) if self.moe else 0
         return self._parameters_beside_moe + moe
+
+    def heads_of(self, layer: int) -> LayerHeads:
+        """The heads of keys and values of a layer."""
+        if self.sandwich and layer in self.sandwich.full_layers:
+            return LayerHeads(self.sandwich.full_kv_heads, self.sandwich.full_head_dim, projected=1)
+        return LayerHeads(self.num_kv_heads, self.head_dim, projected=2)
+
+    def window_of(self, layer: int) -> int | None:
+        """Positions that a row sees at most in a layer; None is all that it may see."""
+        return self.sandwich.window if self.sandwich and layer not in self.sandwich.full_layers else None
+
+    @property
+    def kv_numbers(self) -> int:
+        """Numbers of keys and values of one position over all layers."""
+        heads = map(self.heads_of, range(self.num_layers))
+        return sum(2 * own.kv_heads * own.head_dim for own in heads)
+
+    @property
+    def vector_numbers(self) -> int:
+        """Numbers that a position of a noised block carries beside its token, for this step and for the next one."""
+        return 2 * self.dim if self.sandwich else 0
 
     @property
     def num_moe_layers(self) -> int:
@@ -86,6 +110,10 @@ class TransformerConfig:
 
     @property
     def _parameters_beside_moe(self) -> int:
+        if own := self.sandwich:
+            heads = map(self.heads_of, range(self.num_layers))
+            layers = sum(own.parameters(self.dim, self.ff_dim, self.num_heads, one) for one in heads)
+            return layers + self.vocab_size * self.dim + 2 * self.dim + 3 * self.dim * self.ff_dim
         qkv = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = self.dim * qkv + self.num_heads * self.head_dim * self.dim + qkv * self.qkv_bias
         attention += 2 * self.head_dim * self.qk_norm
@@ -270,7 +298,7 @@ class Transformer(nn.Module):
         """What `logits` runs, compiled or not."""
         return head(self.norm(hidden), self.head_weight)
 
-    def propose(self, hidden: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, hidden: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """hidden [targets, dim] -> the best tokens [targets] but the mask, and their log-odds [targets]."""
         return propose(self.norm(hidden), self.head_weight, mask_id)
 

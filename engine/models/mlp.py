@@ -1,10 +1,12 @@
-"""A linear layer, and the SwiGLU MLP that is made of two. Knows no layer of a transformer and no checkpoint."""
+"""A linear layer, and the gated MLP that is made of two. Knows no layer of a transformer and no checkpoint."""
 
 import torch
 from torch import Tensor, nn
 
 from engine.kernels.compiled import linear
-from engine.kernels.products import gated, packed
+from engine.kernels.products import Activation, gated, packed
+
+__all__ = ["MLP", "Activation", "Linear"]
 
 
 class Linear(nn.Module):
@@ -26,13 +28,14 @@ class Linear(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU with gate and up from one fused product: weight rows [gate | up]."""
+    """activation(gate) * up, both from one fused product: weight rows [gate | up]. With `silu` it is SwiGLU."""
 
-    def __init__(self, dim: int, ff_dim: int) -> None:
+    def __init__(self, dim: int, ff_dim: int, activation: Activation = "silu") -> None:
         super().__init__()
+        self.activation: Activation = activation
         self.gate_up = Linear(dim, 2 * ff_dim)
         self.down = Linear(ff_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, dim] -> [rows, dim]"""
-        return self.down(gated(self.gate_up(x)))
+        return self.down(gated(self.gate_up(x), self.activation))

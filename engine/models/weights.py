@@ -142,11 +142,15 @@ def generation_eos_ids(folder: Path) -> list[int]:
 
 
 def find_tensors(
-    folder: Path, model: nn.Module, destinations: Destinations, others: Sequence[Path] = ()
+    folder: Path,
+    model: nn.Module,
+    destinations: Destinations,
+    others: Sequence[Path] = (),
+    unused: tuple[str, ...] = (),
 ) -> dict[Path, list[str]]:
     """Each file's tensor names, after a check that they are all that the model needs. Reads headers only.
 
-    `others` are files beside those of the folder itself.
+    `others` are files beside those of the folder itself. Names that begin with one of `unused` are left out.
 
     Raises LoadError if a tensor is missing, misshapen, of an unsupported dtype, or not known to the family.
     """
@@ -154,7 +158,7 @@ def find_tensors(
     missing, shards = set(destinations), {}
     for path in (*_shards(folder), *others):
         with _opened(path) as shard:
-            shards[path] = list(shard.keys())
+            shards[path] = [name for name in shard.keys() if not name.startswith(unused)]  # noqa: SIM118 - no mapping
             for name in shards[path]:
                 if name not in destinations:
                     raise LoadError(f"{folder}: tensor {name!r} is not part of this architecture")

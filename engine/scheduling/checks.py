@@ -103,7 +103,11 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
     if policy.fits(spec):
         return
     fitting = ", ".join(name for name, other in UNMASKS.items() if other.fits(spec))
-    if policy.cuts_canvas:
+    if policy.renews:
+        why = f"denoises random tokens: for models without a mask, and {spec.family} has one"
+    elif spec.mask_id is None:
+        why = f"fills masks, of which the model has none ({spec.family})"
+    elif policy.cuts_canvas:
         why = f"sets the length of blocks itself; the model is block-causal ({spec.family}), its blocks have one length"
     elif policy.drafts:
         why = (
@@ -120,12 +124,14 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
 
 
 def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
-    """What a policy that replaces tokens, or drafts them, cannot be combined with."""
+    """What a policy that replaces tokens, drafts them, or draws a block anew in each step cannot be combined with."""
     diffusion, sampling = submission.diffusion, submission.sampling
     policy = UNMASKS[diffusion.unmask]
-    if not (policy.replaces_tokens or policy.drafts):
+    if not (policy.replaces_tokens or policy.drafts or policy.renews):
         return
     does = "replaces decoded tokens" if policy.replaces_tokens else "verifies its drafts"
+    if policy.renews:
+        does = "draws the whole block anew in each step"
     named = f"diffusion.unmask {diffusion.unmask!r}, which {does}"
     if not CACHES[resolved(diffusion, spec).cache].computes_block:
         fitting = ", ".join(name for name, policy in CACHES.items() if policy.computes_block)
@@ -142,6 +148,11 @@ def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"Structured outputs cannot be combined with {named}.", "diffusion.unmask")
     if any(len(word) > 1 for word in sampling.bad_words):
         raise InvalidRequest(f"bad_words of several tokens cannot be combined with {named}.", "bad_words")
+    for name, neutral in (("temperature", 0.0), ("top_p", 1.0), ("top_k", 0.0), ("min_p", 0.0)):
+        if policy.renews and getattr(sampling, name) != neutral:
+            raise InvalidRequest(
+                f"{name} cannot be combined with {named}, at temperatures of its own: diffusion.t_max to t_min.", name
+            )
     if not policy.drafts:
         return
     for name, neutral in (("presence_penalty", 0.0), ("frequency_penalty", 0.0), ("repetition_penalty", 1.0)):

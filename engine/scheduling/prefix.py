@@ -1,10 +1,9 @@
 """Keys of pages: two pages with the same key hold the same keys and values, whichever request computed them.
 
 That is so for block-causal models only. Their keys and values at a position depend on the tokens up to the end of its
-block, and on where blocks end; where commits are causal, each position is a block of its own in this. So a page's key
-is the hash of all tokens up to the end of the block that its last position is in, of the block length, and of the
-request's salt. What else they depend on (weights, dtype) an engine has
-only one of. Knows one request's state, but no pages.
+block, and on where blocks end; where commits are causal, up to the position itself. So a page's key is the hash of all
+tokens up to the end of the block that its last position is in, of the block length, and of the request's salt. What
+else they depend on (weights, dtype) an engine has only one of. Knows one request's state, but no pages.
 """
 
 from hashlib import blake2b

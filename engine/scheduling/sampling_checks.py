@@ -52,7 +52,7 @@ def check_sampling(submission: Submission, spec: ModelSpec) -> None:
         )
     if sampling.allowed_ids is not None:
         check_ids(sampling.allowed_ids, spec, "allowed_token_ids")
-        if sampling.allowed_ids <= {spec.mask_id}:
+        if sampling.allowed_ids <= spec.never_drawn:
             words = "only holds the mask token, which is never drawn" if sampling.allowed_ids else "is empty"
             raise InvalidRequest(f"allowed_token_ids {words}; it must hold a token to draw.", "allowed_token_ids")
     _check_logprob_ids(sampling, spec)

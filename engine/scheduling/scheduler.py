@@ -244,10 +244,12 @@ def _open_block(request: Request, index: int, start: int) -> None:
     fresh, lookahead = request.block.visible_end if index else 0, request.diffusion.lookahead
     request.block = Block.opened(request.masked, start, end, index=index, fresh=fresh, lookahead=lookahead)
     request.block.replaces_tokens, request.block.is_drafted = policy.replaces_tokens, policy.drafts
+    if (shown := policy.opening(request)) is not None:
+        request.ids[start:end] = shown
 
 
 def _write(choice: Choice) -> None:
-    plan, scores, chosen, _ = choice
+    plan, scores, chosen, _, shown = choice
     request, positions = plan.request, plan.targets[chosen]
     request.forwards += 1
     request.rows_computed += len(plan.rows)
@@ -264,7 +266,13 @@ def _write(choice: Choice) -> None:
     if block.replaces_tokens and not request.masked[block.start : block.end].any():
         block.post_steps += 1
         block.is_settled = not len(positions)
-    assert len(positions) or block.is_settled, "a step that commits nothing; this is a bug of its unmask policy"
+    assert len(positions) or block.is_settled or shown is not None, (
+        "a step that commits nothing; this is a bug of its unmask policy"
+    )
+    if shown is not None:
+        request.ids[plan.targets] = shown
+    if UNMASKS[request.diffusion.unmask].renews:
+        block.proposed, block.repeats = scores.tokens, block.repeats_with(scores.tokens)
     request.ids[positions] = scores.tokens[chosen]
     request.masked[positions] = False
     if block.is_drafted and plan.is_causal:
@@ -281,6 +289,7 @@ def _write(choice: Choice) -> None:
 def _end_draft(request: Request, end: int) -> None:
     """Ends the open block, all of whose rows have just been computed causally, behind the last token that stands."""
     block = request.block
+    assert request.spec.mask_id is not None, "a draft of a model without a mask"
     request.ids[end : block.end], request.masked[end : block.end] = request.spec.mask_id, True
     block.end, block.is_settled = end, True
     request.committed = block.rows_end
@@ -288,7 +297,7 @@ def _end_draft(request: Request, end: int) -> None:
 
 def _record(choice: Choice) -> None:
     """Writes scores and choice into the request's history, as far as its policies read them."""
-    plan, scores, chosen, _ = choice
+    plan, scores, chosen, *_ = choice
     history, diffusion = plan.request.history, plan.request.diffusion
     history.decoded = plan.targets[chosen]
     if not (CACHES[diffusion.cache].reads_history or UNMASKS[diffusion.unmask].reads_history):

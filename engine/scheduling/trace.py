@@ -9,7 +9,7 @@ from engine.core.request import Ids
 
 def traced(choice: Choice) -> TracedStep:
     """The step that has just been written into the choice's request."""
-    plan, scores, chosen, _ = choice
+    plan, scores, chosen, *_ = choice
     request, block = plan.request, plan.request.block
     chosen = chosen & (not plan.is_draft)  # what a draft holds may be dropped, and nothing that is told is taken back
     return TracedStep(

@@ -19,8 +19,8 @@ from engine.core.request import Ids, Mask, Request
 def leaves_any(sampling: SamplingParams, spec: ModelSpec, banned: Set[int]) -> bool:
     """Whether any token may still be drawn if the `banned` ones, all of the vocabulary, may not."""
     if sampling.allowed_ids is not None:
-        return not sampling.allowed_ids <= banned | {spec.mask_id}
-    return len(banned | {spec.mask_id}) < spec.vocab_size
+        return not sampling.allowed_ids <= banned | spec.never_drawn
+    return len(banned | spec.never_drawn) < spec.vocab_size
 
 
 def bans(request: Request, targets: Ids) -> tuple[Ids, Ids]:

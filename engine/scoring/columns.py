@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.core.params import SamplingParams
-from engine.core.plan import Needs
+from engine.core.plan import Needs, StepPlan
 from engine.core.request import Request
 from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import Upload
@@ -19,7 +19,7 @@ from engine.scoring.constrained.classes import ClassSlice
 from engine.scoring.edits import Edit, Edits
 from engine.scoring.logprobs import Extent, Reported
 from engine.scoring.sampling import Shaping, parameters
-from engine.scoring.slices import Rows, TargetSlice, owned_by
+from engine.scoring.slices import Logits, Rows, TargetSlice, owned_by
 from engine.scoring.top_tokens import Subset, most_probable
 
 
@@ -52,14 +52,17 @@ class ScoredSlice:
             self._shaping = Shaping(rows, indices, processed, total, upload)
         self._spread = None
         if with_entropy:
-            self._spread = Rows(owned_by([need.entropy or need.margin for need in needs], counts), total, upload)
+            spread = [bool(need.entropy or need.margin or need.samples) for need in needs]
+            self._spread = Rows(owned_by(spread, counts), total, upload)
+        self._sampled = Sampled(plans, needs, upload) if any(need.samples for need in needs) else None
 
-    def __call__(self, logits: Tensor, mask_id: int) -> tuple[list[Tensor], list[Tensor]]:
-        """logits [targets, vocab], which are overwritten -> columns [targets], and those of `ClassSlice.reduced`.
+    def __call__(self, source: Logits, mask_id: int | None) -> tuple[list[Tensor], list[Tensor]]:
+        """logits of all targets like it -> columns [targets], and those of `ClassSlice.reduced`.
 
-        The first are tokens, entropy and margin if any target of the step needs them, and log-odds; then
-        `Reported.table` if any request asks for log-probabilities.
+        The first are tokens, entropy and margin if any target of the step needs them, samples if any of the slice does,
+        and log-odds; then `Reported.table` if any request asks for log-probabilities.
         """
+        logits = source[self.some]
         raw = self.classes.unedited(logits) if self.classes else []
         unedited = self._reported.unedited(logits) if self._reported else None
         logits = logits.float()
@@ -75,12 +78,41 @@ class ScoredSlice:
             else:
                 shaping.targets.put(odds, log_odds(shaping.targets.of(logits), shaping.targets.of(tokens)))
         columns = [tokens]
+        samples = self._sampled.drawn(logits, source, self.some) if self._sampled else []
         if self._spread:
             columns += _entropy_and_margin(logits, self._spread, mask_id)
+        columns += samples
         columns.append(odds)
         if self._reported and unedited is not None:
             columns.append(self._reported.table(unedited, tokens, mask_id))
         return columns, reduced
+
+
+class Sampled:
+    """The targets of which a token is drawn by numbers of the policy's (`Samples`)."""
+
+    def __init__(self, plans: Sequence[StepPlan], needs: Sequence[Needs], upload: Upload) -> None:
+        counts = [len(plan.targets) for plan in plans]
+        indices = owned_by([need.samples is not None for need in needs], counts)
+        self._rows = Rows(indices, sum(counts), upload)
+        asked = [(plan.targets, need.samples) for plan, need in zip(plans, needs, strict=True) if need.samples]
+        temperatures = [np.full(len(targets), samples.temperature) for targets, samples in asked]
+        self._temperatures = upload.add(np.concatenate(temperatures))
+        self._numbers = upload.add(np.concatenate([samples.uniform(targets) for targets, samples in asked]))
+
+    def drawn(self, logits: Tensor, source: Logits, some: slice) -> list[Tensor]:
+        """logits [targets, vocab] of `some`, divided by temperatures in place -> int64 [targets]; others are 0."""
+        heated = self._rows.of(logits) / self._temperatures.tensor.float().unsqueeze(-1)
+        self._rows.put(logits, heated)
+        probabilities = heated.softmax(dim=-1)
+        source.remember(some, self._rows, probabilities)
+        cumulated = probabilities.double().cumsum(dim=-1)
+        # Of the sum, which is 1 but for rounding: a token without probability is never drawn.
+        numbers = self._numbers.tensor.unsqueeze(-1) * cumulated[:, -1:]
+        found = torch.searchsorted(cumulated, numbers, right=True).squeeze(-1)
+        samples = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        self._rows.put(samples, found.clamp(max=logits.shape[-1] - 1))
+        return [samples]
 
 
 class VocabularyCut:
@@ -106,7 +138,7 @@ class CutLogits:
     def __init__(self, cut: VocabularyCut, subset: Subset) -> None:
         self._cut, self._subset = cut, subset
 
-    def best_token(self, logits: Tensor, mask_id: int) -> tuple[Tensor, Tensor]:
+    def best_token(self, logits: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """As `proposals.best_token`, each target over its own part of the vocabulary."""
         best = self._subset.best_token(mask_id)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
@@ -135,7 +167,7 @@ def _is_shaped(sampling: SamplingParams, need: Needs) -> bool:
     return sampling.temperature > 0 or (need.processed and narrows)
 
 
-def _entropy_and_margin(logits: Tensor, rows: Rows, mask_id: int) -> list[Tensor]:
+def _entropy_and_margin(logits: Tensor, rows: Rows, mask_id: int | None) -> list[Tensor]:
     """Entropy and margin, each [targets] in float64 and NaN outside `rows`; `Scores` defines them.
 
     Sums are over all tokens but the best, relative to it, so that a sure model's small numbers stay precise.
@@ -147,5 +179,7 @@ def _entropy_and_margin(logits: Tensor, rows: Rows, mask_id: int) -> list[Tensor
     others, second = weights.sum(dim=-1).double(), weights.amax(dim=-1).double()
     rows.put(entropy, others.log1p() - torch.xlogy(weights, weights).sum(dim=-1).double() / (1.0 + others))
     lead = (1.0 - second) / (1.0 + others)
-    rows.put(margin, torch.where(best.squeeze(-1) == mask_id, -lead, lead))
+    if mask_id is not None:
+        lead = torch.where(best.squeeze(-1) == mask_id, -lead, lead)
+    rows.put(margin, lead)
     return [entropy, margin]

@@ -54,7 +54,7 @@ class Reported:
         # float32 logits will be edited in place, so they are copied; others are converted before any edit and stay.
         return logits[self._indices.tensor] if logits.dtype == torch.float32 else logits
 
-    def table(self, unedited: Tensor, tokens: Tensor, mask_id: int) -> Tensor:
+    def table(self, unedited: Tensor, tokens: Tensor, mask_id: int | None) -> Tensor:
         """float64 [reported, 1 + named + 2 * some]: logprobs of the proposed `tokens` [all targets] and of the named
         ones, the best tokens' ids, their logprobs.
         """
@@ -65,7 +65,8 @@ class Reported:
         if self._named:
             columns.append(logits.gather(-1, self._named.tensor) - total)
         if num_top := min(self._num_top, logits.shape[-1] - 1):
-            logits[:, mask_id] = -torch.inf
+            if mask_id is not None:
+                logits[:, mask_id] = -torch.inf
             values, best = top(logits, num_top)
             columns += [best, values - total]
         return torch.cat([column.double() for column in columns], dim=-1)

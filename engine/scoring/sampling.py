@@ -88,7 +88,7 @@ class Shaping:
             for some, names in ((narrowed, NARROWING), (drawn, DRAWING), (scored, ("temperature",)))
         )
 
-    def apply(self, logits: Tensor, tokens: Tensor, mask_id: int) -> None:
+    def apply(self, logits: Tensor, tokens: Tensor, mask_id: int | None) -> None:
         """Draws `tokens` where temperature > 0, and writes processed distributions into `logits`, both in place."""
         own = self.targets.of(logits)  # [shaped, vocab], never changed: it may be `logits`
         if narrowed := self._narrowed:
@@ -147,13 +147,13 @@ def divide_by_temperature(logits: Tensor, rows: Fields) -> Tensor:
     return logits / _heat(rows)
 
 
-def draw(logits: Tensor, rows: Fields, mask_id: int) -> Tensor:
+def draw(logits: Tensor, rows: Fields, mask_id: int | None) -> Tensor:
     """Draws tokens [rows] but the mask from softmax(logits / temperature). Noise depends on seed, position and step."""
     temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.draw(logits, temperature, seeds, positions, steps, mask_id)
 
 
-def noisy(logits: Tensor, rows: Fields, mask_id: int) -> Tensor:
+def noisy(logits: Tensor, rows: Fields, mask_id: int | None) -> Tensor:
     """logits [rows, vocab] + temperature * the noise of `draw`, of which it takes the largest."""
     temperature, seeds, positions, steps = (rows[name] for name in DRAWING)
     return proposals.noisy(logits, temperature, hashed(seeds, positions, steps), mask_id)

@@ -46,7 +46,7 @@ class Scoring:
     def __init__(
         self,
         plans: Sequence[StepPlan],
-        mask_id: int,
+        mask_id: int | None,
         needs: Sequence[Needs],
         upload: Upload,
         tables: TableStore | None = None,
@@ -62,7 +62,7 @@ class Scoring:
         asking = [number for number, is_plain in enumerate(self._is_plain) if not is_plain]
         asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
         self._extent, changes = extent(asked), edits(asked)
-        self._with_entropy = any(need.entropy or need.margin for need in its_needs)
+        self._with_entropy = any(need.entropy or need.margin or need.samples for need in its_needs)
         self._constrained = Constrained(plans, needs, mask_id, upload, tables or TableStore(upload.device))
         self._slices = [
             ScoredSlice(targets, changes, self._extent, self._with_entropy, self._constrained.slice(targets), upload)
@@ -115,7 +115,7 @@ class Scoring:
         if self._slices:
             own = self._others.part(logits)
             for one in self._slices:
-                yield one(own[one.some], self._mask_id)
+                yield one(own, self._mask_id)
 
     def _split(self, plain: Sequence[Floats], others: Sequence[Floats], rollouts: Sequence[Floats]) -> Iterator[Scores]:
         """The columns on the host -> each plan's scores."""
@@ -131,7 +131,7 @@ class Scoring:
             some = slice(first, first + len(plan.targets))
             firsts[is_plain] = some.stop
             tokens, *spread, log_odds = (column[some] for column in (plain if is_plain else columns))
-            entropy, margin = spread or (None, None)
+            entropy, margin, *samples = spread or (None, None)
             yield Scores(
                 plan.targets,
                 tokens.astype(np.int64),
@@ -140,6 +140,7 @@ class Scoring:
                 margin if need.margin else None,
                 next(importance) if plan.rollout else None,
                 None if is_plain else next(logprobs),
+                samples=samples[0].astype(np.int64) if samples and need.samples else None,
             )
 
 

@@ -33,8 +33,15 @@ class Logits(Protocol):
         """Rows that may be overwritten."""
         ...
 
-    def propose(self, some: slice, mask_id: int) -> tuple[Tensor, Tensor]:
+    def propose(self, some: slice, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """The best tokens [some] but the mask, and their log-odds [some]. The logits need not be stored for it."""
+        ...
+
+    def remember(self, some: slice, rows: "Rows", probabilities: Tensor) -> None:
+        """What these `rows` of `some` targets carry beside their tokens in the next step, by probabilities of theirs.
+
+        float32 [rows, vocab].
+        """
         ...
 
     def part(self, indices: Tensor) -> "Logits":

@@ -19,9 +19,9 @@ class Subset(NamedTuple):
     by_entropy: Tensor
     """bool [rows] whether confidence is 1 / (1 + entropy)."""
 
-    def best_token(self, mask_id: int) -> Tensor:
+    def best_token(self, mask_id: int | None) -> Tensor:
         """The most probable token [rows] that is not the mask; among equals the lowest id, as in `argmax`."""
-        logits = self.logits.masked_fill(self.tokens == mask_id, -torch.inf)
+        logits = self.logits if mask_id is None else self.logits.masked_fill(self.tokens == mask_id, -torch.inf)
         is_best = logits == logits.amax(dim=-1, keepdim=True)
         return self.tokens.masked_fill(~is_best, torch.iinfo(torch.int64).max).amin(dim=-1)
 

@@ -23,7 +23,7 @@ class Edit(UnmaskPolicy):
 
     def fits(self, spec: ModelSpec) -> bool:
         """Block-causal models only: keys and values of other blocks are computed before or after all replacements."""
-        return spec.is_block_causal and not spec.shift
+        return super().fits(spec) and spec.is_block_causal and not spec.shift
 
     def is_done(self, request: Request) -> bool:
         block = request.block

@@ -12,13 +12,14 @@ from engine.core.density import certainty_density
 from engine.core.noise import uniform
 from engine.core.plan import Needs, Scores, StepPlan, UnmaskPolicy
 from engine.core.ranking import best_first, top
-from engine.core.request import Floats, Mask, Request, Submission
+from engine.core.request import Floats, Ids, Mask, Request, Submission
 from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream
 from engine.unmask.edit import Edit
 from engine.unmask.linear_spec import LinearSpec
 from engine.unmask.remaining import ConfidenceThreshold, Leftmost, LowConfidence
+from engine.unmask.renoise import Renoise
 from engine.unmask.sdar import EntropyBounded, LowConfidenceDynamic, LowConfidenceStatic, Sequential, is_confident
 
 
@@ -160,6 +161,7 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "low_confidence": LowConfidence(),
     "leftmost": Leftmost(),
     "linear_spec": LinearSpec(),
+    "renoise": Renoise(),
 }
 
 
@@ -190,6 +192,13 @@ def select(plan: StepPlan, scores: Scores) -> Mask:
         return chosen
     chosen[:count] = UNMASKS[request.diffusion.unmask].select(request, scores.first(count))
     return hold_back(request, scores, chosen) if request.sampling.bad_words else chosen
+
+
+def shown(plan: StepPlan, scores: Scores, chosen: Mask) -> Ids | None:
+    """[targets] what the request's masked targets show next; None where nothing changes, or none stays masked."""
+    if not len(plan.targets) or chosen.all():
+        return None
+    return UNMASKS[plan.request.diffusion.unmask].shown(plan.request, scores.first(plan.num_open))
 
 
 def is_forced(plan: StepPlan, scores: Scores, chosen: Mask) -> bool:

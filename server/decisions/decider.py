@@ -114,6 +114,10 @@ class Decider:
         Waits while the engine's queue is full. Raises InvalidRequest, in the words of the API (`input`, `questions.0`,
         `diffusion.joint`), ContextLengthExceeded, and what `Forwards.run` raises.
         """
+        if self._info.spec.mask_id is None:
+            raise InvalidRequest(
+                f"Decisions are read off masks, of which the model has none ({self._info.spec.family}).", "questions"
+            )
         if is_joint and self._info.spec.is_block_causal:
             raise InvalidRequest(
                 f"The model is block-causal ({self._info.spec.family}): one forward cannot score blanks of several "

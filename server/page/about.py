@@ -123,5 +123,5 @@ def unfit(info: EngineInfo) -> Mapping[str, list[str] | None]:
     return {
         "cache": [name for name, cache in CACHES.items() if not cache.fits(spec)],
         "unmask": [name for name, unmask in UNMASKS.items() if not unmask.fits(spec)],
-        **({} if spec.is_block_causal else {"sub_block_length": None}),
+        **({} if spec.is_block_causal and spec.mask_id is not None else {"sub_block_length": None}),
     }

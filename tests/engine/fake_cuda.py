@@ -23,11 +23,11 @@ from engine.engine import Engine, EngineInfo
 from engine.execution import step
 from engine.execution.clock import DeviceClock
 from engine.execution.graphs import Capture, Captured, Graph, Graphs, shapes_of
-from engine.execution.runner import Runner
+from engine.execution.runner import Runner, make_pool
 from engine.kernels import proposals, transfer
 from engine.kernels.attention import Layout, attend_spans
-from engine.kernels.kv.pool import KVPool
 from engine.models.layers import Transformer, TransformerConfig
+from engine.models.noised import NoisedTransformer
 from engine.scoring import scores
 from tests.engine.test_waits import Waits
 
@@ -146,19 +146,17 @@ class FakeCuda:
     ) -> Engine:
         """With a `capture`, small steps go through what it makes of them."""
         with unset_fake_temporarily(), torch.device("meta"):
-            model = Transformer(geometry)
+            model = (NoisedTransformer if geometry.sandwich else Transformer)(geometry)
         for module in model.modules():  # `Module.to` cannot put fakes in the place of parameters
             kept = getattr(module, "dtype", None) or dtype
             for name, parameter in list(module._parameters.items()):
                 if parameter is not None:
                     own = torch.empty(parameter.shape, dtype=kept, device=CUDA)
                     module._parameters[name] = torch.nn.Parameter(own, requires_grad=False)
-        shape = (geometry.max_positions, 1, geometry.head_dim // 2)
-        model.cos, model.sin = torch.empty(shape, device=CUDA), torch.empty(shape, device=CUDA)
-        if geometry.query_scaling:
-            model.query_scale = torch.empty(geometry.max_positions, 1, 1, device=CUDA)
+        for name, table in list(model.named_buffers()):
+            setattr(model, name, torch.empty(table.shape, device=CUDA))
         slots = requests * spec.max_model_len
-        pool = KVPool(geometry.num_layers, slots, geometry.num_kv_heads, geometry.head_dim, dtype, CUDA)
+        pool = make_pool(geometry, slots, dtype, CUDA)
         runner, config = Runner(model, pool, CUDA, kernel), EngineConfig(model="fake", max_running_requests=requests)
         if capture:  # not `record`, which compares numbers
             shapes = shapes_of(config, spec.max_model_len, slots, pool.dump)

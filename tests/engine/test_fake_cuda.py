@@ -15,6 +15,7 @@ from engine.kernels.transfer import to_device
 from engine.models.adapter import AdapterConfig
 from engine.models.experts import MoEConfig
 from engine.models.rotary import QueryScaling
+from engine.models.sandwich import SandwichConfig
 from engine.scoring import sampling
 from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
@@ -100,6 +101,41 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
         assert not [output for output in outputs if output.finish_reason == "error"]
     stats = engine.stats().decoding
     assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capability):
+    """Windows, heads of two sizes, rows that carry vectors, samples, and rows of which each sees something else."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    sandwich = SandwichConfig(
+        window=20,
+        full_layers=frozenset({1}),
+        full_kv_heads=1,
+        full_head_dim=64,
+        full_rope_theta=1e6,
+        full_rotated_pairs=8,
+        softcap=30.0,
+    )
+    moe = MoEConfig(num_experts=4, experts_per_token=2, ff_dim=32, activation="gelu_tanh", router_norm_eps=1e-6)
+    geometry = replace(LLADA, num_kv_heads=2, tied_head=True, moe=moe, sandwich=sandwich)
+    spec = replace(
+        SPEC, mask_id=None, max_model_len=128, attention="block_causal", commit="causal", block_length=16, window=20
+    )
+    engine = cuda.engine(geometry, spec, requests=20)
+    engine.scheduler.max_batch_rows = 250
+    for number in range(12):
+        own = SamplingParams(max_tokens=24, seed=number, ignore_eos=True, logprobs=2 if number % 2 else None)
+        diffusion = DiffusionParams(unmask="renoise", max_denoising_steps=2)
+        prompt = [5 + number] * (32 + number % 9)
+        asked = Submission(request_id=str(number), prompt_ids=prompt, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
+    for _ in range(6):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+    assert engine.stats().decoding.blocks
 
 
 @pytest.mark.parametrize("capture", [None, rerun])

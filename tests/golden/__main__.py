@@ -3,13 +3,25 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 
 from engine import LoadError
-from tests.golden import dream, fast_dllm, llada, llada2, llada_moe, logits, nemotron, sdar, through_engine
+from tests.golden import (
+    diffusion_gemma,
+    dream,
+    fast_dllm,
+    llada,
+    llada2,
+    llada_moe,
+    logits,
+    nemotron,
+    sdar,
+    through_engine,
+)
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import Family, differences, read_rows
 
@@ -22,8 +34,12 @@ FAMILIES: Mapping[str, Family] = {
     "llada_moe": llada_moe,
     "llada2_moe": llada2,
     "nemotron_labs_diffusion": nemotron,
+    "diffusion_gemma": diffusion_gemma,
 }
 """Name of a family -> how its rows are decoded."""
+
+DRAWS: Mapping[str, Callable[[], AbstractContextManager[None]]] = {"diffusion_gemma": diffusion_gemma.golden_draws}
+"""Name of a family whose rows define numbers for their draws -> a context in which the engine has these."""
 
 
 def main() -> None:
@@ -66,6 +82,7 @@ def _logits(checkpoint: Checkpoint) -> Iterator[str]:
 def _generations(checkpoint: Checkpoint, settings: Mapping[str, object]) -> Iterator[str]:
     """A line for each row that came out otherwise."""
     family = FAMILIES[checkpoint.spec.family]
+    draws = DRAWS.get(checkpoint.spec.family, nullcontext)
     paths = sorted(checkpoint.folder.glob("generations*.json"))
     if not paths:
         yield "no generations*.json"
@@ -76,15 +93,16 @@ def _generations(checkpoint: Checkpoint, settings: Mapping[str, object]) -> Iter
         requests = [(number, row) for number, row in enumerate(taken) if row["output"]]  # none asks for no token
         submissions = [family.asked(row, str(number)) for number, row in requests]
         wanted = [{"id": row.get("id", number), **family.expected(row, checkpoint.spec)} for number, row in requests]
-        for way, right, made in (
-            ("plain loop", taken, family.through_plain_loop(checkpoint, taken)),
-            ("engine, one by one", wanted, through_engine.alone(engine, submissions)),
-            ("engine, one batch", wanted, through_engine.together(engine, submissions)),
-        ):
-            differing = differences(right, made)
-            left_out = f" ({len(rows) - len(right)} left out)" if len(right) < len(rows) else ""
-            print(f"  {path.name}, {way}: {len(right) - len(differing)} of {len(right)} rows{left_out}", flush=True)
-            yield from differing
+        with draws():
+            for way, right, made in (
+                ("plain loop", taken, family.through_plain_loop(checkpoint, taken)),
+                ("engine, one by one", wanted, through_engine.alone(engine, submissions)),
+                ("engine, one batch", wanted, through_engine.together(engine, submissions)),
+            ):
+                differing = differences(right, made)
+                left_out = f" ({len(rows) - len(right)} left out)" if len(right) < len(rows) else ""
+                print(f"  {path.name}, {way}: {len(right) - len(differing)} of {len(right)} rows{left_out}", flush=True)
+                yield from differing
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 The file holds `input_ids_{i}` [rows] and `logits_{i}` [rows, vocab], and `block_length_{i}` or `block_{i}` [1] where
 attention is block-causal; or, of a model that commits causally, `prompt_{i}`, `block_{i}`, `filled_{i}` and
-`next_block_{i}` [rows], and the logits of what is done with them one after the other. Knows no family.
+`next_block_{i}` [rows], and the logits of what is done with them one after the other.
+With `canvas_{i}` [canvas] the logits are of a noised block behind these rows, perhaps
+conditioned by `self_conditioning_logits_{i}` [canvas, vocab]. Knows no family.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from engine.bench.block_causal import BlockCausalContext
 from engine.bench.causal_commit import CommittedSequence
+from engine.bench.noised import NoisedContext
 from engine.bench.reference import DenseContext
 from tests.golden.checkpoint import Checkpoint
 
@@ -29,9 +32,17 @@ def distances(checkpoint: Checkpoint) -> Iterator[float]:
     for number in range(sum(name.startswith("input_ids_") for name in tensors)):
         ids, expected = tensors[f"input_ids_{number}"], tensors[f"logits_{number}"]
         block = tensors.get(f"block_length_{number}", tensors.get(f"block_{number}"))
-        context = DenseContext(model, len(ids)) if block is None else BlockCausalContext(model, len(ids), int(block))
         with torch.inference_mode():
-            logits = model.logits(model(ids, torch.arange(len(ids)), context))
+            if (canvas := tensors.get(f"canvas_{number}")) is None:
+                length = len(ids)
+                context = (
+                    DenseContext(model, length) if block is None else BlockCausalContext(model, length, int(block))
+                )
+                logits = model.logits(model(ids, torch.arange(length), context))
+            else:
+                behind = NoisedContext(model)
+                behind.read(ids.tolist())
+                logits = behind.logits(canvas, tensors.get(f"self_conditioning_logits_{number}"))
         yield float((logits - expected).abs().max())
 
 

@@ -49,6 +49,7 @@ def shortened(tmp_path):
         "llada2_tiny",
         "nemotron_tiny",
         "nemotron_spec_tiny",
+        "diffusion_gemma_tiny",
     ],
 )
 def test_what_is_reproduced(command, shortened, request, name):

@@ -1,4 +1,4 @@
-"""The SwiGLU MLPs of a layer's experts: each row through those that were chosen for it, summed by their weights.
+"""The gated MLPs of a layer's experts: each row through those that were chosen for it, summed by their weights.
 
 Rows are sorted by expert, so that each expert's are multiplied at once. A CPU knows how many each has, and pads their
 number as `products.linear` does: a row's result is the same bit by bit in any company. On CUDA nothing is read back:
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.products import gated, linear, rounded_rows
+from engine.kernels.products import Activation, gated, linear, rounded_rows
 
 _GROUPED_ARCHITECTURE = 9
 """CUDA compute capability from which torch has a grouped product that does not wait for the host: Hopper's."""
@@ -26,7 +26,9 @@ class Stacked(Protocol):
     def __getitem__(self, expert: int, /) -> Tensor: ...
 
 
-def expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked) -> Tensor:
+def expert_mlps(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked, activation: Activation = "silu"
+) -> Tensor:
     """x [rows, dim] -> [rows, dim], the sum over a row's experts of weight * MLP.
 
     chosen (int64) and weights (float32) [rows, experts of a row]; gate_up [2 * width, dim] of each expert, gates first,
@@ -35,25 +37,29 @@ def expert_mlps(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, do
     if not len(x):
         return torch.empty_like(x)
     if x.device.type == "cpu":
-        return in_segments(x, chosen, weights, gate_up, down)
+        return in_segments(x, chosen, weights, gate_up, down, activation)
     if isinstance(gate_up, Tensor) and isinstance(down, Tensor):
         dim, width = down.shape[1:]
         if has_grouped_products(dim, width, x.dtype, x.device):
-            return in_groups(x, chosen, weights, gate_up, down)
-    return by_definition(x, chosen, weights, gate_up, down)
+            return in_groups(x, chosen, weights, gate_up, down, activation)
+    return by_definition(x, chosen, weights, gate_up, down, activation)
 
 
-def by_definition(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked) -> Tensor:
+def by_definition(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked, activation: Activation = "silu"
+) -> Tensor:
     """All rows through all experts, and nothing of those that were not chosen; the slow twin, on any device."""
     out = torch.zeros_like(x)
     for expert in range(len(gate_up)):
         share = (weights * (chosen == expert)).sum(dim=-1, keepdim=True)  # [rows, 1]
-        hidden = gated(linear(x, gate_up[expert])) * share.to(x.dtype)
+        hidden = gated(linear(x, gate_up[expert]), activation) * share.to(x.dtype)
         out += linear(torch.where(share != 0, hidden, 0.0), down[expert])
     return out
 
 
-def in_segments(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked) -> Tensor:
+def in_segments(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, down: Stacked, activation: Activation = "silu"
+) -> Tensor:
     """A product for each expert that has rows, of as many rows as `linear` would pad them to."""
     per_row, experts = chosen.shape[1], chosen.flatten().numpy()
     order = np.argsort(experts, kind="stable")
@@ -71,18 +77,20 @@ def in_segments(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Stacked, do
     shares[where, 0] = weights.flatten().to(x.dtype)
     for expert in np.flatnonzero(counts).tolist():
         segment = slice(starts[expert], starts[expert] + padded[expert])
-        hidden = gated(linear(rows[segment], gate_up[expert])) * shares[segment]
+        hidden = gated(linear(rows[segment], gate_up[expert]), activation) * shares[segment]
         out[segment] = linear(hidden, down[expert])
     return _sums(out, where, per_row)
 
 
-def in_groups(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def in_groups(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, activation: Activation = "silu"
+) -> Tensor:
     """Two grouped products, whatever the number of experts. The host does not wait."""
     per_row = chosen.shape[1]
     experts, order = chosen.flatten().sort(stable=True)
     numbers = torch.arange(len(gate_up), device=x.device)
     ends = torch.searchsorted(experts, numbers, right=True).int()
-    hidden = gated(F.grouped_mm(x[order // per_row], gate_up.mT, offs=ends))
+    hidden = gated(F.grouped_mm(x[order // per_row], gate_up.mT, offs=ends), activation)
     hidden = hidden * weights.flatten()[order].unsqueeze(-1).to(x.dtype)
     out = F.grouped_mm(hidden, down.mT, offs=ends)
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))

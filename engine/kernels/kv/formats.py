@@ -2,7 +2,7 @@
 
 The definition of quantisation: kernels that write or read codes are tested against it. A row of a head, `head_dim`
 numbers, is coded by itself, so that its codes depend on nothing but itself: not on the order of writes, not on other
-tokens, not on the batch. docs/adr/035 has the reasons, and what comes from Titanus (arXiv 2505.17787).
+tokens, not on the batch. docs/adr/037 has the reasons, and what comes from Titanus (arXiv 2505.17787).
 """
 
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """The tensors that hold keys and values of all slots."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,3 +54,26 @@ class KVPool:
         """Of all slots but the dump."""
         tensors = (self.keys, self.values, *(self._scales or ()))
         return sum(tensor[:, :, : self.dump].numel() * tensor.element_size() for tensor in tensors)
+
+
+class LayeredKVPool:
+    """As `KVPool`, for layers whose heads are not alike: tensors of their own for each layer."""
+
+    def __init__(self, heads: Sequence[tuple[int, int]], slots: int, dtype: torch.dtype, device: torch.device) -> None:
+        """`heads`: how many of keys and values each layer has, and numbers of each."""
+        self.dump = slots
+        self._layers = [KVPool(1, slots, count, head_dim, dtype, device) for count, head_dim in heads]
+
+    def layer(self, number: int) -> tuple[Stored, Stored]:
+        """As `KVPool.layer`."""
+        return self._layers[number].layer(0)
+
+    def clear(self, slots: Tensor) -> None:
+        """As `KVPool.clear`."""
+        for layer in self._layers:
+            layer.clear(slots)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all slots but the dump."""
+        return sum(layer.num_bytes for layer in self._layers)

@@ -121,7 +121,7 @@ class ClassSlice:
         """What `reduced` takes: logits [targets, vocab] as the model gave them, before any edit."""
         return [group.rows.of(logits).float().clone() if group.style.is_reported else None for group in self._groups]
 
-    def reduced(self, logits: Tensor, unedited: Sequence[Tensor | None], mask_id: int) -> list[Tensor]:
+    def reduced(self, logits: Tensor, unedited: Sequence[Tensor | None], mask_id: int | None) -> list[Tensor]:
         """logits [targets, vocab] float32, edited -> for each group float64 [columns, its targets, classes]."""
         return [group.reduced(logits, raw, mask_id) for group, raw in zip(self._groups, unedited, strict=True)]
 
@@ -164,7 +164,7 @@ class _Group:
             first += len(part.rows)
             yield part.plan.request, dict(zip(self.style.columns, own, strict=True))
 
-    def reduced(self, logits: Tensor, unedited: Tensor | None, mask_id: int) -> Tensor:
+    def reduced(self, logits: Tensor, unedited: Tensor | None, mask_id: int | None) -> Tensor:
         edited, at_once = self.rows.of(logits), self._tables.rows_at_once
         parts = [
             self._reduced(edited, unedited, mask_id, slice(first, first + at_once))
@@ -172,7 +172,7 @@ class _Group:
         ]
         return torch.cat(parts, dim=1)
 
-    def _reduced(self, edited: Tensor, unedited: Tensor | None, mask_id: int, some: slice) -> Tensor:
+    def _reduced(self, edited: Tensor, unedited: Tensor | None, mask_id: int | None, some: slice) -> Tensor:
         """[columns, some, classes] of some of the group's rows."""
         drawing: Fields = self._drawing.of(some) if self._drawing else {}
         narrowed = self._narrowed(edited[some], some)

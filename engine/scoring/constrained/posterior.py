@@ -33,7 +33,7 @@ class Constrained:
     """The constrained plans of a step."""
 
     def __init__(
-        self, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int, upload: Upload, tables: TableStore
+        self, plans: Sequence[StepPlan], needs: Sequence[Needs], mask_id: int | None, upload: Upload, tables: TableStore
     ) -> None:
         """`plans` are all of the step, whether they have a constraint or not."""
         self._mask_id, self._upload = mask_id, upload
@@ -88,7 +88,7 @@ class _Member:
         allowed = self.chain.allowed() if self.style.is_narrowed else None
         return Asked(self.span.constraint, self.style, self.plan.targets[: self.span.num_rows], allowed)
 
-    def scores(self, before: Scores, columns: ClassColumns, mask_id: int) -> Scores:
+    def scores(self, before: Scores, columns: ClassColumns, mask_id: int | None) -> Scores:
         """In place of those `before`, which know of no constraint. NaN where the logits were not numbers."""
         if _is_broken(columns):
             return replace(before, log_odds=np.full_like(before.log_odds, np.nan))
@@ -99,7 +99,7 @@ class _Member:
     def _is_model(self) -> bool:
         return self.plan.request.diffusion.guidance == "model"
 
-    def _posterior(self, columns: ClassColumns, mask_id: int) -> "Posterior":
+    def _posterior(self, columns: ClassColumns, mask_id: int | None) -> "Posterior":
         """Of tokens along the best way, or along one that is drawn. No gains where scores are to be the model's own."""
         chain, sampling = self.chain, self.plan.request.sampling
         draw = Draw(sampling.temperature, sampling.seed, self.plan.request.decoding_steps)
@@ -117,7 +117,7 @@ class _Member:
 class Posterior:
     """The distributions of one request's scored targets, each a model's distribution with gains of its classes."""
 
-    def __init__(self, columns: ClassColumns, classes: Ids, gains: Floats, mask_id: int) -> None:
+    def __init__(self, columns: ClassColumns, classes: Ids, gains: Floats, mask_id: int | None) -> None:
         """`classes` [rows] of the proposed tokens, `gains` [rows, classes] in logarithms."""
         self._columns, self._gains, self._mask_id = columns, gains, mask_id
         self._rows = np.arange(len(classes))

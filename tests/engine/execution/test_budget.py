@@ -120,7 +120,7 @@ def test_the_pool_gets_what_weights_and_a_step_leave(memory, device):
     memory(device, 2 * GIB)
     weights = 0 if device == "cuda" else 4 * geometry.num_parameters
     left = GIB - weights - step_bytes(geometry, dtype, ROWS)
-    page = 32 * kv_bytes_per_token(geometry, dtype)
+    page = 32 * kv_bytes_per_token(geometry, dtype, dtype)
     config = replace(config, max_running_requests=10**6)
     assert kv_pool_pages(config, geometry, dtype, torch.device(device), 256, ROWS) == left // page
     few = replace(config, max_running_requests=3)

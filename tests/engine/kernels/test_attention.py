@@ -1,4 +1,4 @@
-"""The fast kernels against the definition: rows with horizons of their own over page tables in any order."""
+"""The fast kernels against the definition: rows that see as they will over page tables in any order."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,9 @@ def layouts(draw):
         horizons += own.tolist()
     rows = len(horizons) + draw(st.integers(0, 9))
     horizons += [0] * (rows - len(horizons))
-    return page_size * pages, Layout(np.array(horizons), spans, CPU), rows
+    window = draw(st.sampled_from([None, 1, 5, 30]))
+    firsts = None if window is None else np.maximum(np.array(horizons) - window, 0)
+    return page_size * pages, Layout(np.array(horizons), spans, CPU, firsts=firsts), rows
 
 
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 4), (2, 2), (4, 1), (2, 7)])

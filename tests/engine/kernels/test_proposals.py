@@ -54,7 +54,7 @@ def assert_as_torch(kernel, logits, mask_id, tokens=None):
 
 @pytest.mark.parametrize(("rows", "vocab"), SIZES)
 def test_best_tokens_and_log_odds_are_torchs(kernel, rows, vocab):
-    for mask_id in {0, vocab // 2, vocab - 1}:
+    for mask_id in {0, vocab // 2, vocab - 1, None}:
         assert_as_torch(kernel, torch.randn(rows, vocab) * 5, mask_id)
 
 

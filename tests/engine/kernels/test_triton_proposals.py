@@ -50,7 +50,7 @@ def check_scores(logits, mask_id):
 @pytest.mark.parametrize("vocab", [2, 5, SPAN - 1, SPAN, SPAN + 1, 3 * SPAN + 7])
 def test_scores_equal_torch(vocab, spans):
     logits = random_logits(3, vocab)
-    for mask_id in (0, vocab - 1):
+    for mask_id in (0, vocab - 1, None):
         check_scores(logits, mask_id)
 
 

@@ -20,10 +20,10 @@ from engine import (
 from server.page.about import about, unfit
 
 
-@pytest.fixture(scope="module", params=["llada_tiny", "sdar_tiny"])
+@pytest.fixture(scope="module", params=["llada_tiny", "sdar_tiny", "diffusion_gemma_tiny"])
 def loaded(request):
-    """An engine of a model that attends in both directions, and of a block-causal one."""
-    return load(EngineConfig(model=str(request.getfixturevalue(request.param))))
+    """An engine of a model that attends in both directions, of a block-causal one, and of one without a mask."""
+    return load(EngineConfig(model=str(request.getfixturevalue(request.param)), max_model_len=128))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,9 @@ def loaded(request):
     + [("sub_block_length", value) for value in (1, 2)],
 )
 def test_what_is_unfit_is_refused_and_nothing_else(loaded, name, value):
-    diffusion = resolved(DiffusionParams(**{name: value}), loaded.info.spec)
+    spec = loaded.info.spec
+    unmask = "threshold" if spec.mask_id is not None else "renoise"
+    diffusion = resolved(DiffusionParams(**{"unmask": unmask, name: value}), spec)
     sampling = SamplingParams(max_tokens=4, temperature=0.0)
     submission = Submission(request_id="a", prompt_ids=[1, 2], sampling=sampling, diffusion=diffusion)
     told = unfit(loaded.info)

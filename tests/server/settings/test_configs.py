@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine import DEMO_MODEL
+from engine import DEMO_MODEL, DiffusionParams
 from server.settings.sources import load_settings
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -70,9 +70,16 @@ def test_the_configs_of_nemotron(name, model):
     assert (diffusion.cache, diffusion.unmask, diffusion.block_length) == ("auto", "threshold", None)
 
 
+def test_the_config_of_diffusion_gemma():
+    """Its own sampler, at the published settings, which are the defaults."""
+    settings = load_settings(["--config", str(CONFIGS / "diffusiongemma-26b-a4b.yaml")], {})
+    assert settings.engine.model == "google/diffusiongemma-26B-A4B-it"
+    assert settings.diffusion == DiffusionParams(unmask="renoise")
+
+
 def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
-    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2, *NEMOTRON}
+    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2, *NEMOTRON, "diffusiongemma-26b-a4b"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
     page = (CONFIGS.parent / "docs" / "models.md").read_text()
     assert [name for name in tested if f"`{name}`" not in page] == []

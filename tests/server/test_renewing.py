@@ -1,0 +1,65 @@
+"""A model without a mask over HTTP: an answer comes a canvas at a time, and what needs masks is a 400."""
+
+import json
+
+import pytest
+
+SETTINGS = ("--max-model-len", "128", "--diffusion.unmask", "renoise", "--diffusion.max_denoising_steps", "4")
+
+
+@pytest.fixture(scope="module")
+def server(serve, diffusion_gemma_tiny):
+    """The URL of a server of the tiny DiffusionGemma checkpoint."""
+    with serve(str(diffusion_gemma_tiny), *SETTINGS) as url:
+        yield url
+
+
+@pytest.fixture
+def ask(server):
+    import httpx
+
+    def post(path="/v1/completions", **body):
+        return httpx.post(server + path, json={"prompt": [5, 6, 7], "max_tokens": 40, "seed": 1, **body}, timeout=60)
+
+    return post
+
+
+def test_a_stream_has_a_canvas_in_each_chunk(ask):
+    whole = ask(ignore_eos=True, return_token_ids=True).json()
+    events = ask(ignore_eos=True, return_token_ids=True, stream=True).text.split("\n\n")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events if event.startswith("data: {")]
+    pieces = [choice["token_ids"] for chunk in chunks for choice in chunk["choices"] if choice.get("token_ids")]
+    assert [len(piece) for piece in pieces] == [16, 16, 8]
+    assert [token for piece in pieces for token in piece] == whole["choices"][0]["token_ids"]
+    assert whole["usage"]["completion_tokens"] == 40
+    assert whole["choices"][0]["finish_reason"] == "length"
+
+
+def test_seeds_decide(ask):
+    texts = [ask(seed=seed, ignore_eos=True).json()["choices"][0]["text"] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": 0.7}, "temperature"),
+        ({"diffusion": {"unmask": "threshold"}}, "diffusion.unmask"),
+        ({"diffusion": {"cache": "sub_block"}}, "diffusion.cache"),
+        ({"diffusion": {"t_min": 0}}, "diffusion.t_min"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"suffix": "t7"}, "suffix"),
+        ({"echo": True, "logprobs": 1, "max_tokens": 0}, None),
+    ],
+)
+def test_what_needs_a_mask_is_refused_by_name(ask, body, param):
+    answer = ask(**body)
+    assert answer.status_code == 400, answer.text
+    if param:
+        assert answer.json()["error"]["param"] == param
+
+
+def test_decisions_are_refused(ask):
+    question = {"type": "predicate", "question": "is it?"}
+    answer = ask("/v1/decisions", prompt=None, max_tokens=None, seed=None, input="t5 t6", questions=[question])
+    assert answer.status_code == 400, answer.text
