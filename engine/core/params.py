@@ -164,9 +164,9 @@ class DiffusionParams:
     t_max: Annotated[float, Gt(0), Le(100)] = 0.8
     """renoise: temperature of a block's first step."""
     stability_threshold: Annotated[int, Ge(0), Le(MAX_STEPS)] = 1
-    """renoise: a block ends before its last step if so many steps before one had the same best tokens, and"""
+    """renoise: a block may end early in a step whose best tokens are those of so many steps before it."""
     confidence_threshold: Annotated[float, Ge(0), Lt(inf)] = 0.005
-    """renoise: if the mean entropy of its tokens is below this, in nats."""
+    """renoise: it does if the mean entropy of its tokens is below this then, in nats."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None

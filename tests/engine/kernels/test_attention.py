@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.kernels import native
 from engine.kernels.attention import Layout, PagedContext, Span, attend_rows, attend_spans
 from engine.kernels.kv.formats import write
-from engine.kernels.kv.pool import KVPool
+from engine.kernels.kv.pool import KVPool, LayeredKVPool
 
 CPU = torch.device("cpu")
 
@@ -130,3 +130,31 @@ def test_rows_are_the_textbook_formula():
     weight = np.exp(2 / np.sqrt(2)) / (np.exp(2 / np.sqrt(2)) + 1)
     np.testing.assert_allclose(out[0, 0], [weight * 1 + (1 - weight) * 3, weight * 2 + (1 - weight) * 4], rtol=1e-6)
     np.testing.assert_allclose(out[1, 0], [2.0, 3.0], rtol=1e-6)
+
+
+def test_a_pool_of_unlike_layers():
+    """Each has heads of its own; slots are cleared in all of them, and only values."""
+    pool = LayeredKVPool([(2, 8), (1, 16)], 4, torch.float32, CPU)
+    assert [tuple(keys.shape) for keys in pool.keys] == [(2, 5, 8), (1, 5, 16)]
+    assert pool.num_bytes == 2 * 4 * (2 * 8 + 16) * 4
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(torch.nan)
+    pool.clear(torch.tensor([1, 3]))
+    for values in pool.values:
+        assert values[:, [1, 3]].eq(0).all()
+        assert values[:, [0, 2]].isnan().all()
+    assert all(keys.isnan().all() for keys in pool.keys)
+
+
+@torch.inference_mode()
+def test_layers_with_a_window_have_a_layout_of_their_own():
+    slots = np.arange(6)
+    horizons = np.arange(1, 7)
+    layout = Layout(horizons, [Span(0, 6, slots)], CPU)
+    windowed = Layout(horizons, [Span(0, 6, slots)], CPU, firsts=np.maximum(horizons - 2, 0))
+    pool = LayeredKVPool([(1, 8), (1, 8)], 6, torch.float32, CPU)
+    context = PagedContext(pool, slice(0, 6), layout, attend_rows, windowed=windowed, windowed_layers={1})
+    q, k, v = (torch.randn(6, 1, 8) for _ in range(3))
+    whole, near = (context.attend(layer, q, k, v) for layer in (0, 1))
+    torch.testing.assert_close(whole[:2], near[:2])
+    assert (whole[2:] - near[2:]).abs().amax(dim=(1, 2)).min() > 1e-3
