@@ -81,7 +81,7 @@ class NoisedTransformer(Transformer):
 
     def vectors(self, probabilities: Tensor) -> Tensor:
         """float32 probabilities [targets, vocab] of each position's token -> its mean embedding, [targets, dim]."""
-        return (probabilities.to(self.embed.dtype) @ self.embed) * self._scale
+        return linear(probabilities.to(self.embed.dtype), self.embed.T) * self._scale
 
     @property
     def fuses(self) -> bool:
