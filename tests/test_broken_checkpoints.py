@@ -63,7 +63,7 @@ def refuses(folder, message, look=None):
     with pytest.raises(LoadError, match=message) as caught:
         (look or (lambda folder: load(EngineConfig(model=str(folder)))))(folder)
     assert "\n" not in str(caught.value), "one line"
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 600, "it may name all families"
 
 
 @pytest.mark.parametrize("kind", BAD_CONFIGS)
