@@ -36,7 +36,7 @@ def cuda(monkeypatch):
         yield fake
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("geometry", "shift", "kernel"),
     [
