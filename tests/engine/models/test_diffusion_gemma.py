@@ -105,7 +105,7 @@ def test_rows_of_the_block_and_of_the_context_are_told_apart_in_one_forward(chec
     silent = model(ids, positions, Alone(), open_rows=OpenRows(torch.ones_like(on), torch.zeros(8, 64)))
     torch.testing.assert_close(mixed, torch.where(on[:, None], canvas, context), atol=1e-5, rtol=1e-5)
     assert (canvas - silent).abs().amax(dim=-1).min() > 1e-3
-    some = model(ids, positions, Alone(), torch.tensor([6, 1]), OpenRows(on, vectors))
+    some = model(ids, positions, Alone(), torch.tensor([6, 1]), open_rows=OpenRows(on, vectors))
     torch.testing.assert_close(some, mixed[[6, 1]], atol=1e-5, rtol=1e-5)
 
 
