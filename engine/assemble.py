@@ -35,7 +35,6 @@ from engine.kernels.attention import attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder
 from engine.kernels.kv import cuda
 from engine.kernels.kv.formats import is_quantised, stored_dtype
-from engine.kernels.kv.pool import KVPool
 from engine.models import find, load_model
 from engine.models.layers import Transformer
 from engine.models.weights import locate

@@ -85,12 +85,6 @@ class TransformerConfig:
         return self.sandwich.window if self.sandwich and layer not in self.sandwich.full_layers else None
 
     @property
-    def kv_numbers(self) -> int:
-        """Numbers of keys and values of one position over all layers."""
-        heads = map(self.heads_of, range(self.num_layers))
-        return sum(2 * own.kv_heads * own.head_dim for own in heads)
-
-    @property
     def vector_numbers(self) -> int:
         """Numbers that a position of a noised block carries beside its token, for this step and for the next one."""
         return 2 * self.dim if self.sandwich else 0

@@ -135,15 +135,20 @@ def test_rows_are_the_textbook_formula():
 def test_a_pool_of_unlike_layers():
     """Each has heads of its own; slots are cleared in all of them, and only values."""
     pool = LayeredKVPool([(2, 8), (1, 16)], 4, torch.float32, CPU)
-    assert [tuple(keys.shape) for keys in pool.keys] == [(2, 5, 8), (1, 5, 16)]
+    keys, values = zip(pool.layer(0), pool.layer(1), strict=True)
+    assert [tuple(each.shape) for each in keys] == [(2, 5, 8), (1, 5, 16)]
     assert pool.num_bytes == 2 * 4 * (2 * 8 + 16) * 4
-    for tensor in (*pool.keys, *pool.values):
+    for tensor in (*keys, *values):
         tensor.fill_(torch.nan)
     pool.clear(torch.tensor([1, 3]))
-    for values in pool.values:
-        assert values[:, [1, 3]].eq(0).all()
-        assert values[:, [0, 2]].isnan().all()
-    assert all(keys.isnan().all() for keys in pool.keys)
+    for each in values:
+        assert each[:, [1, 3]].eq(0).all()
+        assert each[:, [0, 2]].isnan().all()
+    assert all(each.isnan().all() for each in keys)
+
+
+def test_a_pool_of_unlike_layers_may_store_codes():
+    assert LayeredKVPool([(2, 8), (1, 16)], 4, torch.int8, CPU).num_bytes == 2 * 4 * (2 * (8 + 4) + (16 + 4))
 
 
 @torch.inference_mode()

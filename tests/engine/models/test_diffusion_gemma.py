@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine import LoadError
+from engine.execution.budget import kv_bytes_per_token
 from engine.models import describe, load_model
 from engine.models.families.diffusion_gemma import Config, destinations
 from engine.models.sandwich import OpenRows
@@ -35,7 +36,11 @@ def test_the_published_geometry(published):
     assert round(geometry.num_active_parameters / 1e9, 1) == 3.8
     assert [layer for layer in range(30) if geometry.window_of(layer) is None] == [5, 11, 17, 23, 29]
     assert (geometry.heads_of(0), geometry.heads_of(5)) == ((8, 256, 2), (2, 512, 1))
-    assert geometry.kv_numbers == 25 * 2 * 8 * 256 + 5 * 2 * 2 * 512
+    kept = 25 * 2 * 8 * 256 + 5 * 2 * 2 * 512
+    beside = 2 * geometry.dim
+    assert kv_bytes_per_token(geometry, torch.bfloat16, torch.bfloat16) == 2 * (kept + beside)
+    scales = 4 * (25 * 2 * 8 + 5 * 2 * 2)
+    assert kv_bytes_per_token(geometry, torch.bfloat16, torch.int8) == kept + scales + 2 * beside
     names = destinations(geometry)
     assert "model.decoder.layers.4.self_attn.v_proj.weight" in names
     assert "model.decoder.layers.5.self_attn.v_proj.weight" not in names
