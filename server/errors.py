@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
@@ -34,6 +35,10 @@ MAX_QUOTED = 200
 
 _ANTHROPIC = re.compile(r"/v1/messages(/|$)")
 """The end of paths whose clients expect Anthropic's error object, whatever prefix a proxy has put before it."""
+_SHARED = re.compile(r"/v1/models(/|$)")
+"""The same of paths that OpenAI's API has too: Anthropic's clients tell themselves apart by `ANTHROPIC_VERSION`."""
+ANTHROPIC_VERSION = "anthropic-version"
+"""A header that Anthropic's API demands of each request."""
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",
     403: "permission_error",
@@ -131,7 +136,10 @@ class ApiError:
 
 def is_anthropic(scope: Scope) -> bool:
     """Whether the request's client expects answers in the form of Anthropic's API."""
-    return _ANTHROPIC.search(str(scope.get("path", ""))) is not None
+    path = str(scope.get("path", ""))
+    if _SHARED.search(path):
+        return ANTHROPIC_VERSION in Headers(scope=scope)
+    return _ANTHROPIC.search(path) is not None
 
 
 def api_error(error: Exception, scope: Scope) -> ApiError:

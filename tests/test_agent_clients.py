@@ -287,6 +287,18 @@ class TestMessages:
         assert [reply.stop_reason for reply in replies] == ["tool_use"] * 2
         assert seen
 
+    def test_the_models(self, claude):
+        [listed] = claude.models.list(limit=1)
+        assert claude.models.retrieve("demo") == listed
+        assert listed.display_name == "demo"
+        assert list(claude.models.list(after_id="demo", lifecycle=["active"])) == []
+        assert [model.id for model in claude.beta.models.list()] == ["demo"]
+        with pytest.raises(anthropic.NotFoundError) as told:
+            claude.models.retrieve("claude")
+        assert told.value.type == "not_found_error"
+        with pytest.raises(anthropic.BadRequestError, match="`limit`"):
+            claude.models.list(limit=0)
+
     def test_errors(self, claude):
         with pytest.raises(anthropic.BadRequestError, match="`temperature`") as told:
             claude.messages.create(model="demo", messages=QUESTION, max_tokens=5, extra_body={"temperature": 5})

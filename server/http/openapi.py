@@ -7,6 +7,7 @@ wire's integers exactly.
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from types import UnionType
 from typing import Any
 
 from fastapi import FastAPI
@@ -73,7 +74,7 @@ class Api(FastAPI):
         return self.openapi_schema
 
 
-def errors(*statuses: int, error: type[BaseModel] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+def errors(*statuses: int, error: type[BaseModel] | UnionType = ErrorResponse) -> dict[int | str, dict[str, Any]]:
     """The description of errors of these statuses. `error`: their body."""
     return {status: {"model": error, "description": ERRORS[status]} for status in statuses}
 

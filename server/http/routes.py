@@ -7,13 +7,17 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from engine import EngineUnavailable
+from server.errors import is_anthropic
 from server.http.dependencies import POSTS, Shared
 from server.http.generating import router as generating
 from server.http.openapi import ANYWHERE, errors
+from server.protocols.messages.models import AnthropicModel, AnthropicModels, as_model, page_of
+from server.protocols.messages.schema import AnthropicError
 from server.schemas import (
     AddedToken,
     DetokenizeRequest,
     DetokenizeResponse,
+    ErrorResponse,
     LoadResponse,
     ModelCard,
     ModelList,
@@ -73,16 +77,18 @@ async def tokenizer_info(service: Shared) -> TokenizerInfo:
     )
 
 
-@router.get("/v1/models")
-async def list_models(service: Shared) -> ModelList:
-    """The names of the served model."""
-    return ModelList(data=service.models.cards())
+@router.get("/v1/models", responses=errors(400, error=AnthropicError))
+async def list_models(request: Request, service: Shared) -> ModelList | AnthropicModels:
+    """The names of the served model. With the header `anthropic-version` a page of them, in Anthropic's form."""
+    cards = service.models.cards()
+    return page_of(cards, request.query_params) if is_anthropic(request.scope) else ModelList(data=cards)
 
 
-@router.get("/v1/models/{name:path}", responses=errors(404))
-async def show_model(name: str, service: Shared) -> ModelCard:
-    """One name of the served model."""
-    return service.models.card(name)
+@router.get("/v1/models/{name:path}", responses=errors(404, error=ErrorResponse | AnthropicError))
+async def show_model(name: str, request: Request, service: Shared) -> ModelCard | AnthropicModel:
+    """One name of the served model, with the header `anthropic-version` in Anthropic's form."""
+    card = service.models.card(name)
+    return as_model(card) if is_anthropic(request.scope) else card
 
 
 @router.get("/health")

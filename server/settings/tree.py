@@ -118,8 +118,8 @@ class Settings:
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The ids under which the model is served, the default one first."""
-        return self.server.served_model_name or (self.own_name,)
+        """The ids under which the model is served, each once, the default one first."""
+        return tuple(dict.fromkeys(self.server.served_model_name)) or (self.own_name,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
