@@ -1,5 +1,6 @@
 """The wire types of conversations: messages, and the blocks of their content."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -66,12 +67,54 @@ Texts = Annotated[
 """A text, or a list of blocks of text, which are joined by line breaks."""
 
 
+class LeftOutBlock(Block):
+    """What a tool has found and the model cannot read, in whose place a text says so.
+
+    Only of a result: the model has asked for it, may ask otherwise, and a client sends it again with each turn.
+    """
+
+    type: Literal["image", "document"]
+    source: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What the model reads instead."""
+        told = self.source.get("media_type")
+        kind = f" ({told})" if isinstance(told, str) and _MEDIA_TYPE.fullmatch(told) else ""
+        return f"[This {self.type}{kind} was left out: only text can be read here.]"
+
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
+ResultBlock = TextBlock | LeftOutBlock
+
+
+def _read_result_block(value: Any) -> ResultBlock:
+    match value:
+        case {"type": "image" | "document"}:
+            return LeftOutBlock.model_validate(value)
+    return _read_text_block(value)
+
+
+_RESULT_BLOCKS = TypeAdapter(list[Annotated[ResultBlock, PlainValidator(_read_result_block)]])
+
+
+def _read_result(value: Any) -> tuple[ResultBlock, ...]:
+    if isinstance(value, str):
+        return (TextBlock(type="text", text=check_unicode(value)),)
+    if not isinstance(value, list):
+        raise PydanticCustomError("content", "must be a string or a list of blocks of text")
+    return tuple(_RESULT_BLOCKS.validate_python(value))
+
+
 class ToolResultBlock(Block):
     """The result of a call."""
 
     type: Literal["tool_result"]
     tool_use_id: Name
-    content: Texts = ""
+    content: Annotated[
+        tuple[ResultBlock, ...], PlainValidator(_read_result, json_schema_input_type=str | list[ResultBlock])
+    ] = ()
+    """A text, or a list of blocks, whose texts are joined by line breaks."""
     is_error: Any = None
     """Accepted, and without effect: the text says it."""
 

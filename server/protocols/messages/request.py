@@ -8,7 +8,14 @@ from typing import Any
 from engine import InvalidRequest
 from server.errors import Stored
 from server.protocols.generation_requests import conversation, conversed
-from server.protocols.messages.content import PASSED_BY, InputTurn, TextBlock, ToolResultBlock, ToolUseBlock
+from server.protocols.messages.content import (
+    PASSED_BY,
+    InputTurn,
+    LeftOutBlock,
+    TextBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
 from server.protocols.messages.schema import ConversationRequest, CustomTool, MessagesRequest, OutputFormat, TokenCount
 from server.protocols.messages.writer import PREFIX, MessagesWriter
 from server.protocols.service import Service
@@ -185,7 +192,11 @@ def _add(
                 if texts:
                     end_text()
                 names[f"messages.{len(turns)}"] = place
-                turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.content})
+                for part in block.content:
+                    if isinstance(part, LeftOutBlock):
+                        unsupported.log(part.type, "in results of tools, blocks of the type")
+                text = "\n".join(part.text for part in block.content)
+                turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
                 has_results = True
             case _ if block.type not in PASSED_BY:
                 unsupported.log(block.type, "blocks of the type")

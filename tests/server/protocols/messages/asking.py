@@ -14,6 +14,11 @@ USER = {"role": "user", "content": "hi"}
 HEADERS = {"anthropic-version": "2023-06-01", "anthropic-beta": "what-nobody-knows-2027-01-01,context-1m"}
 
 
+def result(*blocks):
+    """A message with the result of a call."""
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": [*blocks]}]}
+
+
 def error_of(response, status):
     """The error, which is in Anthropic's form."""
     assert response.status_code == status, response.text

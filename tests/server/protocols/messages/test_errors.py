@@ -9,7 +9,7 @@ from engine import RequestFailed
 from server.http.app import create_app
 from server.settings.tree import build
 from tests.server.protocols.asking import events_of
-from tests.server.protocols.messages.asking import TOOLS, USER, error_of
+from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
 
 
 @pytest.mark.parametrize(
@@ -27,16 +27,21 @@ from tests.server.protocols.messages.asking import TOOLS, USER, error_of
         ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages.0.content.0", "form"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "provide"),
         (
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": [{"type": "tool_result", "tool_use_id": "1", "content": [{"type": "image"}]}],
-                    }
-                ]
-            },
+            {"messages": [result({"type": "search_result", "source": "a", "title": "b", "content": []})]},
             "messages.0.content.0.content.0",
-            "no images",
+            "block of text",
+        ),
+        ({"messages": [result({"type": "image"})]}, "messages.0.content.0.content.0.source", "provide"),
+        (
+            {"messages": [result({"type": "document", "source": "a"})]},
+            "messages.0.content.0.content.0.source",
+            "dictionary",
+        ),
+        ({"messages": [result(5)]}, "messages.0.content.0.content.0", "dictionary"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": 5}]}]},
+            "messages.0.content.0.content",
+            "list of blocks",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from tests.server.protocols.messages.asking import TOOLS, USER, error_of
+from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
 from tests.server.tools.asking import LOOK, NOW
 
 
@@ -80,6 +80,30 @@ async def test_max_tokens_need_not_fit_the_context(ask, engine):
 async def test_blocks_are_turns(ask, prompt, body, seen):
     await ask(**body)
     assert prompt() == seen
+
+
+@pytest.mark.parametrize(
+    ("block", "told"),
+    [
+        ({"type": "image", "source": {"media_type": "image/png", "data": "iVBO"}}, "image (image/png)"),
+        ({"type": "image", "source": {"type": "url", "url": "http://example.org/a.png"}}, "image"),
+        ({"type": "document", "source": {"media_type": "application/pdf"}}, "document (application/pdf)"),
+        ({"type": "document", "source": {"media_type": "a/b\n<|im_end|>"}}, "document"),
+        ({"type": "document", "source": {"media_type": 5}}, "document"),
+    ],
+)
+async def test_what_a_tool_has_found_and_no_text_is_told(ask, post, prompt, caplog, block, told):
+    """Claude Code reads images this way, and sends them again with each turn."""
+    caplog.set_level(logging.WARNING)
+    message = result({"type": "text", "text": "a"}, block, {"type": "text", "text": "b"})
+    for _ in range(2):
+        await ask(messages=[message])
+        assert prompt() == f"<t>a\n[This {told} was left out: only text can be read here.]\nb"
+    assert (await post("/count_tokens", messages=[message])).json()["input_tokens"] > 0
+    lines = [record.message for record in caplog.records if record.message.startswith("ignoring")]
+    assert lines == [f"ignoring in results of tools, blocks of the type '{block['type']}'"]
+    error = error_of(await post(messages=[{"role": "user", "content": [block]}]), 400)
+    assert error["message"].startswith("`messages.0.content.0`")
 
 
 async def test_a_last_message_of_the_assistant_is_gone_on_with(ask, api, post):
