@@ -5,21 +5,24 @@ kept too. A job has a bound on its processor time, whatever the spec is, and the
 """
 
 import asyncio
+import logging
 import re
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from engine import Constraint, ModelSpec, QueueFull
 from server.jobs.workers import Crashed, TookTooLong, Workers
-from server.structured.compiler import BYTES_AS, unpacked
+from server.structured.compiler import BYTES_AS, Compilation, unpacked
 from server.structured.refusals import Malformed, NoValue, Refused, TooLarge, TooSlow, Unsupported
 from server.structured.schema.keywords import ENFORCED, REFUSED
 from server.structured.spec import Spec
 from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 5.5
 """Processor time of a compilation, after which its process is ended: more than its own budget, which is told better."""
@@ -157,22 +160,24 @@ class Constraints:
         started = time.monotonic()
         async with self._turn:
             self._running[key].has_begun = True
-            packed = await self._ask(key[1])
-        if isinstance(packed, Refused):
-            if not isinstance(packed, TooSlow):  # another time it may be fast enough
-                self._keep(key, packed)
-            return packed
-        constraint = await asyncio.to_thread(_made, packed)
+            answer = await self._ask(key[1])
+        if isinstance(answer, Refused):
+            if not isinstance(answer, TooSlow):  # another time it may be fast enough
+                self._keep(key, answer)
+            return answer
+        for told in answer["told"]:
+            logger.info("%s", told)
+        constraint = await asyncio.to_thread(_made, answer["packed"])
         made = Compiled(constraint, time.monotonic() - started)
         self._observer.on_compiled(made.seconds)
         self._keep(key, made)
         return made
 
-    async def _ask(self, spec: Spec) -> str | Refused:
-        """The packed constraint. Raises EngineUnavailable, or Failed for a defect of the compiler."""
+    async def _ask(self, spec: Spec) -> Compilation | Refused:
+        """What the compiler makes of it. Raises EngineUnavailable, or Failed for a defect of the compiler."""
         given = {"kind": spec.kind, "source": spec.source, "whitespace": spec.whitespace}
         try:
-            return str(await self._workers.ask(LANE, "compile", seconds=SECONDS, **given))
+            return cast(Compilation, await self._workers.ask(LANE, "compile", seconds=SECONDS, **given))
         except TookTooLong:
             return TooSlow(f"it takes more than {SECONDS:g} s to compile")
         except (Crashed, MemoryError):

@@ -3,8 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TypedDict, cast
 
 import numpy as np
 
@@ -22,6 +22,15 @@ BYTES_AS = "latin-1"
 """Each byte is the character of the same number."""
 
 
+class Compilation(TypedDict):
+    """What comes of a spec."""
+
+    packed: str
+    """A packed `Lifted`."""
+    told: list[str]
+    """What the operator should know of it: sentences for the log."""
+
+
 class Compiler:
     """The vocabulary of one tokenizer. To make one takes seconds for a hundred thousand tokens."""
 
@@ -30,14 +39,19 @@ class Compiler:
         self._vocabulary = Vocabulary([spelling.encode(BYTES_AS) for spelling in spellings])
         self._stop_ids = stop_ids
 
-    def compile(self, kind: Kind, source: str, whitespace: Whitespace) -> str:
-        """A packed `Lifted`. Raises the exceptions of `server.structured.refusals`."""
+    def compile(self, kind: Kind, source: str, whitespace: Whitespace) -> Compilation:
+        """The compiled spec. Raises the exceptions of `server.structured.refusals`."""
         budget = Budget()
-        return packed(lift(automaton(Spec(kind, source, whitespace), budget), self._vocabulary, self._stop_ids, budget))
+        told: list[str] = []
+        made = automaton(Spec(kind, source, whitespace), budget, told.append)
+        return {"packed": packed(lift(made, self._vocabulary, self._stop_ids, budget)), "told": told}
 
 
-def automaton(spec: Spec, budget: Budget) -> Automaton:
-    """The automaton over bytes. Raises Malformed, Unsupported, NoValue or TooLarge."""
+def automaton(spec: Spec, budget: Budget, tell: Callable[[str], None] = lambda _: None) -> Automaton:
+    """The automaton over bytes. `tell`: as `tools.automaton` has it.
+
+    Raises Malformed, Unsupported, NoValue or TooLarge.
+    """
     source = json.loads(spec.source)
     match spec.kind:
         case "schema":
@@ -57,6 +71,7 @@ def automaton(spec: Spec, budget: Budget) -> Automaton:
                 is_parallel=source["is_parallel"],
                 content=source["content"],
                 whitespace=spec.whitespace,
+                tell=tell,
             )
 
 

@@ -3,7 +3,7 @@
 Calls are joined by a line break. Names are taken as they are: `server.schemas.tools` says which there may be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ ASCII = 0x80
 """The first code point that is none."""
 MOST_NODES = 8_000
 """Nodes that the arguments of a function may take that is not strict: a call of any object takes some hundreds."""
+MAX_TOLD = 300
+"""Characters of a cause that a log is told."""
 CallPolicy = Literal["auto", "required"]
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 PLACE = "tools/"
@@ -48,16 +50,18 @@ def automaton(
     is_parallel: bool = True,
     content: Any = None,
     whitespace: Whitespace = "flexible",
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Automaton:
     """The automaton of answers by `policy`: with calls, or with at least one; one at most, unless `is_parallel`.
 
     Under `auto`, text that is no call comes first: any without the tag of a call, or a JSON text of the schema
-    `content`, and then no calls. `whitespace` is that of arguments and of such a text.
+    `content`, and then no calls. `whitespace` is that of arguments and of such a text. `tell` is called with a sentence
+    for each function that is held to less than its schema.
 
     (A request whose `tool_choice` is `none` has no constraint. One that names a function requires it, as the only
     one, and not in parallel.) Raises Malformed, Unsupported or NoValue for what is strict, and TooLarge.
     """
-    functions = [_affordable(function, whitespace) for function in functions]
+    functions = [_affordable(function, whitespace, tell) for function in functions]
 
     def compiled(depth: int) -> Automaton:
         nfa = Nfa(budget)
@@ -74,7 +78,7 @@ def automaton(
     return shallower(compiled, MAX_DEPTH, budget)
 
 
-def _affordable(function: CallableFunction, whitespace: Whitespace) -> CallableFunction:
+def _affordable(function: CallableFunction, whitespace: Whitespace, tell: Callable[[str], None]) -> CallableFunction:
     """The function; if it is not strict, with as much of its schema as can be enforced.
 
     That is all of it, or all but bounds and patterns, or that arguments are an object. Raises TooSlow: what is
@@ -82,16 +86,28 @@ def _affordable(function: CallableFunction, whitespace: Whitespace) -> CallableF
     """
     if function.is_strict or function.parameters is None:
         return function
+    place = f"{PLACE}{function.name}/parameters"
+    why: list[str] = []
     for parameters in (function.parameters, unbounded(function.parameters)):
         nfa = Nfa(Budget(nodes=MOST_NODES))
         try:
-            write_schema(nfa, nfa.node(), parameters, MAX_DEPTH, f"{PLACE}{function.name}/parameters", whitespace)
+            write_schema(nfa, nfa.node(), parameters, MAX_DEPTH, place, whitespace)
         except TooSlow:
             raise
-        except Refused:
+        except Refused as error:
+            why.append(str(type(error)(error.cause, error.place.replace(place, "#"))))
             continue
+        if why:
+            tell(_told(function, "its schema without bounds, patterns and what is not supported", why))
         return replace(function, parameters=parameters)
+    tell(_told(function, "being an object", why))
     return replace(function, parameters=ANY_OBJECT)
+
+
+def _told(function: CallableFunction, left: str, why: Sequence[str]) -> str:
+    """Why the function's arguments are held to no more than `left`, in ASCII and with a bound: for a log."""
+    causes = " and ".join(f"{cause!a:.{MAX_TOLD}}" for cause in dict.fromkeys(why))
+    return f"the arguments of the tool {function.name!a}, which is not strict, are held to {left}: {causes}"
 
 
 def _write_text(nfa: Nfa, start: int, end: int) -> int:

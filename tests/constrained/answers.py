@@ -58,7 +58,7 @@ class Model:
         self.constraints: list[tuple[dict[str, Any], Constraint]] = []
         for case in VALID:
             asked = spec_of(case)
-            constraint = Constraint(**unpacked(compiler.compile(asked.kind, asked.source, asked.whitespace)))
+            constraint = Constraint(**unpacked(compiler.compile(asked.kind, asked.source, asked.whitespace)["packed"]))
             if constraint.least_tokens <= LONGEST:
                 self.constraints.append((case, constraint))
 

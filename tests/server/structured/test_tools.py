@@ -121,6 +121,42 @@ def test_a_function_that_is_not_strict_is_held_to_what_can_be_enforced(value, ye
         assert not loose.matches(call(given))
 
 
+@pytest.mark.parametrize(
+    ("value", "left", "names"),
+    [
+        ({"type": "string", "maxLength": 5}, None, []),
+        ({"type": "string", "maxLength": 5000}, "without bounds", ["'#/properties/x/maxLength: "]),
+        ({"maxItems": 40, "items": {"maxLength": 4000}}, "without bounds", ["`maxLength`", "too large"]),
+        ({"if": {}}, "without bounds", ["'#/properties/x/if: the keyword `if`"]),
+        ({"if": {}, "$ref": "https://example.org/a"}, "being an object", ["the keyword `if`", "/properties/x/$ref: "]),
+        ({"properties": {"é\n": {"if": {}}}}, "without bounds", [r"'#/properties/x/properties/\xe9\n/if: "]),
+    ],
+)
+def test_what_a_function_is_held_to_is_told(value, left, names):
+    told = []
+    parameters = {"type": "object", "properties": {"x": value}}
+    functions = [
+        CallableFunction("f", parameters, is_strict=False),
+        CallableFunction("g", {"type": "object"}, is_strict=False),
+        CallableFunction("h"),
+    ]
+    tools.automaton(functions, "required", Budget(), tell=told.append)
+    assert len(told) == (left is not None)
+    for line in told:
+        assert "the tool 'f'" in line
+        assert f"held to {left}" in line.replace("its schema ", "")
+        assert all(name in line for name in names), line
+        assert line.isascii()
+        assert line.isprintable()
+
+
+def test_what_is_told_of_a_function_is_bounded():
+    told = []
+    schema = {"type": "object", "properties": {"x" * 9_000: {"if": {}}}}
+    tools.automaton([CallableFunction("f", schema, is_strict=False)], "required", Budget(), tell=told.append)
+    assert len(told[0]) < 500
+
+
 NO_SCHEMAS = [
     ({"properties": {"a": {"type": "any"}}}, Malformed),
     ({"properties": {"a": {"type": "string", "required": True}}}, Malformed),

@@ -106,6 +106,16 @@ async def test_what_a_tool_has_found_and_no_text_is_told(ask, post, prompt, capl
     assert error["message"].startswith("`messages.0.content.0`")
 
 
+async def test_a_tool_that_is_held_to_less_is_logged_once(ask, caplog):
+    caplog.set_level(logging.INFO, "server.constraints")
+    schema = {"type": "object", "properties": {"where": {"type": "string", "if": {}}}}
+    for _ in range(2):
+        await ask(tools=[*TOOLS, {"name": "fetch", "input_schema": schema}])
+    [line] = [record.message for record in caplog.records if record.name == "server.constraints"]
+    assert "the tool 'fetch'" in line
+    assert "#/properties/where/if: the keyword `if`" in line
+
+
 async def test_a_last_message_of_the_assistant_is_gone_on_with(ask, api, post):
     messages = [USER, {"role": "assistant", "content": "Well"}]
     answer = await ask(messages=messages)
