@@ -177,10 +177,10 @@ def test_content_of_a_schema_beside_tools(client):
 def test_no_room_is_a_400_that_says_how_much_a_call_takes(client):
     with pytest.raises(openai.BadRequestError, match=r"takes \d+ tokens") as told:
         client.chat.completions.create(
-            model="demo", messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=20
+            model="demo", messages=QUESTION, tools=TOOLS, tool_choice="required", max_tokens=5
         )
     assert told.value.param == "max_tokens"
-    answer = client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS, max_tokens=20)
+    answer = client.chat.completions.create(model="demo", messages=QUESTION, tools=TOOLS, max_tokens=5)
     assert answer.choices[0].finish_reason == "stop"
 
 

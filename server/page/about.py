@@ -38,6 +38,11 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "low_confidence_dynamic": "All tokens that are surer than the threshold, and at least as many as are due.",
         "edit": "As threshold, and a decoded token is replaced where the model has become sure of another.",
         "entropy_bounded": "The tokens of the lowest entropy, as many as stay below a bound together.",
+        "confidence_threshold": "All tokens that are sure enough; in the last step of a block, all that are left.",
+        "low_confidence": "What is left of a block over the steps that it has left, the surest first.",
+        "leftmost": "What is left of a block over the steps that it has left, from left to right.",
+        "linear_spec": "Drafts a block, and keeps what the model says of it from left to right.",
+        "renoise": "Every position holds a token from the start: sure ones stay, the others are drawn anew.",
     },
     "alg": {
         "entropy": "Tokens of the lowest entropy first.",
