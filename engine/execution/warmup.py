@@ -25,7 +25,7 @@ from engine.execution.runner import Runner
 from engine.execution.step import prepare
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
-from engine.unmask.policies import needs
+from engine.unmask.policies import UNMASKS, needs
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ Progress = Callable[[int, int], None]
 COMPILED_FOR, ROWS = (8, 2), 32
 """Requests in each step that is for the compiler, and rows of each request. The compiler takes the first shapes that it
 sees for typical."""
+
+SHORTEST_DRAFT = 3
+"""Positions of the shortest canvas with a draft: a known token, a target, and one that only verifying rows say."""
 
 
 def warm_up(
@@ -49,7 +52,8 @@ def warm_up(
 ) -> None:
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
-    Dense parts are compiled for any number of rows, and for a single one. Then a CUDA graph is captured for each of the
+    Dense parts are compiled for any number of rows, and for a single one; where drafts go through an adapter, with it,
+    too. Then a CUDA graph is captured for each of the
     `shapes`. On CUDA the last three steps are the largest possible: one with every option that takes memory, one with a
     constraint beside, and one with none, whose targets are scored apart; of a model without a mask there is one kind.
     What does not fit beside the graphs fails now, libraries allocate their workspaces, and every kernel is compiled.
@@ -66,6 +70,8 @@ def warm_up(
     if is_compiled:
         typical = [[costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
         typical.append([costly(1)])
+        if spec.has_draft_adapter and min(rows, room) >= SHORTEST_DRAFT:
+            typical += [[_drafted(min(rows, room))], [_drafted(SHORTEST_DRAFT)]]
     largest = []
     if runner.device.type == "cuda":
         canvases = _largest(spec.max_model_len, room, page_size)
@@ -77,7 +83,10 @@ def warm_up(
     def take(submissions: Sequence[Submission]) -> None:
         scheduler = Scheduler(PagePool(pages, page_size), max_batch_rows=max_batch_rows, max_running=len(submissions))
         for submission in submissions:
-            scheduler.add(Request.new(submission, spec))
+            request = Request.new(submission, spec)
+            if UNMASKS[submission.diffusion.unmask].drafts:
+                request.masked[request.answer_start] = False  # which has no draft: it would take a step before
+            scheduler.add(request)
         _try(runner, scheduler, spec)
 
     steps: list[Callable[[], None]] = [partial(take, submissions) for submissions in typical]
@@ -156,6 +165,19 @@ def _renewed(canvas: int) -> Submission:
         prompt_ids=(),
         sampling=SamplingParams(max_tokens=canvas, repetition_penalty=1.2, logprobs=MAX_LOGPROBS),
         diffusion=DiffusionParams(unmask="renoise", block_length=canvas),
+    )
+
+
+def _drafted(canvas: int) -> Submission:
+    """A draft in one open block, whose first token is known: of all `canvas` positions but this one and the last.
+
+    One token is asked for; a canvas is whole blocks.
+    """
+    return Submission(
+        request_id="warm-up",
+        prompt_ids=(),
+        sampling=SamplingParams(max_tokens=1),
+        diffusion=DiffusionParams(unmask="linear_spec", block_length=canvas),
     )
 
 

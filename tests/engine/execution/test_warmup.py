@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import CapacityError, EngineConfig, LoadError, load
+from engine import CapacityError, DiffusionParams, EngineConfig, LoadError, SamplingParams, Submission, load
 from engine.execution.graphs import shapes_of
 from engine.execution.runner import Runner
 from engine.execution.step import prepare
@@ -79,6 +79,25 @@ def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, 
     assert steps == [("compiling", done, 3) for done in range(3)]
     assert told.index(steps[0]) == len(told) - 3, "weights come first"
     assert not [record for record in caplog.records if record.name == "engine.execution.warmup"]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_model_len": 4}])
+def test_drafts_are_compiled_before_the_first_request(graphs, forwards, nemotron_spec_tiny, run, limits):
+    """Also those with a single target, which is the only row behind the last layer's attention."""
+    engine = load(
+        EngineConfig(model=str(nemotron_spec_tiny), device="cpu", compile=True, kv_cache_tokens=1024, **limits)
+    )
+    canvas = min(32, engine.info.max_model_len)
+    assert forwards == [[canvas] * 8, [canvas] * 2, [1], [canvas - 1], [2]]
+    compiled, adapted = len(graphs), []
+    hidden = engine.runner.hidden
+    engine.runner.hidden = lambda batch: adapted.append(batch.adapted) or hidden(batch)
+    for number, block_length in enumerate((8, 2, 3)):
+        diffusion = DiffusionParams(unmask="linear_spec", block_length=block_length)
+        sampling = SamplingParams(max_tokens=min(20, canvas - 1), ignore_eos=True)
+        run(engine, Submission(request_id=str(number), prompt_ids=[5], sampling=sampling, diffusion=diffusion))
+    assert {len(rows) for rows in adapted if rows is not None} >= ({2} if limits else {2, 3, 8})
+    assert len(graphs) == compiled
 
 
 def test_the_log_tells_where_no_progress_is_shown(graphs, llada_tiny, caplog):
