@@ -65,10 +65,11 @@ class Shape:
     """The slot that rows of padding write."""
 
     def takes(self, flat: FlatBatch) -> bool:
-        """Whether the batch can be padded to it. No graph returns attention weights, or has
-        rows that go through an adapter."""
+        """Whether the batch can be padded to it. No graph returns attention weights, has rows that go through an
+        adapter, layers with a window, or rows that carry a vector beside their token."""
         is_small = max(len(flat.ids), len(flat.logit_rows)) <= self.rows and len(flat.spans) <= self.sequences
-        return is_small and not flat.watched and flat.adapted is None
+        is_plain = flat.adapted is None and flat.firsts is None and flat.open_rows is None
+        return is_small and is_plain and not flat.watched
 
     def arrays(self, flat: FlatBatch) -> tuple[NDArray[Any], ...]:
         """What a graph reads of the batch: ids, positions, write slots, logit rows, tiles, horizons and page table.

@@ -206,7 +206,8 @@ def choose_kernel(
     try:
         from engine.kernels.triton_attention import attend_pages
 
-        heads = Heads(geometry.num_kv_heads, geometry.num_heads // geometry.num_kv_heads, geometry.head_dim)
+        kv_heads, head_dim, _ = geometry.heads_of(0)  # without windows, all layers' are alike
+        heads = Heads(kv_heads, geometry.num_heads // kv_heads, head_dim)
         stored = stored_dtype(config.kv_dtype, dtype)
         if agrees(attend_pages, heads, config.page_size, dtype, stored, device):
             return attend_pages
@@ -273,7 +274,7 @@ def make_pool(
     """An empty pool of so many slots, for the heads of the model's layers."""
     heads = [geometry.heads_of(layer)[:2] for layer in range(geometry.num_layers)]
     if len(set(heads)) == 1:
-        return KVPool(geometry.num_layers, slots, geometry.num_kv_heads, geometry.head_dim, dtype, device)
+        return KVPool(geometry.num_layers, slots, *heads[0], dtype, device)
     return LayeredKVPool(heads, slots, dtype, device)
 
 

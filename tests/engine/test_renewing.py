@@ -1,17 +1,21 @@
 """Blocks of random tokens: DiffusionGemma's rows through the engine, and what a request may ask beside."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from engine import DiffusionParams, FinishReason, InvalidRequest, ModelSpec, SamplingParams, Submission
+from engine import DiffusionParams, EngineConfig, FinishReason, InvalidRequest, ModelSpec, SamplingParams, Submission
+from engine.assemble import assemble
 from engine.cache.policies import CACHES
 from engine.core.plan import Scores
 from engine.core.request import Request
 from engine.execution.batch import lay_out, vector_index
 from engine.execution.warmup import any_text
+from engine.models import describe, new_model
+from engine.models.families.diffusion_gemma import Config
 from engine.scheduling.checks import check
 from engine.unmask.policies import UNMASKS
 from engine.unmask.renoise import Renoise
@@ -345,3 +349,17 @@ def test_what_it_cannot_be_combined_with(spec, sampling, diffusion, param, words
         check(submission(sampling, diffusion), spec)
     assert refused.value.param == param
     check(submission({}, {}), SPEC)
+
+
+def test_a_model_without_any_window_has_a_pool_for_the_heads_of_its_layers(diffusion_gemma_tiny, run):
+    values = json.loads((diffusion_gemma_tiny / "config.json").read_text())
+    values["text_config"]["layer_types"] = ["full_attention"] * 5
+    torch.manual_seed(0)
+    model = new_model(Config.read(values).geometry, torch.float32, torch.device("cpu"))
+    for parameter in model.parameters():
+        parameter.normal_(std=0.1)
+    spec = replace(describe(diffusion_gemma_tiny).spec, max_model_len=64)
+    engine = assemble(EngineConfig(model="m", device="cpu", kv_cache_tokens=128), model, spec, diffusion_gemma_tiny)
+    assert engine.runner.pool.keys.shape == (5, 1, 129, 32)
+    [(made, reason, _)] = run(engine, asked()).values()
+    assert (len(made), reason) == (32, FinishReason.LENGTH)

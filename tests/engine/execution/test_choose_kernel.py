@@ -1,5 +1,7 @@
 """Which attention kernel an engine takes: Triton's only on CUDA, and only if a trial there says that it works."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from engine.execution import runner
 from engine.execution.runner import choose_kernel
 from engine.kernels.attention import Heads, attend_spans
 from engine.kernels.triton_available import has_triton
+from engine.models import describe
 from tests.engine.toys import TOY
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -33,8 +36,8 @@ def agrees(monkeypatch):
     return tell
 
 
-def choose(attention, device):
-    return choose_kernel(EngineConfig(model="m", attention=attention, page_size=48), TOY, torch.bfloat16, device)
+def choose(attention, device, geometry=TOY):
+    return choose_kernel(EngineConfig(model="m", attention=attention, page_size=48), geometry, torch.bfloat16, device)
 
 
 def test_triton_is_tried_with_the_models_heads_and_pages_and_taken(agrees):
@@ -43,6 +46,14 @@ def test_triton_is_tried_with_the_models_heads_and_pages_and_taken(agrees):
     asked = agrees(True)
     assert choose("auto", CUDA) is choose("triton", CUDA) is attend_pages
     assert asked == [(attend_pages, Heads(4, 1, 32), 48, torch.bfloat16, torch.bfloat16, CUDA)] * 2
+
+
+def test_the_heads_are_those_that_layers_have(agrees, diffusion_gemma_tiny):
+    """Where all layers see all, none has the heads of those with a window."""
+    geometry, asked = describe(diffusion_gemma_tiny).geometry, agrees(True)
+    every = replace(geometry.sandwich, full_layers=frozenset(range(geometry.num_layers)))
+    choose("triton", CUDA, replace(geometry, sandwich=every))
+    assert [heads for _, heads, *_ in asked] == [Heads(1, 4, 32)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import EngineConfig, load
-from engine.execution.batch import FlatBatch
+from engine.execution.batch import FlatBatch, OpenIndices
 from engine.execution.graphs import MOST_ROWS, ROWS_APART, Captured, Graph, Graphs, Replay, Shape, record, shapes_of
 from engine.execution.runner import Runner
 from engine.kernels.attention import TILE_ROWS, Span, attend_rows
@@ -292,3 +292,14 @@ def test_an_engine_has_graphs_if_its_kernel_reads_page_tables_and_they_are_wante
     monkeypatch.setattr("engine.assemble.choose_kernel", lambda *_: by_tables())
     monkeypatch.setattr("engine.execution.graphs._on_cuda", lambda: rerun)
     assert (load(config).runner.graphs is not None) == wanted
+
+
+def test_no_graph_takes_rows_that_read_what_it_has_no_buffer_for(model):
+    world = World(model, 0, 16, 2)
+    flat, shape = world.batch([0, 1], 10), world.shape(32)
+    every = np.arange(len(flat.ids))
+    assert shape.takes(flat)
+    assert not shape.takes(replace(flat, firsts=0 * every))
+    assert not shape.takes(replace(flat, open_rows=OpenIndices(every >= 0, every, flat.logit_rows)))
+    assert not shape.takes(replace(flat, adapted=every >= 0))
+    assert not shape.takes(replace(flat, watched=flat.spans))
