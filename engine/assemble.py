@@ -135,7 +135,7 @@ def assemble(
             num_parameters=runner.num_parameters,
             weight_bytes=runner.weight_bytes,
             kv_tokens=pages * config.page_size,
-            kv_bytes=pool.num_bytes,
+            kv_bytes=runner.kv_bytes,
             page_size=config.page_size,
             max_batch_rows=max_batch_rows,
             max_running_requests=config.max_running_requests,

@@ -46,6 +46,7 @@ class EngineInfo:
     kv_tokens: int
     """Capacity of the KV pool, in tokens."""
     kv_bytes: int
+    """Of the pool's keys and values, and of what positions carry beside their tokens."""
     page_size: int
     """Tokens of a page."""
     max_batch_rows: int

@@ -25,7 +25,8 @@ class Footprint:
     step_bytes: int
     """Temporary bytes of a step of `max_batch_rows`, beside weights and KV."""
     kv_bytes_per_token: int
-    """Bytes of keys and values of one position over all layers, as the pool stores them."""
+    """Bytes of keys and values of one position over all layers, as the pool stores them, and of what the position
+    carries beside its token."""
     kv_tokens: int
     """Positions whose keys and values fit beside weights and step, in whole pages; 0 if these alone do not fit."""
     canvases: int

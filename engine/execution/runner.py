@@ -142,6 +142,12 @@ class Runner:
         self.pool.clear(to_device(slots, self.device))
 
     @property
+    def kv_bytes(self) -> int:
+        """Of all slots but the dump: keys and values, and what positions carry beside their tokens."""
+        vectors = self.pool.dump * self.model.config.vector_numbers * self.model.embed.element_size()
+        return self.pool.num_bytes + vectors
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.model.parameters())
 

@@ -146,6 +146,19 @@ def test_it_is_the_arithmetic_of_loading(dream_tiny, kv_dtype):
     assert plan.memory_bytes == memory // 2
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_what_positions_carry_beside_their_tokens_is_planned_and_reported(diffusion_gemma_tiny, kv_dtype):
+    config = EngineConfig(
+        model=str(diffusion_gemma_tiny), device="cpu", max_model_len=64, kv_cache_tokens=128, kv_dtype=kv_dtype
+    )
+    planned = plan_memory(config, GIB).footprints["float32"]
+    engine = load(config)
+    assert engine.info.kv_bytes == 128 * planned.kv_bytes_per_token
+    vectors = engine.runner._vectors
+    assert engine.info.kv_bytes == engine.runner.pool.num_bytes + vectors[: 2 * 128].nbytes
+    assert len(vectors) == 2 * (128 + 1)
+
+
 def test_the_hub_is_asked_for_no_weights(monkeypatch, dream_tiny):
     asked = []
 
