@@ -15,6 +15,7 @@ import torch
 from engine.bench.hardware import Hardware
 from engine.bench.method import Method
 from engine.bench.timed_run import Workload
+from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams
 from engine.kernels.kv.formats import is_quantised, row_bytes, stored_dtype
 from engine.models import find
@@ -105,10 +106,19 @@ class Prediction:
 
 
 def geometry_of(model: str) -> TransformerConfig:
-    """The geometry of a name in `GEOMETRIES`, or by the `config.json` of a folder or hub id. Raises LoadError."""
+    """The geometry of a name in `GEOMETRIES`, or by the `config.json` of a folder or hub id.
+
+    Raises LoadError if that cannot be served, ConfigError if its layers are not those that are counted here.
+    """
     if model in GEOMETRIES:
         return geometry_named(model, max_model_len=1)
-    return find(model).geometry
+    geometry = find(model).geometry
+    if geometry.sandwich:
+        raise ConfigError(
+            f"the roofline counts layers that are all alike: {model} has layers of other heads and windows, and each "
+            "has an MLP beside its experts"
+        )
+    return geometry
 
 
 def launches(geometry: TransformerConfig) -> int:

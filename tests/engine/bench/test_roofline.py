@@ -226,6 +226,12 @@ def test_named_geometries(published, llada_tiny):
         geometry_of("/nowhere")
 
 
+def test_a_model_of_unlike_layers_is_refused_by_the_reason(diffusion_gemma_tiny):
+    """Its formulas would count the heads of one kind of layer in all of them."""
+    with pytest.raises(ConfigError, match=r"diffusion-gemma-tiny.*layers of other heads and windows"):
+        geometry_of(str(diffusion_gemma_tiny))
+
+
 def test_no_such_method():
     with pytest.raises(ConfigError, match="engine/lru"):
         list(steps("engine/lru", Workload()))
