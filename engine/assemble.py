@@ -19,6 +19,7 @@ from engine.execution.graphs import shapes_of
 from engine.execution.isolate import is_memory_short
 from engine.execution.runner import (
     Runner,
+    check_attention,
     choose_device,
     choose_dtype,
     choose_kernel,
@@ -56,6 +57,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     enter_device(device)
     description = find(config.model, config.revision)
     choose_max_batch_rows(config, description.spec)  # before the weights are loaded, which takes minutes
+    check_attention(config, description.geometry)
     if config.compile:
         check_compiler(device)
     folder = locate(config.model, config.revision)
@@ -75,8 +77,9 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams) -> ModelSpe
     Raises LoadError if it cannot be served, ConfigError on settings that contradict each other, and on parameters with
     which every request would be refused.
     """
-    spec = find(config.model, config.revision).spec
-    spec = replace(spec, max_model_len=choose_max_model_len(config, spec))
+    description = find(config.model, config.revision)
+    check_attention(config, description.geometry)
+    spec = replace(description.spec, max_model_len=choose_max_model_len(config, description.spec))
     sampling = SamplingParams(max_tokens=1)
     shortest = Submission(request_id="", prompt_ids=[0], sampling=sampling, diffusion=diffusion)
     try:

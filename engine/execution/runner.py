@@ -198,14 +198,22 @@ def choose_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     return DTYPES[config.dtype]
 
 
+def check_attention(config: EngineConfig, geometry: TransformerConfig) -> None:
+    """Raises ConfigError if a kernel was asked for that no device has for this geometry."""
+    if config.attention == "triton" and _is_windowed(geometry):
+        raise ConfigError("attention is 'triton', which has no windows, and the model's layers have; leave it out")
+
+
+def _is_windowed(geometry: TransformerConfig) -> bool:
+    return any(geometry.window_of(layer) for layer in range(geometry.num_layers))
+
+
 def choose_kernel(
     config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device
 ) -> Kernel:
     """The attention kernel. Raises ConfigError if Triton was asked for and does not work for this geometry."""
-    windowed = any(geometry.window_of(layer) for layer in range(geometry.num_layers))
-    if config.attention == "triton" and windowed:
-        raise ConfigError("attention is 'triton', which has no windows, and the model's layers have; leave it out")
-    if windowed or config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
+    check_attention(config, geometry)
+    if _is_windowed(geometry) or config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
         return attend_spans
     if device.type != "cuda":
         raise ConfigError(f"attention is 'triton', which needs a CUDA device; this is {device}")

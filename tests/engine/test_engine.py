@@ -14,6 +14,7 @@ from engine import (
     InvalidRequest,
     SamplingParams,
     Submission,
+    check_settings,
     load,
 )
 from engine.bench.reference import decode, factor, fixed, threshold
@@ -251,6 +252,15 @@ def test_the_context_holds_prompt_and_canvas(engine, submission, prompt_len, max
 def test_settings_that_cannot_work(llada_tiny, settings, error, message):
     with pytest.raises(error, match=message):
         load(EngineConfig(model=str(llada_tiny), **settings))
+
+
+def test_a_kernel_without_windows_is_refused_before_weights_are_loaded(diffusion_gemma_tiny, monkeypatch):
+    monkeypatch.setattr("engine.assemble.load_model", None)
+    config = EngineConfig(model=str(diffusion_gemma_tiny), device="cpu", attention="triton")
+    with pytest.raises(ConfigError, match="attention is 'triton', which has no windows"):
+        load(config)
+    with pytest.raises(ConfigError, match="attention is 'triton', which has no windows"):
+        check_settings(config, DiffusionParams(unmask="renoise"))
 
 
 @pytest.mark.parametrize(
