@@ -53,8 +53,8 @@ def warm_up(
     """Runs the first steps of an engine. If it is compiled and there is no `progress` to call, it writes to the log.
 
     Dense parts are compiled for any number of rows, and for a single one; where drafts go through an adapter, with it,
-    too. Then a CUDA graph is captured for each of the
-    `shapes`. On CUDA the last three steps are the largest possible: one with every option that takes memory, one with a
+    too. Then a CUDA graph is captured for each of the `shapes`. On CUDA one step is of several requests, whose slots
+    are no slice, and the last three are the largest possible: one with every option that takes memory, one with a
     constraint beside, and one with none, whose targets are scored apart; of a model without a mask there is one kind.
     What does not fit beside the graphs fails now, libraries allocate their workspaces, and every kernel is compiled.
     Raises LoadError if a step cannot be computed, CapacityError if memory runs out; without its graphs an engine is
@@ -67,6 +67,8 @@ def warm_up(
     room, rows = min(max_batch_rows, pages * page_size), min(ROWS, spec.max_model_len)
     costly = _costly if spec.mask_id is not None else _renewed
     typical = [[costly(min(rows, room))]]
+    if runner.device.type == "cuda" and min(room, pages) > 1:
+        typical.append([costly(min(rows, room // 2))] * 2)  # slots of one request are neighbours: kernels take a slice
     if is_compiled:
         typical = [[costly(min(rows, room // many))] * many for many in COMPILED_FOR if many <= min(room, pages)]
         typical.append([costly(1)])

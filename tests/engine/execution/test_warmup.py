@@ -121,7 +121,17 @@ def test_graphs_are_captured_once_kernels_are_compiled_and_before_the_largest_st
     """Which so is tried with the memory that they leave."""
     monkeypatch.setattr(Runner, "capture", lambda _, shapes: forwards.append(shapes))
     on_cuda(max_batch_rows=700, max_model_len=300, shapes=("some", "shapes"))
-    assert forwards[-5:] == [[32], ("some", "shapes"), *[[300, 300, 60]] * 3]
+    assert forwards[-6:] == [[32], [32, 32], ("some", "shapes"), *[[300, 300, 60]] * 3]
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_model_len": 1000, "kv_cache_tokens": 1024}])
+def test_on_cuda_rows_are_written_to_neighbouring_slots_and_to_others(on_cuda, monkeypatch, limits):
+    """Kernels that take a slice of the pool or a list of slots are compiled for both."""
+    slots = set()
+    hidden = Runner.hidden
+    monkeypatch.setattr(Runner, "hidden", lambda runner, batch: slots.add(type(batch.slots)) or hidden(runner, batch))
+    on_cuda(**{"max_batch_rows": 100, "max_model_len": 100, **limits})
+    assert slots == {slice, torch.Tensor}
 
 
 def test_a_start_without_graphs_that_work_is_a_start(on_cuda, monkeypatch, caplog):
