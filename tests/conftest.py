@@ -51,8 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of real servers come first, so that one worker of pytest-xdist gets them and starts shared servers once."""
-    items.sort(key=lambda item: "serve" not in item.fixturenames)
+    """Tests of real servers come first, so that one worker of pytest-xdist gets them and starts shared servers once.
+
+    Then slow ones, so that the last to end is a short one.
+    """
+    items.sort(key=lambda item: ("serve" not in item.fixturenames, item.get_closest_marker("slow") is None))
 
 
 def pytest_collection_finish():

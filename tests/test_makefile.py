@@ -1,6 +1,7 @@
 """`make` as a newcomer uses it, with a Python that writes down what it is asked in place of installing anything."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -71,6 +72,14 @@ def test_that_way_leads_there_and_is_not_told_again(make):
 
 def test_with_a_gpu_nothing_is_told(make):
     assert "TORCH_INDEX" not in make("serve", "GPU=/usr/bin/nvidia-smi")[0].replace("--extra-index-url", "")
+
+
+def test_ci_runs_what_a_developer_checks():
+    """In another order, and the images apart."""
+    [checked] = re.findall(r"^check: (.+?) +##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    run = (ROOT / ".ci" / "run").read_text()
+    asked = re.findall(r"^(?:make|\"\$\{beside\[@\]\}\") (.+)$", run, re.MULTILINE)
+    assert sorted(" ".join(asked).split()) == sorted([*checked.split(), "images"])
 
 
 def test_what_a_gpu_is_asked_installs_nothing(make):
