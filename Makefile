@@ -12,7 +12,7 @@ GPU ?= $(shell command -v nvidia-smi)
 PIP_INSTALL = install --no-compile --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
-.PHONY: help setup serve test test-slow test-all test-browser images test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-browser images test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,18 +43,18 @@ FILE ?=
 # A process for each core, if it is more than a file.
 SPREAD := $(if $(FILE),,--numprocesses auto --maxprocesses 4 --dist worksteal)
 
-test: setup  ## the tests, about seven minutes on two cores; FILE="tests/test_tiny.py" runs these alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SPREAD) $(FILE)
+SLOW ?=
+# At one go: collecting the tests takes half a minute, and towards the end a core waits for the other.
+MARKED = $(if $(SLOW),-m 'not containers and not browser and not gpu')
+
+test: setup $(if $(SLOW),tools)  ## the tests, about seven minutes on two cores; FILE="tests/test_tiny.py" runs these alone, SLOW=yes also those of test-slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(MARKED) $(SPREAD) $(FILE)
 
 tools:  ## Prometheus, nginx, clients in JavaScript and a linter for compose files in .tools, for what follows
 	PYTHON=$(PYTHON) .ci/tools
 
-test-slow: setup tools  ## the tests that take minutes, with real Prometheus, nginx and Node.js
+test-slow: setup tools  ## the tests that take minutes alone, with real Prometheus, nginx and Node.js
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
-
-# At one go: collecting them takes half a minute, and towards the end of each a core waits for the other.
-test-all: setup tools  ## those of `test` and of `test-slow`
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not containers and not browser and not gpu' $(SPREAD) $(FILE)
 
 test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .tools/page
 	.ci/browser
@@ -102,7 +102,8 @@ lint-deploy: setup tools  ## Dockerfile, compose files, Prometheus rules and Kub
 	.tools/bin/promtool test rules docker/prometheus/tests/*.test.yml
 	$(BIN)/kubernetes-validate --strict $(MANIFESTS)
 
-check: lint lint-deploy test-wheel test-all test-newest test-browser test-containers  ## what CI runs
+check: SLOW = yes
+check: lint lint-deploy test-wheel test test-newest test-browser test-containers  ## what CI runs
 
 clean:  ## remove what set-up and tests made
 	-@umount --recursive .tools/containers/storage/overlay 2>/dev/null

@@ -79,7 +79,14 @@ def test_ci_runs_what_a_developer_checks():
     [checked] = re.findall(r"^check: (.+?) +##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     run = (ROOT / ".ci" / "run").read_text()
     asked = re.findall(r"^(?:make|\"\$\{beside\[@\]\}\") (.+)$", run, re.MULTILINE)
-    assert sorted(" ".join(asked).split()) == sorted([*checked.split(), "images"])
+    assert sorted(" ".join(asked).split()) == sorted([*checked.split(), "SLOW=yes", "images"])
+
+
+def test_slow_tests_are_for_who_asks(make):
+    slow = "-m not containers and not browser and not gpu"
+    assert slow not in make("test", "GPU=yes")[1][-1]
+    assert slow in make("test", "SLOW=yes", "GPU=yes", "--assume-old=tools")[1][-1]
+    assert slow in make("check", "GPU=yes", "--dry-run")[0].replace("'", "")
 
 
 def test_what_a_gpu_is_asked_installs_nothing(make):
