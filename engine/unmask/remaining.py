@@ -1,7 +1,7 @@
 """Policies whose schedule is of what remains: the masks of the open block, over the steps that it has left.
 
 vLLM's sampler for Nemotron-Labs-Diffusion (`nemotron_dllm`), under the names they have there. A block has
-`denoising_steps`, however many masks it opens with, and as many as it is long by default.
+`denoising_steps`, however many masks it opens with, and as many as it is long by default. Its sub-blocks share them.
 """
 
 import numpy as np
@@ -18,15 +18,19 @@ def steps_left(request: Request) -> int:
 
 
 def due(request: Request, scores: Scores) -> int:
-    """Tokens of this step if all that are left have as many, rounded up."""
-    return -(-len(scores.positions) // steps_left(request))
+    """Tokens of this step if all that are left have as many, rounded up; at most its targets."""
+    num_masked = int(request.masked[request.block.start : request.block.rows_end].sum())
+    return min(-(-num_masked // steps_left(request)), len(scores.positions))
 
 
 class ConfidenceThreshold(UnmaskPolicy):
-    """All targets whose confidence reaches the threshold, and always the best; all of them in a block's last step."""
+    """All targets whose confidence reaches the threshold, and always the best.
+
+    All of them where as many are due: in a block's last step, or earlier in a sub-block, so that the others have steps.
+    """
 
     def select(self, request: Request, scores: Scores) -> Mask:
-        if steps_left(request) == 1:
+        if due(request, scores) == len(scores.positions):
             return np.ones(len(scores.positions), np.bool_)
         return top(scores.log_odds, 1) | is_confident(request, scores)
 

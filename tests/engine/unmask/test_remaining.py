@@ -27,6 +27,8 @@ def asked(unmask, step=0, **diffusion):
 def taken(request, left=range(8)):
     """The places that are chosen, of the masks that are left."""
     left, policy = np.array(left), UNMASKS[request.diffusion.unmask]
+    request.masked[8:] = False
+    request.masked[8 + left] = True
     log_odds = np.log(PROBABILITIES / (1 - PROBABILITIES))[left]
     scores = Scores(8 + left, np.zeros(len(left), np.int64), log_odds)
     return left[policy.select(request, scores)].tolist()
@@ -62,3 +64,37 @@ def test_a_token_below_the_threshold_is_forced():
     scores = Scores(np.array([8]), np.zeros(1, np.int64), np.array([0.0]))
     assert policy.is_forced(request, scores)
     assert not policy.is_forced(request, Scores(scores.positions, scores.tokens, np.array([9.0])))
+
+
+@pytest.mark.parametrize(
+    ("unmask", "steps", "counts"),
+    [
+        ("low_confidence", 8, [4] * 8),
+        ("leftmost", 8, [4] * 8),
+        ("leftmost", 5, [7, 1, 8, 8, 8]),
+        ("confidence_threshold", 8, [1, 1, 1, 5, 1, 7, 8, 8]),  # all of a sub-block where as many are due
+        ("confidence_threshold", 32, [1] * 32),
+        ("confidence_threshold", 2, [8] * 4),  # each sub-block takes a step
+    ],
+)
+def test_sub_blocks_share_the_steps_of_their_block(unmask, steps, counts):
+    spec = ModelSpec(
+        family="toy",
+        vocab_size=50,
+        mask_id=49,
+        eos_ids=frozenset(),
+        max_model_len=96,
+        attention="block_causal",
+        block_length=32,
+    )
+    diffusion = DiffusionParams(unmask=unmask, threshold=1.0, sub_block_length=8, denoising_steps=steps)
+    sampling = SamplingParams(max_tokens=32)
+    request = Request.new(Submission(request_id="r", prompt_ids=[1] * 32, sampling=sampling, diffusion=diffusion), spec)
+    found = []
+    while request.masked.any():
+        targets = request.targets
+        chosen = UNMASKS[unmask].select(request, Scores(targets, targets, np.zeros(len(targets))))
+        request.masked[targets[chosen]] = False
+        request.block.step += 1
+        found.append(int(chosen.sum()))
+    assert found == counts
