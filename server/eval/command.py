@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
     if args.decisions and args.plain:
         raise ConfigError("--decisions are asked by the chat template, which --plain leaves out")
     asked = _questions(args)
+    if args.calibration or args.decisions:
+        _check_mask(args, "--calibration" if args.calibration else "--decisions")
     policies = _policies(args)
     references = {} if policies == [PolicyPair()] or args.no_agreement else _references(args, policies)
     draw = show.pyplot() if args.plot else None
@@ -145,11 +147,14 @@ async def _run(
 
 
 def _references(args: argparse.Namespace, policies: Sequence[PolicyPair]) -> dict[PolicyPair, PolicyPair]:
-    """What each policy is compared to: the exact decode, or itself with keys and values as they are computed."""
+    """What each policy is compared to: the exact decode, or itself with keys and values as they are computed.
+
+    A model without a mask has no exact decode, which takes one mask a step: policies for such models have no reference.
+    """
     if args.kv_dtype:
         return {policy: replace(policy, kv_dtype=AS_COMPUTED) for policy in policies}
     reference = exact(policies[0].cache or "", policies[0].block_length)
-    return dict.fromkeys(policies, reference)
+    return {policy: reference for policy in policies if policy.unmask is None or not UNMASKS[policy.unmask].renews}
 
 
 def _questions(args: argparse.Namespace) -> list[questions.Question]:
@@ -192,12 +197,22 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
 
 
 def _resolved(policy: PolicyPair, spec: ModelSpec) -> PolicyPair:
-    """With the model's own cache and block where none were named. Raises ConfigError for a cache that does not fit."""
+    """With the model's own cache and block where none were named. Raises ConfigError for policies that do not fit."""
     params = resolved(DiffusionParams(cache=policy.cache or "auto", block_length=policy.block_length), spec)
     if not CACHES[params.cache].fits(spec):
         fitting = ", ".join(name for name, cache in CACHES.items() if cache.fits(spec))
         raise ConfigError(f"--cache {params.cache} does not fit the model ({spec.family}); these do: {fitting}")
+    unmask = policy.unmask or params.unmask
+    if not UNMASKS[unmask].fits(spec):
+        fitting = ", ".join(name for name, other in UNMASKS.items() if other.fits(spec))
+        raise ConfigError(f"--unmask {unmask} does not fit the model ({spec.family}); these do: {fitting}")
     return replace(policy, cache=params.cache, block_length=params.block_length)
+
+
+def _check_mask(args: argparse.Namespace, flag: str) -> None:
+    """Raises ConfigError if a local model has no mask to read probabilities at."""
+    if not args.base_url and (spec := find_model(_local_model(args)).spec).mask_id is None:
+        raise ConfigError(f"{flag} reads the probabilities at a mask, and the model has none ({spec.family})")
 
 
 def _local_model(args: argparse.Namespace) -> str:

@@ -1,8 +1,14 @@
-"""A model without a mask over HTTP: an answer comes a canvas at a time, and what needs masks is a 400."""
+"""A model without a mask over HTTP: an answer comes a canvas at a time, and what needs masks is a 400.
+
+So do the commands: what needs masks is told before the model is loaded.
+"""
 
 import json
 
 import pytest
+
+from server.cli import main
+from server.eval import local
 
 SETTINGS = ("--max-model-len", "128", "--diffusion.unmask", "renoise", "--diffusion.max_denoising_steps", "4")
 
@@ -63,3 +69,32 @@ def test_decisions_are_refused(ask):
     question = {"type": "predicate", "question": "is it?"}
     answer = ask("/v1/decisions", prompt=None, max_tokens=None, seed=None, input="t5 t6", questions=[question])
     assert answer.status_code == 400, answer.text
+
+
+def test_eval_compares_it_to_nothing(diffusion_gemma_tiny, capsys, tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"prompt": "t5 t6", "answer": "t7"}))
+    asked = ["eval", "--model", str(diffusion_gemma_tiny), "--data", str(path), "--max-tokens", "16", "--json"]
+    assert main([*asked, "--unmask", "renoise"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["cache"], row["unmask"], row["block_length"], row["n"]) == ("block", "renoise", 16, 1)
+    assert row["forwards"] > 0
+    assert row["agreement"] is None
+    assert main([*asked, "--unmask", "renoise", "--kv-dtype", "int8"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["rows"]
+    assert row["agreement"] is not None, "compared to itself with other keys and values"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--unmask threshold does not fit the model (diffusion_gemma); these do: renoise"),
+        (["--unmask", "renoise,edit"], "--unmask edit does not fit the model (diffusion_gemma); these do: renoise"),
+        (["--tasks", "yesno", "--calibration"], "--calibration reads the probabilities at a mask"),
+        (["--tasks", "yesno", "--decisions"], "--decisions reads the probabilities at a mask"),
+    ],
+)
+def test_what_eval_cannot_ask_it_is_told_before_it_is_loaded(diffusion_gemma_tiny, capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(local, "load", lambda _config: pytest.fail("loaded"))
+    assert main(["eval", "--model", str(diffusion_gemma_tiny), *flags]) == 2
+    assert message in capsys.readouterr().err
