@@ -71,16 +71,16 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
         raise
 
 
-def check_settings(config: EngineConfig, diffusion: DiffusionParams) -> ModelSpec:
+def check_settings(config: EngineConfig, diffusion: DiffusionParams, temperature: float = 0.0) -> ModelSpec:
     """The model as an engine of this config would serve it, from its `config.json` alone.
 
-    Raises LoadError if it cannot be served, ConfigError on settings that contradict each other, and on parameters with
-    which every request would be refused.
+    `diffusion`, `temperature`: of requests that name none. Raises LoadError if it cannot be served, ConfigError on
+    settings that contradict each other, and on parameters with which every request would be refused.
     """
     description = find(config.model, config.revision)
     check_attention(config, description.geometry)
     spec = replace(description.spec, max_model_len=choose_max_model_len(config, description.spec))
-    sampling = SamplingParams(max_tokens=1)
+    sampling = SamplingParams(max_tokens=1, temperature=temperature)
     shortest = Submission(request_id="", prompt_ids=[0], sampling=sampling, diffusion=diffusion)
     try:
         check(effective(shortest), spec, choose_max_batch_rows(config, spec))

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     args, rest = _parse(argv)
     settings = load_settings(rest, os.environ)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    check_settings(settings.engine, settings.diffusion)
+    check_settings(settings.engine, settings.diffusion, settings.server.temperature)
     total = _count(args.input)
     if args.output.exists() and args.output.samefile(args.input):
         raise ConfigError(f"{args.output} is the input; give another file for the answers")

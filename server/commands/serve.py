@@ -45,13 +45,13 @@ def main(argv: Sequence[str]) -> int:
     memories, argv = dry_run.take(argv)
     settings = load_settings(argv, os.environ)
     if memories:
-        spec = check_settings(settings.engine, settings.diffusion)
+        spec = check_settings(settings.engine, settings.diffusion, settings.server.temperature)
         dry_run.show(settings.engine, settings.diffusion, spec, memories, output(110))
         return 0
     logs.set_up(settings.server)
     if links := service_links(os.environ):
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
-    check_settings(settings.engine, settings.diffusion)  # weights take minutes to read
+    check_settings(settings.engine, settings.diffusion, settings.server.temperature)  # weights take minutes to read
     settings = replace(settings, server=effective_config(settings.server))
     tracer = tracer_of(settings)
     with ExitStack() as stack:

@@ -8,6 +8,8 @@ import json
 import pytest
 
 from server.cli import main
+from server.commands import run_batch
+from server.commands import serve as serve_command
 from server.eval import local
 
 SETTINGS = ("--max-model-len", "128", "--diffusion.unmask", "renoise", "--diffusion.max_denoising_steps", "4")
@@ -98,3 +100,13 @@ def test_what_eval_cannot_ask_it_is_told_before_it_is_loaded(diffusion_gemma_tin
     monkeypatch.setattr(local, "load", lambda _config: pytest.fail("loaded"))
     assert main(["eval", "--model", str(diffusion_gemma_tiny), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["serve"], ["serve", "--dry-run"], ["run-batch", "in.jsonl", "out.jsonl"]])
+def test_a_temperature_of_all_requests_that_it_cannot_have_ends_the_start(
+    diffusion_gemma_tiny, monkeypatch, capsys, command
+):
+    for module in (serve_command, run_batch):
+        monkeypatch.setattr(module, "load", None)  # no weight is read
+    assert main([*command, str(diffusion_gemma_tiny), "--diffusion.unmask", "renoise", "--temperature", "0.7"]) == 2
+    assert "temperature cannot be combined with diffusion.unmask 'renoise'" in capsys.readouterr().err
