@@ -48,6 +48,7 @@ from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
 from engine.models import find as find_model
+from engine.scheduling.checks import check_constrained
 from engine.scheduling.tally import DecodingStats, Discard, RowKind
 from engine.unmask.policies import UNMASKS
 
@@ -120,6 +121,7 @@ __all__ = [
     "bench_decode",
     "bench_gpu",
     "bench_host",
+    "check_constrained",
     "check_settings",
     "demo_calls",
     "demo_problems",

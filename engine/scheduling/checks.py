@@ -123,16 +123,35 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
     )
 
 
+def check_constrained(unmask: str, param: str) -> None:
+    """Raises InvalidRequest, which names `param`, if no constraint can be combined with the unmask policy.
+
+    For front ends, before they compile what `param` asks for. Unknown policies pass; `check` refuses them.
+    """
+    if unmask in UNMASKS and (named := _replacing(unmask)):
+        raise InvalidRequest(f"{param} cannot be combined with {named}.", param)
+
+
+def _replacing(unmask: str) -> str | None:
+    """The policy in words if it replaces tokens, drafts them, or draws a block anew in each step."""
+    policy = UNMASKS[unmask]
+    if policy.renews:
+        does = "draws the whole block anew in each step"
+    elif policy.replaces_tokens:
+        does = "replaces decoded tokens"
+    elif policy.drafts:
+        does = "verifies its drafts"
+    else:
+        return None
+    return f"diffusion.unmask {unmask!r}, which {does}"
+
+
 def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
     """What a policy that replaces tokens, drafts them, or draws a block anew in each step cannot be combined with."""
     diffusion, sampling = submission.diffusion, submission.sampling
-    policy = UNMASKS[diffusion.unmask]
-    if not (policy.replaces_tokens or policy.drafts or policy.renews):
+    policy, named = UNMASKS[diffusion.unmask], _replacing(diffusion.unmask)
+    if not named:
         return
-    does = "replaces decoded tokens" if policy.replaces_tokens else "verifies its drafts"
-    if policy.renews:
-        does = "draws the whole block anew in each step"
-    named = f"diffusion.unmask {diffusion.unmask!r}, which {does}"
     if not CACHES[resolved(diffusion, spec).cache].computes_block:
         fitting = ", ".join(name for name, policy in CACHES.items() if policy.computes_block)
         raise InvalidRequest(

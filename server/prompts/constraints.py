@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from engine import InvalidRequest
+from engine import InvalidRequest, check_constrained
 from server.constraints import Compiled, Constraints
 from server.schemas import ChatRequest, ConstrainedRequest, NamedTool, Tool
 from server.structured import spec
@@ -28,22 +28,30 @@ def is_constrained(body: ConstrainedRequest) -> bool:
 
 
 async def compiled(
-    body: ConstrainedRequest, constraints: Constraints, whitespace: Whitespace, tenant: str
+    body: ConstrainedRequest, constraints: Constraints, whitespace: Whitespace, tenant: str, unmask: str
 ) -> Compiled | None:
     """The constraint of the body's answer; None if it has none. `whitespace`: the server's default.
 
-    Raises InvalidRequest, which names the field, or what `Constraints.compiled` raises besides refusals.
+    Raises InvalidRequest, which names the field, or what `Constraints.compiled` raises besides refusals. Nothing is
+    compiled that the policy `unmask` cannot be held to.
     """
     said = _one_of(_said(body, whitespace))
     if said is None:
         return None
     param, make = said
+    check_constrained(unmask, param)
     with _naming(param):
         return await constraints.compiled(make(), tenant)
 
 
 async def compiled_chat(
-    body: ChatRequest, constraints: Constraints, whitespace: Whitespace, tenant: str, *, is_strict: bool = True
+    body: ChatRequest,
+    constraints: Constraints,
+    whitespace: Whitespace,
+    tenant: str,
+    unmask: str,
+    *,
+    is_strict: bool = True,
 ) -> Compiled | None:
     """The same of a chat, whose answer may call tools. `is_strict`: all tools are, whatever they say of themselves.
 
@@ -52,7 +60,8 @@ async def compiled_chat(
     refused for what it asks.
     """
     if not body.shown_tools:
-        return await compiled(body, constraints, whitespace, tenant)
+        return await compiled(body, constraints, whitespace, tenant, unmask)
+    check_constrained(unmask, "tools")
     said = _one_of(_said(body, whitespace))
     content_param, content = None, None
     if said:

@@ -46,7 +46,7 @@ async def from_completion(
     default = service.default_max_tokens if body.max_tokens == NO_LIMIT else DEFAULT_MAX_TOKENS
     if is_constrained(body):
         _check_constrained(body, is_infill=is_infill)
-    constraint = await compiled(body, service.constraints, service.json_whitespace, tenant)
+    constraint = await compiled(body, service.constraints, service.json_whitespace, tenant, diffusion.unmask)
     sampling = await sampling_params(
         body,
         service.tokenizer,
@@ -172,7 +172,9 @@ async def conversed(
     diffusion = diffusion_params(body.diffusion, service.diffusion, service.engine.info.spec)
     prompt = await conversation(body, service)
     asked = body.max_completion_tokens or body.max_tokens
-    constraint = await compiled_chat(body, service.constraints, service.json_whitespace, tenant, is_strict=is_strict)
+    constraint = await compiled_chat(
+        body, service.constraints, service.json_whitespace, tenant, diffusion.unmask, is_strict=is_strict
+    )
     sampling = await sampling_params(
         body,
         service.tokenizer,

@@ -15,6 +15,11 @@ from server.eval import local
 SETTINGS = ("--max-model-len", "128", "--diffusion.unmask", "renoise", "--diffusion.max_denoising_steps", "4")
 
 
+SCHEMA = {"name": "form", "schema": {"type": "object"}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+TURNS = [{"role": "user", "content": "t5 t6"}]
+
+
 @pytest.fixture(scope="module")
 def server(serve, diffusion_gemma_tiny):
     """The URL of a server of the tiny DiffusionGemma checkpoint."""
@@ -55,7 +60,6 @@ def test_seeds_decide(ask):
         ({"diffusion": {"unmask": "threshold"}}, "diffusion.unmask"),
         ({"diffusion": {"cache": "sub_block"}}, "diffusion.cache"),
         ({"diffusion": {"t_min": 0}}, "diffusion.t_min"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"suffix": "t7"}, "suffix"),
         ({"echo": True, "logprobs": 1, "max_tokens": 0}, None),
     ],
@@ -65,6 +69,45 @@ def test_what_needs_a_mask_is_refused_by_name(ask, body, param):
     assert answer.status_code == 400, answer.text
     if param:
         assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("guided_choice", {"guided_choice": ["t5 t6"]}),  # of words that it has
+        ("guided_choice", {"guided_choice": ["t5 t6"], "diffusion": {"unmask": "renoise"}}),
+        ("response_format.json_schema.schema", {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}),
+        ("structured_outputs.regex", {"structured_outputs": {"regex": "t5+"}}),
+    ],
+)
+def test_what_says_the_answer_is_refused_by_the_policy(ask, param, body):
+    answer = ask(**body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert f"{param} cannot be combined with diffusion.unmask 'renoise'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": TURNS, "tools": [TOOL], "tool_choice": "auto"}),
+        ("/v1/chat/completions", {"messages": TURNS, "tools": [TOOL], "tool_choice": "required"}),
+        ("/v1/responses", {"input": "t5 t6", "tools": [{"type": "function", "name": "add"}]}),
+        ("/v1/messages", {"messages": TURNS, "max_tokens": 8, "tools": [{"name": "add", "input_schema": {}}]}),
+    ],
+)
+def test_tools_are_refused_by_name_before_they_are_compiled(server, path, body):
+    import httpx
+
+    def counted():
+        lines = httpx.get(f"{server}/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("unmask_constraint_")]
+
+    before, answer, after = counted(), httpx.post(server + path, json=body, timeout=60), counted()
+    assert answer.status_code == 400, answer.text
+    assert "tools cannot be combined with diffusion.unmask 'renoise'" in answer.json()["error"]["message"]
+    assert answer.json()["error"].get("param", "tools") == "tools"
+    assert before == after != []
 
 
 def test_decisions_are_refused(ask):
