@@ -166,7 +166,8 @@ class DiffusionParams:
     stability_threshold: Annotated[int, Ge(0), Le(MAX_STEPS)] = 1
     """renoise: a block may end early in a step whose best tokens are those of so many steps before it."""
     confidence_threshold: Annotated[float, Ge(0), Lt(inf)] = 0.005
-    """renoise: it does if the mean entropy of its tokens is below this then, in nats."""
+    """renoise: it does if the mean entropy of its tokens is below this then, in nats. No effect on the policy
+    confidence_threshold, whose number is `threshold`."""
     alg: Literal["entropy", "maskgit_plus", "topk_margin", "origin"] = "entropy"
     """dream: the order of tokens, by entropy, by probability, by the lead over the second best, or by chance."""
     alg_temp: Annotated[float, Ge(0), Lt(inf)] | None = None
