@@ -1,9 +1,9 @@
 """Layers that norm before and after each of their parts, and the vector that a row may carry beside its token.
 
 A layer has an MLP and experts side by side; some layers see all that a row may see, with heads of their own, the others
-a window of it. How wide and which is data (`SandwichConfig`);
-MLPs have the activation of `MoEConfig`. Sources: Gemma 2 (arXiv 2408.00118), norms on both sides,
-windows, capped logits; Gemma 3 (2503.19786); self-conditioning (Analog Bits, 2208.04202).
+a window of it. How wide and which is data (`SandwichConfig`); MLPs have the activation of `MoEConfig`. Sources: Gemma 2
+(arXiv 2408.00118), norms on both sides, windows, capped logits; Gemma 3 (2503.19786); self-conditioning (Analog Bits,
+2208.04202).
 """
 
 from dataclasses import dataclass
