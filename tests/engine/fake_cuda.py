@@ -140,11 +140,15 @@ class FakeCuda:
         spec: ModelSpec,
         *,
         dtype=torch.bfloat16,
+        stored: torch.dtype | None = None,
         requests=64,
         kernel=attend_spans,
         capture: Capture | None = None,
     ) -> Engine:
-        """With a `capture`, small steps go through what it makes of them."""
+        """With a `capture`, small steps go through what it makes of them.
+
+        `stored`: the dtype of keys and values, if it is not `dtype`.
+        """
         with unset_fake_temporarily(), torch.device("meta"):
             model = (NoisedTransformer if geometry.sandwich else Transformer)(geometry)
         for module in model.modules():  # `Module.to` cannot put fakes in the place of parameters
@@ -156,7 +160,7 @@ class FakeCuda:
         for name, table in list(model.named_buffers()):
             setattr(model, name, torch.empty(table.shape, device=CUDA))
         slots = requests * spec.max_model_len
-        pool = make_pool(geometry, slots, dtype, CUDA)
+        pool = make_pool(geometry, slots, stored or dtype, CUDA)
         runner, config = Runner(model, pool, CUDA, kernel), EngineConfig(model="fake", max_running_requests=requests)
         if capture:  # not `record`, which compares numbers
             shapes = shapes_of(config, spec.max_model_len, slots, pool.dump)

@@ -11,6 +11,7 @@ from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.bench.roofline import MOE_LAUNCHES, QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
+from engine.kernels.kv.formats import stored_dtype
 from engine.kernels.transfer import to_device
 from engine.models.adapter import AdapterConfig
 from engine.models.experts import MoEConfig
@@ -103,8 +104,9 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
     assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capability):
+def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capability, kv_dtype):
     """Windows, heads of two sizes, rows that carry vectors, samples, and rows of which each sees something else."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     sandwich = SandwichConfig(
@@ -121,7 +123,7 @@ def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capa
     spec = replace(
         SPEC, mask_id=None, max_model_len=128, attention="block_causal", commit="causal", block_length=16, window=20
     )
-    engine = cuda.engine(geometry, spec, requests=20)
+    engine = cuda.engine(geometry, spec, stored=stored_dtype(kv_dtype, torch.bfloat16), requests=20)
     engine.scheduler.max_batch_rows = 250
     for number in range(12):
         own = SamplingParams(max_tokens=24, seed=number, ignore_eos=True, logprobs=2 if number % 2 else None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.kernels import native
 from engine.kernels.attention import Layout, PagedContext, Span, attend_rows, attend_spans
-from engine.kernels.kv.formats import write
+from engine.kernels.kv.formats import read, write
 from engine.kernels.kv.pool import KVPool, LayeredKVPool
 
 CPU = torch.device("cpu")
@@ -147,8 +147,21 @@ def test_a_pool_of_unlike_layers():
     assert all(each.isnan().all() for each in keys)
 
 
-def test_a_pool_of_unlike_layers_may_store_codes():
-    assert LayeredKVPool([(2, 8), (1, 16)], 4, torch.int8, CPU).num_bytes == 2 * 4 * (2 * (8 + 4) + (16 + 4))
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_pool_of_unlike_layers_may_store_codes(dtype):
+    pool = LayeredKVPool([(2, 8), (1, 16)], 4, dtype, CPU)
+    assert pool.num_bytes == 2 * 4 * (2 * (8 + 4) + (16 + 4))
+    for layer, (heads, head_dim) in enumerate([(2, 8), (1, 16)]):
+        for part in pool.layer(layer):
+            assert (tuple(part.codes.shape), part.codes.dtype) == ((heads, 5, head_dim), dtype)
+            assert (tuple(part.scales.shape), part.scales.dtype) == ((heads, 5), torch.float32)
+            write(part, torch.full((4, heads, head_dim), torch.nan), slice(0, 4))
+    pool.clear(torch.tensor([1, 3]))
+    for layer in (0, 1):
+        keys, values = (read(part, slice(0, 4), torch.float32) for part in pool.layer(layer))
+        assert values[:, [1, 3]].eq(0).all()
+        assert values[:, [0, 2]].isnan().all()
+        assert keys.isnan().all()
 
 
 @torch.inference_mode()
