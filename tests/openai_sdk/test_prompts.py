@@ -91,7 +91,8 @@ async def test_a_scored_prompt(sdk, http, masked_logprobs):
         assert len(said.tokens) == len(ids) + max_tokens
         assert said.token_logprobs[0] is None
         assert said.top_logprobs[0] is None
-        assert said.token_logprobs[1 : len(ids)] == pytest.approx(expected, abs=1e-4)
+        # The model's logits reach 20: in float32 the order of sums alone moves a logarithm by 1e-4 of itself.
+        assert said.token_logprobs[1 : len(ids)] == pytest.approx(expected, abs=1e-4, rel=2e-4)
         assert answer.choices[0].text.startswith(prompt)
         assert answer.usage.completion_tokens == max_tokens
 
