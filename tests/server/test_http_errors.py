@@ -115,7 +115,8 @@ async def test_the_answer_does_not_repeat_a_long_input(api):
         {"model": "x" * 3000},
         {"stop": [["x"] * 500]},
     ):
-        assert len(json.dumps(await api.error(400, **body))) < 800
+        # The list of the fields that there are grows; what was sent does not come back.
+        assert len(json.dumps(await api.error(400, **body))) < 1500
 
 
 async def test_the_prompt_is_required(api):
