@@ -99,8 +99,11 @@ DIFFUSION = {
     "confidence_method": ["softmax", "entropy"],
     "guidance": ["posterior", "model"],
 }
-BLOCK_CAUSAL_ALONE = {"sub_block_length", "editing_threshold", "max_post_steps", "num_to_transfer"}
-"""A model that attends in both directions refuses them, or the policy that they are for."""
+EDITS = {"editing_threshold", "max_post_steps", "num_to_transfer"}
+DRAFTS = {"causal_first", "draft_threshold", "draft_adapter"}
+NOISE = {"max_denoising_steps", "entropy_bound", "t_min", "t_max", "stability_threshold", "confidence_threshold"}
+BLOCK_CAUSAL_ALONE = {"sub_block_length"} | EDITS | DRAFTS | NOISE
+"""A model that attends in both directions refuses them, or the policy that they are for, or does not read them."""
 BESIDE = {
     "steps": {"unmask": "dream"},
     "denoising_steps": {"unmask": "low_confidence_dynamic"},
