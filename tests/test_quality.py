@@ -53,7 +53,7 @@ def test_solved_examples_do_not_confuse(model):
 @pytest.mark.parametrize("model", BUNDLED)
 def test_guided_forms_and_calls_are_no_less_right(model):
     free, posterior = (
-        pooled(answered(model, ["form", "tool"], PolicyPair(guidance=guidance), limit=100))
+        pooled(answered(model, ["form", "tool"], PolicyPair(guidance=guidance), limit=40))
         for guidance in (None, "posterior")
     )
     assert posterior.correct >= free.correct
@@ -80,7 +80,7 @@ def test_the_exact_decode_is_what_it_says():
 def test_an_answer_does_not_depend_on_the_room_that_was_asked_for(model):
     """By the defaults: as right with room for 256 and 512 tokens as with 64, in as few forwards."""
     short, *longer = (
-        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), limit=100, max_tokens=room)) for room in (64, 256, 512)
+        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), limit=40, max_tokens=room)) for room in (64, 256, 512)
     )
     for row in (short, *longer):
         assert row.accuracy > REACHED["basic"]
