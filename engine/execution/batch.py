@@ -173,7 +173,8 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
     furthest = np.maximum.reduceat(horizons, [0, *stops[:-1]])
     # A kernel that walks page tables would read whatever lies behind them.
     assert (furthest <= [len(plan.request.slots) for plan in plans]).all(), "a row that sees positions without a slot"
-    adapted = np.concatenate([plan.adapted for plan in plans])
+    has_adapter = any(plan.request.spec.has_draft_adapter for plan in plans)
+    adapted = np.concatenate([plan.adapted for plan in plans]) if has_adapter else None
     spans: tuple[list[Span], list[Span]] = [], []
     for plan, start, stop in zip(plans, [0, *stops], stops, strict=False):
         spans[plan.rollout].append(Span(start, stop, plan.request.slots))
@@ -186,7 +187,7 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
         spans=tuple(spans[False]),
         watched=tuple(spans[True]),
         page_size=page_size,
-        adapted=adapted if adapted.any() else None,
+        adapted=adapted if adapted is not None and adapted.any() else None,
         firsts=_firsts(plans),
         open_rows=_open_rows(plans, dump),
     )
