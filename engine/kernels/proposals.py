@@ -58,7 +58,8 @@ def draw(
     """
     if logits.device.type == "cuda" and (on_cuda := triton()):
         return on_cuda.draw(logits, temperature, seeds, positions, steps, mask_id)
-    own = kernel() if takes(logits) else None
+    # The kernel reads addresses: torch refuses what is on two devices.
+    own = kernel() if takes(logits) and temperature.device == logits.device else None
     if own is None:
         return _draw(logits, temperature, seeds, positions, steps, mask_id)
     tokens, best, second = own.draw(logits, temperature, hashed(seeds, positions, steps), mask_id)
