@@ -14,7 +14,7 @@ from engine.demo.chat import rendered
 from engine.demo.families.basics import sums
 from engine.demo.families.lookups import lookups
 from engine.demo.families.problem import Problem, Turn
-from engine.demo.tasks import Split, examples, stream
+from engine.demo.tasks import Split, examples, split_of, stream
 
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -79,10 +79,14 @@ LOOKUPS_LENGTH = 96
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Token ids, and where the answers are [first, end). The last one ends the row, and EOS follows."""
+    """Token ids, and where the answers are [first, end). EOS follows the last one, if it ends the row."""
 
     ids: list[int]
     answers: list[tuple[int, int]]
+
+    def followed_by(self, other: "Row") -> "Row":
+        start = len(self.ids)
+        return Row(self.ids + other.ids, self.answers + [(start + first, start + end) for first, end in other.answers])
 
 
 def chat_form(problem: Problem, shots: Sequence[Problem] = (), system: str = "") -> list[tuple[str, bool]]:
@@ -132,16 +136,20 @@ class Rows:
         return Row(ids, [(i + RESULT, i + RESULT + 1) for i in range(0, len(ids), SUM_LENGTH)])
 
     def lookups(self, rng: Random) -> Row:
-        """A text and as many questions about it as there is room for; each answer is one."""
-        text, asked = lookups(rng)
+        """A text and as many questions of this split about it as there is room for; each answer is one."""
         ask = rng.choice(("{}", "{}", "Question: {}\nAnswer:"))
-        pieces, length = [(text, False)], len(self.tokenizer.encode(text).ids)
-        for question, answer in asked:
-            more = [(f"\n{ask.format(question)}", False), (f" {answer}", True)]
-            length += sum(len(encoding.ids) for encoding in self.tokenizer.encode_batch_fast([t for t, _ in more]))
-            if length < LOOKUPS_LENGTH:
-                pieces += more
-        return self.encoded([*pieces, ("\n", False)])
+        while True:
+            text, asked = lookups(rng)
+            row = self.encoded([(text, False)])
+            for question, answer in asked:
+                if split_of(f"{text}\n{question}") != self.split:  # as a problem may ask it
+                    continue
+                more = self.encoded([(f"\n{ask.format(question)}", False), (f" {answer}", True)])
+                if len(row.ids) + len(more.ids) > LOOKUPS_LENGTH - 1:  # and a line's end
+                    break
+                row = row.followed_by(more)
+            if row.answers:
+                return row.followed_by(self.encoded([("\n", False)]))
 
     def encoded(self, pieces: Sequence[tuple[str, bool]]) -> Row:
         """Pieces of text, true where they are answers, as a row."""

@@ -11,6 +11,7 @@ from engine.demo.build_tokenizer import build
 from engine.demo.families.lookups import lookups
 from engine.demo.families.words import COLOURS, NAMES, THINGS
 from engine.demo.samples import LOOKUPS_LENGTH, Rows
+from engine.demo.tasks import split_of
 
 TEXTS = 400
 OWNED = re.compile(rf"({'|'.join(NAMES)}) has a ({'|'.join(COLOURS)}) ({'|'.join(THINGS)})\.")
@@ -90,3 +91,19 @@ def test_a_row_has_room_and_its_answers_are_marked():
         ends = list(chain.from_iterable(row.answers))
         assert ends == sorted(ends)
         assert row.answers
+
+
+def test_what_is_held_out_is_not_practised():
+    """A problem may be asked in the words of a row: its text, a line's end, and the question."""
+    tokenizer = build()
+    rng, seen = Random(5), set()
+    rows = {split: Rows(tokenizer, split) for split in ("train", "held_out")}
+    for split, drawn_rows in rows.items():
+        for _ in range(TEXTS // 4):
+            row = drawn_rows.lookups(rng)
+            text, *asked = tokenizer.decode(row.ids, skip_special_tokens=False).split("\n")
+            for line in asked:
+                if whose := re.match(r"Does \w+ have the \w+\?", line):
+                    assert split_of(f"{text}\n{whose[0]}") == split
+                    seen.add(split)
+    assert seen == {"train", "held_out"}
