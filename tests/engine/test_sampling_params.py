@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -46,14 +46,25 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_request_is_itself_among_others_of_every_policy_temperature_and_edit(engine, stride):
+EACH_POLICY = [
+    (
+        FULL_ATTENTION_CACHES[number % len(FULL_ATTENTION_CACHES)],
+        FULL_ATTENTION_UNMASKS[number % len(FULL_ATTENTION_UNMASKS)],
+    )
+    for number in range(max(len(FULL_ATTENTION_CACHES), len(FULL_ATTENTION_UNMASKS)))
+]
+EVERY_PAIR = [*product(FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS)]
+
+
+@pytest.mark.parametrize(
+    "pairs", [EACH_POLICY, pytest.param(EVERY_PAIR, marks=pytest.mark.slow)], ids=["each", "every"]
+)
+def test_a_request_is_itself_among_others_of_every_policy_temperature_and_edit(engine, pairs):
     """In slow tests every pair of policies, else each policy; nine requests at a time, in random order.
 
     With and without log-probabilities.
     """
     rng = random.Random(4)
-    pairs = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS][::stride]
     assert {cache for cache, _ in pairs} == {*FULL_ATTENTION_CACHES}
     assert {unmask for _, unmask in pairs} == {*FULL_ATTENTION_UNMASKS}
     asked = []
