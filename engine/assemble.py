@@ -111,7 +111,7 @@ def assemble(
     else:
         model.pack()
     pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
-    pool = make_pool(geometry, pages * config.page_size, stored, device)
+    pool = make_pool(geometry, pages * config.page_size, stored, device, config.kv_prune)
     kernel = choose_kernel(config, geometry, dtype, device)
     warn_of_slow_experts(geometry, dtype, device)
     runner = Runner(model, pool, device, kernel)
@@ -135,6 +135,7 @@ def assemble(
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             kv_dtype=str(dtype).removeprefix("torch.") if config.kv_dtype == "auto" else config.kv_dtype,
+            kv_prune=config.kv_prune,
             num_parameters=runner.num_parameters,
             weight_bytes=runner.weight_bytes,
             kv_tokens=pages * config.page_size,

@@ -41,6 +41,8 @@ class EngineInfo:
     """Of the weights, as torch spells it: `float32`."""
     kv_dtype: str
     """What the KV pool stores: `int8`, `fp8`, or the weights' dtype."""
+    kv_prune: float
+    """As in `EngineConfig`."""
     num_parameters: int
     weight_bytes: int
     kv_tokens: int

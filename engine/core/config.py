@@ -29,6 +29,9 @@ class EngineConfig:
     kv_dtype: KVDtype = "auto"
     """How the pool stores keys and values: `auto` in the weights' dtype; `int8` or `fp8` (e4m3) as codes of one byte
     with a scale for each head of a token, which takes about half of what bfloat16 does."""
+    kv_prune: float = 0.0
+    """Numbers of a key or a value below this share of its largest magnitude are stored as 0; needs `kv_dtype` int8 or
+    fp8. Takes no less memory: zeros are stored as other codes are."""
     attention: Attention = "auto"
     """`triton` attends to all requests in one call over their page tables, on CUDA; `sdpa` request by request, and on a
     float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
@@ -65,6 +68,10 @@ class EngineConfig:
         for name, choices in literals.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if not 0.0 <= self.kv_prune < 1.0:
+            raise ConfigError(f"kv_prune is {self.kv_prune}; it must lie in [0, 1)")
+        if self.kv_prune and self.kv_dtype == "auto":
+            raise ConfigError(f"kv_prune is {self.kv_prune}, which needs kv_dtype int8 or fp8; it is 'auto'")
         for name in ("max_running_requests", "max_queued_requests", "page_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -283,13 +283,13 @@ def choose_max_batch_rows(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def make_pool(
-    geometry: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device
+    geometry: TransformerConfig, slots: int, dtype: torch.dtype, device: torch.device, prune: float = 0.0
 ) -> KVPool | LayeredKVPool:
-    """An empty pool of so many slots, for the heads of the model's layers."""
+    """An empty pool of so many slots, for the heads of the model's layers. `prune`: see `EngineConfig.kv_prune`."""
     heads = [geometry.heads_of(layer)[:2] for layer in range(geometry.num_layers)]
     if len(set(heads)) == 1:
-        return KVPool(geometry.num_layers, slots, *heads[0], dtype, device)
-    return LayeredKVPool(heads, slots, dtype, device)
+        return KVPool(geometry.num_layers, slots, *heads[0], dtype, device, prune)
+    return LayeredKVPool(heads, slots, dtype, device, prune)
 
 
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:

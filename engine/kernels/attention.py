@@ -191,8 +191,8 @@ class PagedContext:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.layer(layer)
-        write(keys, k, self.slots)
-        write(values, v, self.slots)
+        write(keys, k, self.slots, self.pool.prune)
+        write(values, v, self.slots, self.pool.prune)
         layout = self.windowed if self.windowed and layer in self.windowed_layers else self.layout
         out = self.kernel(q, keys, values, layout)
         for segment, layers in self.watched:

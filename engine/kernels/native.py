@@ -6,6 +6,7 @@ or compiles them. docs/adr/012 gives their reasons. Without them only speed is l
 
 import ctypes
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Kernel:
         self._rotated.argtypes = (_Pointer, *rows, _Pointer, _Pointer, *(_Integer,) * 4, ctypes.c_int)
         self._written.argtypes = (*rows, *rows, _Pointer, *(_Integer,) * 4, ctypes.c_int)
         self._written_as_codes = functions.written_as_codes
-        self._written_as_codes.argtypes = (*rows, *self._written.argtypes, ctypes.c_int)
+        self._written_as_codes.argtypes = (*rows, *self._written.argtypes, ctypes.c_int, ctypes.c_float)
         attentions = self._attention, self._coded_attention, self._watched_attention
         for function in (*attentions, self._gated, self._rotated, self._written, self._written_as_codes):
             function.restype = None
@@ -111,11 +112,11 @@ class Kernel:
         self._rotated(out.data_ptr(), *_rows(x), *tables, rows, heads, head_dim, cos.shape[-1], torch.get_num_threads())
         return out
 
-    def write(self, kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
+    def write(self, kept: Stored, new: Tensor, slots: slice | Tensor, prune: float = 0.0) -> None:
         """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim], in its format.
 
         `slots` are contiguous int64 [rows], or a slice without a step; all of them are slots of `kept`, which the
-        kernel does not check.
+        kernel does not check. `prune` is for codes (`formats.quantised`).
         """
         assert isinstance(slots, slice) or (slots.is_contiguous() and slots.dtype == torch.int64)
         where = (None, slots.start) if isinstance(slots, slice) else (slots.data_ptr(), 0)
@@ -123,7 +124,8 @@ class Kernel:
         if isinstance(kept, Tensor):
             self._written(*_rows(kept), *arguments)
         else:
-            self._written_as_codes(*_rows(kept.codes), *_rows(kept.scales), *arguments, kept.codes.dtype == torch.int8)
+            kept_rows, is_int8 = (*_rows(kept.codes), *_rows(kept.scales)), kept.codes.dtype == torch.int8
+            self._written_as_codes(*kept_rows, *arguments, is_int8, prune)
 
 
 def _tensors(out: Tensor, q: Tensor, keys: Tensor, values: Tensor) -> tuple[int, ...]:
@@ -235,13 +237,13 @@ def _works_row_by_row(own: Kernel) -> bool:
 def _writes_codes(own: Kernel, x: Tensor) -> bool:
     """Whether codes of x [rows, at least 48] and their scales are those of the definition, bit by bit."""
     new, slots = x[:, :48].view(len(x), 2, 24), torch.arange(len(x)).flip(0)
-    for dtype in LARGEST:
+    for dtype, prune in product(LARGEST, (0.0, 0.3)):
         ours, theirs = (
             Quantised(torch.zeros(2, len(x), 24, dtype=torch.int8).view(dtype), torch.zeros(2, len(x)))
             for _ in range(2)
         )
-        own.write(ours, new, slots)
-        write(theirs, new, slots)
+        own.write(ours, new, slots, prune)
+        write(theirs, new, slots, prune)
         if not (torch.equal(ours.codes.view(torch.int8), theirs.codes.view(torch.int8))):
             return False
         if not torch.equal(ours.scales, theirs.scales):

@@ -89,17 +89,17 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1).to(x.dtype)
 
 
-def write(kept: Stored, new: Tensor, slots: slice | Tensor) -> None:
+def write(kept: Stored, new: Tensor, slots: slice | Tensor, prune: float = 0.0) -> None:
     """Rows of new [rows, heads, head_dim] become those slots of kept [heads, slots, head_dim], in its format.
 
-    `slots` are int64 [rows], or a slice where they are neighbours.
+    `slots` are int64 [rows], or a slice where they are neighbours. `prune` is for codes (`formats.quantised`).
     """
     if native.writes(kept, new) and (own := native.kernel()):
-        own.write(kept, new, slots)
+        own.write(kept, new, slots, prune)
     elif isinstance(kept, Quantised) and new.device.type == "cuda" and (by_triton := cuda.triton()):
-        by_triton(kept, new, slots)
+        by_triton(kept, new, slots, prune)
     else:
-        formats.write(kept, new, slots)
+        formats.write(kept, new, slots, prune)
 
 
 def attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> Tensor:

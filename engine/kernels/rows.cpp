@@ -36,7 +36,7 @@ inline Vector silu(const Vector x) {
 }
 
 // x [dim] as codes -> their scale, as `engine.kernels.kv.formats.quantised` has both.
-template <typename Number> float code(Number *codes, const float *x, int64_t dim) {
+template <typename Number> float code(Number *codes, const float *x, int64_t dim, float prune) {
     Floats8 peaks = {}, others = {};
     for (int64_t d = 0; d < dim; d += AT_ONCE) {
         Floats8 some;
@@ -53,9 +53,12 @@ template <typename Number> float code(Number *codes, const float *x, int64_t dim
         std::memset(codes, 0, dim);
         return scale;
     }
+    const float least = peak * prune;
     for (int64_t d = 0; d < dim; d += AT_ONCE) {
         Floats8 some;
         std::memcpy(&some, x + d, sizeof some);
+        const Floats8 magnitude = (Floats8)((Ints8)some & 0x7FFFFFFF);
+        some = magnitude < least ? Floats8{} : some;
         some /= scale;
         some = some > Number::LARGEST ? Floats8{} + Number::LARGEST : some;
         some = some < -Number::LARGEST ? Floats8{} - Number::LARGEST : some;
@@ -66,12 +69,13 @@ template <typename Number> float code(Number *codes, const float *x, int64_t dim
 
 template <typename Number>
 void code_rows(Number *kept, int64_t head, float *scales, int64_t scale_head, const float *new_ones, int64_t row,
-               const int64_t *slots, int64_t first, int64_t rows, int64_t heads, int64_t dim, int threads) {
+               const int64_t *slots, int64_t first, int64_t rows, int64_t heads, int64_t dim, int threads,
+               float prune) {
 #pragma omp parallel for num_threads(threads) if (rows * heads * dim > WORTH_A_THREAD)
     for (int64_t r = 0; r < rows; r++) {
         const int64_t slot = slots ? slots[r] : first + r;
         for (int64_t h = 0; h < heads; h++)
-            scales[h * scale_head + slot] = code(kept + h * head + slot * dim, new_ones + r * row + h * dim, dim);
+            scales[h * scale_head + slot] = code(kept + h * head + slot * dim, new_ones + r * row + h * dim, dim, prune);
     }
 }
 
@@ -129,12 +133,12 @@ extern "C" void written(float *kept, int64_t head, const float *new_ones, int64_
 }
 
 // As `written`, to codes of int8 or of e4m3, and their scales [heads, slots], heads `scale_head` apart. dim is a multiple
-// of 8.
+// of 8. Numbers below `prune` times their row's largest magnitude become 0.
 extern "C" void written_as_codes(void *kept, int64_t head, float *scales, int64_t scale_head, const float *new_ones,
                                  int64_t row, const int64_t *slots, int64_t first, int64_t rows, int64_t heads,
-                                 int64_t dim, int threads, int is_int8) {
+                                 int64_t dim, int threads, int is_int8, float prune) {
     if (is_int8)
-        code_rows((Int8 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads);
+        code_rows((Int8 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads, prune);
     else
-        code_rows((E4m3 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads);
+        code_rows((E4m3 *)kept, head, scales, scale_head, new_ones, row, slots, first, rows, heads, dim, threads, prune);
 }

@@ -172,6 +172,7 @@ class FakeCuda:
             device=str(CUDA),
             dtype=str(dtype),
             kv_dtype=str(dtype),
+            kv_prune=0.0,
             num_parameters=geometry.num_parameters,
             weight_bytes=0,
             kv_tokens=slots,

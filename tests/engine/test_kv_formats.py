@@ -6,7 +6,7 @@ import torch
 from engine import ConfigError, EngineConfig, load
 from engine.kernels import native
 from engine.kernels.attention import attend_rows
-from engine.kernels.kv.formats import write
+from engine.kernels.kv.formats import read, write
 
 from .faulty import FaultyRunner, find, outputs, rows_of
 
@@ -80,6 +80,35 @@ def test_an_engine_says_what_its_pool_takes(llada_tiny, kv_dtype):
 def test_a_format_that_there_is_not(llada_tiny):
     with pytest.raises(ConfigError, match="kv_dtype is 'int4'; it must be one of auto, int8, fp8"):
         engine_of(llada_tiny, "int4")
+
+
+def test_only_codes_are_pruned(llada_tiny):
+    with pytest.raises(ConfigError, match=r"kv_prune is 0\.1, which needs kv_dtype int8 or fp8; it is 'auto'"):
+        engine_of(llada_tiny, "auto", kv_prune=0.1)
+    for wrong in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"kv_prune is .*; it must lie in \[0, 1\)"):
+            engine_of(llada_tiny, "int8", kv_prune=wrong)
+
+
+@FORMATS
+@pytest.mark.parametrize("family", ["llada_tiny", "diffusion_gemma_tiny"])
+def test_all_that_an_engine_writes_is_pruned(request, submission, family, kv_dtype):
+    """Keys and values of every layer, also where heads are not alike."""
+    engine = engine_of(request.getfixturevalue(family), kv_dtype, kv_prune=0.5, kv_cache_tokens=256, max_model_len=128)
+    pool = engine.runner.pool
+    engine.submit(
+        engine.new_request(submission("one", prompt=list(range(5, 30)), gen_length=32, **OWN.get(family, {})))
+    )
+    engine.step()
+    slots = torch.from_numpy(find(engine, "one").slots[:25])
+    for layer in range(engine.runner.model.config.num_layers):
+        for part in pool.layer(layer):
+            sizes = read(part, slots, torch.float32).abs()
+            least = sizes.amax(dim=-1, keepdim=True) / 2
+            is_zero = sizes == 0
+            assert 0.2 < is_zero.float().mean() < 0.95
+            assert (is_zero | (sizes > 0.95 * least)).all(), "but for rounding"
+    assert engine.info.kv_prune == 0.5
 
 
 @FORMATS

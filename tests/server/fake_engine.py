@@ -106,6 +106,7 @@ class FakeEngine:
             device="cpu",
             dtype="float32",
             kv_dtype="float32",
+            kv_prune=0.0,
             num_parameters=1_000_000,
             weight_bytes=4_000_000,
             kv_tokens=4096,

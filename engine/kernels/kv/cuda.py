@@ -13,7 +13,7 @@ from engine.kernels.triton_available import has_triton
 
 logger = logging.getLogger(__name__)
 
-Write = Callable[[Quantised, Tensor, slice | Tensor], None]
+Write = Callable[[Quantised, Tensor, slice | Tensor, float], None]
 """As `formats.write` into codes."""
 
 
@@ -43,18 +43,18 @@ def agrees(write: Write, device: torch.device) -> bool:
     waves[3], waves[5, 1, 7] = 0.0, torch.inf
     slots = torch.arange(count, device=device).flip(0)
     return all(
-        _same(write, waves.to(dtype), stored, where)
+        _same(write, waves.to(dtype), stored, where, prune)
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
         for stored in LARGEST
-        for where in (slots, slice(0, count))
+        for where, prune in ((slots, 0.0), (slice(0, count), 0.3))
     )
 
 
-def _same(write: Write, rows: Tensor, stored: torch.dtype, slots: slice | Tensor) -> bool:
+def _same(write: Write, rows: Tensor, stored: torch.dtype, slots: slice | Tensor, prune: float) -> bool:
     results = []
     for function in (write, formats.write):
         codes = torch.zeros(rows.shape[1], len(rows), rows.shape[2], dtype=torch.int8, device=rows.device)
         scales = torch.zeros(rows.shape[1], len(rows), device=rows.device)
-        function(Quantised(codes.view(stored), scales), rows, slots)
+        function(Quantised(codes.view(stored), scales), rows, slots, prune)
         results.append((codes, scales.view(torch.int32) & torch.where(scales.isnan(), 0, -1)))
     return all(map(torch.equal, *results))

@@ -45,11 +45,14 @@ def row_bytes(head_dim: int, dtype: torch.dtype) -> int:
     return head_dim * dtype.itemsize + (torch.float32.itemsize if is_quantised(dtype) else 0)
 
 
-def quantised(rows: Tensor, dtype: torch.dtype) -> Quantised:
+def quantised(rows: Tensor, dtype: torch.dtype, prune: float = 0.0) -> Quantised:
     """rows [..., head_dim] as codes of this dtype: the largest magnitude of a row gets the largest code.
 
     Symmetric, rounded to the nearest code, halves to the even one. A row of zeros, or of numbers so small that their
     scale underflows, has the scale 0. A row with a number that is not finite becomes NaN as a whole.
+
+    Numbers below `prune` (0 to 1) times their row's largest magnitude become 0 first. So far in Titanus's order, prune
+    and then quantise; its own thresholds, searched off line for each model, are not public.
     """
     rows, largest = rows.float(), LARGEST[dtype]
     peaks = rows.abs().amax(dim=-1)
@@ -57,7 +60,8 @@ def quantised(rows: Tensor, dtype: torch.dtype) -> Quantised:
     scales = torch.where(is_finite, peaks / largest, torch.nan)
     has_codes = is_finite & (scales > 0)
     divisors = torch.where(has_codes, scales, 1.0).unsqueeze(-1)
-    scaled = torch.where(has_codes.unsqueeze(-1), rows / divisors, 0.0).clamp(-largest, largest)
+    is_coded = has_codes.unsqueeze(-1) & (rows.abs() >= (peaks * prune).unsqueeze(-1))
+    scaled = torch.where(is_coded, rows / divisors, 0.0).clamp(-largest, largest)
     return Quantised((scaled.round() if dtype == torch.int8 else scaled).to(dtype), scales)
 
 
@@ -79,15 +83,15 @@ def read(stored: Stored, slots: slice | Tensor, dtype: torch.dtype) -> Tensor:
     return (codes.float() * stored.scales[:, slots].unsqueeze(-1)).to(dtype)
 
 
-def write(stored: Stored, rows: Tensor, slots: slice | Tensor) -> None:
+def write(stored: Stored, rows: Tensor, slots: slice | Tensor, prune: float = 0.0) -> None:
     """Rows of rows [some, kv_heads, head_dim] become these slots of stored [kv_heads, slots, head_dim].
 
-    Rows have the dtype of numbers that are stored as they are, and any where codes are.
+    Rows have the dtype of numbers that are stored as they are, and any where codes are; `prune` is for codes.
     """
     if isinstance(stored, Tensor):
         _put(stored, rows.transpose(0, 1), slots)
         return
-    codes, scales = quantised(rows, stored.codes.dtype)
+    codes, scales = quantised(rows, stored.codes.dtype, prune)
     _put(stored.codes.view(torch.int8), codes.view(torch.int8).transpose(0, 1), slots)
     _put(stored.scales, scales.T, slots)
 

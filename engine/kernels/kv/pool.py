@@ -20,9 +20,18 @@ class KVPool:
     """
 
     def __init__(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        prune: float = 0.0,
     ) -> None:
         self.dump = slots
+        self.prune = prune
+        """As in `formats.quantised`, of all that is written."""
         # A slot is written before a horizon reaches it.
         self.keys = torch.empty(layers, kv_heads, slots + 1, head_dim, dtype=dtype, device=device)
         self.values = torch.empty_like(self.keys)
@@ -59,9 +68,17 @@ class KVPool:
 class LayeredKVPool:
     """As `KVPool`, for layers whose heads are not alike: tensors of their own for each layer."""
 
-    def __init__(self, heads: Sequence[tuple[int, int]], slots: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        heads: Sequence[tuple[int, int]],
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        prune: float = 0.0,
+    ) -> None:
         """`heads`: how many of keys and values each layer has, and numbers of each."""
         self.dump = slots
+        self.prune = prune
         self._layers = [KVPool(1, slots, count, head_dim, dtype, device) for count, head_dim in heads]
 
     def layer(self, number: int) -> tuple[Stored, Stored]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.kernels.kv.formats import LARGEST, Quantised
 
 
-def write(kept: Quantised, rows: Tensor, slots: slice | Tensor) -> None:
+def write(kept: Quantised, rows: Tensor, slots: slice | Tensor, prune: float = 0.0) -> None:
     """As `formats.write`: rows [some, kv_heads, head_dim], each head's numbers contiguous, and int64 slots."""
     heads, head_dim = rows.shape[1:]
     _write[(len(rows), heads)](
@@ -26,6 +26,7 @@ def write(kept: Quantised, rows: Tensor, slots: slice | Tensor) -> None:
         rows.stride(0),
         rows.stride(1),
         LARGEST[kept.codes.dtype],
+        float(prune),
         is_list=isinstance(slots, Tensor),
         is_int8=kept.codes.dtype == torch.int8,
         head_dim=head_dim,
@@ -46,6 +47,7 @@ def _write(
     rows_row: tl.tensor,
     rows_head: tl.tensor,
     largest: tl.tensor,
+    prune: tl.tensor,
     is_list: tl.constexpr,
     is_int8: tl.constexpr,
     head_dim: tl.constexpr,
@@ -63,7 +65,8 @@ def _write(
     scale = tl.div_rn(peak, largest)
     is_sound = tl.min(is_finite.to(tl.int32), 0) == 1
     has_codes = is_sound & (scale > 0.0)
-    x = tl.div_rn(tl.where(has_codes, x, 0.0), tl.where(has_codes, scale, 1.0))
+    x = tl.where(has_codes & (tl.abs(x) >= peak * prune), x, 0.0)
+    x = tl.div_rn(x, tl.where(has_codes, scale, 1.0))
     x = tl.minimum(tl.maximum(x, -largest), largest)
     code = _int8(x) if is_int8 else _e4m3(x)
     tl.store(codes + head * codes_head + slot * head_dim + dim, code.to(tl.int8), mask=is_dim)

@@ -80,6 +80,7 @@ class EngineMetrics(Collector):
                 "device": info.device,
                 "dtype": info.dtype,
                 "kv_dtype": info.kv_dtype,
+                "kv_prune": f"{info.kv_prune:g}",
                 "max_model_len": str(info.max_model_len),
                 "max_batch_rows": str(info.max_batch_rows),
                 "max_running_requests": str(info.max_running_requests),

@@ -83,7 +83,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
     assert config.value == 1
     assert config.labels["family"] == "llada"
     assert config.labels["default_unmask"] == "threshold"
-    assert config.labels["kv_dtype"] == "float32"
+    assert (config.labels["kv_dtype"], config.labels["kv_prune"]) == ("float32", "0")
 
 
 async def test_the_engines_histograms_are_cumulative(api, engine):

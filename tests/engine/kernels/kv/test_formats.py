@@ -105,8 +105,12 @@ def test_attention_over_codes_is_the_golden_one(monkeypatch, name, scattered):
 
 
 @FORMATS
-@given(seed=st.integers(0, 2**32 - 1), exponents=st.sampled_from([(-3, 3), (-44, 38), (-46, -36)]))
-def test_our_kernel_codes_as_the_definition_does(dtype, seed, exponents):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    exponents=st.sampled_from([(-3, 3), (-44, 38), (-46, -36)]),
+    prune=st.sampled_from([0.0, 0.1, 0.5]) | st.floats(0.0, 0.999),
+)
+def test_our_kernel_codes_as_the_definition_does(dtype, seed, exponents, prune):
     """Bit by bit: numbers of like sizes, of all that float32 has, and such that scales are nearly nothing."""
     assert native.kernel()
     rng = np.random.default_rng(seed)
@@ -115,23 +119,24 @@ def test_our_kernel_codes_as_the_definition_does(dtype, seed, exponents):
     for at, number in zip(rng.integers(0, 9, 3), (torch.nan, torch.inf, -torch.inf), strict=True):
         rows[at, 0, rng.integers(24)] = number
     ours, theirs = empty(2, 9, 24, dtype), empty(2, 9, 24, dtype)
-    native.kernel().write(ours, rows, slice(0, 9))
-    write(theirs, rows, slice(0, 9))
+    native.kernel().write(ours, rows, slice(0, 9), prune)
+    write(theirs, rows, slice(0, 9), prune)
     assert torch.equal(ours.codes.view(torch.uint8), theirs.codes.view(torch.uint8))
     torch.testing.assert_close(ours.scales, theirs.scales, atol=0, rtol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
 def test_tritons_kernel_is_held_to_the_definition_before_it_is_used():
-    """As at a start on CUDA: bit by bit, and one bit is enough."""
+    """As at a start on CUDA: bit by bit, and one bit is enough; so are numbers that it does not prune."""
     from engine.kernels.kv.triton_write import write as by_triton
 
-    def one_bit(kept, rows, slots):
-        by_triton(kept, rows, slots)
+    def one_bit(kept, rows, slots, prune):
+        by_triton(kept, rows, slots, prune)
         kept.codes.view(torch.int8)[1, 4, 79] ^= 1
 
     assert cuda.agrees(by_triton, CPU)
     assert not cuda.agrees(one_bit, CPU)
+    assert not cuda.agrees(lambda kept, rows, slots, _: by_triton(kept, rows, slots), CPU)
 
 
 @FORMATS
@@ -168,6 +173,34 @@ def test_a_code_depends_on_its_own_numbers_alone(put, dtype):
     assert same(at_once, one_by_one)
     put(at_once, rows, slots)
     assert same(at_once, one_by_one)
+
+
+@FORMATS
+@pytest.mark.parametrize("prune", [0.0, 0.05, 0.3, 0.95])
+def test_what_is_small_beside_its_row_becomes_zero_and_the_rest_keeps_its_code(put, dtype, prune):
+    """By a loop over numbers: the largest stays, so the scale does, and so do codes that nothing is pruned from."""
+    torch.manual_seed(0)
+    rows, slots = torch.randn(7, 2, 24) * torch.logspace(-3, 3, 7).view(-1, 1, 1), torch.randperm(9)[:7]
+    rows[2, 1], rows[3, 0, 5] = 0.0, torch.nan
+    whole, pruned = empty(2, 9, 24, dtype), empty(2, 9, 24, dtype)
+    put(whole, rows, slots)
+    put(pruned, rows, slots, prune)
+    expected = whole.codes.view(torch.int8).clone()
+    for row, slot in enumerate(slots.tolist()):
+        for head in range(2):
+            numbers = rows[row, head]
+            for place, number in enumerate(numbers.tolist()):
+                if np.float32(abs(number)) < np.float32(prune) * np.float32(numbers.abs().max()):
+                    expected[head, slot, place] = 0
+    assert torch.equal(pruned.codes.view(torch.int8), expected)
+    assert torch.equal(bits(pruned)[1], bits(whole)[1])
+    assert (prune == 0.0) == same(whole, pruned)
+
+
+def test_a_number_at_the_limit_stays(put):
+    kept = empty(1, 1, 8, torch.int8)
+    put(kept, torch.tensor([[[127.0, 32, -32, 31, -31, 1, 0, -127]]]) / 4, slice(0, 1), 32 / 127)
+    assert kept.codes.tolist() == [[[127, 32, -32, 0, 0, 0, 0, -127]]]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
