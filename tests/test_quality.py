@@ -7,7 +7,7 @@ import pytest
 from engine import BASIC_TASKS, BUNDLED, DEMO_TASKS
 from server.eval.answers import Options
 from server.eval.local import running
-from server.eval.policy import PolicyPair, exact
+from server.eval.policy import KVFormat, PolicyPair, exact
 from server.eval.questions import from_tasks
 from server.eval.run import evaluate
 from server.eval.score import pooled
@@ -26,8 +26,8 @@ def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0
     questions = from_tasks(tasks, SEED, limit, few_shot)
     references = {policy: reference} if reference else {}
 
-    def answerers(kv_dtype):
-        return running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), 32, kv_dtype)
+    def answerers(kv_format):
+        return running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), 32, kv_format)
 
     return asyncio.run(evaluate(answerers, questions, [policy], references, 32, lambda *_: None))
 
@@ -63,7 +63,7 @@ def test_guided_forms_and_calls_are_no_less_right(model):
 @pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), ("fp8", 0.95)])
 def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
     """Where one answer is right; a story has many, between which a last bit decides (docs/quality.md)."""
-    coded, plain = (PolicyPair(cache=cache, kv_dtype=name) for name in (kv_dtype, "auto"))
+    coded, plain = (PolicyPair(cache=cache, kv_format=KVFormat(name)) for name in (kv_dtype, "auto"))
     rows = answered(model, list(BASIC_TASKS), coded, plain)
     assert pooled([row for row in rows if row.task != "story"]).agreement >= share
     assert pooled(rows).accuracy > REACHED["basic"] - 0.05

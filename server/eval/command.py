@@ -22,7 +22,6 @@ from engine import (
     UNMASKS,
     ConfigError,
     DiffusionParams,
-    KVDtype,
     ModelSpec,
     UnmaskError,
     find_model,
@@ -40,6 +39,7 @@ from server.eval.policy import (
     GUIDANCES,
     KV_DTYPES,
     WINDOW,
+    KVFormat,
     Lookahead,
     PolicyPair,
     exact,
@@ -122,11 +122,11 @@ async def _decided(args: argparse.Namespace, asked: Sequence[questions.Question]
         return await decided(model_or_server, asked)
 
 
-def _answerer(args: argparse.Namespace, kv_dtype: KVDtype = AS_COMPUTED) -> AbstractAsyncContextManager[Answerer]:
+def _answerer(args: argparse.Namespace, kv_format: KVFormat = AS_COMPUTED) -> AbstractAsyncContextManager[Answerer]:
     options = Options(max_tokens=args.max_tokens, plain=args.plain)
     if args.base_url:
         return remote.connected(args.base_url, args.model, options, args.api_key)
-    return local.running(_local_model(args), options, args.concurrency, kv_dtype)
+    return local.running(_local_model(args), options, args.concurrency, kv_format)
 
 
 async def _run(
@@ -152,7 +152,7 @@ def _references(args: argparse.Namespace, policies: Sequence[PolicyPair]) -> dic
     A model without a mask has no exact decode, which takes one mask a step: policies for such models have no reference.
     """
     if args.kv_dtype:
-        return {policy: replace(policy, kv_dtype=AS_COMPUTED) for policy in policies}
+        return {policy: replace(policy, kv_format=AS_COMPUTED) for policy in policies}
     reference = exact(policies[0].cache or "", policies[0].block_length)
     return {policy: reference for policy in policies if policy.unmask is None or not UNMASKS[policy.unmask].renews}
 
@@ -181,8 +181,8 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     if windows and "window" not in caches:
         raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
     unmasks = args.unmask or [defaults.unmask]
-    kv_dtypes = args.kv_dtype or [AS_COMPUTED]
-    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_dtypes)
+    kv_formats = [KVFormat.named(name) for name in args.kv_dtype or []] or [AS_COMPUTED]
+    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_formats)
     for policy in policies:
         asked = policy.diffusion(args.max_tokens)
         try:
@@ -281,7 +281,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--block-length", type=positive, default=defaults.block_length, help="[default: the model's own, or 32]"
     )
     how.add_argument("--kv-dtype", type=_names, help=f"of {','.join(KV_DTYPES)}: how a local model stores keys and "
-                     "values; agreement is then with the same policy under auto [default: auto]")  # fmt: skip
+                     "values, int8/0.1: with kv_prune 0.1; agreement is then with the same policy under auto "
+                     "[default: auto]")  # fmt: skip
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")

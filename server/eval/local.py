@@ -15,7 +15,6 @@ from engine import (
     DiffusionParams,
     EngineConfig,
     EngineLoop,
-    KVDtype,
     Output,
     SamplingParams,
     Submission,
@@ -25,7 +24,7 @@ from server.constraints import MAX_RUNNING, Constraints
 from server.decisions.decider import Decider
 from server.decisions.questions import Question as Decision
 from server.eval.answers import EvalAnswer, Options
-from server.eval.policy import PolicyPair
+from server.eval.policy import AS_COMPUTED, KVFormat, PolicyPair
 from server.eval.questions import Question
 from server.observe.observer import Observers, Siblings
 from server.prompts.prompts import PromptReader
@@ -134,11 +133,17 @@ class _Unobserved:
 
 @asynccontextmanager
 async def running(
-    model: str, options: Options, concurrency: int, kv_dtype: KVDtype = "auto"
+    model: str, options: Options, concurrency: int, kv_format: KVFormat = AS_COMPUTED
 ) -> AsyncIterator[LocalModel]:
     """Loads the model and runs its engine until the context ends. Raises LoadError or ConfigError."""
     # Without prefix caching, since the second policy's rows would be fewer than the first one's for the same prompts.
-    config = EngineConfig(model=model, max_running_requests=concurrency, prefix_caching=False, kv_dtype=kv_dtype)
+    config = EngineConfig(
+        model=model,
+        max_running_requests=concurrency,
+        prefix_caching=False,
+        kv_dtype=kv_format.dtype,
+        kv_prune=kv_format.prune,
+    )
     engine = EngineLoop(load(config))
     tokenizer = Tokenizer.load(engine.info.folder)
     constraints = Constraints(tokenizer, engine.info.spec, _Unobserved(), is_enabled=True, cache_bytes=2**28)

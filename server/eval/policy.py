@@ -1,11 +1,12 @@
 """How a question is decoded: one combination of a cache policy, an unmask policy and their parameters."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, NamedTuple, Self, get_args, get_type_hints
 
-from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, KVDtype
+from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, EngineConfig, KVDtype
 
 PARAMETERS: Mapping[str, str] = {
     "fixed": "tokens_per_step",
@@ -26,9 +27,32 @@ FREE = "free"
 GUIDANCES: tuple[str, ...] = get_args(get_type_hints(DiffusionParams)["guidance"])
 """How a constraint may guide an answer; `FREE` is no constraint."""
 
-AS_COMPUTED: KVDtype = "auto"
 KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
-"""How keys and values may be stored; `AS_COMPUTED` is in the weights' dtype."""
+
+
+class KVFormat(NamedTuple):
+    """How a local model stores keys and values: `kv_dtype` and `kv_prune` of `EngineConfig`."""
+
+    dtype: KVDtype = "auto"
+    prune: float = 0.0
+
+    @classmethod
+    def named(cls, text: str) -> Self:
+        """Of a name: `int8`, or `int8/0.1` where `kv_prune` is 0.1. Raises ConfigError if there is none."""
+        name, _, prune = text.partition("/")
+        for dtype in KV_DTYPES:
+            if dtype == name and re.fullmatch(r"(/0(\.\d+)?)?", text[len(name) :]):
+                checked = EngineConfig(model="", kv_dtype=dtype, kv_prune=float(prune or 0))
+                return cls(checked.kv_dtype, checked.kv_prune)
+        raise ConfigError(f"{text!r} is no KV format; choose among {', '.join(KV_DTYPES)}, or prune as in int8/0.1")
+
+    @property
+    def label(self) -> str:
+        return self.dtype + (f"/{self.prune:g}" if self.prune else "")
+
+
+AS_COMPUTED = KVFormat()
+"""In the weights' dtype."""
 
 Lookahead = int | Literal["canvas"]
 
@@ -47,7 +71,7 @@ class PolicyPair:
     lookahead: Lookahead | None = None
     guidance: str | None = None
     """How what the answer must be guides it, for questions that say so; None asks freely."""
-    kv_dtype: KVDtype = AS_COMPUTED
+    kv_format: KVFormat = AS_COMPUTED
     """How a local model stores keys and values; a server has its own way."""
 
     @property
@@ -59,7 +83,7 @@ class PolicyPair:
         """Such as `window 32/64/0 +16:int8`: the parameters in the order of `WINDOW`, the lookahead, the KV format."""
         window = ["/".join(map(str, self.window))] if self.window else []
         lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
-        stored = f":{self.kv_dtype}" if self.kv_dtype != AS_COMPUTED else ""
+        stored = f":{self.kv_format.label}" if self.kv_format != AS_COMPUTED else ""
         return " ".join([self.cache or "default", *window, *lookahead]) + stored
 
     @property
@@ -104,7 +128,7 @@ def product(
     windows: Mapping[str, Sequence[int]] | None = None,
     lookaheads: Sequence[Lookahead | None] = (None,),
     guidances: Sequence[str | None] = (None,),
-    kv_dtypes: Sequence[KVDtype] = (AS_COMPUTED,),
+    kv_formats: Sequence[KVFormat] = (AS_COMPUTED,),
 ) -> list[PolicyPair]:
     """Every cache with every unmask policy at each value of its parameter, in each format of keys and values.
 
@@ -116,9 +140,6 @@ def product(
         _check("cache", name, ("auto", *CACHES))
     for name in unmasks:
         _check("unmask", name, UNMASKS)
-    for name in kv_dtypes:
-        if name not in KV_DTYPES:
-            raise ConfigError(f"{name!r} is no KV format; choose among {', '.join(KV_DTYPES)}")
     return [
         PolicyPair(
             cache=cache,
@@ -128,7 +149,7 @@ def product(
             block_length=block_length,
             lookahead=lookahead,
             guidance=guidance,
-            kv_dtype=kv_dtype,
+            kv_format=kv_format,
         )
         for cache in caches
         for lookahead in lookaheads
@@ -136,7 +157,7 @@ def product(
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
         for guidance in guidances
-        for kv_dtype in kv_dtypes
+        for kv_format in kv_formats
     ]
 
 

@@ -124,6 +124,7 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
         (["--decisions", "--calibration"], "not allowed with"),
         (["--plain", "--tasks", "tool"], "tool needs the chat template"),
         (["--kv-dtype", "auto,int4"], "'int4' is no KV format; choose among auto, int8, fp8"),
+        (["--kv-dtype", "int8,auto/0.1"], "kv_prune is 0.1, which needs kv_dtype int8 or fp8"),
         (["--kv-dtype", "int8", "--base-url", "http://127.0.0.1:9"], "--kv-dtype is for a local model"),
         (["--decisions", "--kv-dtype", "int8"], "without a policy"),
         (["--colour"], "--colour"),
@@ -189,19 +190,20 @@ def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
     """One engine at a time; the first is asked for what the others are compared to, and never the exact decode."""
     opened, running = [], local.running
     monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-1]) or running(*asked))
-    flags = ["--tasks", "sort,facts", "--limit", "4", "--kv-dtype", "int8,fp8"]
+    flags = ["--tasks", "sort,facts", "--limit", "4", "--kv-dtype", "int8,fp8/0.01"]
     rows = rows_of(capsys, *flags, "--unmask", "threshold,fixed", "--tokens-per-step", "4")
-    assert opened == ["auto", "int8", "fp8"]
-    assert [(row["task"], row["kv_dtype"], row["unmask"]) for row in rows] == [
-        (task, kv_dtype, unmask)
+    assert opened == [("auto", 0.0), ("int8", 0.0), ("fp8", 0.01)]
+    assert [(row["task"], row["kv_dtype"], row["kv_prune"], row["unmask"]) for row in rows] == [
+        (task, kv_dtype, kv_prune, unmask)
         for task in ("sort", "facts")
         for unmask in ("threshold", "fixed")
-        for kv_dtype in ("int8", "fp8")
+        for kv_dtype, kv_prune in opened[1:]
     ]
     assert all(row["agreement"] >= 0.75 for row in rows)
     assert main(["eval", *flags, "--tasks", "facts"]) == 0
     out = capsys.readouterr().out
     assert "dual:int8" in out
+    assert "dual:fp8/0.01" in out
     assert "agree: same as with keys and values as they are" in " ".join(out.split())
 
 
