@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine.core.config import ModelSpec
@@ -84,6 +85,12 @@ class EngineStats:
     """Prompt tokens of admitted requests whose keys and values other requests might have computed."""
     prompt_tokens_found: int
     """Those whose keys and values another request had computed."""
+    kv_evictions: int
+    """How often requests that keep only so many keys and values gave some up."""
+    kv_tokens_evicted: int
+    """Tokens whose keys and values they gave up."""
+    kv_pages_freed: int
+    """Pages that they gave back for it."""
     forwards: int
     """Model forwards, each for a whole batch."""
     rows_computed: int
@@ -182,6 +189,9 @@ class Engine:
             kv_pages_kept=pool.num_kept,
             prompt_tokens_looked_up=self.scheduler.residency.num_looked_up,
             prompt_tokens_found=self.scheduler.residency.num_found,
+            kv_evictions=self.scheduler.residency.num_evictions,
+            kv_tokens_evicted=self.scheduler.residency.num_evicted,
+            kv_pages_freed=self.scheduler.residency.num_freed,
             forwards=self._forwards,
             rows_computed=self._rows_computed,
             finished=dict(self._finished),
@@ -209,6 +219,9 @@ class Engine:
 
     def _commit(self, choices: Sequence[Choice]) -> list[Output]:
         outputs = self.scheduler.commit(choices)
+        if moves := self.scheduler.take_moves():
+            sources, destinations = zip(*moves, strict=True)
+            self.runner.move(np.concatenate(sources), np.concatenate(destinations))
         self._finished.update(output.finish_reason for output in outputs if output.finish_reason)
         self.tally.completed(outputs)
         return outputs

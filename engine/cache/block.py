@@ -41,7 +41,8 @@ class BlockCache(CachePolicy):
         end = min((first + max_rows) // length * length, request.block.rows_start)
         if not first < end < first + len(plan.rows):
             return None
-        return replace(plan, rows=plan.rows[: end - first], horizons=plan.horizons[: end - first], targets=_NONE)
+        rows, horizons = plan.rows[: end - first], plan.horizons[: end - first]
+        return replace(plan, rows=rows, horizons=horizons, targets=_NONE, eviction=None)
 
 
 class SubBlockCache(BlockCache):

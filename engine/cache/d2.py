@@ -22,6 +22,7 @@ class D2Cache(CachePolicy):
     """
 
     reads_history = True
+    allows_eviction = False
 
     def plan(self, request: Request) -> StepPlan:
         visible_end = request.block.visible_end

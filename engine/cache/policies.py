@@ -32,6 +32,8 @@ def _window_start(request: Request) -> int:
 class NoCache(CachePolicy):
     """Computes all that is visible at every step: exact, as in LLaDA's and Dream's own samplers."""
 
+    allows_eviction = False
+
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, 0, request.block.visible_end)
 

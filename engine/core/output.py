@@ -37,6 +37,10 @@ class Usage:
     """Positions of prompt and canvas that had keys and values in the end; `lookahead` leaves the others out."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were shared with an earlier request."""
+    kv_evicted: int = 0
+    """Tokens of prompt and answer whose keys and values were evicted."""
+    kv_resident_peak: int = 0
+    """Positions of prompt and canvas that had keys and values at once, at most."""
 
     @property
     def tokens_per_forward(self) -> float:

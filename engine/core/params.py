@@ -204,6 +204,19 @@ class DiffusionParams:
     """cad: the same for a model that is not sure at all."""
     confidence_method: Literal["softmax", "entropy"] = "softmax"
     """cad: the proposed token's probability, or 1 / (1 + entropy), each over a subset of the vocabulary."""
+    kv_budget: Annotated[int, Ge(16), Le(MAX_BLOCK)] | None = None
+    """Tokens before the open block whose keys and values are kept; null is all. The others are evicted for good (R-KV,
+    arXiv 2505.24133), which changes answers."""
+    kv_buffer: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 128
+    """kv_budget: tokens above it before the next eviction, on block-causal models; at least a block. On others each
+    block that opens evicts."""
+    kv_score: Literal["rkv", "attention", "recent", "random"] = "rkv"
+    """kv_budget: who stays. Keys that are read and unlike others, keys that are read, the latest; random is what to
+    measure these against."""
+    kv_lambda: Annotated[float, Ge(0), Le(1)] = 0.1
+    """rkv: share of attention in the score, against the likeness of keys."""
+    kv_sink: Annotated[int, Ge(0), Le(MAX_BLOCK)] = 4
+    """kv_budget: first tokens that always stay."""
     guidance: Literal["posterior", "model"] = "posterior"
     """Structured output: tokens and confidences of the valid answers alone, or the model's own proposals as long as
     these can become a valid answer, which takes more steps."""

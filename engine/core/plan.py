@@ -18,6 +18,20 @@ from engine.core.request import Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
+class Eviction:
+    """Which keys and values a plan's request gives up after the step, and by what its kernels judge them."""
+
+    candidates: Ids
+    """Positions of which some go, ascending."""
+    keep: int
+    """How many of them stay."""
+    observers: slice
+    """Of the plan's rows: neighbours behind all candidates, which stay."""
+    weight: float | None
+    """As `kernels.kv.retention` takes it; None if no attention is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """What one request asks of one forward. Positions are of its own canvas, ascending."""
 
@@ -39,6 +53,8 @@ class StepPlan:
     """Asks for `Scores.importance`, which takes attention weights."""
     is_causal: bool = False
     """Whether finished rows say the targets: the logits of target t come from row t - 1, whatever the model's shift."""
+    eviction: Eviction | None = None
+    """Behind this step, where the request keeps only so many keys and values and has too many."""
 
     @property
     def sources(self) -> Ids:
@@ -140,6 +156,8 @@ class Scores:
     """
     importance: Floats | None = None
     """[visible end] attention that reaches each position (`engine.kernels.rollout`), if the plan asked for it."""
+    retention: Floats | None = None
+    """[candidates] what each is worth keeping (`engine.kernels.kv.retention`), if the plan's eviction asked for it."""
     logprobs: Logprobs | None = None
     """Of all targets, if the request asked for them."""
     samples: Ids | None = None
@@ -192,6 +210,8 @@ class CachePolicy(Protocol):
     """Whether it needs more of a request's `History` than what the last step decoded."""
     computes_block: ClassVar[bool] = False
     """Whether each step with targets computes all of the open block, and all that is not final before it."""
+    allows_eviction: ClassVar[bool] = True
+    """Whether positions may lose their keys and values for good."""
 
     def fits(self, spec: ModelSpec) -> bool:
         return spec.attention == self.attention

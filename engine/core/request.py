@@ -209,7 +209,13 @@ class Request:
     pages: tuple[int, ...] = ()
     """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    """The KV slot of each position that has one, from the first on."""
+    """The KV slots of its pages, in order. Those of positions are found by `places`."""
+    places_before: Ids | None = None
+    """[end + 1] how many positions before each are not evicted; None if all are there."""
+    num_evicted: int = 0
+    """Positions whose keys and values were evicted."""
+    most_resident: int = 0
+    """Positions that had keys and values at once, at most."""
     committed: int = 0
     """Positions before this one have final keys and values, which other requests may share. 0 where none ever are."""
     arrival: int = 0
@@ -269,6 +275,37 @@ class Request:
             is_traced=submission.is_traced,
             steps=np.zeros(len(masked), np.int64) if submission.tells_steps else None,
         )
+
+    def places(self, positions: Ids) -> Ids:
+        """Where the keys and values of positions are in `slots`. Of an end of positions: how many are before it."""
+        return positions if self.places_before is None else self.places_before[positions]
+
+    def place(self, position: int) -> int:
+        """`places` of one."""
+        return position if self.places_before is None else int(self.places_before[position])
+
+    @property
+    def kept(self) -> Mask | None:
+        """bool [end] which positions are not evicted; None if all are there."""
+        return None if self.places_before is None else np.diff(self.places_before) > 0
+
+    @property
+    def slots_needed(self) -> int:
+        """How many slots its visible positions take while the block is open."""
+        return min(self.place(self.block.visible_end), self.slots_bound)
+
+    @property
+    def most_slots(self) -> int:
+        """How many slots it may still come to hold."""
+        return min(self.place(self.canvas_end), self.slots_bound)
+
+    @property
+    def slots_bound(self) -> int:
+        """Slots that are enough whatever the length of its canvas: a prompt is evicted while it is read, if at all."""
+        budget = self.diffusion.kv_budget
+        if budget is None or not self.spec.is_block_causal:
+            return self.canvas_end
+        return budget + self.diffusion.kv_buffer + self.block_length
 
     @property
     def canvas_end(self) -> int:
@@ -359,6 +396,8 @@ class Request:
             completion_tokens=self.completion_tokens,
             forwards=self.forwards,
             rows_computed=self.rows_computed,
-            visible_tokens=self.block.visible_end if self.forwards else 0,
+            visible_tokens=self.place(self.block.visible_end) if self.forwards else 0,
             cached_tokens=self.cached_tokens,
+            kv_evicted=self.num_evicted,
+            kv_resident_peak=self.most_resident,
         )

@@ -115,7 +115,7 @@ def _release_memory(part: Sequence[StepPlan], on_memory_short: Callable[[int], N
 def _check(scores: Scores) -> None:
     """Raises ArithmeticError on NaN. Infinite log-odds are valid, for example of the only token that may be drawn."""
     assert scores.is_possible, "a constraint that nothing can satisfy any more; this is a bug"
-    for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance):
+    for values in (scores.log_odds, scores.entropy, scores.margin, scores.importance, scores.retention):
         # A minimum is NaN if any value is, and takes half the time of asking each.
         if values is not None and len(values) and np.isnan(values.min()):
             raise ArithmeticError("the model's scores are not numbers (NaN)")

@@ -75,6 +75,8 @@ class ModelOutput(NamedTuple):
     logits: TargetLogits
     importance: list[Tensor]
     """For each plan that asks for the rollout: float32 [visible end], the attention that reaches each position."""
+    retention: list[Tensor]
+    """For each plan whose eviction asks for it: float32 [candidates], what each is worth keeping."""
 
 
 class Runner:
@@ -100,18 +102,22 @@ class Runner:
     def forward(self, batch: Batch | Replay) -> ModelOutput:
         """Writes K and V of the batch's rows. The head runs only when targets' logits are read (`TargetLogits`)."""
         if isinstance(batch, Replay):
-            return ModelOutput(TargetLogits(self, batch.run()), [])
+            return ModelOutput(TargetLogits(self, batch.run()), [], [])
         hidden = self.hidden(batch)
         importance = [
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        return ModelOutput(TargetLogits(self, hidden, batch.open_rows.write if batch.open_rows else None), importance)
+        retention = [torch.stack(observed.layers).sum(dim=0) for observed in batch.observed]
+        logits = TargetLogits(self, hidden, batch.open_rows.write if batch.open_rows else None)
+        return ModelOutput(logits, importance, retention)
 
     def hidden(self, batch: Batch) -> Tensor:
         """[targets, dim], kernel by kernel. Fills the layers of the batch's watched segments."""
         windowed = batch.windowed, self._windowed
-        context = PagedContext(self.pool, batch.slots, batch.layout, self.kernel, batch.watched, *windowed)
+        context = PagedContext(
+            self.pool, batch.slots, batch.layout, self.kernel, batch.watched, *windowed, batch.observed
+        )
         if batch.open_rows:
             assert self._vectors is not None, "random tokens of a model that has a mask"
             open_rows = OpenRows(batch.open_rows.is_open, self._vectors[batch.open_rows.read])
@@ -133,6 +139,10 @@ class Runner:
     def propose(self, hidden: Tensor, mask_id: int | None) -> tuple[Tensor, Tensor]:
         """hidden [some, dim] -> the best tokens [some] but the mask, and their log-odds [some]."""
         return self.model.propose(hidden, mask_id)
+
+    def move(self, sources: Ids, destinations: Ids) -> None:
+        """Copies keys and values of some slots to others, behind all that was launched before."""
+        self.pool.move(to_device(sources, self.device), to_device(destinations, self.device))
 
     def clear(self, slots: Ids) -> None:
         """Zeroes keys and values of these slots.

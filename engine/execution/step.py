@@ -28,8 +28,7 @@ class PreparedStep:
     def launch(self, runner: Runner) -> None:
         """Queues the forward and its scoring. On CUDA it does not wait for them."""
         with self._clock:
-            logits, importance = runner.forward(self._batch())
-            self._launched = self._scoring.launch(logits, importance)
+            self._launched = self._scoring.launch(*runner.forward(self._batch()))
 
     def read(self) -> list[Scores]:
         """The scores of each plan, on the host: waits for the device, the only time in a step."""

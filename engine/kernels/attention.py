@@ -21,6 +21,7 @@ from engine.kernels import native
 from engine.kernels.kv.formats import Stored, as_stored, read
 from engine.kernels.kv.pool import KVPool, LayeredKVPool
 from engine.kernels.products import attention, watched_attention, write
+from engine.kernels.kv.retention import retention
 from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
@@ -39,7 +40,7 @@ class Span(NamedTuple):
     start: int
     stop: int
     slots: Ids
-    """[positions] the slot of each position of the sequence, at least up to the largest horizon of these rows."""
+    """The slots of the sequence's positions, in order, at least as many as the largest horizon of these rows."""
 
 
 class Segment(NamedTuple):
@@ -59,6 +60,19 @@ class Watched(NamedTuple):
     segment: Segment
     layers: list[Tensor]
     """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
+
+
+class Observed(NamedTuple):
+    """Cached keys whose worth is asked for (`engine.kernels.kv.retention`)."""
+
+    observers: slice
+    """Of the batch's rows, all of one sequence: those whose queries judge."""
+    slots: Tensor
+    """int64 [candidates + observers] where keys are: those that are judged, then the observers' own."""
+    weight: float
+    """As `retention` takes it."""
+    layers: list[Tensor]
+    """Filled by the forward, for each layer: the mean over heads, float32 [candidates]."""
 
 
 class Heads(NamedTuple):
@@ -188,6 +202,7 @@ class PagedContext:
     windowed: Layout | None = None
     """What rows see in layers with a window, if there are any."""
     windowed_layers: Container[int] = ()
+    observed: Sequence[Observed] = ()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.layer(layer)
@@ -198,6 +213,10 @@ class PagedContext:
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
             layers.append(weights)
+        for observers, slots, weight, layers in self.observed:
+            own = q[observers]
+            worth = retention(own, read(keys, slots, torch.float32), len(slots) - len(own), weight)
+            layers.append(worth.mean(dim=0))
         return out
 
 

@@ -36,6 +36,7 @@ def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLO
     _check_unmask(submission.diffusion.unmask, spec)
     _check_replacing(submission, spec)
     _check_block(submission.diffusion, spec, max_batch_rows)
+    _check_eviction(submission.diffusion, spec)
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
     _check_steps(submission, spec)
@@ -198,6 +199,34 @@ def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: in
         raise InvalidRequest(
             f"diffusion.sub_block_length is {sub_block}, which does not divide the block's {length} tokens.",
             "diffusion.sub_block_length",
+        )
+
+
+def _check_eviction(diffusion: DiffusionParams, spec: ModelSpec) -> None:
+    """What `kv_budget` cannot be combined with."""
+    if (budget := diffusion.kv_budget) is None:
+        return
+    cache, named = resolved(diffusion, spec).cache, "diffusion.kv_budget"
+    if not CACHES[cache].allows_eviction:
+        fitting = ", ".join(name for name, policy in CACHES.items() if policy.allows_eviction and policy.fits(spec))
+        raise InvalidRequest(
+            f"{named} cannot be combined with diffusion.cache {cache!r}. Caches that can: {fitting}.", named
+        )
+    if spec.window is not None:
+        raise InvalidRequest(
+            f"{named} is for models without windows, and layers of this one have ({spec.family}).", named
+        )
+    if not spec.is_block_causal:
+        return
+    if not spec.has_grid:
+        raise InvalidRequest(f"{named} is for models that commit whole blocks, and {spec.family} does not.", named)
+    length = block_length(diffusion, spec)
+    if budget <= length:
+        raise InvalidRequest(f"{named} is {budget}; it must be more than a block, {length} tokens.", named)
+    if diffusion.kv_buffer < length:
+        raise InvalidRequest(
+            f"diffusion.kv_buffer is {diffusion.kv_buffer}; it must hold a block, {length} tokens.",
+            "diffusion.kv_buffer",
         )
 
 

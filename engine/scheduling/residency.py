@@ -27,6 +27,8 @@ class Residency:
         self.shares_prefixes = shares_prefixes
         self.num_looked_up = self.num_found = 0
         """Prompt tokens of admitted requests, and those of them whose keys and values were there."""
+        self.num_evictions = self.num_evicted = self.num_freed = 0
+        """How often requests gave up keys and values, of how many tokens, and pages that this freed."""
 
     def enter(self, request: Request, running: Sequence[Request]) -> bool:
         """Gives a waiting request its first pages; returns whether there are enough."""
@@ -34,14 +36,14 @@ class Residency:
         if not self._leaves_room(request, running) or not self.grow(request, running):
             self.leave(request)
             return False
-        if self.shares_prefixes and not request.is_preempted:
+        if self._shares(request) and not request.is_preempted:
             self.num_looked_up += request.num_prompt_tokens
             self._count_found(request, 0)
         return True
 
     def catch_up(self, request: Request) -> None:
         """Takes over pages that others have computed since the request entered, instead of computing the same."""
-        if self.shares_prefixes and not request.is_prefilled:
+        if self._shares(request) and not request.is_prefilled:
             before = request.committed
             self._adopt(request)
             if not request.is_preempted:
@@ -53,11 +55,12 @@ class Residency:
         self.pool.release(reversed(request.pages))
         request.pages, request.slots = (), np.empty(0, np.int64)
         request.committed = request.num_shared_pages = 0
+        request.places_before = None
         request.is_prefilled = request.block.is_computed = False
 
     def lacks(self, request: Request) -> bool:
         """Whether positions are visible that have no slot."""
-        return len(request.slots) < request.block.visible_end
+        return len(request.slots) < request.slots_needed
 
     def grow(self, request: Request, running: Iterable[Request]) -> bool:
         """Takes the pages that its visible positions lack, if that is possible; returns whether all have a slot."""
@@ -73,7 +76,7 @@ class Residency:
 
     def share(self, request: Request) -> None:
         """Lets others adopt the pages that have become final."""
-        if not self.shares_prefixes:
+        if not self._shares(request):
             return
         first, count = request.num_shared_pages, final_pages(request, self.pool.page_size, request.committed)
         if first < count:
@@ -105,16 +108,47 @@ class Residency:
 
     def missing(self, request: Request) -> int:
         """How many pages its visible positions lack."""
-        return self.pool.pages_for(request.block.visible_end) - len(request.pages)
+        return self.pool.pages_for(request.slots_needed) - len(request.pages)
 
     def withdraw(self, request: Request) -> Ids:
         """Keeps anybody from adopting the request's pages. Returns the slots that only it holds."""
         alone = self.pool.withdraw(request.pages)
         return self.pool.slots(alone, len(alone) * self.pool.page_size)
 
+    def evict(self, request: Request, kept: Ids, end: int) -> tuple[Ids, Ids] | None:
+        """Gives up what the request holds before `end`, but for the positions `kept`, ascending.
+
+        What stays moves to its first slots, and pages that are empty then are given back. Returns the slots that are
+        to be copied, and where to, before anybody writes; None if nothing moves.
+        """
+        assert not self._shares(request), "an eviction from pages that others may read; this is a bug"
+        stays = request.kept if request.kept is not None else np.ones(request.canvas_end, np.bool_)
+        stays[:end] = False
+        stays[kept] = True
+        # Whatever stands behind `end` and has been computed moves, too.
+        positions = np.flatnonzero(stays)
+        sources = request.places(positions)
+        places_before = np.concatenate([[0], np.cumsum(stays)])
+        moved = (sources != places_before[positions]) & (sources < len(request.slots))
+        move = request.slots[sources[moved]], request.slots[places_before[positions[moved]]]
+        request.num_evicted = max(request.num_evicted, request.canvas_end - len(positions))
+        self.num_evictions += 1
+        self.num_evicted += request.place(end) - len(kept)
+        request.places_before = places_before
+        count = self.pool.pages_for(request.slots_needed)
+        self.pool.release(reversed(request.pages[count:]))
+        self.num_freed += len(request.pages[count:])
+        request.pages = request.pages[:count]
+        self._place(request)
+        return move if len(move[0]) else None
+
+    def _shares(self, request: Request) -> bool:
+        """Whether its keys and values are those of any request with its tokens: they are not where some are evicted."""
+        return self.shares_prefixes and request.diffusion.kv_budget is None
+
     def _adopt(self, request: Request) -> None:
         """Takes over final pages in place of those that the request lacks or has not computed."""
-        if not self.shares_prefixes:
+        if not self._shares(request):
             return
         size, first = self.pool.page_size, request.committed // self.pool.page_size
         pages: list[int] = []
@@ -138,7 +172,7 @@ class Residency:
 
     def _keys_to_compute(self, request: Request) -> list[bytes]:
         """Keys of the whole pages before the open block that the request has still to compute."""
-        if request.is_prefilled:
+        if request.is_prefilled or not self._shares(request):
             return []
         size = self.pool.page_size
         count = final_pages(request, size, request.block.rows_start)
@@ -148,7 +182,7 @@ class Residency:
         """Whether a page is left for each running request that may take more: else the newcomer would soon give way."""
         if not request.spec.is_block_causal:
             return True
-        growing = sum(self.pool.pages_for(other.canvas_end) > len(other.pages) for other in running)
+        growing = sum(self.pool.pages_for(other.most_slots) > len(other.pages) for other in running)
         return self.pool.num_free - self.missing(request) >= growing or not running
 
     def _can_spare(self, count: int, taker: Request, running: Iterable[Request]) -> bool:
@@ -159,7 +193,7 @@ class Residency:
 
     def _claim(self, request: Request) -> Claim:
         held = len(request.pages)
-        return Claim(held, self.pool.pages_for(request.canvas_end) - held)
+        return Claim(held, self.pool.pages_for(request.most_slots) - held)
 
     def _place(self, request: Request) -> None:
         """Sets the slots of the request's positions."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.cache.eviction import planned, worth
 from engine.cache.policies import CACHES
 from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, StepPlan
@@ -52,6 +53,7 @@ class Scheduler:
         self.faults = Faults()
         """Faults of requests whose policies raised. The caller takes them and aborts these requests."""
         self._traced: list[TracedStep] = []
+        self._moves: list[tuple[Ids, Ids]] = []
         self._step = self._arrivals = 0
         self._lowered_rows, self._lowered_until = max_batch_rows, 0
 
@@ -89,7 +91,7 @@ class Scheduler:
             if request not in self.faults and request not in stalled:
                 with self.faults.of(request):
                     self.residency.catch_up(request)
-                    plans.append(CACHES[request.diffusion.cache].plan(request))
+                    plans.append(planned(request, CACHES[request.diffusion.cache]))
         self._step += 1
         if self._step % OLDEST_FIRST_EVERY:
             plans.sort(key=lambda plan: len(plan.rows))
@@ -105,6 +107,7 @@ class Scheduler:
             request = choice.plan.request
             with self.faults.of(request):
                 _write(choice)
+                self._evict(choice)
                 self.residency.share(request)
                 if request.is_traced:
                     self._traced.append(traced(choice))
@@ -115,6 +118,11 @@ class Scheduler:
     def take_traced(self) -> list[TracedStep]:
         """The last step of watched requests, once."""
         taken, self._traced = self._traced, []
+        return taken
+
+    def take_moves(self) -> list[tuple[Ids, Ids]]:
+        """Slots to copy, and where to, before the next step: what the last commit evicted left gaps."""
+        taken, self._moves = self._moves, []
         return taken
 
     def is_divisible(self, plan: StepPlan) -> bool:
@@ -194,6 +202,18 @@ class Scheduler:
                 request.admitted_at = time.monotonic()
             self.running.append(request)
 
+    def _evict(self, choice: Choice) -> None:
+        plan = choice.plan
+        request, eviction = plan.request, plan.eviction
+        if eviction is None:
+            return
+        values = worth(request, eviction, choice.scores.retention)
+        # Of equals the older one stays.
+        order = np.lexsort((eviction.candidates, -values))
+        kept = np.sort(eviction.candidates[order[: eviction.keep]])
+        if move := self.residency.evict(request, kept, int(eviction.candidates[-1]) + 1):
+            self._moves.append(move)
+
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
         block = request.block
@@ -253,6 +273,7 @@ def _write(choice: Choice) -> None:
     request, positions = plan.request, plan.targets[chosen]
     request.forwards += 1
     request.rows_computed += len(plan.rows)
+    request.most_resident = max(request.most_resident, request.place(int(plan.horizons[-1])))
     block, computed = request.block, int(plan.rows[-1]) + 1
     block.is_computed |= computed >= block.end
     is_in_block = True

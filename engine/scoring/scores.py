@@ -30,6 +30,7 @@ class Launched(NamedTuple):
     others: Sequence[Sequence[Tensor]]
     """What `ScoredSlice` gives for all other targets."""
     importance: Sequence[Sequence[Tensor]]
+    retention: Sequence[Sequence[Tensor]]
     classes: Sequence[Sequence[Tensor]]
     """What `ClassSlice` gives for constrained targets, slice by slice and group by group."""
 
@@ -69,7 +70,7 @@ class Scoring:
             for targets in target_slices(asked, its_needs)
         ]
 
-    def launch(self, logits: Logits, importance: Sequence[Tensor] = ()) -> "Launched":
+    def launch(self, logits: Logits, importance: Sequence[Tensor] = (), retention: Sequence[Tensor] = ()) -> "Launched":
         """logits [targets of all plans, vocab] -> their scores on the device, which may not be computed yet.
 
         `importance` has a tensor [visible end] for each plan that asks for the rollout; they are only moved to the host
@@ -80,6 +81,7 @@ class Scoring:
             [*zip(*plain, strict=True)],
             [*zip(*(columns for columns, _ in others), strict=True)],
             [[one] for one in importance],
+            [[one] for one in retention],
             [[one] for _, reduced in others for one in reduced],
         )
         self._constrained.lay_out()
@@ -91,8 +93,8 @@ class Scoring:
         # Without any target, a number of no meaning: the step still ends when the device has computed it.
         host = _to_host(columns or [[torch.zeros(1, device=self._device)]])
         ends = np.cumsum([len(group) for group in launched]).tolist()
-        plain, others, importance, classes = (host[slice(*ends)] for ends in itertools.pairwise((0, *ends)))
-        scores = list(self._split(plain, others, importance))
+        plain, others, importance, retention, classes = (host[slice(*ends)] for ends in itertools.pairwise((0, *ends)))
+        scores = list(self._split(plain, others, importance, retention))
         return self._constrained.applied(scores, self._class_columns(classes))
 
     def _class_columns(self, classes: Sequence[Floats]) -> Iterator[tuple[Request, dict[str, Floats]]]:
@@ -117,15 +119,22 @@ class Scoring:
             for one in self._slices:
                 yield one(own, self._mask_id)
 
-    def _split(self, plain: Sequence[Floats], others: Sequence[Floats], rollouts: Sequence[Floats]) -> Iterator[Scores]:
+    def _split(
+        self,
+        plain: Sequence[Floats],
+        others: Sequence[Floats],
+        rollouts: Sequence[Floats],
+        retentions: Sequence[Floats],
+    ) -> Iterator[Scores]:
         """The columns on the host -> each plan's scores."""
-        columns, importance = list(others), iter(rollouts)
+        columns, importance, retention = list(others), iter(rollouts), iter(retentions)
         asked = [plan for plan, is_plain in zip(self._plans, self._is_plain, strict=True) if not is_plain]
         logprobs = iter(received(columns.pop(), asked, self._extent) if self._extent else [None] * len(asked))
         firsts = {True: 0, False: 0}
         for plan, need, is_plain in zip(self._plans, self._needs, self._is_plain, strict=True):
+            worth = next(retention) if plan.eviction and plan.eviction.weight is not None else None
             if not len(plan.targets):
-                yield Scores(plan.targets, plan.targets, np.empty(0))
+                yield Scores(plan.targets, plan.targets, np.empty(0), retention=worth)
                 continue
             first = firsts[is_plain]
             some = slice(first, first + len(plan.targets))
@@ -139,6 +148,7 @@ class Scoring:
                 entropy if need.entropy else None,
                 margin if need.margin else None,
                 next(importance) if plan.rollout else None,
+                worth,
                 None if is_plain else next(logprobs),
                 samples=samples[0].astype(np.int64) if samples and need.samples else None,
             )

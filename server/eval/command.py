@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -182,18 +183,29 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
         raise ConfigError(f"--{min(windows).replace('_', '-')} is for --cache window")
     unmasks = args.unmask or [defaults.unmask]
     kv_formats = [KVFormat.named(name) for name in args.kv_dtype or []] or [AS_COMPUTED]
-    policies = product(caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_formats)
+    asked = caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_formats
+    policies = product(*asked, _evictions(args))
     for policy in policies:
-        asked = policy.diffusion(args.max_tokens)
+        fields = policy.diffusion(args.max_tokens)
         try:
-            build({f"diffusion.{name}": value for name, value in asked.items()})
+            build({f"diffusion.{name}": value for name, value in fields.items()})
         except BadSetting as error:
-            value = asked[error.key.removeprefix("diffusion.")]
+            value = fields[error.key.removeprefix("diffusion.")]
             raise ConfigError(f"{error.key} {error}, not {value}") from None
     if args.base_url:
         return policies
     spec = find_model(_local_model(args)).spec
     return [_resolved(policy, spec) for policy in policies]
+
+
+def _evictions(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each as fields of `PolicyPair`. Raises ConfigError for a score or a buffer without a budget."""
+    if args.kv_budget is None:
+        if args.kv_score or args.kv_buffer:
+            raise ConfigError("--kv-score and --kv-buffer say how --kv-budget evicts: name it, too")
+        return [{}]
+    fields = {"kv_budget": args.kv_budget, "kv_buffer": args.kv_buffer}
+    return [{**fields, "kv_score": score} for score in args.kv_score or [None]]
 
 
 def _resolved(policy: PolicyPair, spec: ModelSpec) -> PolicyPair:
@@ -283,6 +295,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--kv-dtype", type=_names, help=f"of {','.join(KV_DTYPES)}: how a local model stores keys and "
                      "values, int8/0.1: with kv_prune 0.1; agreement is then with the same policy under auto "
                      "[default: auto]")  # fmt: skip
+    how.add_argument("--kv-budget", type=positive, metavar="N", help="keys and values to keep before the open block, "
+                     "in tokens [default: all]")  # fmt: skip
+    how.add_argument("--kv-score", type=_names, help="with it: who stays, of rkv,attention,recent,random "
+                     f"[default: {defaults.kv_score}]")  # fmt: skip
+    how.add_argument("--kv-buffer", type=positive, metavar="N", help=f"with it [default: {defaults.kv_buffer}]")
     how.add_argument("--no-agreement", action="store_true", help="spare the exact decode, which takes the longest")
     how.add_argument("--concurrency", type=positive, default=32, help="questions in flight [default: 32]")
     out = parser.add_argument_group("what comes out")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
-from typing import Literal, NamedTuple, Self, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_args, get_type_hints
 
 from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, EngineConfig, KVDtype
 
@@ -73,6 +73,9 @@ class PolicyPair:
     """How what the answer must be guides it, for questions that say so; None asks freely."""
     kv_format: KVFormat = AS_COMPUTED
     """How a local model stores keys and values; a server has its own way."""
+    kv_budget: int | None = None
+    kv_buffer: int | None = None
+    kv_score: str | None = None
 
     @property
     def parameter(self) -> str | None:
@@ -80,11 +83,13 @@ class PolicyPair:
 
     @property
     def cache_label(self) -> str:
-        """Such as `window 32/64/0 +16:int8`: the parameters in the order of `WINDOW`, the lookahead, the KV format."""
+        """Such as `window 32/64/0 +16 48 rkv:int8`: the parameters in the order of `WINDOW`, the lookahead, how many
+        tokens are kept and by which score, the KV format."""
         window = ["/".join(map(str, self.window))] if self.window else []
         lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
         stored = f":{self.kv_format.label}" if self.kv_format != AS_COMPUTED else ""
-        return " ".join([self.cache or "default", *window, *lookahead]) + stored
+        kept = [f"{self.kv_budget} {self.kv_score or DiffusionParams().kv_score}"] if self.kv_budget else []
+        return " ".join([self.cache or "default", *window, *lookahead, *kept]) + stored
 
     @property
     def label(self) -> str:
@@ -108,6 +113,7 @@ class PolicyPair:
             fields[self.parameter] = self.value
         fields["lookahead"] = self.lookahead
         fields["guidance"] = self.guidance
+        fields |= {"kv_budget": self.kv_budget, "kv_buffer": self.kv_buffer, "kv_score": self.kv_score}
         given = {name: value for name, value in fields.items() if value is not None}
         nulls = {"lookahead": self.lookahead == CANVAS, "steps": is_one_by_one}
         return given | dict.fromkeys(name for name, is_null in nulls.items() if is_null)
@@ -129,8 +135,10 @@ def product(
     lookaheads: Sequence[Lookahead | None] = (None,),
     guidances: Sequence[str | None] = (None,),
     kv_formats: Sequence[KVFormat] = (AS_COMPUTED,),
+    evictions: Sequence[Mapping[str, Any]] = ({},),
 ) -> list[PolicyPair]:
-    """Every cache with every unmask policy at each value of its parameter, in each format of keys and values.
+    """Every cache with every unmask policy at each value of its parameter, in each format of keys and values, with each
+    of the `evictions`, which are `PolicyPair`'s fields.
 
     Raises ConfigError for unknown names.
 
@@ -150,6 +158,7 @@ def product(
             lookahead=lookahead,
             guidance=guidance,
             kv_format=kv_format,
+            **eviction,
         )
         for cache in caches
         for lookahead in lookaheads
@@ -158,6 +167,7 @@ def product(
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
         for guidance in guidances
         for kv_format in kv_formats
+        for eviction in evictions
     ]
 
 

@@ -54,6 +54,12 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "softmax": "How sure a token is, is its probability.",
         "entropy": "How sure a token is, comes from the entropy at its position.",
     },
+    "kv_score": {
+        "rkv": "Keys that much attention reaches and that are unlike the others.",
+        "attention": "Keys that much attention reaches.",
+        "recent": "The latest tokens.",
+        "random": "Any tokens: what the others are measured against.",
+    },
     "guidance": {
         "posterior": "Tokens and confidences are those of the valid answers alone.",
         "model": "The model's own tokens, as long as they can become a valid answer; takes more steps.",

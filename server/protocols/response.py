@@ -97,6 +97,8 @@ class Answer:
                 forwards=usage.forwards,
                 rows_computed=usage.rows_computed,
                 visible_tokens=usage.visible_tokens,
+                kv_evicted=None if self.diffusion.kv_budget is None else usage.kv_evicted,
+                kv_resident_peak=None if self.diffusion.kv_budget is None else usage.kv_resident_peak,
                 tokens_per_forward=usage.tokens_per_forward,
                 constraint=self.constraint,
                 fills=completion.fills,

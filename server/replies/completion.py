@@ -58,6 +58,8 @@ class Completion:
             rows_computed=sum(usage.rows_computed for usage in spent),
             visible_tokens=sum(usage.visible_tokens for usage in self._usages),
             cached_tokens=sum(self._cached_tokens),
+            kv_evicted=sum(usage.kv_evicted for usage in self._usages),
+            kv_resident_peak=max(usage.kv_resident_peak for usage in self._usages),
         )
 
     @property

@@ -29,6 +29,10 @@ class DiffusionUsage(BaseModel):
     """Positions whose hidden states were computed."""
     visible_tokens: int
     """Positions of prompt and canvas that came to have keys and values, over all choices; the others were spared."""
+    kv_evicted: IfGiven[int] = None
+    """Only with `kv_budget`: tokens of prompts and answers whose keys and values were evicted, over all choices."""
+    kv_resident_peak: IfGiven[int] = None
+    """Only with it: positions that had keys and values at once, of the choice that had most."""
     tokens_per_forward: float
     constraint: IfGiven[ConstraintUsage] = None
     """Only with a constraint."""

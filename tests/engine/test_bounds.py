@@ -97,6 +97,11 @@ DIFFUSION = {
     "initial_steps": [1, MAX_STEPS],
     "max_steps": [1, MAX_STEPS],
     "confidence_method": ["softmax", "entropy"],
+    "kv_budget": [16, MAX_BLOCK],
+    "kv_buffer": [1, MAX_BLOCK],
+    "kv_score": ["rkv", "attention", "recent", "random"],
+    "kv_lambda": [0, 1],
+    "kv_sink": [0, MAX_BLOCK],
     "guidance": ["posterior", "model"],
 }
 EDITS = {"editing_threshold", "max_post_steps", "num_to_transfer"}
@@ -126,6 +131,7 @@ BESIDE = {
     "initial_steps": {"unmask": "cad", "max_steps": MAX_STEPS},
     "max_steps": {"unmask": "cad", "initial_steps": 1},
     "confidence_method": {"unmask": "cad"},
+    **{key: {"kv_budget": 16} for key in ("kv_buffer", "kv_score", "kv_lambda", "kv_sink")},
     "constraint": {"ignore_eos": False},
     "logprob_ids": {"logprobs": 0},
     "min_tokens": {"stop_ids": frozenset(range(MAX_STOP_IDS))},

@@ -47,6 +47,13 @@ class KVPool:
             return keys, values
         return Quantised(keys, self._scales[0][number]), Quantised(values, self._scales[1][number])
 
+    def move(self, sources: Tensor, destinations: Tensor) -> None:
+        """Copies keys and values of some slots (int64 indices) to as many others; those may be among the sources."""
+        for tensor in (self.keys, self.values, *(self._scales or ())):
+            # By their bytes: not every device indexes float8.
+            for layer in tensor.view(torch.int8) if is_quantised(tensor.dtype) else tensor:
+                layer.index_copy_(1, destinations, layer.index_select(1, sources))
+
     def clear(self, slots: Tensor) -> None:
         """Makes the values of these slots (int64 indices) zero.
 
@@ -84,6 +91,11 @@ class LayeredKVPool:
     def layer(self, number: int) -> tuple[Stored, Stored]:
         """As `KVPool.layer`."""
         return self._layers[number].layer(0)
+
+    def move(self, sources: Tensor, destinations: Tensor) -> None:
+        """As `KVPool.move`."""
+        for layer in self._layers:
+            layer.move(sources, destinations)
 
     def clear(self, slots: Tensor) -> None:
         """As `KVPool.clear`."""

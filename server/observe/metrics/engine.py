@@ -52,6 +52,11 @@ class EngineMetrics(Collector):
             stats.prompt_tokens_looked_up,
         )
         yield make.counter("prompt_tokens_found", "Those whose KV it had.", stats.prompt_tokens_found)
+        yield make.counter("kv_evictions", "How often `kv_budget` made a request give up KV.", stats.kv_evictions)
+        yield make.counter("kv_tokens_evicted", "Tokens whose KV was given up for it.", stats.kv_tokens_evicted)
+        yield make.counter(
+            "kv_pages_freed", "KV pages that this gave back before requests ended.", stats.kv_pages_freed
+        )
         yield from self._decoding(stats.decoding)
 
     def _state(self) -> Iterator[Metric]:
