@@ -188,3 +188,22 @@ async def test_sixty_four_clients(serve, llada_tiny, golden):
                     await asyncio.sleep(0.05)
             assert len(latencies) > 50
             assert sorted(latencies)[int(len(latencies) * 0.99)] < 0.05, sorted(latencies)[-5:]
+
+
+def test_what_a_budget_has_evicted_is_told(client):
+    asked = {"prompt": list(range(5, 65)), "max_tokens": 32, "n": 2, "temperature": 0}
+    body = {"diffusion": {"block_length": 16, "kv_budget": 24}}
+    usage = client.completions.create(model="llada-tiny", **asked, extra_body=body).usage.diffusion
+    assert usage["kv_evicted"] == 2 * (60 + 16 - 24)
+    assert usage["kv_resident_peak"] == 60 + 32
+    assert usage["visible_tokens"] == 2 * (24 + 16)
+    usage = client.completions.create(model="llada-tiny", **asked).usage.diffusion
+    assert "kv_evicted" not in usage
+
+
+def test_a_budget_that_its_cache_refuses(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(
+            model="llada-tiny", prompt=[5], extra_body={"diffusion": {"cache": "none", "kv_budget": 24}}
+        )
+    assert refused.value.param == "diffusion.kv_budget"

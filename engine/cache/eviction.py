@@ -67,7 +67,7 @@ def _at_opening(plan: StepPlan, budget: int) -> StepPlan:
     """With what stands before the block given up, if this step opens it and that is too much."""
     request, block = plan.request, plan.request.block
     end = max(block.start - request.spec.shift, 0)  # the row before a block has the logits of its first token
-    if block.step or request.place(block.start) <= budget:
+    if block.step or request.num_kept_before(block.start) <= budget:
         return plan
     first, last = np.searchsorted(plan.rows, (block.start, block.end)).tolist()
     return replace(plan, eviction=_eviction(request, end, budget - (block.start - end), slice(first, last)))
@@ -77,22 +77,22 @@ def _as_read(plan: StepPlan, policy: CachePolicy, budget: int) -> StepPlan:
     """Cut where the buffer is full, and with what goes then."""
     request = plan.request
     length, most = request.block_length, budget + request.diffusion.kv_buffer
-    room = (most - request.place(request.committed)) // length * length
+    room = (most - request.num_kept_before(request.committed)) // length * length
     new = min(int(plan.rows[-1]) + 1, request.block.rows_start) - request.committed
     if new > room:
         cut = policy.cut(plan, room)
         assert cut is not None, "a prompt that cannot be read in parts"
         plan, new = cut, room
     end = request.committed + new
-    if new <= 0 or request.place(end) + length <= most:
+    if new <= 0 or request.num_kept_before(end) + length <= most:
         return plan
     last = int(np.searchsorted(plan.rows, end))
     return replace(plan, eviction=_eviction(request, end - length, budget - length, slice(last - length, last)))
 
 
-def _eviction(request: Request, end: int, keep: int, observers: slice) -> Eviction:
+def _eviction(request: Request, end: int, keep: int, judges: slice) -> Eviction:
     """Of what stands before `end`."""
     kept = request.kept
     candidates = np.arange(end) if kept is None else np.flatnonzero(kept[:end])
     weight = RANKERS[request.diffusion.kv_score].weight
-    return Eviction(candidates, keep, observers, weight(request.diffusion) if weight else None)
+    return Eviction(candidates, keep, judges, weight(request.diffusion) if weight else None)

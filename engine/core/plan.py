@@ -25,7 +25,7 @@ class Eviction:
     """Positions of which some go, ascending."""
     keep: int
     """How many of them stay."""
-    observers: slice
+    judges: slice
     """Of the plan's rows: neighbours behind all candidates, which stay."""
     weight: float | None
     """As `kernels.kv.retention` takes it; None if no attention is asked for."""

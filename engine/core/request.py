@@ -209,8 +209,8 @@ class Request:
     pages: tuple[int, ...] = ()
     """The KV pages it holds, in the order of positions; empty while it waits. More come as blocks open."""
     slots: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    """The KV slots of its pages, in order. Those of positions are found by `places`."""
-    places_before: Ids | None = None
+    """The KV slots of its pages, in order. Those of positions are found by `kept_before`."""
+    kept_counts: Ids | None = None
     """[end + 1] how many positions before each are not evicted; None if all are there."""
     num_evicted: int = 0
     """Positions whose keys and values were evicted."""
@@ -276,28 +276,28 @@ class Request:
             steps=np.zeros(len(masked), np.int64) if submission.tells_steps else None,
         )
 
-    def places(self, positions: Ids) -> Ids:
-        """Where the keys and values of positions are in `slots`. Of an end of positions: how many are before it."""
-        return positions if self.places_before is None else self.places_before[positions]
+    def kept_before(self, positions: Ids) -> Ids:
+        """How many positions before each have not been evicted: where its own keys and values are in `slots`."""
+        return positions if self.kept_counts is None else self.kept_counts[positions]
 
-    def place(self, position: int) -> int:
-        """`places` of one."""
-        return position if self.places_before is None else int(self.places_before[position])
+    def num_kept_before(self, position: int) -> int:
+        """`kept_before` of one position."""
+        return position if self.kept_counts is None else int(self.kept_counts[position])
 
     @property
     def kept(self) -> Mask | None:
         """bool [end] which positions are not evicted; None if all are there."""
-        return None if self.places_before is None else np.diff(self.places_before) > 0
+        return None if self.kept_counts is None else np.diff(self.kept_counts) > 0
 
     @property
     def slots_needed(self) -> int:
         """How many slots its visible positions take while the block is open."""
-        return min(self.place(self.block.visible_end), self.slots_bound)
+        return min(self.num_kept_before(self.block.visible_end), self.slots_bound)
 
     @property
     def most_slots(self) -> int:
         """How many slots it may still come to hold."""
-        return min(self.place(self.canvas_end), self.slots_bound)
+        return min(self.num_kept_before(self.canvas_end), self.slots_bound)
 
     @property
     def slots_bound(self) -> int:
@@ -396,7 +396,7 @@ class Request:
             completion_tokens=self.completion_tokens,
             forwards=self.forwards,
             rows_computed=self.rows_computed,
-            visible_tokens=self.place(self.block.visible_end) if self.forwards else 0,
+            visible_tokens=self.num_kept_before(self.block.visible_end) if self.forwards else 0,
             cached_tokens=self.cached_tokens,
             kv_evicted=self.num_evicted,
             kv_resident_peak=self.most_resident,

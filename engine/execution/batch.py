@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.core.plan import StepPlan
 from engine.core.request import Ids, Mask
-from engine.kernels.attention import TILE_ROWS, Layout, Observed, PagedRows, Segment, Span, Watched, neighbours
+from engine.kernels.attention import TILE_ROWS, Judged, Layout, PagedRows, Segment, Span, Watched, neighbours
 from engine.kernels.transfer import Upload, Uploaded
 
 
@@ -44,7 +44,7 @@ class FlatBatch:
     """[rows] the first position that each row sees in layers with a window, if the model has any."""
     open_rows: "OpenIndices | None" = None
     """If positions show random tokens, of which the model remembers what it thought."""
-    observed: tuple["Judged", ...] = ()
+    judged: tuple["JudgedIndices", ...] = ()
     """Of each plan whose eviction asks what keys are worth, in the plans' order."""
 
     @property
@@ -80,7 +80,7 @@ class FlatBatch:
         adapted = None if self.adapted is None else upload.add(self.adapted)
         windowed = None if self.firsts is None else self._add_windowed(self.firsts, upload)
         open_rows = self.open_rows.add_to(upload) if self.open_rows else None
-        observed = [(each, upload.add(each.slots)) for each in self.observed]
+        judged = [(each, upload.add(each.slots)) for each in self.judged]
 
         def batch() -> Batch:
             pages = paged() if paged else None
@@ -96,9 +96,7 @@ class FlatBatch:
                 adapted=adapted.tensor.unsqueeze(-1) if adapted else None,
                 windowed=windowed(pages) if windowed else None,
                 open_rows=open_rows() if open_rows else None,
-                observed=tuple(
-                    Observed(observers, slots.tensor, weight, []) for (observers, _, weight), slots in observed
-                ),
+                judged=tuple(Judged(judges, slots.tensor, weight, []) for (judges, _, weight), slots in judged),
             )
 
         return batch
@@ -141,13 +139,13 @@ class Batch:
     windowed: Layout | None = None
     """What rows see in layers with a window, if there are any."""
     open_rows: "OpenSlots | None" = None
-    observed: tuple[Observed, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
 
-class Judged(NamedTuple):
-    """As `Observed`, on the host."""
+class JudgedIndices(NamedTuple):
+    """As `Judged`, on the host."""
 
-    observers: slice
+    judges: slice
     slots: Ids
     weight: float
 
@@ -183,7 +181,7 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
     """
     counts = [len(plan.rows) for plan in plans]
     rows = np.concatenate([plan.rows for plan in plans])
-    horizons = np.concatenate([plan.request.places(plan.horizons) for plan in plans])
+    horizons = np.concatenate([plan.request.kept_before(plan.horizons) for plan in plans])
     stops = np.cumsum(counts).tolist()
     furthest = np.maximum.reduceat(horizons, [0, *stops[:-1]])
     # A kernel that walks page tables would read whatever lies behind them.
@@ -205,18 +203,18 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
         adapted=adapted if adapted is not None and adapted.any() else None,
         firsts=_firsts(plans),
         open_rows=_open_rows(plans, dump),
-        observed=tuple(_judged(plans, [0, *stops])),
+        judged=tuple(_judged(plans, [0, *stops])),
     )
 
 
-def _judged(plans: Sequence[StepPlan], starts: Sequence[int]) -> Iterator[Judged]:
+def _judged(plans: Sequence[StepPlan], starts: Sequence[int]) -> Iterator[JudgedIndices]:
     """`starts` are the plans' first rows."""
     for plan, start in zip(plans, starts, strict=False):
         if (eviction := plan.eviction) and eviction.weight is not None:
-            observers = eviction.observers
-            judged = np.concatenate([eviction.candidates, plan.rows[observers]])
-            rows = slice(start + observers.start, start + observers.stop)
-            yield Judged(rows, plan.request.slots[plan.request.places(judged)], eviction.weight)
+            judges = eviction.judges
+            judged = np.concatenate([eviction.candidates, plan.rows[judges]])
+            rows = slice(start + judges.start, start + judges.stop)
+            yield JudgedIndices(rows, plan.request.slots[plan.request.kept_before(judged)], eviction.weight)
 
 
 def _firsts(plans: Sequence[StepPlan]) -> Ids | None:
@@ -239,10 +237,10 @@ def _open_rows(plans: Sequence[StepPlan], dump: int) -> OpenIndices | None:
     for plan in plans:
         request, step = plan.request, plan.request.block.step
         in_block = plan.rows >= request.block.start
-        turns = vector_index(request.slots[request.places(plan.rows)], (step - 1) % 2, dump)
+        turns = vector_index(request.slots[request.kept_before(plan.rows)], (step - 1) % 2, dump)
         is_open.append(in_block)
         read.append(np.where(in_block & (step > 0), turns, dump))
-        write.append(vector_index(request.slots[request.places(plan.targets)], step % 2, dump))
+        write.append(vector_index(request.slots[request.kept_before(plan.targets)], step % 2, dump))
     return OpenIndices(np.concatenate(is_open), np.concatenate(read), np.concatenate(write))
 
 
@@ -253,7 +251,7 @@ def vector_index(slots: Ids, turn: int, dump: int) -> Ids:
 
 def _write_slots(plan: StepPlan, dump: int) -> Ids:
     request, rows = plan.request, plan.rows
-    slots = request.slots[request.places(rows)]
+    slots = request.slots[request.kept_before(rows)]
     return np.where(rows < request.committed, dump, slots) if rows[0] < request.committed else slots
 
 

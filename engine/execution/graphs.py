@@ -69,7 +69,7 @@ class Shape:
         adapter, layers with a window, or rows that carry a vector beside their token."""
         is_small = max(len(flat.ids), len(flat.logit_rows)) <= self.rows and len(flat.spans) <= self.sequences
         is_plain = flat.adapted is None and flat.firsts is None and flat.open_rows is None
-        return is_small and is_plain and not flat.watched and not flat.observed
+        return is_small and is_plain and not flat.watched and not flat.judged
 
     def arrays(self, flat: FlatBatch) -> tuple[NDArray[Any], ...]:
         """What a graph reads of the batch: ids, positions, write slots, logit rows, tiles, horizons and page table.

@@ -108,7 +108,7 @@ class Runner:
             column_sums(layers, batch.positions[segment.start : segment.stop], layers[0].shape[-1])
             for segment, layers in batch.watched
         ]
-        retention = [torch.stack(observed.layers).sum(dim=0) for observed in batch.observed]
+        retention = [torch.stack(each.layers).sum(dim=0) for each in batch.judged]
         logits = TargetLogits(self, hidden, batch.open_rows.write if batch.open_rows else None)
         return ModelOutput(logits, importance, retention)
 
@@ -116,7 +116,7 @@ class Runner:
         """[targets, dim], kernel by kernel. Fills the layers of the batch's watched segments."""
         windowed = batch.windowed, self._windowed
         context = PagedContext(
-            self.pool, batch.slots, batch.layout, self.kernel, batch.watched, *windowed, batch.observed
+            self.pool, batch.slots, batch.layout, self.kernel, batch.watched, *windowed, batch.judged
         )
         if batch.open_rows:
             assert self._vectors is not None, "random tokens of a model that has a mask"

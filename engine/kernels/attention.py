@@ -20,8 +20,8 @@ from torch import Tensor
 from engine.kernels import native
 from engine.kernels.kv.formats import Stored, as_stored, read
 from engine.kernels.kv.pool import KVPool, LayeredKVPool
-from engine.kernels.products import attention, watched_attention, write
 from engine.kernels.kv.retention import retention
+from engine.kernels.products import attention, watched_attention, write
 from engine.kernels.transfer import to_device
 
 Ids = NDArray[np.int64]
@@ -62,13 +62,13 @@ class Watched(NamedTuple):
     """Filled by the forward, for each layer: the weights' mean over heads, float32 [rows, visible]."""
 
 
-class Observed(NamedTuple):
+class Judged(NamedTuple):
     """Cached keys whose worth is asked for (`engine.kernels.kv.retention`)."""
 
-    observers: slice
+    judges: slice
     """Of the batch's rows, all of one sequence: those whose queries judge."""
     slots: Tensor
-    """int64 [candidates + observers] where keys are: those that are judged, then the observers' own."""
+    """int64 [candidates + judges] where keys are: those that are judged, then the judges' own."""
     weight: float
     """As `retention` takes it."""
     layers: list[Tensor]
@@ -202,7 +202,7 @@ class PagedContext:
     windowed: Layout | None = None
     """What rows see in layers with a window, if there are any."""
     windowed_layers: Container[int] = ()
-    observed: Sequence[Observed] = ()
+    judged: Sequence[Judged] = ()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.pool.layer(layer)
@@ -213,8 +213,8 @@ class PagedContext:
         for segment, layers in self.watched:
             out[segment.start : segment.stop], weights = attend_watched(q, keys, values, segment)
             layers.append(weights)
-        for observers, slots, weight, layers in self.observed:
-            own = q[observers]
+        for judges, slots, weight, layers in self.judged:
+            own = q[judges]
             worth = retention(own, read(keys, slots, torch.float32), len(slots) - len(own), weight)
             layers.append(worth.mean(dim=0))
         return out

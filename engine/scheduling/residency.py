@@ -55,7 +55,7 @@ class Residency:
         self.pool.release(reversed(request.pages))
         request.pages, request.slots = (), np.empty(0, np.int64)
         request.committed = request.num_shared_pages = 0
-        request.places_before = None
+        request.kept_counts = None
         request.is_prefilled = request.block.is_computed = False
 
     def lacks(self, request: Request) -> bool:
@@ -127,14 +127,14 @@ class Residency:
         stays[kept] = True
         # Whatever stands behind `end` and has been computed moves, too.
         positions = np.flatnonzero(stays)
-        sources = request.places(positions)
-        places_before = np.concatenate([[0], np.cumsum(stays)])
-        moved = (sources != places_before[positions]) & (sources < len(request.slots))
-        move = request.slots[sources[moved]], request.slots[places_before[positions[moved]]]
+        sources = request.kept_before(positions)
+        kept_counts = np.concatenate([[0], np.cumsum(stays)])
+        moved = (sources != kept_counts[positions]) & (sources < len(request.slots))
+        move = request.slots[sources[moved]], request.slots[kept_counts[positions[moved]]]
         request.num_evicted = max(request.num_evicted, request.canvas_end - len(positions))
         self.num_evictions += 1
-        self.num_evicted += request.place(end) - len(kept)
-        request.places_before = places_before
+        self.num_evicted += request.num_kept_before(end) - len(kept)
+        request.kept_counts = kept_counts
         count = self.pool.pages_for(request.slots_needed)
         self.pool.release(reversed(request.pages[count:]))
         self.num_freed += len(request.pages[count:])

@@ -273,7 +273,7 @@ def _write(choice: Choice) -> None:
     request, positions = plan.request, plan.targets[chosen]
     request.forwards += 1
     request.rows_computed += len(plan.rows)
-    request.most_resident = max(request.most_resident, request.place(int(plan.horizons[-1])))
+    request.most_resident = max(request.most_resident, request.num_kept_before(int(plan.horizons[-1])))
     block, computed = request.block, int(plan.rows[-1]) + 1
     block.is_computed |= computed >= block.end
     is_in_block = True

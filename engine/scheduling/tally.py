@@ -159,7 +159,7 @@ class Tally:
             plan = choice.plan
             request = plan.request
             block = request.block
-            end = request.place(int(plan.horizons[-1]))
+            end = request.num_kept_before(int(plan.horizons[-1]))
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)

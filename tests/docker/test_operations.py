@@ -92,7 +92,7 @@ def test_what_it_names_is_there():
     for path in re.findall(r"`((?:docker|configs|docs)/[\w./-]*)`", MANUAL):
         assert (ROOT / path).exists(), path
     for names in [row[0] for row in table("setting")]:
-        for name in re.findall(r"`(\w+)(?:: \w+)?`", names):
+        for name in re.findall(r"`([\w.]+)(?:: \w+)?`", names):
             assert name in options(), name
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from engine.bench.reference import propose
-from engine.kernels.products import attention
 from engine.kernels.kv.retention import retention
+from engine.kernels.products import attention
 
 
 class Kept:
@@ -29,14 +29,14 @@ class Kept:
         each = [attention(q[[n]], keys[:, some], values[:, some]) for n, some in enumerate(seen)]
         return torch.cat(each)
 
-    def evict(self, end, observed, keep, score, weight, sink):
-        """Of what is kept before `end`, all but `keep` by the queries of the positions `observed`."""
+    def evict(self, end, judged, keep, score, weight, sink):
+        """Of what is kept before `end`, all but `keep` by the queries of the positions `judged`."""
         candidates = np.flatnonzero(self.kept[:end])
         if score == "recent":
             worth = candidates.astype(float)
         else:
-            asks = np.isin(self.rows, observed)
-            judged = [*candidates, *observed]
+            asks = np.isin(self.rows, judged)
+            judged = [*candidates, *judged]
             layers = [
                 retention(q[asks], keys[:, judged], len(candidates), weight).mean(dim=0)
                 for q, keys in zip(self.queries, self.keys, strict=True)

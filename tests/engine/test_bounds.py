@@ -168,9 +168,11 @@ class Steps:
         # The best token is always another: nothing ends early, and what is decoded differs.
         logits = torch.randn(len(plan.targets), VOCAB, generator=torch.Generator().manual_seed(plan.request.forwards))
         importance = [torch.rand(plan.request.canvas_end)] if plan.rollout else []
+        is_judged = plan.eviction and plan.eviction.weight is not None
+        retention = [torch.rand(len(plan.eviction.candidates))] if is_judged else []
         begun = time.thread_time()
         build(plans, logits.device, 32)
-        choices = choose(plans, score(logits, plans, SPEC.mask_id, needs(plans), importance), faults)
+        choices = choose(plans, score(logits, plans, SPEC.mask_id, needs(plans), importance, retention), faults)
         Tally().chosen(choices)
         self.scheduler.commit(choices)
         spent += time.thread_time() - begun

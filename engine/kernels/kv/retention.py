@@ -1,6 +1,6 @@
 """How much each cached key is worth keeping: R-KV's score (arXiv 2505.24133), for one layer.
 
-Attention of the observers says which keys are read; cosine similarity says which keys others stand for. Knows keys and
+Attention of the judges says which keys are read; cosine similarity says which keys others stand for. Knows keys and
 queries; not who is evicted for it. The published functions (`Zefan-Cai/R-KV`) are followed where they differ from the
 paper: a group's largest logit goes into one softmax, pooling comes after the mean, and a key that resembles no other
 frees the first key of a link, which protects the first token.
@@ -21,7 +21,7 @@ MOST_PAIRS = 1 << 24
 def retention(q: Tensor, keys: Tensor, candidates: int, weight: float, pooled: int = POOLED_KEYS) -> Tensor:
     """Scores of the first `candidates` keys -> float32 [kv_heads, candidates]; high ones stay.
 
-    `q` [observers, heads, head_dim] are queries of rows that stay, and keys [kv_heads, n, head_dim], in the order of
+    `q` [judges, heads, head_dim] are queries of rows that stay, and keys [kv_heads, n, head_dim], in the order of
     positions, end with the keys of these. `weight` (lambda, 0 to 1) is the share of importance against redundancy.
     """
     keys = keys.float()
@@ -30,7 +30,7 @@ def retention(q: Tensor, keys: Tensor, candidates: int, weight: float, pooled: i
 
 
 def importance(q: Tensor, keys: Tensor, pooled: int = POOLED_KEYS) -> Tensor:
-    """[kv_heads, n] attention that reaches each key, the mean over the observers; sums to 1 before pooling."""
+    """[kv_heads, n] attention that reaches each key, the mean over the judges; sums to 1 before pooling."""
     kv_heads, _, head_dim = keys.shape
     grouped = q.view(len(q), kv_heads, -1, head_dim)
     logits = torch.einsum("okgd,knd->kgon", grouped, keys).amax(dim=1) * head_dim**-0.5
