@@ -36,6 +36,7 @@ FAST_DLLM_TINY = LLADA_TINY.with_name("fast-dllm-v2-tiny")
 SDAR_MOE_TINY = LLADA_TINY.with_name("sdar-moe-tiny")
 LLADA_MOE_TINY = LLADA_TINY.with_name("llada-moe-tiny")
 LLADA2_TINY = LLADA_TINY.with_name("llada2-tiny")
+LLADA22_TINY = LLADA_TINY.with_name("llada22-tiny")
 NEMOTRON_TINY = LLADA_TINY.with_name("nemotron-tiny")
 NEMOTRON_SPEC_TINY = LLADA_TINY.with_name("nemotron-tiny-spec")
 DIFFUSION_GEMMA_TINY = LLADA_TINY.with_name("diffusion-gemma-tiny")
@@ -111,6 +112,12 @@ def llada_moe_tiny() -> Path:
 def llada2_tiny() -> Path:
     """The same in LLaDA2's layout: block-causal, a dense layer, experts in groups beside a shared one."""
     return LLADA2_TINY
+
+
+@pytest.fixture(scope="session")
+def llada22_tiny() -> Path:
+    """LLaDA2.2: the same with experts chosen by block, and tokens that delete and split."""
+    return LLADA22_TINY
 
 
 @pytest.fixture(scope="session")

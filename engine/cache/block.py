@@ -32,7 +32,7 @@ class BlockCache(CachePolicy):
             return _plan_before(request, request.targets)
         if 0 < request.lead <= block.start and request.masked[block.start] and not block.is_drafted:
             return _plan_before(request, np.array([block.start]))
-        return _plan(request, np.arange(request.committed, block.rows_end), request.targets)
+        return _plan(request, np.arange(_first_row(request), block.rows_end), request.targets)
 
     def cut(self, plan: StepPlan, max_rows: int) -> StepPlan | None:
         """Rows before the open block's, of which no later row is seen, and no targets."""
@@ -55,8 +55,10 @@ class SubBlockCache(BlockCache):
     computes_block = False
 
     def fits(self, spec: ModelSpec) -> bool:
-        """Not where positions show other tokens in each step: their keys and values would be those of tokens gone."""
-        return super().fits(spec) and spec.mask_id is not None
+        """Not where positions show other tokens in each step: their keys and values would be those of tokens gone. Nor
+        where rows are routed by blocks, of which a sub-block may be a part.
+        """
+        return super().fits(spec) and spec.mask_id is not None and spec.routing_block is None
 
     def plan(self, request: Request) -> StepPlan:
         block, targets = request.block, request.targets
@@ -68,6 +70,12 @@ class SubBlockCache(BlockCache):
 
 
 _NONE = np.empty(0, np.int64)
+
+
+def _first_row(request: Request) -> int:
+    """The first position without final keys and values, or where its routing block begins."""
+    routing = request.spec.routing_block or 1
+    return request.committed // routing * routing
 
 
 def _plan(request: Request, rows: Ids, targets: Ids) -> StepPlan:

@@ -114,6 +114,13 @@ class ModelSpec:
     window: int | None = None
     """Positions that a row sees in layers that see no more; on an open block, so many less one before the block, and
     all of the block. None is no such layer."""
+    routing_block: int | None = None
+    """Positions whose experts are chosen together: a row's depend on all rows of its routing block, which is therefore
+    always computed whole. Blocks are multiples of it. None where a row's experts depend on that row alone."""
+    delete_id: int | None = None
+    """The token that, decoded, asks for its own place to go; None where the model has none."""
+    split_id: int | None = None
+    """The token that, decoded, asks for a masked place before the token that stood where it was decoded."""
     strict_threshold: bool = False
     """A confidence must exceed the threshold; if not, reaching it is enough."""
 

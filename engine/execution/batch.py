@@ -186,6 +186,8 @@ def lay_out(plans: Sequence[StepPlan], page_size: int, dump: int) -> FlatBatch:
     furthest = np.maximum.reduceat(horizons, [0, *stops[:-1]])
     # A kernel that walks page tables would read whatever lies behind them.
     assert (furthest <= [len(plan.request.slots) for plan in plans]).all(), "a row that sees positions without a slot"
+    routed = [int(plan.rows[0]) % (plan.request.spec.routing_block or 1) for plan in plans]
+    assert not any(routed), "rows that begin within a block whose rows are routed together"
     has_adapter = any(plan.request.spec.has_draft_adapter for plan in plans)
     adapted = np.concatenate([plan.adapted for plan in plans]) if has_adapter else None
     spans: tuple[list[Span], list[Span]] = [], []

@@ -113,6 +113,14 @@ def describe(folder: Path) -> Description:
         raise LoadError(
             f"{folder}: {largest} is its mask or ends its answers; the vocabulary has {spec.vocab_size} tokens"
         )
+    edits = [id_ for id_ in (spec.delete_id, spec.split_id) if id_ is not None]
+    if any(id_ >= spec.vocab_size for id_ in edits):
+        raise LoadError(f"{folder}: {max(edits)} deletes or splits; the vocabulary has {spec.vocab_size} tokens")
+    others = {*mask, *spec.eos_ids}
+    if len({*edits, *others}) < len(edits) + len(others):
+        raise LoadError(
+            f"{folder}: of the tokens {edits}, which delete and split, one is the other, its mask or an end"
+        )
     if spec.mask_id in spec.eos_ids:
         raise LoadError(f"{folder}: {spec.mask_id} is its mask and ends its answers")
     adapter = folder / config.draft_adapter if config.draft_adapter else None

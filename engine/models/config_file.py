@@ -73,6 +73,10 @@ def _check_experts(moe: MoEConfig) -> None:
     if moe.groups_per_token > moe.num_groups:
         raise Contradiction(f"experts are of {moe.groups_per_token} groups; there are {moe.num_groups}")
     available = moe.num_experts // moe.num_groups * moe.groups_per_token
+    if moe.block_routing:
+        if moe.block_routing.pool_size > available:
+            raise Contradiction(f"a block has {moe.block_routing.pool_size} experts of {available}")
+        available = moe.block_routing.pool_size
     if moe.experts_per_token > available:
         raise Contradiction(f"each token has {moe.experts_per_token} experts of {available}")
 

@@ -1,8 +1,8 @@
 """A layer's MLP as many small ones, the experts, of which each row goes through a few: mixture of experts (MoE).
 
 How rows are routed is data (`MoEConfig`), so that one layer serves every family. A row's experts depend on this row
-alone. Sources: MoE with top-k gates (arXiv 1701.06538); shared experts (DeepSeekMoE, 2401.06066); sigmoid scores,
-groups and a bias that balances the load (DeepSeek-V3, 2412.19437).
+alone, or with `BlockRouting` on its block's rows. Sources: MoE with top-k gates (arXiv 1701.06538); shared experts
+(DeepSeekMoE, 2401.06066); sigmoid scores, groups and a bias that balances the load (DeepSeek-V3, 2412.19437).
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,39 @@ from torch.nn import functional as F
 from engine.kernels.compiled import expert_mlps
 from engine.kernels.products import packed
 from engine.models.mlp import MLP, Activation, Linear
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRouting:
+    """Rows of a block choose from few experts, so that a block loads fewer weights (LLaDA2.2).
+
+    A block's pool are the experts whose best score at any of its rows is the highest. Of equal scores, here and in the
+    choice of each row, the expert with the lower number goes first.
+    """
+
+    length: int
+    """Positions of a block; blocks are multiples of it, from position 0 on."""
+    pool_size: int
+    """Experts that the rows of a block choose from."""
+
+    def blocks(self, positions: Tensor) -> Tensor:
+        """int64 positions [rows] -> int64 [rows], the number of each row's block among those of these rows.
+
+        Rows of one sequence are neighbours and hold whole blocks, but that the last may end early. So each row that
+        begins a block begins a new one here, whatever sequence it is of. Does not wait for the device.
+        """
+        return (positions % self.length == 0).cumsum(dim=0) - 1
+
+    def within_pools(self, ranked: Tensor, blocks: Tensor) -> Tensor:
+        """ranked [rows, experts], blocks [rows] -> the same, with minus infinity outside the pool of each row's block.
+
+        No score of another block has any effect.
+        """
+        best = torch.full_like(ranked, -torch.inf)  # [rows, experts]: there are no more blocks than rows
+        best = best.scatter_reduce(0, blocks.unsqueeze(-1).expand_as(ranked), ranked, "amax")
+        pools = _highest(best, self.pool_size)
+        outside = torch.ones_like(ranked, dtype=torch.bool).scatter(-1, pools, False)
+        return ranked.masked_fill(outside[blocks], -torch.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +68,8 @@ class MoEConfig:
     """Groups of neighbouring experts, of the same size."""
     groups_per_token: int = 1
     """Experts are chosen from so many groups: those whose two best experts have the largest sum of scores."""
+    block_routing: BlockRouting | None = None
+    """Which experts the rows of a block choose from; None is all, or those of `groups_per_token`."""
     is_normalised: bool = False
     """Whether the weights of a row's experts are divided by their sum."""
     scale: float = 1.0
@@ -73,10 +108,10 @@ class Router(nn.Module):
         self.scale = nn.Parameter(torch.empty(dim)) if has_scales else None
         self.expert_scale = nn.Parameter(torch.empty(config.num_experts)) if has_scales else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, blocks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [rows, dim] -> the experts of each row (int64) and their weights (float32), both [rows, experts_per_token].
 
-        The best expert first.
+        The best expert first. `blocks` are `BlockRouting.blocks` of the rows, where the model has such.
         """
         config, x = self.config, x.float()
         if self.scale is not None:
@@ -86,13 +121,22 @@ class Router(nn.Module):
         ranked = scores if self.bias is None else scores + self.bias
         if config.num_groups > 1:
             ranked = _within_best_groups(ranked, config.num_groups, config.groups_per_token)
-        chosen = ranked.topk(config.experts_per_token, dim=-1).indices
+        if config.block_routing:
+            assert blocks is not None, "rows of a model that routes them by blocks, without their blocks"
+            chosen = _highest(config.block_routing.within_pools(ranked, blocks), config.experts_per_token)
+        else:
+            chosen = ranked.topk(config.experts_per_token, dim=-1).indices
         weights = scores.gather(-1, chosen)
         if config.is_normalised:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         if self.expert_scale is not None:
             weights = weights * self.expert_scale[chosen]
         return chosen, weights * config.scale if config.scale != 1.0 else weights
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    """[rows, columns] -> int64 [rows, count], the columns of the highest values; of equals, the first."""
+    return values.sort(dim=-1, descending=True, stable=True).indices[:, :count]
 
 
 def _within_best_groups(ranked: Tensor, num_groups: int, kept: int) -> Tensor:
@@ -139,7 +183,7 @@ class MoE(nn.Module):
         self.router, self.experts = Router(dim, config), Experts(dim, config)
         self.shared = MLP(dim, config.shared_ff_dim) if config.shared_ff_dim else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, dim] -> [rows, dim]"""
-        out = self.experts(x, *self.router(x))
+    def forward(self, x: Tensor, blocks: Tensor | None = None) -> Tensor:
+        """x [rows, dim], and the `BlockRouting.blocks` of the rows where the model has such -> [rows, dim]"""
+        out = self.experts(x, *self.router(x, blocks))
         return out if self.shared is None else out + self.shared(x)

@@ -191,12 +191,15 @@ class Block(nn.Module):
         """x [rows, dim] -> q, k and v as `AttentionContext.attend` takes them."""
         return self.attention(self.attention_norm(x), cos, sin, scale)
 
-    def after(self, x: Tensor, attended: Tensor, adapted: Tensor | None = None) -> Tensor:
-        """x [rows, dim], attended [rows, heads * head_dim], and which rows go through the adapter -> [rows, dim]."""
+    def after(self, x: Tensor, attended: Tensor, adapted: Tensor | None = None, blocks: Tensor | None = None) -> Tensor:
+        """x [rows, dim], attended [rows, heads * head_dim], which rows go through the adapter, and the rows'
+        `BlockRouting.blocks` -> [rows, dim].
+        """
         x = x + self.attention.out(attended)
         if adapted is not None and self.attention.adapter is not None:
             x = x + self.attention.adapter(attended, adapted)
-        return x + self.mlp(self.mlp_norm(x))
+        normed = self.mlp_norm(x)
+        return x + (self.mlp(normed, blocks) if isinstance(self.mlp, MoE) else self.mlp(normed))
 
 
 class Parts(NamedTuple):
@@ -263,20 +266,23 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """ids and positions [rows] (int64) -> hidden [rows, dim], before the final norm.
 
-        With `wanted` (int64 indices) of these rows alone: behind the last layer's attention, no other row is computed.
+        With `wanted` (int64 indices) of these rows alone: behind the last layer's attention, no other row is computed,
+        unless rows are routed by blocks. Then rows hold whole ones (`BlockRouting.blocks`), there as well.
         Rows that are `adapted` (bool [rows, 1]) go through the `draft_adapter`, where the model has one.
         """
         x = F.embedding(ids, self.embed)
         cos, sin = self.cos[positions], self.sin[positions]
         scale = None if self.query_scale is None else self.query_scale[positions]
+        routing = self.config.moe and self.config.moe.block_routing
+        blocks = routing.blocks(positions) if routing else None
         for layer, block in enumerate(self.blocks):
             q, k, v = self.parts.before(block, x, cos, sin, scale)
             attended = context.attend(layer, q, k, v).flatten(1)
-            if wanted is not None and layer + 1 == len(self.blocks):
+            if wanted is not None and blocks is None and layer + 1 == len(self.blocks):
                 x, attended = x[wanted], attended[wanted]
                 adapted = None if adapted is None else adapted[wanted]
-            x = self.parts.after(block, x, attended, adapted)
-        return x
+            x = self.parts.after(block, x, attended, adapted, blocks)
+        return x if wanted is None or blocks is None else x[wanted]
 
     def pack(self) -> None:
         """Reorders weights where that makes products faster. The model cannot be trained or saved afterwards."""

@@ -187,6 +187,12 @@ def _check_block(diffusion: DiffusionParams, spec: ModelSpec, max_batch_rows: in
             f"diffusion.block_length is {length}; this engine computes at most {max_batch_rows} positions at once.",
             "diffusion.block_length",
         )
+    if spec.routing_block and length % spec.routing_block:
+        raise InvalidRequest(
+            f"diffusion.block_length is {length}; it must be a multiple of {spec.routing_block}, the tokens that the "
+            f"model ({spec.family}) routes to experts together.",
+            "diffusion.block_length",
+        )
     if sub_block is None:
         return
     if not spec.is_block_causal:

@@ -1,7 +1,7 @@
-"""LLaDA2.0: inclusionAI/LLaDA2.0-mini and -flash (arXiv 2512.15745), and any model in their layout.
+"""LLaDA2.0: inclusionAI/LLaDA2.0-mini and -flash (arXiv 2512.15745), and any model in their layout: 2.1 and 2.2.
 
-Block-causal attention, unshifted logits, half of each head rotated, experts in groups beside a shared one. Says how its
-`config.json` and tensor names map to ours.
+Block-causal attention, unshifted logits, half of each head rotated, experts in groups beside a shared one; in LLaDA2.2,
+whose tokens can also insert and delete, in pools of a block. Says how its `config.json` and tensor names map to ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from engine.models.config_file import (
     known_ids,
     named_token,
 )
-from engine.models.declared import LISTED
-from engine.models.experts import MoEConfig
+from engine.models.declared import LISTED, Contradiction
+from engine.models.experts import BlockRouting, MoEConfig
 from engine.models.families.qwen import mlp_destinations
 from engine.models.layers import TransformerConfig
 from engine.models.weights import Destination, Destinations
@@ -74,8 +74,18 @@ class Config(ConfigFile):
     hidden_act: Literal["silu"] = "silu"
     rope_scaling: None = None
     use_sliding_window: Literal[False] = False
-    expert_capacity: None = None
-    """LLaDA2.2 has one: a token's experts depend on the other tokens of its block there."""
+
+    expert_capacity: Experts | None = None
+    """LLaDA2.2: the experts that tokens of a block choose from. Its code then ignores `n_group` and `topk_group`."""
+    block_size: Annotated[int, Ge(1), Le(2**16)] | None = None
+    """LLaDA2.2: tokens of such a block. Without `expert_capacity` it has no effect."""
+    delete_token_id: TokenId | None = None
+    split_token_id: TokenId | None = None
+
+    def __post_init__(self) -> None:
+        if self.expert_capacity is not None and self.block_size is None:
+            raise Contradiction("expert_capacity is that of a block, and block_size is missing")
+        ConfigFile.__post_init__(self)
 
     @property
     def geometry(self) -> TransformerConfig:
@@ -100,19 +110,27 @@ class Config(ConfigFile):
                 shared_ff_dim=self.moe_intermediate_size * (self.num_shared_experts or 0),
                 score="sigmoid",
                 has_choice_bias=True,
-                num_groups=self.n_group,
-                groups_per_token=self.topk_group,
+                num_groups=1 if self._routing else self.n_group,
+                groups_per_token=1 if self._routing else self.topk_group,
+                block_routing=self._routing,
                 is_normalised=self.num_experts_per_tok > 1,  # a single one weighs what its sigmoid says
                 scale=self.routed_scaling_factor,
                 dense_layers=frozenset(range(min(self.first_k_dense_replace, self.num_hidden_layers))),
             ),
         )
 
+    @property
+    def _routing(self) -> BlockRouting | None:
+        if self.expert_capacity is None or self.block_size is None:
+            return None
+        return BlockRouting(self.block_size, self.expert_capacity)
+
     def spec(self, special_tokens: Mapping[str, int], generation_eos_ids: Sequence[int] = ()) -> ModelSpec:
         """Mask and end stand in no config file; `<|role_end|>` ends a turn of the chat template.
 
         Raises LoadError if the tokenizer lacks the mask or the end.
         """
+        routing = self._routing.length if self._routing else 1
         ends = {named_token(END, special_tokens), *known_ids([TURN_END], special_tokens)}
         return ModelSpec(
             family="llada2_moe",
@@ -121,7 +139,10 @@ class Config(ConfigFile):
             eos_ids=frozenset({*ends, *self.eos_token_id, *generation_eos_ids}),
             max_model_len=self.max_position_embeddings,
             attention="block_causal",
-            block_length=min(BLOCK, self.max_position_embeddings),
+            block_length=min(max(BLOCK // routing, 1) * routing, self.max_position_embeddings),
+            routing_block=routing if self._routing else None,
+            delete_id=self.delete_token_id,
+            split_id=self.split_token_id,
             strict_threshold=True,
         )
 
