@@ -137,13 +137,14 @@ class DiffusionParams:
     """sequential, low_confidence_static, low_confidence_dynamic: steps over a block of full length; null is as many as
     it has tokens (SDAR, arXiv 2510.06303). confidence_threshold, low_confidence, leftmost: steps of a block at most."""
     threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """threshold, confidence_threshold, certainty_threshold, low_confidence_dynamic, edit: confidence from which a token
-    is accepted (Fast-dLLM, arXiv 2505.22618); some block-causal models accept what exceeds it."""
+    """threshold, confidence_threshold, certainty_threshold, low_confidence_dynamic, edit, insert_delete: confidence
+    from which a token is accepted (Fast-dLLM, arXiv 2505.22618); some block-causal models accept what exceeds it."""
     editing_threshold: Annotated[float, Ge(0), Le(1)] = 0.9
-    """edit: a decoded token becomes another one whose confidence exceeds it, as long as its block is open (LLaDA2.1,
-    arXiv 2602.08676)."""
+    """edit, insert_delete: a decoded token becomes another one whose confidence exceeds it, as long as its block is
+    open (LLaDA2.1, arXiv 2602.08676)."""
     max_post_steps: Annotated[int, Ge(0), Le(MAX_POST_STEPS)] = 16
-    """edit: steps in a block without masks, at most; it ends before if one of them replaces nothing."""
+    """edit: steps in a block without masks, at most; it ends before if one of them replaces nothing. insert_delete:
+    steps in a block without any of its first masks."""
     num_to_transfer: Annotated[int, Ge(1), Le(MAX_BLOCK)] = 1
     """edit: masks that become tokens in each step, at least."""
     draft_threshold: Annotated[float, Ge(0), Le(1)] = 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from engine.core.config import ModelSpec
 from engine.core.output import TokenLogprobs
 from engine.core.params import DiffusionParams, block_length
-from engine.core.request import Floats, Ids, Mask, Request
+from engine.core.request import BlockEdits, Floats, Ids, Mask, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class Needs:
     """With a `vocabulary`, log-odds of 1 / (1 + entropy) in place of the proposed token's probability."""
     samples: "Samples | None" = None
     """`Scores.samples`, with the entropy of the distribution that they are drawn from."""
+    without: tuple[tuple[Ids, Ids], ...] = ()
+    """`Scores.without`: for each of these, pairs (position, token) that a further proposal leaves out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +125,20 @@ class Logprobs:
     """How many most probable tokens were asked for."""
     named: Floats
     """[targets, named] of each of `logprob_ids`, in their order."""
+    without: Floats
+    """[targets, some] of the tokens of `Scores.without`, in its order."""
+
+    def at(self, sources: Ids, proposal: Ids) -> "Logprobs":
+        """Those of these targets [some], each with another proposal: 0 is the proposed token, and `without` follows."""
+        every = np.column_stack((self.proposed, self.without))
+        return Logprobs(
+            every[sources, proposal],
+            self.tokens[sources],
+            self.values[sources],
+            self.num_top,
+            self.named[sources],
+            self.without[sources],
+        )
 
     def of(self, chosen: Mask) -> Iterator[TokenLogprobs]:
         """One for each chosen target, in order; equally probable tokens are in order of their ids."""
@@ -130,6 +146,13 @@ class Logprobs:
             order = np.lexsort((self.tokens[index], -self.values[index]))[: self.num_top]
             top = zip(self.tokens[index, order].tolist(), self.values[index, order].tolist(), strict=True)
             yield TokenLogprobs(float(self.proposed[index]), tuple(top), tuple(self.named[index].tolist()))
+
+
+class Proposals(NamedTuple):
+    """A token of each target, and its log-odds as in `Scores`."""
+
+    tokens: Ids
+    log_odds: Floats
 
 
 @dataclass(frozen=True)
@@ -162,6 +185,10 @@ class Scores:
     """Of all targets, if the request asked for them."""
     samples: Ids | None = None
     """[targets] a token drawn from its distribution, if the policy needs it."""
+    without: tuple[Proposals, ...] = ()
+    """The best tokens without those that `Needs.without` names, the mask among all others; of a target with no other
+    token that may be drawn, the proposed one.
+    """
     is_possible: bool = True
     """Whether any answer is left that the request's constraint allows; there always is, but for a bug."""
     valid: "Scores | None" = None
@@ -188,6 +215,29 @@ class Scores:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """What a step makes of the open block's targets where tokens may move."""
+
+    scores: Scores
+    """Tokens that the targets hold now, with the log-odds and log-probabilities of the step that wrote them."""
+    chosen: Mask
+    """bool [targets] that hold a token which this step has written."""
+    masked: Mask
+    """bool [targets] that are masked now."""
+    sources: Ids
+    """[targets] index of the target whose token it is; of a mask, its own or that of the token that asked for it."""
+    is_settled: bool
+    """Whether the block is finished, and has no mask."""
+    edits: BlockEdits
+    """What the policy keeps until the next step."""
+
+    @property
+    def moved(self) -> Mask:
+        """bool [targets] that hold a token which was written at another place."""
+        return np.asarray(~self.masked & (self.sources != np.arange(len(self.sources))))
+
+
 class Choice(NamedTuple):
     """What one request's step chose, not yet committed."""
 
@@ -199,6 +249,8 @@ class Choice(NamedTuple):
     """Whether the only one that does is taken only because every step must take one."""
     shown: Ids | None = None
     """[targets] what those that stay masked show to the next step; None leaves what they show."""
+    rewritten: Rewritten | None = None
+    """What becomes of all targets, of a policy that moves tokens; `scores` and `chosen` are then its."""
 
 
 class CachePolicy(Protocol):
@@ -246,6 +298,11 @@ class UnmaskPolicy(Protocol):
     It needs a cache that `computes_block`, and a bounded number of steps in a block without masks (`is_done`).
     """
 
+    moves_tokens: ClassVar[bool] = False
+    """Whether it may insert and delete places in the open block, and so move tokens; `rewrite` then stands in place of
+    `select`. It `replaces_tokens`, and chooses among the model's best tokens alone.
+    """
+
     drafts: ClassVar[bool] = False
     """Whether what it decodes is a draft, whose block ends where causal rows would have said another token.
 
@@ -271,6 +328,10 @@ class UnmaskPolicy(Protocol):
 
     def shown(self, request: Request, scores: Scores) -> Ids | None:
         """As `Choice.shown`, of a step that leaves targets masked."""
+        return None
+
+    def rewrite(self, request: Request, scores: Scores) -> Rewritten | None:
+        """What a step makes of the open block's targets; None, unless the policy `moves_tokens`."""
         return None
 
     def is_done(self, request: Request) -> bool:

@@ -53,6 +53,22 @@ class Submission:
     """The last block may begin at the answer's last token: what it holds behind that is no part of the answer."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockEdits:
+    """What a policy that moves tokens keeps from step to step of a block, whose targets are always the same places."""
+
+    first: Mask
+    """bool [targets] places that were masked when the block opened; they move with their tokens."""
+    log_odds: Floats
+    """[targets] of their tokens, of the step that wrote each."""
+    written: tuple[frozenset[int], ...]
+    """[targets] all tokens that any step has written there, whatever has become of them."""
+    seen: frozenset[bytes] = frozenset()
+    """Contents of the block before each step so far."""
+    post_steps: int = 0
+    """Steps that began without a mask among the `first` places."""
+
+
 @dataclass(slots=True)
 class Block:
     """The span [start, end) of the canvas that is being decoded; tokens of the prompt may stand in it."""
@@ -76,7 +92,10 @@ class Block:
     post_steps: int = 0
     """Where tokens are replaced: denoising steps that began without a mask in it."""
     is_settled: bool = False
-    """Where tokens are replaced: whether the last of them replaced nothing. Of a draft: whether it is verified."""
+    """Where tokens are replaced: whether the last of them replaced nothing, or, where they move, none may follow. Of a
+    draft: whether it is verified."""
+    edits: BlockEdits | None = None
+    """Where tokens move: what its steps have done, once there was one."""
     is_drafted: bool = False
     """Whether its tokens are a draft until causal rows have said the same.
 

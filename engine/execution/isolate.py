@@ -14,7 +14,7 @@ from engine.core.errors import DeviceLost
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.scheduling.faults import Faults
 from engine.scoring.constrained.native import is_completable
-from engine.unmask.policies import is_forced, select, shown
+from engine.unmask.policies import choice
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +76,11 @@ def choose(plans: Sequence[StepPlan], scores: Sequence[Scores], faults: Faults) 
     for plan, score in zip(plans, scores, strict=True):
         with faults.of(plan.request):
             _check(score)
-            chosen = select(plan, score)
-            if score.valid is not None and not is_completable(plan.request, plan.targets[chosen], score.tokens[chosen]):
-                score = score.valid
-                chosen = select(plan, score)
-            choices.append(Choice(plan, score, chosen, is_forced(plan, score, chosen), shown(plan, score, chosen)))
+            chosen = choice(plan, score)
+            positions, tokens = plan.targets[chosen.chosen], score.tokens[chosen.chosen]
+            if score.valid is not None and not is_completable(plan.request, positions, tokens):
+                chosen = choice(plan, score.valid)
+            choices.append(chosen)
     return choices
 
 

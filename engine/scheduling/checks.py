@@ -110,6 +110,8 @@ def _check_unmask(unmask: str, spec: ModelSpec) -> None:
         why = f"fills masks, of which the model has none ({spec.family})"
     elif policy.cuts_canvas:
         why = f"sets the length of blocks itself; the model is block-causal ({spec.family}), its blocks have one length"
+    elif policy.moves_tokens:
+        why = f"inserts and deletes tokens: for models with tokens that ask for it, of which {spec.family} lacks some"
     elif policy.drafts:
         why = (
             "verifies its drafts by rows that say the next token: for models that are autoregressive ones, too, and "
@@ -134,10 +136,12 @@ def check_constrained(unmask: str, param: str) -> None:
 
 
 def _replacing(unmask: str) -> str | None:
-    """The policy in words if it replaces tokens, drafts them, or draws a block anew in each step."""
+    """The policy in words if it replaces or moves tokens, drafts them, or draws a block anew in each step."""
     policy = UNMASKS[unmask]
     if policy.renews:
         does = "draws the whole block anew in each step"
+    elif policy.moves_tokens:
+        does = "inserts and deletes tokens"
     elif policy.replaces_tokens:
         does = "replaces decoded tokens"
     elif policy.drafts:
@@ -168,11 +172,14 @@ def _check_replacing(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(f"Structured outputs cannot be combined with {named}.", "diffusion.unmask")
     if any(len(word) > 1 for word in sampling.bad_words):
         raise InvalidRequest(f"bad_words of several tokens cannot be combined with {named}.", "bad_words")
+    why = ", at temperatures of its own: diffusion.t_max to t_min" if policy.renews else ", by the most probable ones"
     for name, neutral in (("temperature", 0.0), ("top_p", 1.0), ("top_k", 0.0), ("min_p", 0.0)):
-        if policy.renews and getattr(sampling, name) != neutral:
-            raise InvalidRequest(
-                f"{name} cannot be combined with {named}, at temperatures of its own: diffusion.t_max to t_min.", name
-            )
+        if (policy.renews or policy.moves_tokens) and getattr(sampling, name) != neutral:
+            raise InvalidRequest(f"{name} cannot be combined with {named}{why}.", name)
+    if policy.moves_tokens and sampling.min_tokens:
+        raise InvalidRequest(
+            f"min_tokens cannot be combined with {named}: the token that ends an answer may move.", "min_tokens"
+        )
     if not policy.drafts:
         return
     for name, neutral in (("presence_penalty", 0.0), ("frequency_penalty", 0.0), ("repetition_penalty", 1.0)):

@@ -14,7 +14,7 @@ import numpy as np
 from engine.cache.eviction import planned, worth
 from engine.cache.policies import CACHES
 from engine.core.output import FinishReason, Output, TracedStep
-from engine.core.plan import Choice, StepPlan
+from engine.core.plan import Choice, Rewritten, StepPlan
 from engine.core.request import Block, Ids, Request
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
@@ -269,7 +269,7 @@ def _open_block(request: Request, index: int, start: int) -> None:
 
 
 def _write(choice: Choice) -> None:
-    plan, scores, chosen, _, shown = choice
+    plan, scores, chosen, _, shown, rewritten = choice
     request, positions = plan.request, plan.targets[chosen]
     request.forwards += 1
     request.rows_computed += len(plan.rows)
@@ -284,10 +284,13 @@ def _write(choice: Choice) -> None:
         is_in_block = computed > block.rows_start
     if not len(plan.targets):
         return
-    if block.replaces_tokens and not request.masked[block.start : block.end].any():
+    if rewritten is not None:
+        block.edits, block.is_settled = rewritten.edits, rewritten.is_settled
+        _move(request, plan.targets, rewritten)
+    elif block.replaces_tokens and not request.masked[block.start : block.end].any():
         block.post_steps += 1
         block.is_settled = not len(positions)
-    assert len(positions) or block.is_settled or shown is not None, (
+    assert len(positions) or block.is_settled or shown is not None or rewritten is not None, (
         "a step that commits nothing; this is a bug of its unmask policy"
     )
     if shown is not None:
@@ -305,6 +308,18 @@ def _write(choice: Choice) -> None:
     _record(choice)
     if scores.logprobs is not None:
         request.logprobs.update(zip(positions.tolist(), scores.logprobs.of(chosen), strict=True))
+
+
+def _move(request: Request, targets: Ids, rewritten: Rewritten) -> None:
+    """Writes what the targets hold, masks too; what is told of a token moves with it."""
+    sources = targets[rewritten.sources]
+    request.ids[targets], request.masked[targets] = rewritten.scores.tokens, rewritten.masked
+    if request.steps is not None:
+        request.steps[targets] = request.steps[sources]
+    if request.logprobs:
+        told = {target: request.logprobs.pop(target, None) for target in targets.tolist()}
+        kept = zip(targets[~rewritten.masked].tolist(), sources[~rewritten.masked].tolist(), strict=True)
+        request.logprobs.update((target, one) for target, source in kept if (one := told[source]) is not None)
 
 
 def _end_draft(request: Request, end: int) -> None:

@@ -42,6 +42,8 @@ class Discard(StrEnum):
     """It stands behind the token that ended the answer."""
     OVER_LENGTH = "over_length"
     """It stands behind `max_tokens`, in the last block."""
+    DELETED = "deleted"
+    """A step deleted it, or one before it inserted so much that it fell out of its block."""
     WITHDRAWN = "withdrawn"
     """Its block was open when the request was aborted or failed."""
 
@@ -169,7 +171,9 @@ class Tally:
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
                 prompts += request.num_prompt_tokens
-            account.decoded += gain
+            deleted = _deleted(choice, gain)
+            self._discarded[Discard.DELETED] += deleted
+            account.decoded += gain - deleted
             account.steps += decodes
             account.block_length = gain if block.is_drafted else block.end - block.start
         counts, num_rows = self._counts, sum(rows)
@@ -245,8 +249,18 @@ def _gained(choice: Choice) -> int:
     plan, chosen = choice.plan, choice.chosen
     if plan.is_draft:
         return 0
-    replaces_tokens = plan.request.block.replaces_tokens
-    return int(np.count_nonzero(plan.request.masked[plan.targets[chosen]] if replaces_tokens else chosen))
+    if not plan.request.block.replaces_tokens:
+        return int(np.count_nonzero(chosen))
+    written = choice.rewritten.sources[chosen] if choice.rewritten else chosen
+    return int(np.count_nonzero(plan.request.masked[plan.targets[written]]))
+
+
+def _deleted(choice: Choice, gain: int) -> int:
+    """How many tokens are gone, of those that stood and those gained."""
+    if choice.rewritten is None:
+        return 0
+    stood = np.count_nonzero(~choice.plan.request.masked[choice.plan.targets])
+    return int(stood + gain - np.count_nonzero(~choice.rewritten.masked))
 
 
 def _rows_in_block(plan: StepPlan) -> int:

@@ -11,6 +11,8 @@ def traced(choice: Choice) -> TracedStep:
     """The step that has just been written into the choice's request."""
     plan, scores, chosen, *_ = choice
     request, block = plan.request, plan.request.block
+    if choice.rewritten is not None:
+        chosen = chosen | choice.rewritten.moved
     chosen = chosen & (not plan.is_draft)  # what a draft holds may be dropped, and nothing that is told is taken back
     return TracedStep(
         request_id=request.id,

@@ -14,7 +14,7 @@ from engine.core.params import SamplingParams
 from engine.core.plan import Needs, StepPlan
 from engine.core.request import Request
 from engine.kernels.proposals import best_token, log_odds
-from engine.kernels.transfer import Upload
+from engine.kernels.transfer import Upload, fill
 from engine.scoring.constrained.classes import ClassSlice
 from engine.scoring.edits import Edit, Edits
 from engine.scoring.logprobs import Extent, Reported
@@ -32,10 +32,14 @@ class ScoredSlice:
         edits: Mapping[Request, Edit],
         extent: Extent | None,
         with_entropy: bool,
+        num_without: int,
         classes: ClassSlice | None,
         upload: Upload,
     ) -> None:
-        """`classes` are of the slice's constrained targets. All others are of the whole step."""
+        """`classes` are of the slice's constrained targets. All others are of the whole step.
+
+        `num_without` is how many further proposals there are of each target, at most (`Needs.without`).
+        """
         self.some, plans, needs = targets
         self.classes = classes
         counts = [len(plan.targets) for plan in plans]
@@ -54,13 +58,15 @@ class ScoredSlice:
         if with_entropy:
             spread = [bool(need.entropy or need.margin or need.samples) for need in needs]
             self._spread = Rows(owned_by(spread, counts), total, upload)
+        self._without = Without(plans, needs, num_without, upload) if num_without else None
         self._sampled = Sampled(plans, needs, upload) if any(need.samples for need in needs) else None
 
     def __call__(self, source: Logits, mask_id: int | None) -> tuple[list[Tensor], list[Tensor]]:
         """logits of all targets like it -> columns [targets], and those of `ClassSlice.reduced`.
 
         The first are tokens, entropy and margin if any target of the step needs them, samples if any of the slice does,
-        and log-odds; then `Reported.table` if any request asks for log-probabilities.
+        and log-odds; then `Without.table` if any target of the step needs it, and `Reported.table` if any request asks
+        for log-probabilities.
         """
         logits = source[self.some]
         raw = self.classes.unedited(logits) if self.classes else []
@@ -83,9 +89,51 @@ class ScoredSlice:
             columns += _entropy_and_margin(logits, self._spread, mask_id)
         columns += samples
         columns.append(odds)
+        proposed = tokens.unsqueeze(-1)  # [targets, 1 + further ones]
+        if self._without:
+            further, their_odds = self._without.proposals(logits, tokens)
+            columns.append(torch.cat((further.double(), their_odds.double()), dim=-1))
+            proposed = torch.cat((proposed, further), dim=-1)
         if self._reported and unedited is not None:
-            columns.append(self._reported.table(unedited, tokens, mask_id))
+            columns.append(self._reported.table(unedited, proposed, mask_id))
         return columns, reduced
+
+
+class Without:
+    """The targets that need further proposals, and the tokens that these leave out."""
+
+    def __init__(self, plans: Sequence[StepPlan], needs: Sequence[Needs], count: int, upload: Upload) -> None:
+        counts = [len(plan.targets) for plan in plans]
+        wanted = [bool(need.without) for need in needs]
+        self._rows, self._count = Rows(owned_by(wanted, counts), sum(counts), upload), count
+        asked = [(plan.targets, need.without) for plan, need in zip(plans, needs, strict=True) if need.without]
+        self._pairs = []
+        for number in range(count):
+            rows, tokens, start = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+            for targets, without in asked:
+                if number < len(without):
+                    at, left_out = without[number]
+                    here = np.isin(at, targets)
+                    rows.append(start + np.searchsorted(targets, at[here]))
+                    tokens.append(left_out[here])
+                start += len(targets)
+            self._pairs.append((upload.add(np.concatenate(rows)), upload.add(np.concatenate(tokens))))
+
+    def proposals(self, logits: Tensor, proposed: Tensor) -> tuple[Tensor, Tensor]:
+        """logits [targets, vocab], proposed [targets] -> tokens and their log-odds, each [targets, count].
+
+        Those of targets that need none mean nothing.
+        """
+        own, default = self._rows.of(logits), self._rows.of(proposed)
+        tokens = torch.zeros(len(logits), self._count, dtype=torch.int64, device=logits.device)
+        odds = torch.zeros(len(logits), self._count, dtype=logits.dtype, device=logits.device)
+        for number, (rows, left_out) in enumerate(self._pairs):
+            left = own.clone()
+            fill(left, (rows.tensor, left_out.tensor), -torch.inf)
+            best = torch.where(left.amax(dim=-1) > -torch.inf, best_token(left, None)[0], default)
+            self._rows.put(tokens[:, number], best)
+            self._rows.put(odds[:, number], log_odds(own, best))
+        return tokens, odds
 
 
 class Sampled:

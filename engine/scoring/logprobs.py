@@ -24,9 +24,11 @@ class Extent(NamedTuple):
     """Of `logprob_ids`: the longest."""
     num_top: int
     """The most probable tokens to find."""
+    num_without: int = 0
+    """Further proposals of each target (`Needs.without`)."""
 
 
-def extent(plans: Sequence[StepPlan]) -> Extent | None:
+def extent(plans: Sequence[StepPlan], num_without: int = 0) -> Extent | None:
     """The columns that the plans of a step need together; None if no request asks for log-probabilities.
 
     The number of most probable tokens is the same for all requests: it may decide which of equally probable tokens are
@@ -36,7 +38,7 @@ def extent(plans: Sequence[StepPlan]) -> Extent | None:
     if not asking:
         return None
     num_top = MAX_LOGPROBS if any(sampling.logprobs for sampling in asking) else 0
-    return Extent(max(len(sampling.logprob_ids) for sampling in asking), num_top)
+    return Extent(max(len(sampling.logprob_ids) for sampling in asking), num_top, num_without)
 
 
 class Reported:
@@ -54,14 +56,14 @@ class Reported:
         # float32 logits will be edited in place, so they are copied; others are converted before any edit and stay.
         return logits[self._indices.tensor] if logits.dtype == torch.float32 else logits
 
-    def table(self, unedited: Tensor, tokens: Tensor, mask_id: int | None) -> Tensor:
-        """float64 [reported, 1 + named + 2 * some]: logprobs of the proposed `tokens` [all targets] and of the named
-        ones, the best tokens' ids, their logprobs.
+    def table(self, unedited: Tensor, proposed: Tensor, mask_id: int | None) -> Tensor:
+        """float64 [reported, proposals + named + 2 * some]: logprobs of the `proposed` tokens [all targets, proposals]
+        and of the named ones, the best tokens' ids, their logprobs.
         """
         indices = self._indices.tensor
         logits = unedited if unedited.dtype == torch.float32 else unedited[indices].float()
         total = logits.logsumexp(dim=-1, keepdim=True)
-        columns = [logits.gather(-1, tokens[indices][:, None]) - total]
+        columns = [logits.gather(-1, proposed[indices]) - total]
         if self._named:
             columns.append(logits.gather(-1, self._named.tensor) - total)
         if num_top := min(self._num_top, logits.shape[-1] - 1):
@@ -83,10 +85,11 @@ def received(table: Floats, plans: Sequence[StepPlan], extent: Extent) -> list[L
 def _logprobs(part: Floats, sampling: SamplingParams, extent: Extent) -> Logprobs | None:
     if sampling.logprobs is None:
         return None
-    proposed, named, tops = np.split(part, (1, 1 + extent.num_named), axis=1)
+    first_named = 1 + extent.num_without
+    proposed, without, named, tops = np.split(part, (1, first_named, first_named + extent.num_named), axis=1)
     best, values = np.split(tops, 2, axis=1)
     own = named[:, : len(sampling.logprob_ids)]
-    return Logprobs(proposed[:, 0], best.astype(np.int64), values, sampling.logprobs, own)
+    return Logprobs(proposed[:, 0], best.astype(np.int64), values, sampling.logprobs, own, without)
 
 
 def _named(plans: Sequence[StepPlan], width: int) -> Ids:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.plan import Needs, Scores, StepPlan
+from engine.core.plan import Needs, Proposals, Scores, StepPlan
 from engine.core.request import Floats, Request
 from engine.kernels.transfer import Upload
 from engine.scoring.columns import ScoredSlice
@@ -62,11 +62,20 @@ class Scoring:
         self._plain, self._others = (Rows(some, sum(counts), upload) for some in (plain, others))
         asking = [number for number, is_plain in enumerate(self._is_plain) if not is_plain]
         asked, its_needs = [plans[number] for number in asking], [needs[number] for number in asking]
-        self._extent, changes = extent(asked), edits(asked)
+        self._num_without = max((len(need.without) for need in its_needs), default=0)
+        self._extent, changes = extent(asked, self._num_without), edits(asked)
         self._with_entropy = any(need.entropy or need.margin or need.samples for need in its_needs)
         self._constrained = Constrained(plans, needs, mask_id, upload, tables or TableStore(upload.device))
         self._slices = [
-            ScoredSlice(targets, changes, self._extent, self._with_entropy, self._constrained.slice(targets), upload)
+            ScoredSlice(
+                targets,
+                changes,
+                self._extent,
+                self._with_entropy,
+                self._num_without,
+                self._constrained.slice(targets),
+                upload,
+            )
             for targets in target_slices(asked, its_needs)
         ]
 
@@ -130,6 +139,7 @@ class Scoring:
         columns, importance, retention = list(others), iter(rollouts), iter(retentions)
         asked = [plan for plan, is_plain in zip(self._plans, self._is_plain, strict=True) if not is_plain]
         logprobs = iter(received(columns.pop(), asked, self._extent) if self._extent else [None] * len(asked))
+        further = columns.pop() if self._num_without and asked else None
         firsts = {True: 0, False: 0}
         for plan, need, is_plain in zip(self._plans, self._needs, self._is_plain, strict=True):
             worth = next(retention) if plan.eviction and plan.eviction.weight is not None else None
@@ -151,7 +161,14 @@ class Scoring:
                 worth,
                 None if is_plain else next(logprobs),
                 samples=samples[0].astype(np.int64) if samples and need.samples else None,
+                without=() if further is None else _proposals(further[some], len(need.without)),
             )
+
+
+def _proposals(table: Floats, count: int) -> tuple[Proposals, ...]:
+    """`Without.proposals` of one plan, tokens beside their log-odds -> the first `count` of them."""
+    tokens, odds = np.split(table, 2, axis=1)
+    return tuple(Proposals(tokens[:, number].astype(np.int64), odds[:, number]) for number in range(count))
 
 
 def _is_plain(plan: StepPlan, need: Needs) -> bool:

@@ -10,13 +10,14 @@ import numpy as np
 
 from engine.core.density import certainty_density
 from engine.core.noise import uniform
-from engine.core.plan import Needs, Scores, StepPlan, UnmaskPolicy
+from engine.core.plan import Choice, Needs, Scores, StepPlan, UnmaskPolicy
 from engine.core.ranking import best_first, top
 from engine.core.request import Floats, Ids, Mask, Request, Submission
 from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream
 from engine.unmask.edit import Edit
+from engine.unmask.insert_delete import InsertDelete
 from engine.unmask.linear_spec import LinearSpec
 from engine.unmask.remaining import ConfidenceThreshold, Leftmost, LowConfidence
 from engine.unmask.renoise import Renoise
@@ -157,6 +158,7 @@ UNMASKS: dict[str, UnmaskPolicy] = {
     "low_confidence_dynamic": LowConfidenceDynamic(),
     "entropy_bounded": EntropyBounded(),
     "edit": Edit(),
+    "insert_delete": InsertDelete(),
     "confidence_threshold": ConfidenceThreshold(),
     "low_confidence": LowConfidence(),
     "leftmost": Leftmost(),
@@ -182,6 +184,15 @@ def effective(submission: Submission) -> Submission:
 def needs(plans: Sequence[StepPlan]) -> list[Needs]:
     """What each request's unmask policy needs in its scores."""
     return [UNMASKS[plan.request.diffusion.unmask].needs(plan.request) for plan in plans]
+
+
+def choice(plan: StepPlan, scores: Scores) -> Choice:
+    """What the request's unmask policy makes of its targets."""
+    policy = UNMASKS[plan.request.diffusion.unmask]
+    if len(plan.targets) and (rewritten := policy.rewrite(plan.request, scores)) is not None:
+        return Choice(plan, rewritten.scores, rewritten.chosen, rewritten=rewritten)
+    chosen = select(plan, scores)
+    return Choice(plan, scores, chosen, is_forced(plan, scores, chosen), shown(plan, scores, chosen))
 
 
 def select(plan: StepPlan, scores: Scores) -> Mask:

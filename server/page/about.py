@@ -37,6 +37,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "low_confidence_static": "A fixed number of tokens a step in each block, the surest first.",
         "low_confidence_dynamic": "All tokens that are surer than the threshold, and at least as many as are due.",
         "edit": "As threshold, and a decoded token is replaced where the model has become sure of another.",
+        "insert_delete": "As edit, and tokens may be inserted and deleted: what stands behind them moves.",
         "entropy_bounded": "The tokens of the lowest entropy, as many as stay below a bound together.",
         "confidence_threshold": "All tokens that are sure enough; in the last step of a block, all that are left.",
         "low_confidence": "What is left of a block over the steps that it has left, the surest first.",

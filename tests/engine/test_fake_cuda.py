@@ -14,7 +14,7 @@ from engine.kernels.attention import attend_spans
 from engine.kernels.kv.formats import stored_dtype
 from engine.kernels.transfer import to_device
 from engine.models.adapter import AdapterConfig
-from engine.models.experts import MoEConfig
+from engine.models.experts import BlockRouting, MoEConfig
 from engine.models.rotary import QueryScaling
 from engine.models.sandwich import SandwichConfig
 from engine.scoring import sampling
@@ -22,7 +22,7 @@ from engine.scoring.slices import Rows
 from tests.engine.eager_graphs import rerun
 from tests.engine.fake_cuda import CUDA, fake_cuda, launched_at_once, paged_kernel
 from tests.engine.test_waits import EDITS, everything
-from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS, TOY
+from tests.engine.toys import BLOCK_CAUSAL_UNMASKS, FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS, TOY, TOY_MOE
 
 LLADA = replace(TOY, vocab_size=2000, max_positions=2048)
 DREAM = replace(LLADA, num_kv_heads=2, qkv_bias=True)
@@ -159,6 +159,25 @@ def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
         assert cuda.copies == ONCE
         assert not [output for output in outputs if output.finish_reason == "error"]
     assert engine.stats().decoding.tokens_edited > len(edits)
+
+
+@pytest.mark.parametrize("capture", [None, rerun])
+def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, capture):
+    spec = replace(SPEC, max_model_len=128, attention="block_causal", block_length=16, routing_block=8)
+    routed = replace(TOY_MOE, block_routing=BlockRouting(8, 9))
+    spec = replace(spec, delete_id=spec.vocab_size - 3, split_id=spec.vocab_size - 4)
+    engine = cuda.engine(replace(LLADA, moe=routed), spec, kernel=paged_kernel, capture=capture)
+    for number in range(4):
+        own = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=2 * (number % 2) or None)
+        diffusion = DiffusionParams(unmask="insert_delete" if number else "edit", threshold=1.0, editing_threshold=0.0)
+        asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
+    for _ in range(4):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
 
 
 @pytest.mark.parametrize("capture", [None, rerun])

@@ -47,6 +47,7 @@ def shortened(tmp_path):
         "sdar_moe_tiny",
         "llada_moe_tiny",
         "llada2_tiny",
+        "llada22_tiny",
         "nemotron_tiny",
         "nemotron_spec_tiny",
         "diffusion_gemma_tiny",

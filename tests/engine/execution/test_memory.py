@@ -81,6 +81,7 @@ def test_the_published_sizes_of_block_causal_families(folder, name, family, bill
         ("llada2-mini", "llada2_moe", 16.3, 1.4, 40, 48),
         ("sdar-30b-a3b", "sdar_moe", 30.5, 3.4, 96, 80),
         ("llada2-flash", "llada2_moe", 102.9, 6.2, 64, 288),
+        ("llada2.2-flash", "llada2_moe", 102.9, 6.2, 64, 288),
         ("diffusiongemma-26b-a4b", "diffusion_gemma", 25.3, 3.8, 231, 80),
     ],
 )

@@ -61,6 +61,15 @@ def test_the_configs_of_llada2(name, model):
     assert (diffusion.cache, diffusion.unmask, diffusion.threshold) == ("auto", "low_confidence_dynamic", 0.95)
 
 
+def test_the_config_of_llada2_2():
+    """The settings that its authors recommend."""
+    settings = load_settings(["--config", str(CONFIGS / "llada2.2-flash.yaml")], {})
+    assert settings.engine.model == "inclusionAI/LLaDA2.2-flash"
+    assert settings.diffusion == DiffusionParams(
+        unmask="insert_delete", threshold=0.5, editing_threshold=0.0, max_post_steps=16
+    )
+
+
 @pytest.mark.parametrize(("name", "model"), NEMOTRON.items())
 def test_the_configs_of_nemotron(name, model):
     """The threshold of its own sampler; cache and block come from the engine."""
@@ -79,7 +88,7 @@ def test_the_config_of_diffusion_gemma():
 
 def test_every_config_that_ships_is_tested():
     tested = {"demo", "llada-8b-instruct", "llada-1.5", "dream-v0-instruct-7b", "dream-coder-7b", "diffucoder-7b"}
-    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2, *NEMOTRON, "diffusiongemma-26b-a4b"}
+    tested |= {"llada-moe-7b", *BLOCK_CAUSAL, *LLADA2, *NEMOTRON, "diffusiongemma-26b-a4b", "llada2.2-flash"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == tested
     page = (CONFIGS.parent / "docs" / "models.md").read_text()
     assert [name for name in tested if f"`{name}`" not in page] == []
