@@ -162,7 +162,8 @@ def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
 
 
 @pytest.mark.parametrize("capture", [None, rerun])
-def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, capture):
+def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, monkeypatch, capture):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     spec = replace(SPEC, max_model_len=128, attention="block_causal", block_length=16, routing_block=8)
     routed = replace(TOY_MOE, block_routing=BlockRouting(8, 9))
     spec = replace(spec, delete_id=spec.vocab_size - 3, split_id=spec.vocab_size - 4)
