@@ -28,14 +28,14 @@ class StoredLogits:
         return StoredLogits(self.rows[indices])
 
 
-def score(logits, plans, mask_id, needs=(), importance=()):
+def score(logits, plans, mask_id, needs=(), importance=(), retention=()):
     """logits [targets of all plans, vocab] -> one `Scores` for each plan; without `needs`, what none asks for."""
     logits = StoredLogits(logits) if isinstance(logits, Tensor) else logits
     rows = logits.rows if isinstance(logits, StoredLogits) else logits.hidden
     upload = Upload(rows.device)
     scoring = Scoring(plans, mask_id, needs or [Needs()] * len(plans), upload)
     upload.send()
-    return scoring.read(scoring.launch(logits, importance))
+    return scoring.read(scoring.launch(logits, importance, retention))
 
 
 def build(plans, device, page_size):
