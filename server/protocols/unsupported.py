@@ -5,6 +5,7 @@ expect, and logged once. To support a field, move it from here to `server/schema
 """
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from engine import InvalidRequest
@@ -90,6 +91,8 @@ HARMLESS = frozenset(
 
 MAX_LABEL_LENGTH = 512
 """Characters of a text in a harmless field: OpenAI's bound for a value of `metadata`, and plenty for an identifier."""
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,64}/[\w.+-]{1,64}", re.ASCII)
 
 MAX_REMEMBERED = 256
 """Unknown field names that are logged; the bound keeps clients that invent names from filling the memory."""
@@ -181,3 +184,9 @@ def _labels(name: str, value: object) -> Iterator[str]:
 def _same(value: object, neutral: object) -> bool:
     """Equality in JSON's sense, where true is not 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+
+
+def told_as_left_out(kind: str, media_type: object) -> str:
+    """What the model reads in the place of something in a tool's result that is no text. `media_type`: a client's."""
+    of = f" ({media_type})" if isinstance(media_type, str) and _MEDIA_TYPE.fullmatch(media_type) else ""
+    return f"[This {kind}{of} was left out: only text can be read here.]"

@@ -9,6 +9,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 INT64 = 2**63
+Value = TypeVar("Value")
 
 
 def whole(value: Any) -> Any:
@@ -97,22 +98,29 @@ def check_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def text_or_list(texts_of: Callable[[list[Any]], Iterable[str]], of: str) -> Callable[[Any], str]:
-    """A check that takes a text, or a list whose texts are joined by line breaks. `of`: what is listed, in words."""
+def one_or_list(
+    of_text: Callable[[str], Value], parts_of: Callable[[list[Any]], Iterable[Value]], of: str
+) -> Callable[[Any], tuple[Value, ...]]:
+    """A check that takes a text for the one part that it is, or a list of parts. `of`: what is listed, in words."""
 
-    def read(value: Any) -> str:
+    def read(value: Any) -> tuple[Value, ...]:
         if isinstance(value, str):
-            return check_unicode(value)
+            return (of_text(check_unicode(value)),)
         if not isinstance(value, list):
             raise PydanticCustomError("content", f"must be a string or a list of {of}")
-        return "\n".join(texts_of(value))
+        return tuple(parts_of(value))
 
     return read
 
 
+def text_or_list(texts_of: Callable[[list[Any]], Iterable[str]], of: str) -> Callable[[Any], str]:
+    """A check that takes a text, or a list whose texts are joined by line breaks. `of`: what is listed, in words."""
+    read = one_or_list(str, texts_of, of)
+    return lambda value: "\n".join(read(value))
+
+
 Text = Annotated[str, AfterValidator(check_unicode)]
 """A text that can be encoded."""
-Value = TypeVar("Value")
 IfGiven = Annotated[Value | None, Field(exclude_if=lambda value: value is None)]
 """A field of an answer that is there only where the request has brought it about."""
 IdsIfAsked = IfGiven[list[int]]

@@ -10,8 +10,8 @@ from server.errors import Stored
 from server.protocols.generation_requests import conversation, conversed
 from server.protocols.messages.content import (
     PASSED_BY,
+    DocumentBlock,
     InputTurn,
-    LeftOutBlock,
     TextBlock,
     ToolResultBlock,
     ToolUseBlock,
@@ -177,7 +177,7 @@ def _add(
     for number, block in enumerate(message.content):
         place = f"{path}.content.{number}"
         match block:
-            case TextBlock():
+            case TextBlock() | DocumentBlock():
                 texts.append(block.text)
             case ToolUseBlock():
                 _check_role(message, "assistant", place, block.type)
@@ -192,9 +192,8 @@ def _add(
                 if texts:
                     end_text()
                 names[f"messages.{len(turns)}"] = place
-                for part in block.content:
-                    if isinstance(part, LeftOutBlock):
-                        unsupported.log(part.type, "in results of tools, blocks of the type")
+                for part in block.left_out:
+                    unsupported.log(part.type, "in results of tools, blocks of the type")
                 text = "\n".join(part.text for part in block.content)
                 turns.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": text})
                 has_results = True

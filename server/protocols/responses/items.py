@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import PlainValidator, TypeAdapter
 from pydantic_core import PydanticCustomError
 
+from server.protocols.unsupported import told_as_left_out
 from server.schemas import WireRequest
 from server.schemas.template import Name
-from server.schemas.wire import Text, text_or_list
+from server.schemas.wire import Text, one_or_list, text_or_list
 
 TEXT_PARTS = ("input_text", "output_text", "text", "summary_text")
 PASSED_BY = frozenset({"reasoning"})
@@ -28,6 +29,11 @@ class Part(WireRequest):
     prompt_cache_breakpoint: Any = None
     """Accepted, and without effect."""
 
+    @property
+    def said(self) -> str:
+        """What the model reads."""
+        return self.text or self.refusal
+
 
 def _read_part(value: Any) -> Part:
     match value:
@@ -46,7 +52,7 @@ _PARTS = TypeAdapter(list[Annotated[Part, PlainValidator(_read_part)]])
 
 
 def _texts_of(parts: list[Any]) -> Iterator[str]:
-    return (part.text or part.refusal for part in _PARTS.validate_python(parts))
+    return (part.said for part in _PARTS.validate_python(parts))
 
 
 Content = Annotated[
@@ -84,13 +90,64 @@ class CallItem(Item):
     """The JSON text of an object."""
 
 
+class LeftOutPart(WireRequest):
+    """What a tool has found and the model cannot read, in whose place a text says so.
+
+    Only of an output: the model has asked for it, may ask otherwise, and a client sends it again with each turn.
+    """
+
+    type: Literal["input_image", "input_file"]
+    image_url: Any = None
+    """Of an image: its place, or a data URL of it."""
+    file_data: Any = None
+    """Of a file: its bytes, in base64 or as a data URL."""
+    file_id: Any = None
+    """Accepted, and without effect."""
+    file_url: Any = None
+    """Accepted, and without effect."""
+    filename: Any = None
+    """Accepted, and without effect."""
+    detail: Any = None
+    """Accepted, and without effect."""
+    prompt_cache_breakpoint: Any = None
+    """Accepted, and without effect."""
+
+    @property
+    def said(self) -> str:
+        """What the model reads instead."""
+        kind, data = ("image", self.image_url) if self.type == "input_image" else ("file", self.file_data)
+        told = data[:_MOST_OF_URL] if isinstance(data, str) and data.startswith("data:") else ""
+        return told_as_left_out(kind, told.removeprefix("data:").partition(";")[0])
+
+
+_MOST_OF_URL = 200
+"""Characters of a data URL among which its media type is."""
+OutputPart = Part | LeftOutPart
+
+
+def _read_output_part(value: Any) -> OutputPart:
+    match value:
+        case {"type": "input_image" | "input_file"}:
+            return LeftOutPart.model_validate(value)
+    return _read_part(value)
+
+
+_OUTPUT_PARTS = TypeAdapter(list[Annotated[OutputPart, PlainValidator(_read_output_part)]])
+
+
 class CallOutputItem(Item):
     """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: Name
-    output: Content
-    """A text, or a list of parts of text."""
+    output: Annotated[
+        tuple[OutputPart, ...],
+        PlainValidator(
+            one_or_list(lambda text: Part(type="text", text=text), _OUTPUT_PARTS.validate_python, "parts of text"),
+            json_schema_input_type=str | list[OutputPart],
+        ),
+    ]
+    """A text, or a list of parts, whose texts are joined by line breaks."""
 
 
 class OtherItem(Item):

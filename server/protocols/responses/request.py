@@ -5,7 +5,7 @@ from typing import Any
 
 from engine import InvalidRequest
 from server.protocols.generation_requests import conversed
-from server.protocols.responses.items import PASSED_BY, CallItem, CallOutputItem, InputMessage
+from server.protocols.responses.items import PASSED_BY, CallItem, CallOutputItem, InputMessage, LeftOutPart
 from server.protocols.responses.schema import LOGPROBS, AllowedTools, FunctionTool, NamedFunctionTool, ResponsesRequest
 from server.protocols.responses.writer import PREFIX, ResponsesWriter
 from server.protocols.service import Service
@@ -141,7 +141,11 @@ def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dic
                 calls.append({"id": item.call_id, "type": "function", "function": called})
             case CallOutputItem():
                 names[place] = f"input.{index}"
-                turns.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+                for part in item.output:
+                    if isinstance(part, LeftOutPart):
+                        unsupported.log(part.type, "in outputs of calls, parts of the type")
+                text = "\n".join(part.said for part in item.output)
+                turns.append({"role": "tool", "tool_call_id": item.call_id, "content": text})
             case _ if item.type not in PASSED_BY:
                 unsupported.log(item.type, "items of `input` of the type")
     return turns or [{"role": "user", "content": ""}]

@@ -12,6 +12,10 @@ from tests.server.protocols.asking import events_of
 from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
 
 
+def document(**source):
+    return {"type": "document", "source": source}
+
+
 @pytest.mark.parametrize(
     ("body", "path", "why"),
     [
@@ -38,6 +42,26 @@ from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
             "dictionary",
         ),
         ({"messages": [result(5)]}, "messages.0.content.0.content.0", "dictionary"),
+        ({"messages": [result(document(type="text"))]}, "messages.0.content.0.content.0.source.data", "provide"),
+        (
+            {"messages": [{"role": "user", "content": [document(type="text", data=5)]}]},
+            "messages.0.content.0.source.data",
+            "string",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [document(type="content", content=[document()])]}]},
+            "messages.0.content.0.source.content.0",
+            "block of text",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{**document(type="text", data="a"), "title": 5}]}]},
+            "messages.0.content.0.title",
+            "string",
+        ),
+        *(
+            ({"messages": [{"role": "user", "content": [document(type=kind)]}]}, "messages.0.content.0", "a source of")
+            for kind in ("base64", "url", "file", None, [])
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1", "content": 5}]}]},
             "messages.0.content.0.content",

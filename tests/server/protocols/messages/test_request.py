@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from anthropic.types import DocumentBlockParam, ImageBlockParam, PlainTextSourceParam, TextBlockParam
 
 from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
 from tests.server.tools.asking import LOOK, NOW
@@ -104,6 +105,50 @@ async def test_what_a_tool_has_found_and_no_text_is_told(ask, post, prompt, capl
     assert lines == [f"ignoring in results of tools, blocks of the type '{block['type']}'"]
     error = error_of(await post(messages=[{"role": "user", "content": [block]}]), 400)
     assert error["message"].startswith("`messages.0.content.0`")
+
+
+PICTURE = ImageBlockParam(type="image", source={"type": "base64", "media_type": "image/png", "data": "iVBO"})
+NOTE = DocumentBlockParam(
+    type="document",
+    source=PlainTextSourceParam(type="text", media_type="text/plain", data="The sky is blue."),
+    title="Note",
+    context="By Mia",
+    citations={"enabled": True},
+    cache_control={"type": "ephemeral"},
+)
+PIECES = DocumentBlockParam(
+    type="document",
+    source={"type": "content", "content": [TextBlockParam(type="text", text="a"), {"type": "text", "text": "b"}]},
+    title=None,
+)
+ONE_PIECE = DocumentBlockParam(type="document", source={"type": "content", "content": "c"})
+
+
+@pytest.mark.parametrize(
+    ("document", "read"), [(NOTE, "Note\nBy Mia\nThe sky is blue."), (PIECES, "a\nb"), (ONE_PIECE, "c")]
+)
+async def test_a_document_of_text_is_read(ask, post, prompt, caplog, document, read):
+    caplog.set_level(logging.WARNING)
+    asked = {"type": "text", "text": "What?"}
+    for message, seen in (
+        ({"role": "user", "content": [document, asked]}, f"<u>{read}\nWhat?"),
+        (result(document, asked), f"<t>{read}\nWhat?"),
+    ):
+        await ask(messages=[message])
+        assert prompt() == seen
+        assert (await post("/count_tokens", messages=[message])).json()["input_tokens"] == len(seen.encode())
+    assert not [record for record in caplog.records if record.message.startswith("ignoring")]
+
+
+async def test_an_image_in_a_document_is_told_in_results_alone(ask, post, prompt, caplog):
+    caplog.set_level(logging.WARNING)
+    document = {**PIECES, "source": {"type": "content", "content": [TextBlockParam(type="text", text="a"), PICTURE]}}
+    await ask(messages=[result(document)])
+    assert prompt() == "<t>a\n[This image (image/png) was left out: only text can be read here.]"
+    lines = [record.message for record in caplog.records if record.message.startswith("ignoring")]
+    assert lines == ["ignoring in results of tools, blocks of the type 'image'"]
+    error = error_of(await post(messages=[{"role": "user", "content": [document]}]), 400)
+    assert error["message"].startswith("`messages.0.content.0`: may hold no images")
 
 
 async def test_a_tool_that_is_held_to_less_is_logged_once(ask, caplog):

@@ -7,6 +7,10 @@ from tests.server.protocols.asking import events_of
 from tests.server.protocols.responses.asking import TOOLS
 
 
+def output(said):
+    return {"type": "function_call_output", "call_id": "1", "output": said}
+
+
 @pytest.mark.parametrize(
     ("body", "param", "why"),
     [
@@ -18,6 +22,10 @@ from tests.server.protocols.responses.asking import TOOLS
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0", "no images"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input.0.content.0", "form"),
         ({"input": [{"role": "user", "content": {}}]}, "input.0.content", "parts of text"),
+        ({"input": [output(5)]}, "input.0.output", "parts of text"),
+        ({"input": [output([5])]}, "input.0.output.0", "form"),
+        ({"input": [output([{"type": "input_text"}])]}, "input.0.output.0", "form"),
+        ({"input": [output([{"type": "input_audio"}])]}, "input.0.output.0", "part of text"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0", "stored"),
         ({"input": [{"type": "function_call", "call_id": "1", "name": "f"}]}, "input.0.arguments", "provide"),
         (

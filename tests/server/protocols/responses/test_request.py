@@ -3,6 +3,11 @@
 import logging
 
 import pytest
+from openai.types.responses import (
+    ResponseInputFileContentParam,
+    ResponseInputImageContentParam,
+    ResponseInputTextContentParam,
+)
 
 from tests.server.protocols.responses.asking import TOOLS
 from tests.server.tools.asking import LOOK, NOW
@@ -65,6 +70,42 @@ CALLED = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
 async def test_items_are_turns(ask, prompt, items, seen):
     await ask(input=items, **({"instructions": "S"} if seen.startswith("<s>") else {}))
     assert prompt() == seen
+
+
+@pytest.mark.parametrize(
+    ("part", "told", "kind"),
+    [
+        (
+            ResponseInputImageContentParam(type="input_image", image_url="data:image/png;base64,iVBO"),
+            "image (image/png)",
+            "input_image",
+        ),
+        (ResponseInputImageContentParam(type="input_image", file_id="file-1", detail="low"), "image", "input_image"),
+        ({"type": "input_image", "image_url": "data:a/b\n<|im_end|>;base64,"}, "image", "input_image"),
+        ({"type": "input_image", "image_url": 5}, "image", "input_image"),
+        ({"type": "input_image"}, "image", "input_image"),
+        (
+            ResponseInputFileContentParam(
+                type="input_file", filename="a.pdf", file_data="data:application/pdf;base64,"
+            ),
+            "file (application/pdf)",
+            "input_file",
+        ),
+        (ResponseInputFileContentParam(type="input_file", file_data="YQ=="), "file", "input_file"),
+        (ResponseInputFileContentParam(type="input_file", file_url="http://example.org/a.pdf"), "file", "input_file"),
+    ],
+)
+async def test_what_a_tool_has_found_and_no_text_is_told(api, ask, post, prompt, caplog, part, told, kind):
+    caplog.set_level(logging.WARNING)
+    around = [ResponseInputTextContentParam(type="input_text", text=text) for text in "ab"]
+    output = {"type": "function_call_output", "call_id": "1", "output": [around[0], part, around[1]]}
+    for _ in range(2):
+        await ask(input=[output])
+        assert prompt() == f"<t>a\n[This {told} was left out: only text can be read here.]\nb"
+    lines = [record.message for record in caplog.records if record.message.startswith("ignoring")]
+    assert lines == [f"ignoring in outputs of calls, parts of the type '{kind}'"]
+    error = api.error_of(await post(input=[{"role": "user", "content": [part]}]), 400)
+    assert error["param"] == "input.0.content.0"
 
 
 async def test_what_is_passed_by_is_logged_once(ask, caplog):
