@@ -69,7 +69,7 @@ class RemoteModel:
             else:
                 top = [(one["token"], one["logprob"]) for one in choice["logprobs"]["content"][0]["top_logprobs"]]
             return {token: exp(logprob) for token, logprob in top}
-        except IndexError:  # the answer ended before its first token
+        except IndexError:  # the answer ended, or began to reason, before its text
             return {}
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._unlike_openai(reply) from None

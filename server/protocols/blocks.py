@@ -68,11 +68,11 @@ class Blocks:
         """The blocks so far."""
         self._is_open = False
         self._tokens: list[Token] = []
-        """Tokens for the next text. Exact in answers of text alone; no other is asked for log-probabilities."""
+        """Tokens for the next text."""
 
     def read(self, delta: Delta) -> Iterator[Change]:
         """What a delta changes. Its text or call belongs to the last block or begins another."""
-        self._tokens += delta.tokens
+        self._tokens += delta.content_tokens
         texts: tuple[tuple[Kind, str], ...] = (("reasoning", delta.reasoning), ("text", delta.text))
         for kind, text in texts:
             if text:
@@ -102,9 +102,9 @@ class Blocks:
     def _grown(self, text: str) -> Grown:
         block = self.all[-1]
         block.text += text
-        tokens, self._tokens = tuple(self._tokens), []
         if block.kind != "text":
             return Grown(block, text)
+        tokens, self._tokens = tuple(self._tokens), []
         block.tokens += tokens
         return Grown(block, text, tokens)
 

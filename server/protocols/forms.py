@@ -162,7 +162,7 @@ class ChatForm:
                     reasoning_content=self._reasoning(delta),
                     tool_calls=called(head["id"], delta) or None,
                 ),
-                logprobs=writer.for_chat(delta.tokens) if writer else None,
+                logprobs=writer.for_chat(delta.content_tokens) if writer else None,
                 **self._end(delta),
             )
             for delta in deltas
@@ -202,7 +202,7 @@ class ChatForm:
                 reasoning_content=self._reasoning(delta),
                 tool_calls=call_deltas(answer, delta) or None,
             ),
-            logprobs=writer.for_chat(delta.tokens) if writer else None,
+            logprobs=writer.for_chat(delta.content_tokens) if writer else None,
             **self._end(delta),
         )
 

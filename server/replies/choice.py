@@ -10,9 +10,10 @@ from math import inf
 from typing import Protocol
 
 from engine import EngineUnavailable, FinishReason, Output, Range, RequestFailed, TracedStep, Usage
+from server.replies.content_tokens import ContentTokens
 from server.replies.passage import Passage, Token, shifted
 from server.replies.reasoning import ReasoningReader
-from server.replies.tool_calls import CallDelta, Part, ToolCallReader
+from server.replies.tool_calls import CallDelta, Content, Part, ToolCallReader
 from server.threads import in_thread_if_long
 
 NOTHING = Usage(prompt_tokens=0, completion_tokens=0, forwards=0, rows_computed=0)
@@ -63,6 +64,8 @@ class Delta:
     tokens: Sequence[Token] = ()
     """The tokens that begin in the text or calls of the block, if the request asked for tokens. Only in its first
     delta."""
+    content_tokens: Sequence[Token] = ()
+    """Those of `text` alone, without reasoning and calls; with the text, which may become final later."""
     prompt_tokens: Sequence[Token] = ()
     """The tokens of a scored prompt. Only in the first delta of a choice."""
     finish_reason: FinishReason | None = None
@@ -112,6 +115,9 @@ class Choice:
         self._prompt_tokens = prompt_tokens
         self._reader = reader
         self._reasoning = reasoning
+        self._content_tokens = ContentTokens()
+        self._num_parted = 0
+        """Characters of the text that calls were looked for in."""
         self._open = 0
         """Index of the passage that the next token belongs to."""
         self._num_taken = 0
@@ -158,14 +164,17 @@ class Choice:
             text, reasoning = text + more, ""
             if self._reasoning:
                 reasoning, text = self._reasoning.push(text, output.token_ids, last=reason is not None)
+            self._content_tokens.push(tokens)
             *before, last = self._parts(text, last=reason is not None)
             for part in before:
                 yield replace(self._delta(part, usage), reasoning=reasoning, tokens=tokens, prompt_tokens=prompt_tokens)
                 reasoning, tokens, prompt_tokens = "", [], ()
+            delta = self._delta(last, usage)
             yield replace(
-                self._delta(last, usage),
+                delta,
                 reasoning=reasoning,
                 tokens=tokens,
+                content_tokens=[*delta.content_tokens, *self._tokens_at_end] if reason else delta.content_tokens,
                 prompt_tokens=prompt_tokens,
                 finish_reason=reason,
                 stop=stop,
@@ -185,22 +194,40 @@ class Choice:
         return tuple((start, start + count) for start, count in zip(self._starts, self._num_shown, strict=False))
 
     def _parts(self, text: str, *, last: bool) -> list[Part]:
-        """The text and calls that have become final; empty text if there are none."""
-        return (self._reader.push(text, last=last) if self._reader else [text]) or [""]
+        """The content and calls that have become final; empty content if there are none."""
+        start, self._num_parted = self._num_parted, self._num_parted + len(text)
+        if self._reader is None:
+            return [Content(text, start)]
+        return self._reader.push(text, last=last) or [Content("", start)]
 
     def _delta(self, part: Part, usage: Usage) -> Delta:
-        text, calls = (part, ()) if isinstance(part, str) else ("", (part,))
         delta = Delta(
             index=self.index,
-            text=text,
+            text="",
             num_reasoning_tokens=self._reasoning.num_tokens if self._reasoning else 0,
-            calls=calls,
             usage=usage,
             prompt_ids=self._prompt_ids,
         )
+        if isinstance(part, Content):
+            delta = replace(delta, text=part.text, content_tokens=self._tokens_of(part))
+        else:
+            delta = replace(delta, calls=(part,))
         if self._reader is None:
             return delta
         return replace(delta, num_calls=self._reader.num_calls, is_amid_call=self._reader.is_amid_call)
+
+    def _tokens_of(self, content: Content) -> Sequence[Token]:
+        if self._reader is None and self._reasoning is None:
+            return self._content_tokens.rest()
+        before = (self._reasoning and self._reasoning.start) or 0
+        return self._content_tokens.within(before + content.start, before + content.end)
+
+    @property
+    def _tokens_at_end(self) -> Sequence[Token]:
+        """Tokens without text behind the last of the content. Calls and reasoning keep those behind them."""
+        has_called = self._reader and (self._reader.num_calls or self._reader.is_amid_call)
+        is_reasoning = self._reasoning and self._reasoning.start is None
+        return () if has_called or is_reasoning else self._content_tokens.rest()
 
     @property
     def _is_fill(self) -> bool:

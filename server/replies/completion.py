@@ -138,6 +138,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
     text = "".join(part.text for part in parts)
     reasoning = "".join(part.reasoning for part in parts)
     tokens = [token for part in parts for token in part.tokens]
+    content_tokens = [token for part in parts for token in part.content_tokens]
     traced = [step for part in parts for step in part.traced]
     prompt_tokens = [token for part in parts for token in part.prompt_tokens]
     calls = whole_calls(call for part in parts for call in part.calls)
@@ -147,6 +148,7 @@ def _joined(parts: Sequence[Delta]) -> Delta:
         reasoning=reasoning,
         calls=calls,
         tokens=tokens,
+        content_tokens=content_tokens,
         prompt_tokens=prompt_tokens,
         traced=traced,
     )

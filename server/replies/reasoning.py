@@ -19,7 +19,11 @@ class ReasoningReader:
         """`is_open`: the prompt ends in reasoning, or its first tag. `close_id`: the second tag, if it is a token."""
         self._state: Literal["before", "inside", "behind", "content"] = "inside" if is_open else "before"
         self._held = ""
-        """Text that is not final yet."""
+        """Text that is not final yet: the end of what was read."""
+        self._num_read = 0
+        """Characters of what was read."""
+        self.start: int | None = None
+        """Characters of the answer before its content; None as long as there is none."""
         self._has_reasoned = False
         """Whether any reasoning has been handed out."""
         self._close_id = close_id
@@ -39,6 +43,7 @@ class ReasoningReader:
             self._num_until_close = self._num_ids + ids.index(self._close_id) + 1
         self._num_ids += len(ids)
         self._held += text
+        self._num_read += len(text)
         if self._state == "before":
             self._begin(last)
         reasoning = self._inside(last) if self._state == "inside" else ""
@@ -46,6 +51,8 @@ class ReasoningReader:
             self._held, self._state = stripped, "content"
         content = ""
         if self._state == "content":
+            if self.start is None:
+                self.start = self._num_read - len(self._held)
             content, self._held = self._held, ""
         self._has_reasoned |= bool(reasoning)
         return reasoning, content

@@ -43,8 +43,21 @@ class CallDelta:
     arguments: str = ""
 
 
-Part: TypeAlias = str | CallDelta
-"""A piece of content, or of a call."""
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A piece of content, which stands in the answer as it is."""
+
+    text: str
+    start: int
+    """Characters of the answer before it."""
+
+    @property
+    def end(self) -> int:
+        """The same behind it."""
+        return self.start + len(self.text)
+
+
+Part: TypeAlias = Content | CallDelta
 
 
 def whole_calls(deltas: Iterable[CallDelta]) -> list[CallDelta]:
@@ -65,7 +78,9 @@ class ToolCallReader:
     def __init__(self) -> None:
         self._state: Literal["content", "head", "arguments", "tail"] = "content"
         self._held = ""
-        """Text that is not final yet."""
+        """Text that is not final yet: the end of what was read."""
+        self._num_read = 0
+        """Characters of what was read."""
         self._space = ""
         """White space before the tag that was read last: content, should no call follow the tag."""
         self.num_calls = 0
@@ -85,6 +100,7 @@ class ToolCallReader:
         With `last`, that is all that is left of a content, and of arguments but for half an escape.
         """
         self._held += text
+        self._num_read += len(text)
         parts: list[Part] = []
         while True:
             before = self._state
@@ -105,6 +121,7 @@ class ToolCallReader:
                 self._read_tail()
 
     def _read_content(self, last: bool) -> Iterator[Part]:
+        place = self._num_read - len(self._held)
         start = self._held.find(OPEN)
         if start >= 0:
             content = self._held[:start].rstrip()
@@ -117,14 +134,15 @@ class ToolCallReader:
             content = self._held[: len(self._held) - overlap(self._held, OPEN)].rstrip()
             self._held = self._held[len(content) :]
         if content:
-            yield content
+            yield Content(content, place)
 
     def _read_head(self) -> Iterator[Part]:
         match _head(self._held):
             case None:
                 return
             case "":
-                yield self._space + OPEN
+                tag = self._space + OPEN
+                yield Content(tag, self._num_read - len(self._held) - len(tag))
                 self._state = "content"
             case end, name:
                 yield CallDelta(index=self.num_calls, name=name)
@@ -183,8 +201,9 @@ def _joined(parts: list[Part]) -> list[Part]:
     """The parts, with pieces of content that follow each other made one."""
     joined: list[Part] = []
     for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
+        before = joined[-1] if joined else None
+        if isinstance(part, Content) and isinstance(before, Content):
+            joined[-1] = Content(before.text + part.text, before.start)
         else:
             joined.append(part)
     return joined

@@ -86,13 +86,18 @@ async def test_an_answer_that_goes_on(thinker, engine, begun, reasoning, content
     assert [block.get("thinking", block.get("text")) for block in told] == [*filter(None, [reasoning]), content]
 
 
-async def test_a_response_with_reasoning_has_no_logprobs(thinker, engine):
-    """Tokens of the reasoning would be told as the text's."""
+async def test_log_probabilities_are_of_the_content(thinker):
     body = {"input": "a", "include": ["message.output_text.logprobs"]}
-    error = thinker.error_of(await thinker.client.post("/v1/responses", json=body), 400)
-    assert error["param"] == "include"
-    assert "reasoning" in error["message"]
-    assert not engine.streams
+    reasoning, message = (await thinker.client.post("/v1/responses", json=body)).json()["output"]
+    assert "logprobs" not in reasoning["content"][0]
+    assert "".join(entry["token"] for entry in message["content"][0]["logprobs"]) == "Four."
+    [choice] = (await thinker.chat(logprobs=True)).json()["choices"]
+    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == "Four."
+    chunks = thinker.events_of((await thinker.chat(stream=True, logprobs=True)).text)
+    told = [chunk["choices"][0] for chunk in chunks]
+    for choice in told[1:]:
+        spelled = "".join(entry["token"] for entry in choice["logprobs"]["content"])
+        assert spelled == (choice["delta"].get("content") or "")
 
 
 async def test_reasoning_may_be_left_out(thinker):

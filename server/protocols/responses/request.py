@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine import InvalidRequest
 from server.protocols.generation_requests import conversed
 from server.protocols.responses.items import PASSED_BY, CallItem, CallOutputItem, InputMessage, LeftOutPart
 from server.protocols.responses.schema import LOGPROBS, AllowedTools, FunctionTool, NamedFunctionTool, ResponsesRequest
@@ -63,18 +62,9 @@ async def from_responses(
 ) -> tuple[ResponsesWriter, GenerationRequest]:
     """The generation request, and the writer of the answer. `asked`: the body as a chat.
 
-    Raises what `conversed` raises, in the words of a chat, and InvalidRequest for log-probabilities of an answer that
-    may hold more than text: nothing tells yet which of its tokens are the text's.
+    Raises what `conversed` raises, in the words of a chat.
     """
     answer, request = await conversed(asked.chat, service, tenant, prefix=PREFIX, is_strict=False)
-    if asked.chat.logprobs and (request.reads_calls or request.reads_reasoning):
-        field = "include" if LOGPROBS in body.include else "top_logprobs"
-        beside = "calls of `tools`" if request.reads_calls else "reasoning"
-        raise InvalidRequest(
-            f"`{field}` asks for log-probabilities, and answers that may hold {beside} have none here; leave it out, "
-            "or ask /v1/chat/completions.",
-            field,
-        )
     return ResponsesWriter(answer, body, asked.chat.tools, request.sampling.temperature), request
 
 

@@ -164,8 +164,8 @@ class ResponsesRequest(WireRequest):
     top_logprobs: NumAlternatives | None = None
     """Answer with log-probabilities, and those of this many of the most probable tokens."""
     include: list[Text] = Field(default_factory=list)
-    """`message.output_text.logprobs` asks for log-probabilities, which answers that may hold calls or reasoning do not
-    have; other entries are without effect."""
+    """`message.output_text.logprobs` asks for log-probabilities, which are those of each text; other entries have no
+    effect."""
     reasoning: Reasoning | None = None
     """`effort` goes to the chat template."""
     metadata: Metadata | None = None

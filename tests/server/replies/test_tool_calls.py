@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.replies.tool_calls import MAX_NAME_LENGTH, CallDelta, ToolCallReader
+from server.replies.tool_calls import MAX_NAME_LENGTH, CallDelta, Content, ToolCallReader
 from server.structured import tools
 from server.structured.budget import Budget
 from server.structured.tools import CallableFunction
@@ -23,8 +23,8 @@ def fold(parts):
     """(content, [(name, arguments)])."""
     content, calls = "", []
     for part in parts:
-        if isinstance(part, str):
-            content += part
+        if isinstance(part, Content):
+            content += part.text
         elif part.name is not None:
             assert part.index == len(calls)
             assert not part.arguments
@@ -40,8 +40,10 @@ def read(*pieces):
     reader, parts = ToolCallReader(), []
     for number, piece in enumerate(pieces):
         more = reader.push(piece, last=number == len(pieces) - 1)
-        assert all(part not in ("", CallDelta(index=0)) for part in more)
+        assert all(part.text if isinstance(part, Content) else part != CallDelta(index=0) for part in more)
         parts += more
+    text = "".join(pieces)
+    assert all(text[part.start : part.end] == part.text for part in parts if isinstance(part, Content))
     content, calls = fold(parts)
     assert reader.num_calls == len(calls)
     return content, calls, reader.is_amid_call
@@ -180,7 +182,7 @@ def test_what_a_constraint_lets_through_is_read_whole(content):
 def test_arguments_come_as_they_grow():
     """The name first and alone, nothing of a call before it is known that there is one, no brace too many."""
     reader = ToolCallReader()
-    assert reader.push(f"Well\n{OPEN}", last=False) == ["Well"]
+    assert reader.push(f"Well\n{OPEN}", last=False) == [Content("Well", 0)]
     assert reader.push('\n{"name": "f", "arguments": ', last=False) == []
     assert reader.push('{"a": "x', last=False) == [
         CallDelta(index=0, name="f"),

@@ -109,14 +109,19 @@ async def test_each_choice_has_its_own_calls(api, engine):
     assert names == [["now"], [], ["look"]]
 
 
-async def test_log_probabilities_are_of_all_tokens(api, says):
-    says(f"a\n{NOW}")
-    [choice] = (await ask(api, logprobs=True, return_token_ids=True))["choices"]
-    assert "".join(entry["token"] for entry in choice["logprobs"]["content"]) == f"a\n{NOW}"
-    assert bytes(choice["token_ids"]).decode() == f"a\n{NOW}"
-    events = await stream(api, logprobs=True, return_token_ids=True)
-    entries = [entry for event in events for entry in (event["choices"][0]["logprobs"] or {"content": []})["content"]]
-    assert "".join(entry["token"] for entry in entries) == f"a\n{NOW}"
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(("text", "content"), [(f"a€\n{NOW}", "a€"), (f"{NOW}\n", ""), ("a \n", "a \n")])
+async def test_log_probabilities_are_of_the_content_and_ids_of_all(api, says, text, content, size):
+    says(text, size)
+    [choice] = (await ask(api, logprobs=True, top_logprobs=1, return_token_ids=True))["choices"]
+    ChatCompletion.model_validate(await ask(api, logprobs=True), strict=True)
+    entries = choice["logprobs"]["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == content
+    assert (choice["message"]["content"] or "") == content
+    assert bytes(choice["token_ids"]).decode() == text
+    events = await stream(api, logprobs=True, top_logprobs=1, return_token_ids=True)
+    chunks = [event["choices"][0]["logprobs"] or {"content": []} for event in events]
+    assert [entry for chunk in chunks for entry in chunk["content"]] == entries
 
 
 @pytest.mark.parametrize(

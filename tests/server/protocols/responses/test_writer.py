@@ -168,6 +168,22 @@ async def test_logprobs(ask, stream, asked):
     assert done["logprobs"] == part["logprobs"]
 
 
+@pytest.mark.parametrize("size", [7, 1000])
+async def test_logprobs_beside_calls_are_of_the_text(ask, stream, says, size):
+    says(f"Well:\n{LOOK}\n{NOW}\nDone", size)
+    answer = await ask(**LOGPROBS, tools=TOOLS)
+    texts = [item["content"][0] for item in answer["output"] if item["type"] == "message"]
+    assert [part["text"] for part in texts] == ["Well:", "\nDone"]
+    for part in texts:
+        assert "".join(entry["token"] for entry in part["logprobs"]) == part["text"]
+    assert not any("logprobs" in item for item in answer["output"] if item["type"] == "function_call")
+    events = await stream(**LOGPROBS, tools=TOOLS)
+    for event in events:
+        if event["type"].startswith("response.output_text."):
+            said = event.get("delta", event.get("text"))
+            assert "".join(entry["token"] for entry in event["logprobs"]) == said
+
+
 @pytest.mark.parametrize("strict", [True, False, None])
 async def test_a_tool_comes_back_as_strict_as_it_was(ask, strict):
     answer = await ask(tools=[{"type": "function", "name": "now", "strict": strict}])
