@@ -7,6 +7,7 @@ seconds on torch before it starts those that run the tests.
 import gc
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -194,6 +195,14 @@ def run():
         return {request_id: (tokens[request_id], *end) for request_id, end in ends.items()}
 
     return until_empty
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Processes that the test starts heed SIGINT, though a shell that runs something in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Url(str):

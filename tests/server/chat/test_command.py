@@ -164,6 +164,7 @@ def test_what_is_no_setting_is_told(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_terminal(demo_server, tmp_path):
     """A talk with commands; Ctrl-C ends an answer, not the talk."""
     pid, terminal = pty.fork()

@@ -142,16 +142,37 @@ async def test_answers_do_not_depend_on_what_else_is_asked(deciding):
         assert found == pytest.approx(together.probabilities[5], abs=1e-6)
 
 
-async def test_four_hundred_at_once(deciding, engine):
-    """More than the engine has places for."""
+@pytest.fixture
+def steps(engine, monkeypatch):
+    """The steps of the engine, each as its plans."""
+    taken, commit = [], engine.scheduler.commit
+
+    def watched(choices):
+        taken.append([choice.plan for choice in choices])
+        return commit(choices)
+
+    monkeypatch.setattr(engine.scheduler, "commit", watched)
+    return taken
+
+
+async def test_four_hundred_at_once(deciding, engine, steps):
+    """More than the engine has places for. One forward answers each; only what fills up a step is computed before."""
     assert engine.info.max_running_requests + engine.info.max_queued_requests < 400
     async with deciding() as decide:
         decided = await decide([question(number) for number in range(400)])
     assert [len(found) for found in decided.probabilities] == [len(question(n).options) for n in range(400)]
     assert decided.usage.completion_tokens == 0
     assert decided.usage.prompt_tokens == sum(len(one.prompt_ids) for one in decide.submitted)
-    more = 60 if engine.info.spec.is_block_causal else 0  # a step that has rows left computes a part of a prompt
-    assert 400 <= decided.usage.forwards <= 400 + more
+    plans = [plan for step in steps for plan in step]
+    assert decided.usage.forwards == len(plans)
+    answering = [plan.request.id for plan in plans if len(plan.targets)]
+    assert sorted(answering) == sorted(one.request_id for one in decide.submitted)
+    spec = engine.info.spec
+    for step in steps:
+        parts = [plan for plan in step if not len(plan.targets)]
+        assert spec.is_block_causal or not parts
+        free = engine.info.max_batch_rows - sum(len(plan.rows) for plan in step)
+        assert not parts or free < spec.block_length, "a part of a prompt, where the rest of the step was left empty"
 
 
 async def test_block_causal_questions_share_the_pages_of_the_input(deciding, engine):
