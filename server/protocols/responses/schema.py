@@ -1,8 +1,8 @@
 """The wire types of POST /v1/responses: the body. `items` has those of its conversation, `output` the answer's."""
 
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.protocols.responses.items import ReadItem
@@ -11,7 +11,7 @@ from server.schemas.chat import Effort, Label, Metadata, NumAlternatives, NumTok
 from server.schemas.sampling import ModelName, Stops, Temperature, TopP
 from server.schemas.structured import JsonSchemaFormat
 from server.schemas.tools import FunctionName, OtherTool, Parameters, function_or_other
-from server.schemas.wire import Text
+from server.schemas.wire import Text, check_json
 
 MAX_ITEMS = 8192
 LOGPROBS = "message.output_text.logprobs"
@@ -121,6 +121,16 @@ class Reasoning(WireRequest):
     """Accepted, and without effect."""
 
 
+Repeated = TypeVar("Repeated")
+
+
+def _repeatable(value: Repeated) -> Repeated:
+    """What comes back with the answer, fields that nobody knows too."""
+    if isinstance(value, BaseModel):
+        check_json(value.model_dump(by_alias=True))
+    return value
+
+
 def _as_items(value: Any) -> Any:
     """A text is a message of the user; so is nothing at all, with which clients ask whether a model is there."""
     if isinstance(value, str) or value == []:
@@ -146,11 +156,18 @@ class ResponsesRequest(WireRequest):
     """A message of the system before all others."""
     tools: list[AnyTool] = Field(default_factory=list)
     """Functions that the model may call. Tools of other types are passed by, and logged."""
-    tool_choice: Annotated[ToolChoice, PlainValidator(_read_choice, json_schema_input_type=ToolChoice)] | None = None
+    tool_choice: (
+        Annotated[
+            ToolChoice,
+            PlainValidator(_read_choice, json_schema_input_type=ToolChoice),
+            AfterValidator(_repeatable),
+        ]
+        | None
+    ) = None
     """As in a chat; or `allowed_tools`, of which the model sees no others."""
     parallel_tool_calls: bool = True
     """Whether the answer may hold more than one call."""
-    text: TextConfig | None = None
+    text: Annotated[TextConfig, AfterValidator(_repeatable)] | None = None
     """`format` says what the answer must be, in the words of `response_format`."""
     max_output_tokens: NumTokens | None = None
     """Tokens to generate at most; they must fit the context with the prompt. Absent is the server's setting
@@ -166,7 +183,7 @@ class ResponsesRequest(WireRequest):
     include: list[Text] = Field(default_factory=list)
     """`message.output_text.logprobs` asks for log-probabilities, which are those of each text; other entries have no
     effect."""
-    reasoning: Reasoning | None = None
+    reasoning: Annotated[Reasoning, AfterValidator(_repeatable)] | None = None
     """`effort` goes to the chat template."""
     metadata: Metadata | None = None
     """Comes back with the answer."""

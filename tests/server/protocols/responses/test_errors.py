@@ -1,5 +1,7 @@
 """What is wrong with a body of /v1/responses, and how a stream tells that it failed."""
 
+import json
+
 import pytest
 
 from engine import RequestFailed
@@ -99,6 +101,28 @@ async def test_a_bad_value_names_its_field(api, post, engine, body, param, why):
     error = api.error_of(await post(**body), 400)
     assert error["param"] == param
     assert why in error["message"]
+    assert not engine.streams
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("text", {"verbosity": "\ud800"}),
+        ("text", {"verbosity": {"\ud800": 1}}),
+        ("text", {"format": {"type": "text", "x": ["\ud800"]}}),
+        ("reasoning", {"summary": "\ud800"}),
+        ("reasoning", {"x": "\ud800"}),
+        ("tool_choice", {"type": "function", "name": "now", "x": "\ud800"}),
+        ("tool_choice", {"type": "allowed_tools", "tools": [{"type": "function", "name": "now", "x": "\ud800"}]}),
+    ],
+)
+async def test_what_comes_back_must_be_encodable(api, engine, field, value):
+    """Or the answer could not be written."""
+    body = json.dumps({"input": "hi", "tools": TOOLS, field: value})
+    headers = {"content-type": "application/json"}
+    error = api.error_of(await api.client.post("/v1/responses", content=body, headers=headers), 400)
+    assert error["param"] == field
+    assert "valid Unicode" in error["message"]
     assert not engine.streams
 
 
