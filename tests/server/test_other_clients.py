@@ -56,6 +56,13 @@ class TestLangChain:
     def test_completion(self, completions, expected):
         assert completions.invoke(PROMPT) == expected[0]
 
+    def test_responses(self, options, expected):
+        from langchain_openai import ChatOpenAI
+
+        chat = ChatOpenAI(**options, use_responses_api=True)
+        assert chat.invoke(MESSAGES).text == expected[1]
+        assert "".join(chunk.text for chunk in chat.stream(MESSAGES)) == expected[1]
+
     def test_completion_stream(self, completions, expected):
         assert "".join(completions.stream(PROMPT)) == expected[0]
 
