@@ -42,6 +42,7 @@ class BlockCache(CachePolicy):
         if not first < end < first + len(plan.rows):
             return None
         rows, horizons = plan.rows[: end - first], plan.horizons[: end - first]
+        # An eviction comes with the last rows of its plan.
         return replace(plan, rows=rows, horizons=horizons, targets=_NONE, eviction=None)
 
 

@@ -79,14 +79,14 @@ def _as_read(plan: StepPlan, policy: CachePolicy, budget: int) -> StepPlan:
     length, most = request.block_length, budget + request.diffusion.kv_buffer
     room = (most - request.num_kept_before(request.committed)) // length * length
     new = min(int(plan.rows[-1]) + 1, request.block.rows_start) - request.committed
-    if new > room:
-        cut = policy.cut(plan, room)
-        assert cut is not None, "a prompt that cannot be read in parts"
-        plan, new = cut, room
-    end = request.committed + new
+    end = request.committed + min(new, room)
     if new <= 0 or request.num_kept_before(end) + length <= most:
         return plan
     last = int(np.searchsorted(plan.rows, end))
+    if last < len(plan.rows):  # no later row sees what goes, in whatever parts the prompt is read
+        cut = policy.cut(plan, last)
+        assert cut is not None, "a prompt that cannot be read in parts"
+        plan = cut
     return replace(plan, eviction=_eviction(request, end - length, budget - length, slice(last - length, last)))
 
 

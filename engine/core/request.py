@@ -415,7 +415,7 @@ class Request:
             completion_tokens=self.completion_tokens,
             forwards=self.forwards,
             rows_computed=self.rows_computed,
-            visible_tokens=self.num_kept_before(self.block.visible_end) if self.forwards else 0,
+            visible_tokens=self.block.visible_end if self.forwards else 0,
             cached_tokens=self.cached_tokens,
             kv_evicted=self.num_evicted,
             kv_resident_peak=self.most_resident,

@@ -36,7 +36,8 @@ def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: 
 
     All of them may be constrained targets.
 
-    Does not include the attention weights that d2 reads: float32 [layers, rows, canvas] for each such request.
+    Does not include the attention weights that d2 reads: float32 [layers, rows, canvas] for each such request; nor what
+    evictions compare, some 64 MiB (`engine.kernels.kv.retention`).
     """
     scored = min(max_batch_rows, TARGETS_AT_ONCE)
     row = _row_bytes(geometry, dtype) + min(CLASSES, geometry.vocab_size) * CLASS_BYTES

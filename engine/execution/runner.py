@@ -36,6 +36,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 MIN_BATCH_ROWS = 2048
 """The least default row budget, for short canvases and few requests: enough for several refreshes at once."""
 
+MOVED_AT_ONCE = 4096
+"""Slots copied at once: each layer's are held twice meanwhile."""
+
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""
 
@@ -141,8 +144,13 @@ class Runner:
         return self.model.propose(hidden, mask_id)
 
     def move(self, sources: Ids, destinations: Ids) -> None:
-        """Copies keys and values of some slots to others, behind all that was launched before."""
-        self.pool.move(to_device(sources, self.device), to_device(destinations, self.device))
+        """Copies keys and values of some slots to others, behind all that was launched before.
+
+        A slot that is written may be read before, not after it.
+        """
+        for first in range(0, len(sources), MOVED_AT_ONCE):
+            some = slice(first, first + MOVED_AT_ONCE)
+            self.pool.move(to_device(sources[some], self.device), to_device(destinations[some], self.device))
 
     def clear(self, slots: Ids) -> None:
         """Zeroes keys and values of these slots.

@@ -229,13 +229,17 @@ def _check_eviction(diffusion: DiffusionParams, spec: ModelSpec) -> None:
         raise InvalidRequest(
             f"{named} is for models without windows, and layers of this one have ({spec.family}).", named
         )
-    if not spec.is_block_causal:
-        return
-    if not spec.has_grid:
+    if spec.commits_causally:
         raise InvalidRequest(f"{named} is for models that commit whole blocks, and {spec.family} does not.", named)
-    length = block_length(diffusion, spec)
-    if budget <= length:
+    length = block_length(diffusion, spec) if spec.is_block_causal else 0
+    judges = length or spec.shift
+    if budget <= judges:
         raise InvalidRequest(f"{named} is {budget}; it must be more than a block, {length} tokens.", named)
+    if diffusion.kv_sink > budget - judges:
+        room = f"{budget}" if not judges else f"{budget} less the {judges} before the open block that stay anyway"
+        raise InvalidRequest(
+            f"diffusion.kv_sink is {diffusion.kv_sink}, more than {named} has room for: {room}.", "diffusion.kv_sink"
+        )
     if diffusion.kv_buffer < length:
         raise InvalidRequest(
             f"diffusion.kv_buffer is {diffusion.kv_buffer}; it must hold a block, {length} tokens.",

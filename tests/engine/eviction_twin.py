@@ -93,22 +93,16 @@ def decode_block(model, spec, prompt, *, gen_length, length, threshold, budget, 
     Returns the tokens, and how many positions had keys and values at once.
     """
     ids, masked = canvas(prompt, -(-(len(prompt) + gen_length) // length) * length - len(prompt), spec)
-    context, most, opening = Kept(model, len(ids)), 0, None
+    context, most = Kept(model, len(ids)), 0
     for start in range(0, len(ids), length):
-        before, block = np.arange(max(start - length, 0), start), np.arange(start, start + length)
-        is_open = bool(masked[block].any())
-        if start:  # the forward that makes a block final is the next one's first, which sees all that is to go
-            rows = np.concatenate([before, block]) if is_open else before
-            horizons = [start] * length + [start + length] * length * is_open
-            opening = forward(model, context, ids, rows, horizons)[length:]
-            resident = context.kept[:start].sum()
-            most = max(most, resident + length * is_open)
-            if resident + length > budget + buffer:
-                context.evict(start - length, before, budget - length, score, weight, sink)
+        block, end = np.arange(start, start + length), start + length
         while masked[block].any():
             targets = block[masked[block]]
-            if opening is None:
-                opening = forward(model, context, ids, block, [start + length] * length)
-            fill(ids, masked, targets, opening[targets - start], spec.mask_id, threshold)
-            opening = None
+            logits = forward(model, context, ids, block, [end] * length)
+            fill(ids, masked, targets, logits[targets - start], spec.mask_id, threshold)
+        forward(model, context, ids, block, [end] * length)
+        resident = context.kept[:end].sum()
+        most = max(most, resident)
+        if resident + length > budget + buffer:
+            context.evict(start, block, budget - length, score, weight, sink)
     return ids[len(prompt) :][:gen_length].tolist(), most

@@ -150,6 +150,19 @@ def test_each_request_gets_in_company_what_it_gets_alone(folder, submission):
     assert engine.stats().kv_pages_used == 0
 
 
+@pytest.mark.parametrize("rows", [16, 24, 40])
+def test_what_is_left_of_a_budget_of_rows_takes_a_part_of_a_plan(sdar_tiny, submission, rows):
+    """Such a part may end where an eviction is due, with the open block left out."""
+    engine = load(EngineConfig(model=str(sdar_tiny), kv_cache_tokens=1024, **SETTINGS))
+    row = {"gen_length": 32, "threshold": 0.3, "ignore_eos": True, "cache": "block", "kv_budget": 16, "kv_buffer": 8}
+    asked = [submission(f"{n}", prompt=prompt_of(40 + 7 * n, n), **row) for n in range(5)]
+    alone = {}
+    for one in asked:
+        alone |= tokens(engine, one)
+    engine.scheduler.lower_budget(2 * rows)
+    assert tokens(engine, *asked) == alone
+
+
 def test_what_is_evicted_is_read_by_nobody(folder, submission):
     """After each step, slots are NaN that no request has a position in."""
     engine = load(EngineConfig(model=str(folder), kv_cache_tokens=1024, **SETTINGS))
@@ -198,6 +211,9 @@ def test_a_quarter_of_the_memory_is_room_for_more_than_twice_as_many(sdar_tiny, 
         ("llada_tiny", {"cache": "d2"}, "diffusion.kv_budget"),
         ("llada_tiny", {"kv_budget": 15}, "diffusion.kv_budget"),
         ("llada_tiny", {"kv_lambda": 1.5}, "diffusion.kv_lambda"),
+        ("llada_tiny", {"kv_sink": 33}, "diffusion.kv_sink"),
+        ("dream_tiny", {"kv_sink": 32}, "diffusion.kv_sink"),
+        ("sdar_tiny", {"kv_sink": 29}, "diffusion.kv_sink"),
         ("llada_tiny", {"kv_score": "age"}, "diffusion.kv_score"),
         ("llada2_tiny", {"kv_budget": 40, "kv_buffer": 31}, "diffusion.kv_buffer"),
         ("llada2_tiny", {"kv_budget": 16}, "diffusion.kv_budget"),

@@ -14,8 +14,8 @@ POOLED_KEYS = 7
 """Neighbouring keys that share the importance of the best of them."""
 SIMILAR = 0.5
 """Cosine above which a key counts as a copy of another."""
-MOST_PAIRS = 1 << 24
-"""Similarities held at once, in float32."""
+MOST_PAIRS = 1 << 22
+"""Pairs of keys, or of queries and keys, that are compared at once: some 64 MiB. Chosen, not measured."""
 
 
 def retention(q: Tensor, keys: Tensor, candidates: int, weight: float, pooled: int = POOLED_KEYS) -> Tensor:
@@ -31,11 +31,14 @@ def retention(q: Tensor, keys: Tensor, candidates: int, weight: float, pooled: i
 
 def importance(q: Tensor, keys: Tensor, pooled: int = POOLED_KEYS) -> Tensor:
     """[kv_heads, n] attention that reaches each key, the mean over the judges; sums to 1 before pooling."""
-    kv_heads, _, head_dim = keys.shape
-    grouped = q.view(len(q), kv_heads, -1, head_dim)
-    logits = torch.einsum("okgd,knd->kgon", grouped, keys).amax(dim=1) * head_dim**-0.5
-    attention = logits.softmax(dim=-1).mean(dim=1)
-    return F.max_pool1d(attention.unsqueeze(1), pooled, stride=1, padding=pooled // 2).squeeze(1)
+    kv_heads, count, head_dim = keys.shape
+    at_once = max(MOST_PAIRS // (q.shape[1] * count), 1)
+    attention = torch.zeros(keys.shape[:2], device=keys.device)
+    for some in torch.split(q.view(len(q), kv_heads, -1, head_dim), at_once):
+        logits = torch.einsum("jkgd,knd->kgjn", some, keys).amax(dim=1) * head_dim**-0.5
+        attention += logits.softmax(dim=-1).sum(dim=1)
+    attention = attention.unsqueeze(1) / len(q)
+    return F.max_pool1d(attention, pooled, stride=1, padding=pooled // 2).squeeze(1)
 
 
 def redundancy(keys: Tensor) -> Tensor:
