@@ -34,7 +34,7 @@ from engine.core.errors import (
     UnmaskError,
 )
 from engine.core.histogram import Distribution
-from engine.core.output import Canvas, FinishReason, Output, Range, TokenLogprobs, TracedStep, Usage
+from engine.core.output import Canvas, FinishReason, Output, Range, Relayed, TokenLogprobs, TracedStep, Usage
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
 from engine.core.request import Hole, Submission
 from engine.demo import FOLDERS
@@ -106,6 +106,7 @@ __all__ = [
     "Prediction",
     "QueueFull",
     "Range",
+    "Relayed",
     "RequestFailed",
     "RowKind",
     "SamplingParams",

@@ -17,6 +17,7 @@ from engine.engine import Engine, EngineInfo
 from engine.execution.budget import kv_pool_pages
 from engine.execution.graphs import shapes_of
 from engine.execution.isolate import is_memory_short
+from engine.execution.relay import can_relay
 from engine.execution.runner import (
     Runner,
     check_attention,
@@ -145,5 +146,6 @@ def assemble(
             max_running_requests=config.max_running_requests,
             max_queued_requests=config.max_queued_requests,
             shares_prefixes=config.prefix_caching and spec.is_block_causal,
+            relay_tokens=config.relay_tokens if can_relay(geometry, pool) else 0,
         ),
     )

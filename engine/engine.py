@@ -17,6 +17,7 @@ from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.core.request import Request, Submission
 from engine.execution.isolate import choose, in_halves
+from engine.execution.relay import carry_out
 from engine.execution.runner import Runner, enter_device
 from engine.execution.step import prepare
 from engine.scheduling.checks import check
@@ -58,6 +59,8 @@ class EngineInfo:
     max_queued_requests: int
     shares_prefixes: bool
     """Whether requests share keys and values of equal tokens that they begin with."""
+    relay_tokens: int = 0
+    """Tokens of ended requests that are kept for those that name them, at most; 0 too where the model's cannot be."""
 
     @property
     def max_model_len(self) -> int:
@@ -91,6 +94,10 @@ class EngineStats:
     """Tokens whose keys and values they gave up."""
     kv_pages_freed: int
     """Pages that they gave back for it."""
+    relay_pages: int
+    """Pages that hold ended requests for those that name them; they count as free where nobody runs in them."""
+    relay_tokens: Mapping[str, int]
+    """Prompt tokens of requests that name others: `adopted` from these, `recomputed` of those, and `missed` by them."""
     forwards: int
     """Model forwards, each for a whole batch."""
     rows_computed: int
@@ -116,6 +123,7 @@ class Engine:
             max_batch_rows=info.max_batch_rows,
             max_running=info.max_running_requests,
             shares_prefixes=info.shares_prefixes,
+            relay_tokens=info.relay_tokens,
         )
         self._tables = TableStore(runner.device)
         self._forwards = self._rows_computed = 0
@@ -162,7 +170,7 @@ class Engine:
         self._meanwhile = meanwhile
         with self.tally.step():
             plans = self._schedule()
-            plans, scores = self._score(plans)
+            plans, scores = self._settle(*self._score(plans))
             choices = self._choose(plans, scores)
             outputs = self._commit(choices)
         return [*outputs, *self._fail()]
@@ -170,6 +178,11 @@ class Engine:
     def take_traced(self) -> list[TracedStep]:
         """What the last step did to requests that are watched, once; nobody has to ask."""
         return self.scheduler.take_traced()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything: there are requests, or one that has ended is not ready to be named."""
+        return bool(self.request_ids) or self.scheduler.relay.is_pending
 
     @property
     def request_ids(self) -> list[str]:
@@ -192,6 +205,8 @@ class Engine:
             kv_evictions=self.scheduler.residency.num_evictions,
             kv_tokens_evicted=self.scheduler.residency.num_evicted,
             kv_pages_freed=self.scheduler.residency.num_freed,
+            relay_pages=pool.num_relayed,
+            relay_tokens=dict(self.scheduler.relay.counts),
             forwards=self._forwards,
             rows_computed=self._rows_computed,
             finished=dict(self._finished),
@@ -202,6 +217,9 @@ class Engine:
     def _schedule(self) -> list[StepPlan]:
         plans = self.scheduler.schedule()
         self.tally.scheduled(self.scheduler.pool.num_used)
+        for move in self.scheduler.relay.take_moves():
+            with self.scheduler.faults.of(move.request):
+                carry_out(self.runner, move)
         return plans
 
     def _score(self, plans: Sequence[StepPlan]) -> tuple[list[StepPlan], list[Scores]]:
@@ -210,6 +228,12 @@ class Engine:
         return in_halves(
             plans, self._forward_and_score, scheduler.faults, scheduler.lower_budget, scheduler.is_divisible
         )
+
+    def _settle(self, plans: Sequence[StepPlan], scores: Sequence[Scores]) -> tuple[list[StepPlan], list[Scores]]:
+        """Without the plans that nobody waits for an answer to."""
+        plans, scores, num_rows = self.scheduler.relay.settle(plans, scores)
+        self.tally.settled(num_rows)
+        return plans, scores
 
     def _choose(self, plans: Sequence[StepPlan], scores: Sequence[Scores]) -> list[Choice]:
         """Without the choices that failed."""
@@ -255,6 +279,8 @@ class Engine:
         for fault in faults:
             if fault.request in self.scheduler.running:
                 self.runner.clear(self.scheduler.withdraw(fault.request))
+            elif len(spoilt := self.scheduler.relay.fail(fault.request)):
+                self.runner.clear(spoilt)
             # One after the other: of requests that share pages, the last one clears them.
             if output := self.abort(fault.request.id, FinishReason.ERROR):
                 outputs.append(output)

@@ -234,7 +234,7 @@ class EngineLoop:
         """Waits until there is work, then applies the submissions and aborts since the last step."""
         with self._changed:
             self._beat = time.monotonic()
-            while not (self._incoming or self._aborted or self._halted or self._engine.request_ids):
+            while not (self._incoming or self._aborted or self._halted or self._engine.has_work):
                 self._changed.wait(IDLE_BEAT_SECONDS)
                 self._beat = time.monotonic()
             self._admit()

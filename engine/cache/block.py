@@ -36,14 +36,15 @@ class BlockCache(CachePolicy):
 
     def cut(self, plan: StepPlan, max_rows: int) -> StepPlan | None:
         """Rows before the open block's, of which no later row is seen, and no targets."""
-        request, length = plan.request, plan.request.commit_length
-        first = int(plan.rows[0])
-        end = min((first + max_rows) // length * length, request.block.rows_start)
-        if not first < end < first + len(plan.rows):
+        if max_rows < 1:
             return None
-        rows, horizons = plan.rows[: end - first], plan.horizons[: end - first]
+        request, length, rows = plan.request, plan.request.commit_length, plan.rows
+        past = int(rows[max_rows] if max_rows < len(rows) else rows[-1] + 1)  # there may be gaps before it
+        count = int(np.searchsorted(rows, min(past // length * length, request.block.rows_start)))
+        if not 0 < count < len(rows):
+            return None
         # An eviction comes with the last rows of its plan.
-        return replace(plan, rows=rows, horizons=horizons, targets=_NONE, eviction=None)
+        return replace(plan, rows=rows[:count], horizons=plan.horizons[:count], targets=_NONE, eviction=None)
 
 
 class SubBlockCache(BlockCache):

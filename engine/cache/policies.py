@@ -33,6 +33,7 @@ class NoCache(CachePolicy):
     """Computes all that is visible at every step: exact, as in LLaDA's and Dream's own samplers."""
 
     allows_eviction = False
+    keeps = False
 
     def plan(self, request: Request) -> StepPlan:
         return _rows(request, 0, request.block.visible_end)

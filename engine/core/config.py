@@ -57,6 +57,9 @@ class EngineConfig:
     prefix_caching: bool = True
     """Share keys and values of equal tokens that requests begin with, which block-causal models allow; other models
     compute them for each request."""
+    relay_tokens: int = 0
+    """Tokens of ended answers, with their prompts, whose keys and values stay in the pool for requests that name them
+    (`relay_from`), as long as nobody needs the pages; 0 is none. See docs/adr/039."""
     memory_fraction: float | None = None
     """Share of the device's memory for weights, the largest step and the KV pool, which gets what the others leave;
     None is 0.9 on CUDA, else 0.5. With `kv_cache_tokens` it says nothing."""
@@ -79,6 +82,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or unset")
+        if self.relay_tokens < 0:
+            raise ConfigError(f"relay_tokens is {self.relay_tokens}; it must be at least 0")
         if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")
 

@@ -23,6 +23,18 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Relayed:
+    """What a request has taken over from the answers that it names."""
+
+    adopted: int
+    """Prompt tokens whose keys and values the answers' canvases had."""
+    recomputed: int
+    """Those of them that were computed again in the first step."""
+    unknown: int
+    """Names of which nothing is kept, or not for this model and salt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What a request has cost so far."""
 
@@ -41,6 +53,8 @@ class Usage:
     """Tokens of prompt and answer whose keys and values were evicted."""
     kv_resident_peak: int = 0
     """Positions of prompt and canvas that had keys and values at once, at most."""
+    relayed: Relayed | None = None
+    """Of a request that names answers, once it has run."""
 
     @property
     def tokens_per_forward(self) -> float:

@@ -29,6 +29,8 @@ MAX_LOGPROB_IDS = 512
 """Entries of `logprob_ids`."""
 MAX_POST_STEPS = 256
 """Steps that a block may take after its last mask: what is drawn at a high temperature may change in each of them."""
+MAX_RELAYED = 8
+"""Entries of `relay_from`."""
 INT64 = 2**63
 BLOCK_LENGTH = 32
 """Default block of models that attend in both directions, in tokens."""
@@ -218,6 +220,9 @@ class DiffusionParams:
     """rkv: share of attention in the score, against the likeness of keys."""
     kv_sink: Annotated[int, Ge(0), Le(MAX_BLOCK)] = 4
     """kv_budget: first tokens that always stay."""
+    relay_recompute: Annotated[float, Ge(0), Le(1)] = 0.15
+    """With relay_from: share of each adopted run that is computed again in the first step, its last tokens; 1 is all of
+    it, as if nothing were adopted."""
     guidance: Literal["posterior", "model"] = "posterior"
     """Structured output: tokens and confidences of the valid answers alone, or the model's own proposals as long as
     these can become a valid answer, which takes more steps."""

@@ -265,6 +265,9 @@ class CachePolicy(Protocol):
     allows_eviction: ClassVar[bool] = True
     """Whether positions may lose their keys and values for good."""
 
+    keeps: ClassVar[bool] = True
+    """Whether keys and values of one step are read in a later one."""
+
     def fits(self, spec: ModelSpec) -> bool:
         return spec.attention == self.attention
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.core.config import ModelSpec
 from engine.core.constraint import Constraint
-from engine.core.output import TokenLogprobs, Usage
+from engine.core.output import Relayed, TokenLogprobs, Usage
 from engine.core.params import DiffusionParams, SamplingParams, banned_everywhere, block_length, resolved
 
 Ids = NDArray[np.int64]
@@ -45,6 +45,13 @@ class Submission:
     """
     cache_salt: str = ""
     """Keys and values are only shared with requests of the same salt."""
+    relay_as: str = ""
+    """What later requests call the answer that this one is a choice of, to take over its keys and values; "" is no such
+    answer."""
+    relay_from: tuple[str, ...] = ()
+    """Answers whose keys and values this prompt may take over where it repeats their canvases."""
+    relay_end: int | None = None
+    """Prompt tokens from here on are computed, whatever they repeat; None is all but the last ones."""
     is_traced: bool = False
     """A `TracedStep` is given out for each step."""
     tells_steps: bool = False
@@ -67,6 +74,19 @@ class BlockEdits:
     """Contents of the block before each step so far."""
     post_steps: int = 0
     """Steps that began without a mask among the `first` places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring tokens of a prompt that a source has, too, one for one."""
+
+    source: int
+    """The number of the source (`scheduling.relay`)."""
+    source_start: int
+    """The source's position of its first token."""
+    start: int
+    """The prompt's position of its first token."""
+    length: int
 
 
 @dataclass(slots=True)
@@ -244,6 +264,15 @@ class Request:
     """Keys of its first pages (`scheduling.prefix`), as far as they were asked for."""
     num_shared_pages: int = 0
     """Its first pages whose keys are known to the pool: adopted, published, or equal to a page that was."""
+    relay_as: str = ""
+    relay_from: tuple[str, ...] = ()
+    relay_end: int | None = None
+    runs: tuple[Run, ...] = ()
+    """What it takes over from the requests that it names, ascending: from the first run on, nothing is exact."""
+    spared: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    """Positions of these runs that it does not compute in its first step, ascending, once it has taken them over."""
+    relayed: Relayed | None = None
+    """What it has taken over, once it has; None before, and where it names nobody."""
     is_prefilled: bool = False
     """Whether all before its open block has been computed since it got its first pages."""
     cached_tokens: int = 0
@@ -291,6 +320,9 @@ class Request:
             history=History.empty(len(masked)),
             constraint=effective_constraint(sampling, spec),
             cache_salt=submission.cache_salt,
+            relay_as=submission.relay_as,
+            relay_from=submission.relay_from,
+            relay_end=submission.relay_end,
             is_traced=submission.is_traced,
             steps=np.zeros(len(masked), np.int64) if submission.tells_steps else None,
         )
@@ -382,6 +414,11 @@ class Request:
         return first_block_start(self.answer_start, self.block_length, self.spec)
 
     @property
+    def exact_end(self) -> int:
+        """Positions before this one have keys and values of their own tokens alone, or will have."""
+        return self.runs[0].start if self.runs else self.canvas_end
+
+    @property
     def output_end(self) -> int:
         """One past the last position that may be part of the answer: `max_tokens` need not fill the canvas."""
         return int(self.answer_positions[self.sampling.max_tokens - 1]) + 1
@@ -419,4 +456,5 @@ class Request:
             cached_tokens=self.cached_tokens,
             kv_evicted=self.num_evicted,
             kv_resident_peak=self.most_resident,
+            relayed=self.relayed,
         )

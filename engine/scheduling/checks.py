@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
-from engine.core.params import MAX_BLOCK, DiffusionParams, SamplingParams, block_length, resolved
+from engine.core.params import MAX_BLOCK, MAX_RELAYED, DiffusionParams, SamplingParams, block_length, resolved
 from engine.core.ranges import Ge, Gt, Le, Lt
 from engine.core.request import Submission, count_blocks, first_block_start, positions_to_fill
 from engine.scheduling.sampling_checks import check_ids, check_sampling
@@ -40,6 +40,7 @@ def check(submission: Submission, spec: ModelSpec, max_batch_rows: int = MAX_BLO
     _check_order(submission.diffusion, "min_block_length", "max_block_length")
     _check_order(submission.diffusion, "initial_steps", "max_steps")
     _check_steps(submission, spec)
+    _check_relay(submission, spec)
 
 
 def _ranges(params: type) -> dict[str, tuple[Bound, ...]]:
@@ -290,6 +291,22 @@ def _check_steps(submission: Submission, spec: ModelSpec) -> None:
         raise InvalidRequest(
             f"diffusion.steps is {steps}, but the canvas has {blocks} blocks and each takes at least one step.",
             "diffusion.steps",
+        )
+
+
+def _check_relay(submission: Submission, spec: ModelSpec) -> None:
+    param = "diffusion.relay_from"
+    if len(submission.relay_from) > MAX_RELAYED:
+        raise InvalidRequest(f"{param} names {len(submission.relay_from)} answers; it may name {MAX_RELAYED}.", param)
+    if submission.relay_from and submission.diffusion.kv_budget is not None:
+        raise InvalidRequest(
+            f"{param} cannot be combined with diffusion.kv_budget: what is given up cannot be handed on.", param
+        )
+    if submission.relay_from and not CACHES[resolved(submission.diffusion, spec).cache].keeps:
+        raise InvalidRequest(
+            f"{param} hands on keys and values, and diffusion.cache 'none' computes all of them in each step. "
+            "Leave one of them out.",
+            param,
         )
 
 

@@ -1,14 +1,15 @@
 """The KV pages: which are free, which are held by how many requests, which may be shared and under which key.
 
 Hands out page numbers; knows nothing of requests, tensors or what a page holds. A page with a key stays in the pool
-when nobody holds it any more, until its room is needed: the one that was held least recently goes first.
+when nobody holds it any more, until its room is needed: the one that was held least recently goes first. So do pages
+that somebody keeps as they are without holding them, after those: `on_short` is called, and is to let some of them go.
 
 Attention reads keys and values in place if the pages of a page table are neighbours. So the pages right behind a
 table's last one are taken first, then the lowest run that is long enough, and scattered pages only if there is no such
 run.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -23,7 +24,10 @@ class PagePool:
         self.page_size = page_size
         self._holders = np.zeros(num_pages, np.int64)
         self._empty = np.ones(num_pages, dtype=np.bool_)
-        """Pages that nobody holds and that have no key."""
+        """Pages that nobody holds or keeps and that have no key."""
+        self._keepers = np.zeros(num_pages, np.int64)
+        self.on_short: Callable[[], None] = lambda: None
+        """Lets some of the kept pages go; called as long as free pages are all kept, and more of them are needed."""
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._idle: dict[int, None] = {}
@@ -43,6 +47,11 @@ class PagePool:
         """Free pages that still hold what may be shared."""
         return len(self._idle)
 
+    @property
+    def num_relayed(self) -> int:
+        """Pages that are kept as they are, whether anybody holds them or not."""
+        return int(np.count_nonzero(self._keepers))
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that hold `num_tokens` tokens."""
         return -(-num_tokens // self.page_size)
@@ -56,7 +65,10 @@ class PagePool:
         if self.num_free < count:
             return None
         while np.count_nonzero(self._empty) < count:
-            self._forget(next(iter(self._idle)))
+            if self._idle:
+                self._forget(next(iter(self._idle)))
+            else:
+                self.on_short()
         free = np.flatnonzero(self._empty)
         first = self._first(free, count, table)
         pages = free[first : first + count]
@@ -84,7 +96,20 @@ class PagePool:
                 if page in self._key_of:
                     self._idle[page] = None
                 else:
-                    self._empty[page] = True
+                    self._empty[page] = not self._keepers[page]
+
+    def keep(self, pages: Iterable[int]) -> None:
+        """Keeps pages as they are when nobody holds them any more. They count as free all the same."""
+        for page in pages:
+            assert self._holders[page], f"page {page} is kept and may have changed; this is a bug"
+            self._keepers[page] += 1
+
+    def let_go(self, pages: Iterable[int]) -> None:
+        """Ends a `keep` of these pages."""
+        for page in pages:
+            assert self._keepers[page], f"page {page} is let go twice; this is a bug"
+            self._keepers[page] -= 1
+            self._empty[page] = not (self._keepers[page] or self._holders[page] or page in self._key_of)
 
     def publish(self, page: int, key: bytes) -> None:
         """Lets others adopt a page that is held and will not be written any more. The first page of a key stays it."""
@@ -103,8 +128,8 @@ class PagePool:
         return int(self._holders[page])
 
     def withdraw(self, pages: Iterable[int]) -> tuple[int, ...]:
-        """Keeps anybody from adopting these pages from now on. Returns those that have a single holder."""
-        alone = tuple(page for page in pages if self._holders[page] == 1)
+        """Keeps anybody from adopting these pages from now on. Returns those of a single holder, which nobody keeps."""
+        alone = tuple(page for page in pages if self._holders[page] == 1 and not self._keepers[page])
         for page in pages:
             self._forget(page)
         return alone
@@ -115,9 +140,9 @@ class PagePool:
         return slots.reshape(-1)[:num_tokens]
 
     def _forget(self, page: int) -> None:
-        """Takes a page's key away. If nobody holds it, it is empty then."""
+        """Takes a page's key away. If nobody holds or keeps it, it is empty then."""
         if (key := self._key_of.pop(page, None)) is not None:
             del self._page_of[key]
         if page in self._idle:
             del self._idle[page]
-            self._empty[page] = True
+            self._empty[page] = not self._keepers[page]

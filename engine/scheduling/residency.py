@@ -78,7 +78,8 @@ class Residency:
         """Lets others adopt the pages that have become final."""
         if not self._shares(request):
             return
-        first, count = request.num_shared_pages, final_pages(request, self.pool.page_size, request.committed)
+        first, end = request.num_shared_pages, min(request.committed, request.exact_end)
+        count = final_pages(request, self.pool.page_size, end)
         if first < count:
             keys = page_keys(request, self.pool.page_size, count)
             for page, key in zip(request.pages[first:count], keys[first:], strict=True):
@@ -152,7 +153,7 @@ class Residency:
             return
         size, first = self.pool.page_size, request.committed // self.pool.page_size
         pages: list[int] = []
-        for key in page_keys(request, size, final_pages(request, size, request.block.rows_start))[first:]:
+        for key in page_keys(request, size, self._num_exact(request))[first:]:
             if (page := self.pool.adopt(key)) is None:
                 break
             pages.append(page)
@@ -175,8 +176,11 @@ class Residency:
         if request.is_prefilled or not self._shares(request):
             return []
         size = self.pool.page_size
-        count = final_pages(request, size, request.block.rows_start)
-        return page_keys(request, size, count)[request.committed // size :]
+        return page_keys(request, size, self._num_exact(request))[request.committed // size :]
+
+    def _num_exact(self, request: Request) -> int:
+        """How many pages before the open block hold what any request with the same tokens computes."""
+        return final_pages(request, self.pool.page_size, min(request.block.rows_start, request.exact_end))
 
     def _leaves_room(self, request: Request, running: Sequence[Request]) -> bool:
         """Whether a page is left for each running request that may take more: else the newcomer would soon give way."""

@@ -18,6 +18,7 @@ from engine.core.plan import Choice, Rewritten, StepPlan
 from engine.core.request import Block, Ids, Request
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
+from engine.scheduling.relay import Relay, without_spared
 from engine.scheduling.residency import Residency
 from engine.scheduling.trace import traced
 from engine.unmask.policies import UNMASKS
@@ -38,7 +39,15 @@ class Scheduler:
     the oldest first, so that large plans do not starve. Rows that are left go to a part of a plan that can be cut.
     """
 
-    def __init__(self, pool: PagePool, *, max_batch_rows: int, max_running: int, shares_prefixes: bool = False) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_batch_rows: int,
+        max_running: int,
+        shares_prefixes: bool = False,
+        relay_tokens: int = 0,
+    ) -> None:
         self.pool = pool
         self.max_batch_rows = max_batch_rows
         self.max_running = max_running
@@ -46,6 +55,7 @@ class Scheduler:
         self.running: list[Request] = []
         """Those passed over longest come first."""
         self.residency = Residency(pool, shares_prefixes=shares_prefixes)
+        self.relay = Relay(pool, relay_tokens, shares_prefixes=shares_prefixes)
         self.num_stalled = 0
         """Running requests that had to wait for pages of their open block in the last step."""
         self.num_preemptions = 0
@@ -87,18 +97,24 @@ class Scheduler:
         if not stalled:
             self._admit()
         plans: list[StepPlan] = []
+        awaited: set[str] = set()
         for request in self.running:
             if request not in self.faults and request not in stalled:
                 with self.faults.of(request):
                     self.residency.catch_up(request)
-                    plans.append(planned(request, CACHES[request.diffusion.cache]))
+                    if request.relay_from and (first := self.relay.awaits(request)):
+                        plans += [first] * (first.request.id not in awaited)
+                        awaited.add(first.request.id)
+                        continue
+                    plan = planned(request, CACHES[request.diffusion.cache])
+                    plans.append(without_spared(plan) if request.runs else plan)
         self._step += 1
         if self._step % OLDEST_FIRST_EVERY:
             plans.sort(key=lambda plan: len(plan.rows))
         chosen = self._within_budget(self.residency.without_repeats(plans))
         served = {plan.request.id for plan in chosen}
         self.running.sort(key=lambda request: request.id in served)
-        return chosen
+        return chosen + self.relay.commits(chosen, self._row_budget)
 
     def commit(self, choices: Sequence[Choice]) -> list[Output]:
         """Writes the chosen tokens and releases finished requests. Returns the blocks that this completed."""
@@ -195,6 +211,8 @@ class Scheduler:
         """Moves waiting requests that fit to `running`, in order of arrival."""
         while self.waiting and len(self.running) < self.max_running:
             request = self.waiting[0]
+            if request.relay_from:
+                self.relay.match(request)
             if not self.residency.enter(request, self.running):
                 return
             self.waiting.popleft()
@@ -235,6 +253,8 @@ class Scheduler:
             steps=None if request.steps is None else tuple(request.steps[filled].tolist()),
             stop_id=int(request.ids[end]) if end < limit else None,
         )
+        if reason and request.relay_as:
+            self.relay.keep(request, min(end + 1, limit))  # with the token that ends it, if one does
         # Last, because a request that has left `running` can no longer be failed: all that may raise comes before.
         if reason is None:
             _open_block(request, block.index + 1, block.end)

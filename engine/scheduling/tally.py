@@ -193,6 +193,10 @@ class Tally:
         self._batch_rows.add([num_rows])
         self._step_tokens.add([sum(gains) + prompts])
 
+    def settled(self, num_rows: int) -> None:
+        """Counts the rows of plans that belong to no request any more."""
+        self._rows[RowKind.REFRESH] += num_rows
+
     def completed(self, outputs: Iterable[Output]) -> None:
         """Counts completed blocks, and requests that ended, aborted and failed ones included. Pass each end once."""
         for output in outputs:

@@ -103,6 +103,7 @@ DIFFUSION = {
     "kv_lambda": [0, 1],
     "kv_sink": [0, MAX_BLOCK],
     "guidance": ["posterior", "model"],
+    "relay_recompute": [0, 1],
 }
 EDITS = {"editing_threshold", "max_post_steps", "num_to_transfer"}
 DRAFTS = {"causal_first", "draft_threshold", "draft_adapter"}

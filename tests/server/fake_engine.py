@@ -130,6 +130,8 @@ class FakeEngine:
             kv_pages_used=5,
             kv_pages_total=128,
             kv_pages_kept=9,
+            relay_pages=7,
+            relay_tokens={"adopted": 40, "recomputed": 6, "missed": 11},
             forwards=70,
             rows_computed=1100,
             finished={FinishReason.STOP: 19},

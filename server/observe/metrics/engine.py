@@ -57,6 +57,10 @@ class EngineMetrics(Collector):
         yield make.counter(
             "kv_pages_freed", "KV pages that this gave back before requests ended.", stats.kv_pages_freed
         )
+        yield make.gauge("relay_pages", "KV pages of ended answers, kept for `relay_from`.", stats.relay_pages)
+        yield make.counters(
+            "relay_tokens", "Prompt tokens of requests with `relay_from`, by kind.", "kind", stats.relay_tokens
+        )
         yield from self._decoding(stats.decoding)
 
     def _state(self) -> Iterator[Metric]:

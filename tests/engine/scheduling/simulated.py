@@ -63,6 +63,10 @@ class Simulated:
         plans = self.scheduler.schedule()
         for plan in plans:
             self.compute(plan)
+        return plans, self.scheduler.commit(self.choices(plans))
+
+    def choices(self, plans):
+        """What all of them decode."""
         choices = []
         for plan in plans:
             # A pure function of request and position, as a model's answer is.
@@ -71,7 +75,7 @@ class Simulated:
             tokens = plan.targets % 47 + plan.is_draft * (noise.random(count) < 0.2)  # some drafts are wrong
             scores = Scores(plan.targets, tokens, noise.normal(size=count), noise.random(count), noise.random(count))
             choices.append(Choice(plan, scores, select(plan, scores)))
-        return plans, self.scheduler.commit(choices)
+        return choices
 
     def compute(self, plan):
         request, start, end = plan.request, plan.request.block.rows_start, plan.request.block.rows_end

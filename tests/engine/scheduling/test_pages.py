@@ -116,3 +116,19 @@ def test_a_withdrawn_page_is_adopted_by_nobody():
     pool.release(pages)
     pool.release([held])
     assert (pool.num_free, pool.num_kept) == (4, 0)
+
+
+def test_pages_that_are_kept_stay_as_they_are_and_count_as_free():
+    pool, let_go = PagePool(4, 8), []
+    kept = pool.allocate(3)
+    pool.keep(kept)
+    pool.publish(kept[0], b"key")
+    assert pool.withdraw(kept) == (), "others read them"
+    pool.release(kept)
+    assert (pool.num_free, pool.num_relayed, pool.num_kept) == (4, 3, 0)
+    assert pool.allocate(1) == (3,)
+    pool.on_short = lambda: let_go.append(kept[len(let_go)]) or pool.let_go(let_go[-1:])
+    assert pool.allocate(2) == kept[:2]
+    assert pool.num_relayed == 1
+    assert pool.allocate(2) is None, "more than there are"
+    assert let_go == list(kept[:2])

@@ -1,0 +1,25 @@
+"""Carries out on the device what requests take over from others. Knows moves of slots, but no sources and no plans."""
+
+from engine.execution.runner import Runner
+from engine.kernels.kv.moved import move
+from engine.kernels.kv.pool import KVPool
+from engine.kernels.transfer import to_device
+from engine.models.layers import TransformerConfig
+from engine.scheduling.relay import Move
+
+
+def can_relay(geometry: TransformerConfig, pool: object) -> bool:
+    """Whether keys and values of such a model can be moved: all layers' heads are alike, and see any position."""
+    return isinstance(pool, KVPool) and geometry.sandwich is None
+
+
+def carry_out(runner: Runner, asked: Move) -> None:
+    """Fills the move's slots, before anything that is launched after it reads or writes any."""
+    pool, model = runner.pool, runner.model
+    assert isinstance(pool, KVPool), "keys and values of unlike layers are not moved"
+    # The tables' frequencies are fixed, so that the row of a difference turns by just that; YaRN's amplitude is in the
+    # keys already.
+    amplitude = model.config.yarn.amplitude if model.config.yarn else 1.0
+    cos, sin = (table[abs(asked.shift)] / amplitude for table in (model.cos, model.sin))
+    sources, targets = to_device(asked.sources, runner.device), to_device(asked.targets, runner.device)
+    move(pool, sources, targets, cos, -sin if asked.shift < 0 else sin)
