@@ -7,6 +7,7 @@ itself and continue in another role.
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -82,3 +83,27 @@ class ConversationReader:
         except TooLong as error:
             raise self._prompts.too_long(error.characters, "messages") from None
         return Prompt(ids=ids)
+
+    async def count_before_last(
+        self,
+        ids: Sequence[int],
+        messages: Sequence[Message],
+        options: TemplateRequest,
+        *,
+        add_special_tokens: bool,
+        tools: Sequence[Tool] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> int:
+        """How many first tokens of the conversation `ids` are the same without the last message of the user, and all
+        behind it: 0 where there is none, or where the template takes no such conversation."""
+        last = max((place for place, message in enumerate(messages) if message.role == "user"), default=0)
+        if not last:
+            return 0
+        closed = options.model_copy(update={"add_generation_prompt": False, "continue_final_message": False})
+        try:
+            before = await self.read(
+                messages[:last], closed, add_special_tokens=add_special_tokens, tools=tools, variables=variables
+            )
+        except InvalidRequest:
+            return 0
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, before.ids, strict=False)))

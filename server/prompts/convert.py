@@ -13,7 +13,7 @@ ENGINE_NAMES = {"allowed_ids": "allowed_token_ids", "stop_ids": "stop_token_ids"
 """The engine's field names and the API's, where they differ. Errors name the API's."""
 
 REPORTS = frozenset(DiffusionRequest.model_fields) - {field.name for field in fields(DiffusionParams)}
-"""Fields of `diffusion` that say what is told of decoding, and change nothing in it."""
+"""Fields of `diffusion` that say what is told of decoding, or where keys and values come from: of no policy."""
 
 
 async def sampling_params(
@@ -87,6 +87,11 @@ def cache_salt(tenant: str, salt: str) -> str:
     `tenant` is hexadecimal, or empty where all clients are one: no client's salt can say another tenant.
     """
     return sha256(f"{tenant}:{salt}".encode()).hexdigest()
+
+
+def relay_from(body: SamplingRequest) -> tuple[str, ...]:
+    """The answers whose keys and values may be taken over."""
+    return tuple(body.diffusion.relay_from) if body.diffusion else ()
 
 
 def diffusion_params(body: DiffusionRequest | None, defaults: DiffusionParams, spec: ModelSpec) -> DiffusionParams:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from engine import InvalidRequest, ModelSpec
 from server.constraints import Compiled
 from server.prompts.constraints import compiled, compiled_chat, is_constrained
-from server.prompts.convert import cache_salt, diffusion_params, sampling_params
+from server.prompts.convert import cache_salt, diffusion_params, relay_from, sampling_params
 from server.prompts.fim import is_templated, with_hole
 from server.prompts.prompts import Prompt
 from server.protocols.forms import ChatForm, Extras, TextForm
@@ -83,6 +83,7 @@ async def from_completion(
         tells_steps=extras.has_step_map,
         is_tracked=sampling.logprobs is not None or extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
+        relay_from=relay_from(body),
     )
     return writer, request
 
@@ -210,8 +211,23 @@ async def conversed(
         tells_steps=answer.extras.has_step_map,
         is_tracked=body.logprobs or answer.extras.lists_tokens,
         cache_salt=cache_salt(tenant, body.cache_salt),
+        relay_from=relay_from(body),
+        relay_end=await _relay_end(body, service, prompt) if relay_from(body) else None,
     )
     return answer, request
+
+
+async def _relay_end(body: ChatRequest, service: Service, prompt: Prompt) -> int:
+    """How many of the prompt's first tokens are those of messages before the last one of the user."""
+    effort = {} if body.reasoning_effort is None else {"reasoning_effort": body.reasoning_effort}
+    return await service.conversations.count_before_last(
+        prompt.ids,
+        body.messages,
+        body,
+        add_special_tokens=bool(body.add_special_tokens),
+        tools=body.shown_tools,
+        variables=effort,
+    )
 
 
 async def conversation(body: ChatRequest, service: Service) -> Prompt:

@@ -84,6 +84,7 @@ class Answer:
     def usage(self, completion: Completion) -> CompletionUsage:
         """What the answer has cost so far."""
         usage = completion.usage
+        relayed = usage.relayed
         return CompletionUsage(
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -101,6 +102,9 @@ class Answer:
                 kv_resident_peak=None if self.diffusion.kv_budget is None else usage.kv_resident_peak,
                 tokens_per_forward=usage.tokens_per_forward,
                 constraint=self.constraint,
+                relay_adopted=relayed.adopted if relayed else None,
+                relay_recomputed=relayed.recomputed if relayed else None,
+                relay_unknown=relayed.unknown if relayed else None,
                 fills=completion.fills,
             ),
         )

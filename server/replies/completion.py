@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from engine import Usage
+from engine import Relayed, Usage
 from server.observe.observer import TokenCounts
 from server.replies.choice import NOTHING, Choice, Delta
 from server.replies.tool_calls import whole_calls
@@ -60,6 +60,19 @@ class Completion:
             cached_tokens=sum(self._cached_tokens),
             kv_evicted=sum(usage.kv_evicted for usage in self._usages),
             kv_resident_peak=max(usage.kv_resident_peak for usage in self._usages),
+            relayed=self._relayed,
+        )
+
+    @property
+    def _relayed(self) -> Relayed | None:
+        """Of all choices together, which have named the same answers; None where they named none."""
+        of_choices = [usage.relayed for usage in self._usages if usage.relayed]
+        if not of_choices:
+            return None
+        return Relayed(
+            adopted=sum(one.adopted for one in of_choices),
+            recomputed=sum(one.recomputed for one in of_choices),
+            unknown=max(one.unknown for one in of_choices),
         )
 
     @property

@@ -69,6 +69,11 @@ class GenerationRequest:
     cache_salt: str = ""
     """The engine's: it shares keys and values only among requests of the same salt."""
 
+    relay_from: tuple[str, ...] = ()
+    """Ids of answers whose keys and values may be taken over."""
+    relay_end: int | None = None
+    """Prompt tokens from here on are computed, whatever they repeat; None: all but the last ones may be taken over."""
+
     @property
     def is_scoring_call(self) -> bool:
         """Whether the request scores prompts and generates one token, which is shown even if it is a stop token.
@@ -168,6 +173,9 @@ class Submitter:
                         diffusion=diffusion,
                         holes=prompt.holes,
                         cache_salt=request.cache_salt,
+                        relay_as=request.response_id,
+                        relay_from=request.relay_from,
+                        relay_end=request.relay_end,
                         is_traced=request.is_traced,
                         tells_steps=request.tells_steps,
                     )

@@ -30,6 +30,8 @@ MAX_BIASES = 1024
 MAX_BAD_WORDS = 64
 """Each becomes two sequences of tokens, and the engine takes 128."""
 MAX_SALT_LENGTH = 512
+MAX_RELAYED = 8
+MAX_ID_LENGTH = 128
 
 ModelName = Annotated[str, Field(max_length=256)]
 Temperature = Annotated[float, Field(ge=0, le=2)]
@@ -104,6 +106,13 @@ class DiffusionRequest(create_model("DiffusionFields", __base__=WireRequest, **_
 
     trace: bool = False
     """Tell what each step did: as events named `unmask.step` of a stream, or as `trace` of a whole answer."""
+    relay_from: Annotated[list[Annotated[str, Field(max_length=MAX_ID_LENGTH)]], Field(max_length=MAX_RELAYED)] = Field(
+        default_factory=list
+    )
+    """Ids of earlier answers, of the same API key and `cache_salt`, whose keys and values are taken over where the
+    prompt repeats their prompts or texts, 16 tokens in a row or more, before the last message of the user. Approximate:
+    for texts that need only be there, not for those that are asked about. `usage.diffusion` tells how much it was; an
+    id that the server has nothing of changes nothing."""
     step_map: bool = False
     """Tell the step that decoded each token, as `step_map` of a choice, or of each chunk of it."""
 

@@ -36,6 +36,12 @@ class DiffusionUsage(BaseModel):
     tokens_per_forward: float
     constraint: IfGiven[ConstraintUsage] = None
     """Only with a constraint."""
+    relay_adopted: IfGiven[int] = None
+    """With `relay_from`: prompt tokens whose keys and values the named answers had, over all choices."""
+    relay_recomputed: IfGiven[int] = None
+    """Those of them that were computed again in the first step."""
+    relay_unknown: IfGiven[int] = None
+    """Named answers of which the server has nothing, or not for this key and salt."""
     fills: IfGiven[list[str]] = None
     """Of infilling: the text of each hole, in the order of choices and of holes in them."""
 

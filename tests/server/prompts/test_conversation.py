@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from engine import DEMO_MODEL, ContextLengthExceeded
+from engine import DEMO_MODEL, ContextLengthExceeded, InvalidRequest
 from server.prompts.conversation import ConversationReader
 from server.prompts.prompts import PromptReader
 from server.schemas import ChatRequest
@@ -239,3 +239,31 @@ def test_what_a_template_writes_is_judged_too():
     with pytest.raises(TooLong) as told:
         conversed(demo_encoder("{{ 'a' * 100000 }}"), "hi")
     assert told.value.characters == 100_000
+
+
+@pytest.mark.parametrize(
+    ("turns", "before"),
+    [("u", ""), ("su", "s"), ("uau", "ua"), ("suaua", "sua"), ("uaut", "ua"), ("sa", "")],
+    ids=lambda value: value or "nothing",
+)
+async def test_what_stands_before_the_last_message_of_the_user(tokenizer, read, turns, before):
+    roles = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    extra = {"t": {"tool_call_id": "c"}}
+    messages = [{"role": roles[turn], "content": f"Turn {n}.", **extra.get(turn, {})} for n, turn in enumerate(turns)]
+    conversations = ConversationReader(tokenizer, PromptReader(tokenizer, max_model_len=1024, vocab_size=1024))
+    body = ChatRequest.model_validate({"messages": messages})
+    ids = await read(*messages)
+    count = await conversations.count_before_last(ids, body.messages, body, add_special_tokens=False)
+    expected = await read(*messages[: len(before)], add_generation_prompt=False) if before else []
+    assert ids[:count] == expected
+
+
+async def test_nothing_stands_before_a_last_message_that_the_template_needs(tokenizer, monkeypatch):
+    async def refuse(*_args, **_options):
+        raise InvalidRequest("The model's chat template takes no such conversation.", "messages")
+
+    monkeypatch.setattr(tokenizer, "converse", refuse)
+    conversations = ConversationReader(tokenizer, PromptReader(tokenizer, max_model_len=1024, vocab_size=1024))
+    messages = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
+    body = ChatRequest.model_validate({"messages": messages})
+    assert await conversations.count_before_last([1, 2], body.messages, body, add_special_tokens=False) == 0
