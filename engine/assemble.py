@@ -146,6 +146,6 @@ def assemble(
             max_running_requests=config.max_running_requests,
             max_queued_requests=config.max_queued_requests,
             shares_prefixes=config.prefix_caching and spec.is_block_causal,
-            relay_tokens=config.relay_tokens if can_relay(geometry, pool) else 0,
+            relay_tokens=config.relay_tokens if can_relay(geometry, pool, spec) else 0,
         ),
     )

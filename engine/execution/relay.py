@@ -1,5 +1,6 @@
 """Carries out on the device what requests take over from others. Knows moves of slots, but no sources and no plans."""
 
+from engine.core.config import ModelSpec
 from engine.execution.runner import Runner
 from engine.kernels.kv.moved import move
 from engine.kernels.kv.pool import KVPool
@@ -8,9 +9,10 @@ from engine.models.layers import TransformerConfig
 from engine.scheduling.relay import Move
 
 
-def can_relay(geometry: TransformerConfig, pool: object) -> bool:
-    """Whether keys and values of such a model can be moved: all layers' heads are alike, and see any position."""
-    return isinstance(pool, KVPool) and geometry.sandwich is None
+def can_relay(geometry: TransformerConfig, pool: object, spec: ModelSpec) -> bool:
+    """Whether keys and values of such a model can be moved: all layers' heads are alike and see any position, and rows
+    need no others beside them (`routing_block`)."""
+    return isinstance(pool, KVPool) and geometry.sandwich is None and spec.routing_block is None
 
 
 def carry_out(runner: Runner, asked: Move) -> None:
