@@ -36,23 +36,21 @@ RANKERS: dict[str, Ranker] = {
 }
 
 
-def planned(request: Request, policy: CachePolicy) -> StepPlan:
+def within_budget(plan: StepPlan, policy: CachePolicy, budget: int) -> StepPlan:
     """The policy's plan, without rows that are gone, and with what goes after it."""
-    plan = policy.plan(request)
-    budget = request.diffusion.kv_budget
-    if budget is None:
-        return plan
-    if request.spec.is_block_causal:
+    if plan.request.spec.is_block_causal:
         return _as_read(plan, policy, budget)
     return _at_opening(_without_evicted(plan), budget)
 
 
-def worth(request: Request, eviction: Eviction, retention: Floats | None) -> Floats:
-    """[candidates] high ones stay; `retention` is what kernels say, if they were asked."""
-    rank = RANKERS[request.diffusion.kv_score].rank
-    values = rank(request, eviction.candidates) if rank else retention
-    assert values is not None, "an eviction without its scores"
-    return np.where(eviction.candidates < request.diffusion.kv_sink, np.inf, values)
+def survivors(request: Request, eviction: Eviction, retention: Floats | None) -> Ids:
+    """The candidates that stay, ascending; `retention` is what kernels say, if they were asked."""
+    candidates, rank = eviction.candidates, RANKERS[request.diffusion.kv_score].rank
+    worth = rank(request, candidates) if rank else retention
+    assert worth is not None, "an eviction without its scores"
+    worth = np.where(candidates < request.diffusion.kv_sink, np.inf, worth)
+    best_first = np.lexsort((candidates, -worth))  # of equals the older one
+    return np.sort(candidates[best_first[: eviction.keep]])
 
 
 def _without_evicted(plan: StepPlan) -> StepPlan:

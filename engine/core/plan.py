@@ -30,6 +30,11 @@ class Eviction:
     weight: float | None
     """As `kernels.kv.retention` takes it; None if no attention is asked for."""
 
+    @property
+    def end(self) -> int:
+        """One past the last candidate."""
+        return int(self.candidates[-1]) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -76,8 +81,8 @@ class StepPlan:
     @property
     def num_open(self) -> int:
         """How many targets may become tokens now: those of the open block, which come first."""
-        targets, end = self.targets, self.request.block.end
-        return len(targets) if not len(targets) or targets[-1] < end else int(np.searchsorted(targets, end))
+        targets, count, end = self.targets, len(self.targets), self.request.block.end
+        return count if not count or targets[-1] < end else int(np.searchsorted(targets, end))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

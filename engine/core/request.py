@@ -254,7 +254,7 @@ class Request:
     num_evicted: int = 0
     """Positions whose keys and values were evicted."""
     most_resident: int = 0
-    """Positions that had keys and values at once, at most."""
+    """With a `kv_budget`: positions that had keys and values at once, at most."""
     committed: int = 0
     """Positions before this one have final keys and values, which other requests may share. 0 where none ever are."""
     arrival: int = 0
@@ -343,6 +343,8 @@ class Request:
     @property
     def slots_needed(self) -> int:
         """How many slots its visible positions take while the block is open."""
+        if self.diffusion.kv_budget is None:
+            return self.block.visible_end
         return min(self.num_kept_before(self.block.visible_end), self.slots_bound)
 
     @property

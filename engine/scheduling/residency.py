@@ -36,14 +36,14 @@ class Residency:
         if not self._leaves_room(request, running) or not self.grow(request, running):
             self.leave(request)
             return False
-        if self._shares(request) and not request.is_preempted:
+        if self.shares_prefixes and self._shares(request) and not request.is_preempted:
             self.num_looked_up += request.num_prompt_tokens
             self._count_found(request, 0)
         return True
 
     def catch_up(self, request: Request) -> None:
         """Takes over pages that others have computed since the request entered, instead of computing the same."""
-        if self._shares(request) and not request.is_prefilled:
+        if self.shares_prefixes and self._shares(request) and not request.is_prefilled:
             before = request.committed
             self._adopt(request)
             if not request.is_preempted:
@@ -76,7 +76,7 @@ class Residency:
 
     def share(self, request: Request) -> None:
         """Lets others adopt the pages that have become final."""
-        if not self._shares(request):
+        if not (self.shares_prefixes and self._shares(request)):
             return
         first, end = request.num_shared_pages, min(request.committed, request.exact_end)
         count = final_pages(request, self.pool.page_size, end)
@@ -116,11 +116,11 @@ class Residency:
         alone = self.pool.withdraw(request.pages)
         return self.pool.slots(alone, len(alone) * self.pool.page_size)
 
-    def evict(self, request: Request, kept: Ids, end: int) -> tuple[Ids, Ids] | None:
+    def evict(self, request: Request, kept: Ids, end: int) -> tuple[Ids, Ids]:
         """Gives up what the request holds before `end`, but for the positions `kept`, ascending.
 
         What stays moves to its first slots, and pages that are empty then are given back. Returns the slots that are
-        to be copied, and where to, before anybody writes; None if nothing moves.
+        to be copied, and where to, before anybody writes.
         """
         assert not self._shares(request), "an eviction from pages that others may read; this is a bug"
         stays = request.kept if request.kept is not None else np.ones(request.canvas_end, np.bool_)
@@ -141,15 +141,16 @@ class Residency:
         self.num_freed += len(request.pages[count:])
         request.pages = request.pages[:count]
         self._place(request)
-        return move if len(move[0]) else None
+        return move
 
-    def _shares(self, request: Request) -> bool:
+    @staticmethod
+    def _shares(request: Request) -> bool:
         """Whether its keys and values are those of any request with its tokens: they are not where some are evicted."""
-        return self.shares_prefixes and request.diffusion.kv_budget is None
+        return request.diffusion.kv_budget is None
 
     def _adopt(self, request: Request) -> None:
         """Takes over final pages in place of those that the request lacks or has not computed."""
-        if not self._shares(request):
+        if not (self.shares_prefixes and self._shares(request)):
             return
         size, first = self.pool.page_size, request.committed // self.pool.page_size
         pages: list[int] = []

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.cache.eviction import planned, worth
+from engine.cache.eviction import survivors, within_budget
 from engine.cache.policies import CACHES
 from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, Rewritten, StepPlan
@@ -106,7 +106,10 @@ class Scheduler:
                         plans += [first] * (first.request.id not in awaited)
                         awaited.add(first.request.id)
                         continue
-                    plan = planned(request, CACHES[request.diffusion.cache])
+                    policy = CACHES[request.diffusion.cache]
+                    plan = policy.plan(request)
+                    if request.diffusion.kv_budget is not None:
+                        plan = within_budget(plan, policy, request.diffusion.kv_budget)
                     plans.append(without_spared(plan) if request.runs else plan)
         self._step += 1
         if self._step % OLDEST_FIRST_EVERY:
@@ -123,7 +126,9 @@ class Scheduler:
             request = choice.plan.request
             with self.faults.of(request):
                 _write(choice)
-                self._evict(choice)
+                if choice.plan.eviction:
+                    kept = survivors(request, choice.plan.eviction, choice.scores.retention)
+                    self._moves.append(self.residency.evict(request, kept, choice.plan.eviction.end))
                 self.residency.share(request)
                 if request.is_traced:
                     self._traced.append(traced(choice))
@@ -220,18 +225,6 @@ class Scheduler:
                 request.admitted_at = time.monotonic()
             self.running.append(request)
 
-    def _evict(self, choice: Choice) -> None:
-        plan = choice.plan
-        request, eviction = plan.request, plan.eviction
-        if eviction is None:
-            return
-        values = worth(request, eviction, choice.scores.retention)
-        # Of equals the older one stays.
-        order = np.lexsort((eviction.candidates, -values))
-        kept = np.sort(eviction.candidates[order[: eviction.keep]])
-        if move := self.residency.evict(request, kept, int(eviction.candidates[-1]) + 1):
-            self._moves.append(move)
-
     def _close_block(self, request: Request) -> Output | None:
         """The open block as an `Output` if nothing before the answer's end is masked, else None."""
         block = request.block
@@ -293,7 +286,8 @@ def _write(choice: Choice) -> None:
     request, positions = plan.request, plan.targets[chosen]
     request.forwards += 1
     request.rows_computed += len(plan.rows)
-    request.most_resident = max(request.most_resident, request.num_kept_before(int(plan.horizons[-1])))
+    if request.diffusion.kv_budget is not None:
+        request.most_resident = max(request.most_resident, request.num_kept_before(int(plan.horizons[-1])))
     block, computed = request.block, int(plan.rows[-1]) + 1
     block.is_computed |= computed >= block.end
     is_in_block = True

@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.core.histogram import Distribution, Histogram
 from engine.core.output import FinishReason, Output
-from engine.core.plan import Choice, StepPlan
+from engine.core.plan import Choice, Rewritten, StepPlan
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
@@ -161,7 +161,9 @@ class Tally:
             plan = choice.plan
             request = plan.request
             block = request.block
-            end = request.num_kept_before(int(plan.horizons[-1]))
+            end = int(plan.horizons[-1])
+            if request.kept_counts is not None:
+                end = request.num_kept_before(end)
             needed += end
             full += num_rows == end
             in_block += _rows_in_block(plan)
@@ -171,7 +173,7 @@ class Tally:
             if (account := self._open.get(request.id)) is None:
                 account = self._open[request.id] = _Account()
                 prompts += request.num_prompt_tokens
-            deleted = _deleted(choice, gain)
+            deleted = 0 if choice.rewritten is None else _deleted(choice, choice.rewritten, gain)
             self._discarded[Discard.DELETED] += deleted
             account.decoded += gain - deleted
             account.steps += decodes
@@ -259,12 +261,10 @@ def _gained(choice: Choice) -> int:
     return int(np.count_nonzero(plan.request.masked[plan.targets[written]]))
 
 
-def _deleted(choice: Choice, gain: int) -> int:
+def _deleted(choice: Choice, rewritten: Rewritten, gain: int) -> int:
     """How many tokens are gone, of those that stood and those gained."""
-    if choice.rewritten is None:
-        return 0
     stood = np.count_nonzero(~choice.plan.request.masked[choice.plan.targets])
-    return int(stood + gain - np.count_nonzero(~choice.rewritten.masked))
+    return int(stood + gain - np.count_nonzero(~rewritten.masked))
 
 
 def _rows_in_block(plan: StepPlan) -> int:

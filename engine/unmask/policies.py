@@ -189,7 +189,9 @@ def needs(plans: Sequence[StepPlan]) -> list[Needs]:
 def choice(plan: StepPlan, scores: Scores) -> Choice:
     """What the request's unmask policy makes of its targets."""
     policy = UNMASKS[plan.request.diffusion.unmask]
-    if len(plan.targets) and (rewritten := policy.rewrite(plan.request, scores)) is not None:
+    if policy.moves_tokens and len(plan.targets):
+        rewritten = policy.rewrite(plan.request, scores)
+        assert rewritten is not None, "a policy that moves tokens, and none"
         return Choice(plan, rewritten.scores, rewritten.chosen, rewritten=rewritten)
     chosen = select(plan, scores)
     return Choice(plan, scores, chosen, is_forced(plan, scores, chosen), shown(plan, scores, chosen))
