@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema
 
-from server.replies.tool_calls import ToolCallReader, whole_calls
+from server.replies.tool_calls import Content, ToolCallReader, whole_calls
 from server.structured import spec
 from server.structured.spec import Spec
 from server.structured.tools import CallableFunction
@@ -77,8 +77,8 @@ def validate(case: dict[str, Any], text: str) -> None:
 def validate_calls(text: str, policy: str, is_parallel: bool, content: Any) -> None:
     reader = ToolCallReader()
     parts = reader.push(text, last=True)
-    said = "".join(part for part in parts if isinstance(part, str))
-    calls = whole_calls(part for part in parts if not isinstance(part, str))
+    said = "".join(part.text for part in parts if isinstance(part, Content))
+    calls = whole_calls(part for part in parts if not isinstance(part, Content))
     assert not reader.is_amid_call
     assert "<tool_call>" not in said
     assert calls or policy == "auto"
