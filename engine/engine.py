@@ -3,6 +3,7 @@
 Knows requests, the scheduler and the runner, but no threads (see `engine.loop`), no text and no HTTP.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import DecodingStats, Tally
 from engine.scoring.constrained.tables import TableStore
 from engine.unmask.policies import effective, needs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,10 @@ class Engine:
             raise InvalidRequest(f"A request with the id {request.id!r} is here already.", "request_id")
         self.scheduler.add(request)
 
+    def recover(self) -> None:
+        """After a step that raised: forgets what no request waits for, so that the next one does something else."""
+        self.scheduler.relay.drop_pending()
+
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> Output | None:
         """Ends a request now and frees its pages. Returns its last output, or None if it has ended already."""
         output = self.scheduler.abort(request_id, reason)
@@ -217,10 +224,22 @@ class Engine:
     def _schedule(self) -> list[StepPlan]:
         plans = self.scheduler.schedule()
         self.tally.scheduled(self.scheduler.pool.num_used)
+        return self._take_over(plans)
+
+    def _take_over(self, plans: Sequence[StepPlan]) -> list[StepPlan]:
+        """Moves what requests take over from others. Returns the plans without those of requests where that failed:
+
+        these have all of their rows in the next step.
+        """
+        failed: set[str] = set()
         for move in self.scheduler.relay.take_moves():
-            with self.scheduler.faults.of(move.request):
+            try:
                 carry_out(self.runner, move)
-        return plans
+            except Exception:  # whatever the device raises, such as that its memory is short: it can do without
+                logger.warning("%s takes over nothing: it could not be moved", move.request.id, exc_info=True)
+                self.scheduler.relay.give_up(move.request)
+                failed.add(move.request.id)
+        return [plan for plan in plans if plan.request.id not in failed]
 
     def _score(self, plans: Sequence[StepPlan]) -> tuple[list[StepPlan], list[Scores]]:
         """The plans that could be computed, and their scores: in one forward, or in several where one fails."""

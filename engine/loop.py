@@ -220,6 +220,7 @@ class EngineLoop:
             except Exception:
                 # A defect of the engine: `step` confines the faults of a single request to that request.
                 logger.exception("a step failed; its requests fail with it")
+                self._engine.recover()
                 running = [request.id for request in self._engine.scheduler.running]
                 outputs = self._ended(running or self._engine.request_ids, FinishReason.ERROR)
             self._deliver_last()

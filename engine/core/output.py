@@ -52,7 +52,7 @@ class Usage:
     kv_evicted: int = 0
     """Tokens of prompt and answer whose keys and values were evicted."""
     kv_resident_peak: int = 0
-    """Positions of prompt and canvas that had keys and values at once, at most."""
+    """With a `kv_budget`: positions of prompt and canvas that had keys and values at once, at most."""
     relayed: Relayed | None = None
     """Of a request that names answers, once it has run."""
 

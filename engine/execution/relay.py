@@ -1,7 +1,7 @@
 """Carries out on the device what requests take over from others. Knows moves of slots, but no sources and no plans."""
 
 from engine.core.config import ModelSpec
-from engine.execution.runner import Runner
+from engine.execution.runner import MOVED_AT_ONCE, Runner
 from engine.kernels.kv.moved import move
 from engine.kernels.kv.pool import KVPool
 from engine.kernels.transfer import to_device
@@ -23,5 +23,7 @@ def carry_out(runner: Runner, asked: Move) -> None:
     # keys already.
     amplitude = model.config.yarn.amplitude if model.config.yarn else 1.0
     cos, sin = (table[abs(asked.shift)] / amplitude for table in (model.cos, model.sin))
-    sources, targets = to_device(asked.sources, runner.device), to_device(asked.targets, runner.device)
-    move(pool, sources, targets, cos, -sin if asked.shift < 0 else sin)
+    for first in range(0, len(asked.sources), MOVED_AT_ONCE):
+        some = slice(first, first + MOVED_AT_ONCE)
+        sources, targets = (to_device(each[some], runner.device) for each in (asked.sources, asked.targets))
+        move(pool, sources, targets, cos, -sin if asked.shift < 0 else sin)

@@ -60,13 +60,15 @@ class PagePool:
         """Takes `count` free pages, ascending, to append to the page table `table`; None if too few are free.
 
         They are the pages right behind the table's last one if these are free, else neighbours of each other if
-        possible. Pages that hold what may be shared are only taken where there are too few others.
+        possible. Pages that hold what may be shared are only taken where there are too few others, and pages that are
+        kept only after those.
         """
         if self.num_free < count:
             return None
         while np.count_nonzero(self._empty) < count:
-            if self._idle:
-                self._forget(next(iter(self._idle)))
+            # Of a page that is kept, too, the room would not be there, and what may be shared would be gone.
+            if (page := next((page for page in self._idle if not self._keepers[page]), None)) is not None:
+                self._forget(page)
             else:
                 self.on_short()
         free = np.flatnonzero(self._empty)
@@ -123,6 +125,10 @@ class PagePool:
             self._holders[page] += 1
             self._idle.pop(page, None)
         return page
+
+    def has(self, key: bytes) -> bool:
+        """Whether there is a page with this key."""
+        return key in self._page_of
 
     def num_holders(self, page: int) -> int:
         return int(self._holders[page])

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from engine.core.output import Relayed
 from engine.core.plan import StepPlan
 from engine.core.request import History, Ids, Request, Run
 from engine.scheduling.pages import PagePool
+from engine.scheduling.prefix import final_pages, page_keys
 from engine.scheduling.runs import LEAST, Windows, matches
 
 Score = TypeVar("Score")
@@ -66,8 +67,8 @@ class Relay:
         self._sources: dict[int, Source] = {}
         """By number, the one that was named least recently first."""
         self._named: dict[str, dict[int, Source]] = {}
-        self._pending: dict[int, Source] = {}
-        """Those that are not ready."""
+        self._pending: dict[str, int] = {}
+        """The numbers of those that are not ready, by the id of their canvas."""
         self._num_made = self._num_dropped = self._num_tokens = 0
         self._matched: tuple[int, int, int] | None = None
         """The request that was matched last, by its arrival, and how many sources had been made and dropped then."""
@@ -99,13 +100,13 @@ class Relay:
         ids = request.ids[:end].copy()
         if request.spec.is_block_causal:
             ids[request.spared] = -1  # taken over itself, and never computed: it is its own source's to hand on
-        canvas = _without_results(request)
-        source = Source(request.relay_as, canvas, pages, Windows(ids), _as_itself(canvas, end))
         self._num_made += 1
+        canvas = _without_results(request, self._num_made)
+        source = Source(request.relay_as, canvas, pages, Windows(ids), _as_itself(canvas, end))
         self._num_tokens += size
         self._sources[self._num_made] = self._named.setdefault(source.name, {})[self._num_made] = source
         if source.commit:
-            self._pending[self._num_made] = source
+            self._pending[canvas.id] = self._num_made
 
     def match(self, request: Request) -> None:
         """Sets what a request will take over, before it gets its first pages."""
@@ -120,8 +121,7 @@ class Relay:
         numbers = list(known)
         found = matches(request.ids[: _end(request)], [source.windows for source in known.values()])
         runs = [Run(numbers[match.text], match.text_start, match.start, match.length) for match in found]
-        # The same tokens from the start on have the same keys and values: those pages are shared, or computed.
-        request.runs = tuple(run for run in runs if not (self.shares_prefixes and run.start == run.source_start == 0))
+        request.runs = tuple(self._worth_taking(request, runs) if self.shares_prefixes else runs)
 
     def awaits(self, request: Request) -> StepPlan | None:
         """What must be computed before the request's first plan, if anything: else it has taken over what it can."""
@@ -136,42 +136,51 @@ class Relay:
         return None
 
     def commits(self, chosen: Sequence[StepPlan], max_rows: int) -> list[StepPlan]:
-        """What is still to be computed of sources, as far as the rows hold it that these plans leave."""
-        if not self._pending:
+        """What is still to be computed of one source, if the rows hold it that these plans leave.
+
+        Of one alone: whoever has a plan in this step, or comes during it, waits for all of it.
+        """
+        if not self._pending or not self._pending.keys().isdisjoint(plan.request.id for plan in chosen):
             return []
-        plans, rows = list[StepPlan](), sum(len(plan.rows) for plan in chosen)
-        under_way = {plan.request.id for plan in chosen}
-        for source in self._pending.values():
-            if (plan := source.commit) is None or plan.request.id in under_way:
-                continue
-            if rows + len(plan.rows) <= max_rows or not (chosen or plans):
-                plans.append(plan)
-                rows += len(plan.rows)
-        return plans
+        plan = self._sources[next(iter(self._pending.values()))].commit
+        assert plan is not None, "a source that is ready and pending; this is a bug"
+        rows = sum(len(plan.rows) for plan in chosen)
+        return [plan] if rows + len(plan.rows) <= max_rows or not chosen else []
 
     def settle(self, plans: Sequence[StepPlan], scores: Sequence[Score]) -> tuple[list[StepPlan], list[Score], int]:
         """Makes the sources ready whose plans are among these, which were computed. Returns the others with their
         scores, and the rows of those."""
         if not self._pending:
             return list(plans), list(scores), 0
-        commits = {id(source.commit): number for number, source in self._pending.items()}
         others, rows = [], 0
         for plan, score in zip(plans, scores, strict=True):
-            if (number := commits.get(id(plan))) is None:
+            if (number := self._pending.pop(plan.request.id, None)) is None:
                 others.append((plan, score))
             else:
-                self._pending.pop(number).commit = None
+                self._sources[number].commit = None
                 rows += len(plan.rows)
         return [plan for plan, _ in others], [score for _, score in others], rows
 
     def fail(self, canvas: Request) -> Ids:
         """Drops the source of this canvas, whose plan failed. Returns the slots that this may have spoilt."""
-        for number, source in self._pending.items():
-            if source.commit and source.canvas is canvas:
-                spoilt: Ids = canvas.slots[source.commit.rows]
-                self._drop(number)
-                return spoilt
-        return np.empty(0, np.int64)
+        number = self._pending.get(canvas.id)
+        if number is None or (plan := self._sources[number].commit) is None:
+            return np.empty(0, np.int64)
+        spoilt: Ids = canvas.slots[plan.rows]
+        self._drop(number)
+        return spoilt
+
+    def give_up(self, request: Request) -> None:
+        """What the request was to take over could not be moved: it computes all of it instead, from now on."""
+        assert request.relayed is not None, "a request that has taken over nothing"
+        request.runs, request.spared = (), np.empty(0, np.int64)
+        request.relayed = replace(request.relayed, adopted=0, recomputed=0)
+
+    def drop_pending(self) -> None:
+        """Forgets the sources that are not ready, and moves that were not carried out."""
+        for number in list(self._pending.values()):
+            self._drop(number)
+        self._moves.clear()
 
     def take_moves(self) -> list[Move]:
         """What is to be moved before the plans of this step are computed, once.
@@ -180,6 +189,23 @@ class Relay:
         """
         moves, self._moves = self._moves, []
         return moves
+
+    def _worth_taking(self, request: Request, runs: Sequence[Run]) -> Iterator[Run]:
+        """What is left of the runs where pages are shared, which are exact: none that are there already are taken over.
+
+        The same tokens from the start on have such pages, or will have; and what is all computed again shall have.
+        """
+        first = self._known_end(request)
+        for run in runs:
+            past, is_beginning = max(first - run.start, 0), run.start == run.source_start == 0
+            if past < run.length and not is_beginning and request.diffusion.relay_recompute < 1:
+                yield Run(run.source, run.source_start + past, run.start + past, run.length - past)
+
+    def _known_end(self, request: Request) -> int:
+        """Positions before this one have pages that others have computed for the same tokens."""
+        size = self.pool.page_size
+        keys = page_keys(request, size, final_pages(request, size, request.block.rows_start))
+        return size * sum(1 for _ in takewhile(self.pool.has, keys))
 
     def _known(self, request: Request) -> Iterator[tuple[int, Source]]:
         """Numbers and sources, in the order of the names: of the request's salt alone."""
@@ -215,7 +241,7 @@ class Relay:
 
     def _drop(self, number: int) -> None:
         source = self._sources.pop(number)
-        self._pending.pop(number, None)
+        self._pending.pop(source.canvas.id, None)
         self._num_dropped += 1
         self._num_tokens -= len(source.pages) * self.pool.page_size
         named = self._named[source.name]
@@ -234,11 +260,12 @@ def without_spared(plan: StepPlan) -> StepPlan:
     return replace(plan, rows=plan.rows[needed], horizons=plan.horizons[needed])
 
 
-def _without_results(request: Request) -> Request:
+def _without_results(request: Request, number: int) -> Request:
     """What a plan needs of an ended request, under an id of its own."""
     canvas = copy(request)
-    canvas.id, canvas.pages, canvas.is_prefilled = f"{request.id} (ended)", (), True
-    canvas.history, canvas.logprobs, canvas.constraint = History.empty(0), {}, None
+    canvas.id, canvas.pages, canvas.is_prefilled = f"{request.id}, {number} (ended)", (), True
+    canvas.history, canvas.logprobs, canvas.steps, canvas.page_keys = History.empty(0), {}, None, []
+    canvas.constraint, canvas.sampling = None, replace(request.sampling, constraint=None)
     return canvas
 
 

@@ -14,6 +14,9 @@ from engine.core.request import Ids
 LEAST = 16
 """Tokens of the shortest run: shorter ones are the words that all texts have in common."""
 
+MOST_RUNS = 64
+"""Runs that are looked for: each costs time for every text, on the thread that steps."""
+
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -60,7 +63,7 @@ def matches(prompt: Ids, texts: Sequence[Windows]) -> list[Match]:
 
     From left to right: each run begins at the first token behind the one before at which any text has one, and is the
     longest of those that the texts have there, by the first place of each text that begins alike; of equally long ones
-    the first text's.
+    the first text's. The first `MOST_RUNS` of them.
     """
     hashes = hashes_of(prompt)
     if not texts or not len(hashes):
@@ -68,7 +71,7 @@ def matches(prompt: Ids, texts: Sequence[Windows]) -> list[Match]:
     found = np.stack([text.find(hashes) for text in texts])  # [texts, windows]
     starts = np.flatnonzero((found >= 0).any(axis=0))
     runs, at = list[Match](), 0
-    while at < len(starts):
+    while at < len(starts) and len(runs) < MOST_RUNS:
         start = int(starts[at])
         here = [(number, int(found[number, start])) for number in np.flatnonzero(found[:, start] >= 0).tolist()]
         run = max(
@@ -85,6 +88,10 @@ def matches(prompt: Ids, texts: Sequence[Windows]) -> list[Match]:
 
 def _common(one: Ids, other: Ids) -> int:
     """How many first tokens are equal."""
-    length = min(len(one), len(other))
-    differ = np.flatnonzero(one[:length] != other[:length])
-    return int(differ[0]) if len(differ) else length
+    length, at, count = min(len(one), len(other)), 0, LEAST
+    while at < length:  # in growing parts: texts are long, and most runs are short
+        differ = np.flatnonzero(one[at : min(at + count, length)] != other[at : min(at + count, length)])
+        if len(differ):
+            return at + int(differ[0])
+        at, count = at + count, 2 * count
+    return length

@@ -217,7 +217,10 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_running:
             request = self.waiting[0]
             if request.relay_from:
-                self.relay.match(request)
+                with self.faults.of(request):
+                    self.relay.match(request)
+                if request in self.faults:
+                    return
             if not self.residency.enter(request, self.running):
                 return
             self.waiting.popleft()

@@ -173,7 +173,7 @@ class Submitter:
                         diffusion=diffusion,
                         holes=prompt.holes,
                         cache_salt=request.cache_salt,
-                        relay_as=request.response_id,
+                        relay_as="" if request.is_scoring_call else request.response_id,
                         relay_from=request.relay_from,
                         relay_end=request.relay_end,
                         is_traced=request.is_traced,

@@ -5,6 +5,7 @@ handed on is exact, or computed again.
 """
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def engine_of(folder, **config):
 
 
 def asked(name, prompt, *, max_tokens=8, **fields):
-    diffusion = {name: fields.pop(name) for name in ("cache", "relay_recompute", "kv_budget") if name in fields}
+    diffusion = {
+        name: fields.pop(name) for name in ("cache", "relay_recompute", "kv_budget", "threshold") if name in fields
+    }
     return Submission(
         request_id=name,
         prompt_ids=prompt,
@@ -142,7 +145,8 @@ def test_what_is_all_computed_again_is_a_cold_run(request, cache):
     [made] = outputs(engine, asked("taker", prompt, cache=cache, relay_from=("source",), relay_recompute=1.0)).values()
     assert tokens(made) == cold
     relayed = made[-1].usage.relayed
-    assert relayed.adopted == relayed.recomputed == len(canvas)
+    # Where pages are shared, it shall share what it computes.
+    assert relayed.adopted == relayed.recomputed == (0 if cache == "block" else len(canvas))
 
 
 @pytest.mark.parametrize("fixture", ["sdar_tiny", "nemotron_tiny"])
@@ -353,3 +357,71 @@ def test_a_prompt_with_holes_takes_nothing_over(llada_tiny):
     [made] = ended(engine, one).values()
     assert made[-1].usage.relayed.adopted == 0
     assert [source.name for source in engine.scheduler.relay.sources] == ["source"]
+
+
+@pytest.mark.parametrize("fixture", ["llada_tiny", "sdar_tiny"])
+@pytest.mark.parametrize("max_tokens", [2, 24])
+def test_what_cannot_be_moved_is_computed(request, monkeypatch, fixture, max_tokens):
+    """Also of an answer that would end in the very step."""
+    folder = request.getfixturevalue(fixture)
+    engine = engine_of(folder)
+    prompt = [*OTHER[:20], *canvas_of(engine, asked("source", TEXT)), *OTHER[30:58]]
+    row = {"max_tokens": max_tokens, "threshold": 0.0}
+    cold = tokens(outputs(engine_of(folder), asked("cold", prompt, **row))["cold"])
+
+    def carry_out(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("engine.engine.carry_out", carry_out)
+    made = ended(engine, asked("taker", prompt, **row, relay_from=("source",), relay_recompute=0.0))["taker"]
+    assert tokens(made) == cold
+    assert made[-1].usage.relayed.adopted == 0
+
+
+def test_pages_that_are_there_are_not_taken_over_again(sdar_tiny):
+    """A source's text behind other words: exact once anybody has computed the same prompt."""
+    engine = engine_of(sdar_tiny)
+    prompt = [*OTHER[:20], *canvas_of(engine, asked("source", TEXT)), *OTHER[30:58]]
+    first = ended(engine, asked("first", prompt))["first"]
+    named = ended(engine, asked("named", prompt, relay_from=("source",), relay_recompute=0.0))["named"]
+    again = ended(engine, asked("again", prompt))["again"]
+    assert named[-1].usage.relayed.adopted == 0
+    assert named[-1].usage.cached_tokens == again[-1].usage.cached_tokens > 0
+    assert tokens(named) == tokens(again) == tokens(first)
+
+
+def test_sources_leave_shared_pages_to_be_found(sdar_tiny):
+    """A pool in which they are short: what gives way is a page that nobody keeps, or a source whole."""
+    found = []
+    for relay_tokens in (0, 400):
+        engine = engine_of(sdar_tiny, relay_tokens=relay_tokens, kv_cache_tokens=512, max_model_len=256)
+        prompts = [np.random.default_rng(seed).integers(1, 200, 64).tolist() for seed in range(5)]
+        for number, prompt in enumerate(prompts):
+            ended(engine, asked(f"{number}", prompt))
+        ended(engine, asked("large", np.random.default_rng(9).integers(1, 200, 150).tolist()))
+        repeats = [ended(engine, asked(f"again {n}", prompts[n], relay_as=""))[f"again {n}"] for n in (4, 3, 2)]
+        found.append([made[-1].usage.cached_tokens for made in repeats])
+    assert found[0] == found[1]
+    assert sum(found[0]) > 0
+
+
+def test_a_step_beside_others_makes_one_source_ready(llada_tiny):
+    engine = engine_of(llada_tiny)
+    for number in range(6):
+        engine.submit(engine.new_request(asked(f"{number}", TEXT, max_tokens=1)))
+    engine.submit(engine.new_request(asked("long", OTHER, max_tokens=120)))
+    pending = []
+    while engine.request_ids:
+        engine.step()
+        pending.append(len(engine.scheduler.relay._pending))
+    assert max(pending) == 6
+    assert all(one - two <= 1 for one, two in pairwise(pending))
+
+
+def test_what_a_failed_step_leaves_is_forgotten(llada_tiny):
+    engine = engine_of(llada_tiny)
+    outputs(engine, asked("source", TEXT))
+    assert engine.has_work
+    engine.recover()
+    assert not engine.has_work
+    assert engine.stats().relay_pages == 0
