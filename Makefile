@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Kustomization and settings are no resources of Kubernetes.
-MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docker/k8s/*.yaml))
+MANIFESTS := $(filter-out %/kustomization.yaml %/settings.yaml, $(wildcard docker/k8s/*.yaml)) docker/k8s/gateway/picker.yaml
 
 # An index beside pip's own for torch; that of the CPU builds spares gigabytes of CUDA.
 TORCH_INDEX ?=

@@ -45,7 +45,7 @@ def settings(tmp_path):
 def test_kustomize_builds_from_every_file_here():
     [generated] = KUSTOMIZATION["configMapGenerator"]
     assert {*KUSTOMIZATION["resources"], *generated["files"], "kustomization.yaml"} == {
-        path.name for path in K8S.iterdir()
+        path.name for path in K8S.iterdir() if path.is_file()
     }
     assert KUSTOMIZATION["kind"] == "Kustomization"
 

@@ -35,6 +35,7 @@ class EngineMetrics(Collector):
         yield make.gauge("requests_stalled", "Requests that wait for KV pages of their open block.", stats.stalled)
         yield make.gauge("kv_pages_used", "KV pages that requests hold now.", stats.kv_pages_used)
         yield make.gauge("kv_pages_capacity", "KV pages in the pool.", stats.kv_pages_total)
+        yield make.gauge("batch_rows_capacity", "Rows that a forward may have.", self._engine.info.max_batch_rows)
         yield make.gauge(
             "kv_pages_kept", "KV pages that nobody holds, kept for prompts that begin alike.", stats.kv_pages_kept
         )

@@ -56,6 +56,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
         "requests_waiting": 3,
         "kv_pages_used": 5,
         "kv_pages_capacity": 128,
+        "batch_rows_capacity": 2048,
         "forwards_total": 70,
         "kv_pages_kept": 9,
         "preemptions_total": 6,
