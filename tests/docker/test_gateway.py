@@ -284,6 +284,7 @@ SERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "busy", "idle"), [("queue", 8, 0), ("rows", (0.5 * 3000 + 1 * 6000) / (1.5 * 6000), 0)]
 )
