@@ -36,7 +36,7 @@ WAYS = {
         "prefix_caching": False,
     },
 }
-EVERY_ROW = ("as it starts", "without sharing", "room for one")
+EVERY_ROW = ("as it starts", "room for one")
 """Ways that all rows go; the others take every sixth."""
 SMALL = {"max_model_len": 256, "kv_cache_tokens": 256, "page_size": 8}
 
