@@ -17,7 +17,7 @@ from pydantic.json_schema import models_json_schema
 from engine import DiffusionParams, EngineInfo
 from server.page.about import OPTIONS, about, unfit
 from server.protocols.messages.schema import MessagesEvent
-from server.protocols.response import STEP
+from server.protocols.response import END, STEP
 from server.protocols.responses.output import ResponsesEvent
 from server.schemas import ChatChunk, DiffusionRequest, ErrorResponse
 
@@ -105,18 +105,29 @@ def _streamed(told: str, events: dict[str, Any]) -> dict[int | str, dict[str, An
 def _events(*kinds: type[BaseModel], name: str | None) -> dict[str, Any]:
     """The description of server-sent events whose data is one of `kinds` as JSON.
 
-    `name`: that of those that have one, most have none; None if each has one.
+    `name`: that of those that have one; the others are messages, as SSE calls them, and end with one that is no JSON.
+    None if each has one.
 
-    `itemSchema` is a keyword of OpenAPI 3.2, which FastAPI also uses in 3.1. Readers that do not know it see a string.
+    `itemSchema` is a keyword of OpenAPI 3.2, which FastAPI also uses in 3.1. `schema` says nothing: readers that know
+    the other take it for one of a list, and others for one of a text.
     """
     content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": content}
-    event = {"type": "string"} if name is None else {"type": "string", "const": name}
-    required = ["event", "data"] if name is None else ["data"]
-    return {
-        "schema": {"type": "string"},
-        "itemSchema": {"type": "object", "properties": {"event": event, "data": data}, "required": required},
-    }
+    if name is None:
+        item: dict[str, Any] = _event({"type": "string"}, data, "event", "data")
+    else:
+        told = _event({"type": "string", "enum": ["message", name]}, data, "data")
+        item = {
+            "anyOf": [
+                told,
+                _event({"type": "string", "const": "message"}, {"type": "string", "const": END}, "data"),
+            ]
+        }
+    return {"schema": {}, "itemSchema": item}
+
+
+def _event(event: dict[str, Any], data: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {"type": "object", "properties": {"event": event, "data": data}, "required": list(required)}
 
 
 def _tell_options(properties: dict[str, Any], unfit: Mapping[str, list[str] | None]) -> None:
