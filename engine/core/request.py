@@ -1,6 +1,6 @@
 """A request as it is submitted (`Submission`), and its state in the engine (`Request`).
 
-Token ids only, no text and no tensors. The scheduler is the only writer of a `Request`.
+Token ids only, no text and no tensors. `engine.scheduling` is the only writer of a `Request`.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class Run:
     """Neighbouring tokens of a prompt that a source has, too, one for one."""
 
     source: int
-    """The number of the source (`scheduling.relay`)."""
+    """The number of the source (`scheduling.relay.sources`)."""
     source_start: int
     """The source's position of its first token."""
     start: int

@@ -4,9 +4,9 @@ from engine.core.config import ModelSpec
 from engine.execution.runner import MOVED_AT_ONCE, Runner
 from engine.kernels.kv.moved import move
 from engine.kernels.kv.pool import KVPool
-from engine.kernels.transfer import to_device
+from engine.kernels.transfer import Upload
 from engine.models.layers import TransformerConfig
-from engine.scheduling.relay import Move
+from engine.scheduling.relay.sources import Move
 
 
 def can_relay(geometry: TransformerConfig, pool: object, spec: ModelSpec) -> bool:
@@ -25,5 +25,7 @@ def carry_out(runner: Runner, asked: Move) -> None:
     cos, sin = (table[abs(asked.shift)] / amplitude for table in (model.cos, model.sin))
     for first in range(0, len(asked.sources), MOVED_AT_ONCE):
         some = slice(first, first + MOVED_AT_ONCE)
-        sources, targets = (to_device(each[some], runner.device) for each in (asked.sources, asked.targets))
-        move(pool, sources, targets, cos, -sin if asked.shift < 0 else sin)
+        upload = Upload(runner.device)
+        sources, targets = (upload.add(slots[some]) for slots in (asked.sources, asked.targets))
+        upload.send()
+        move(pool, sources.tensor, targets.tensor, cos, -sin if asked.shift < 0 else sin)

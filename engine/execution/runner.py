@@ -23,7 +23,7 @@ from engine.kernels.experts.mlps import has_grouped_products
 from engine.kernels.kv.formats import stored_dtype
 from engine.kernels.kv.pool import KVPool, LayeredKVPool
 from engine.kernels.rollout import column_sums
-from engine.kernels.transfer import to_device
+from engine.kernels.transfer import Upload, to_device
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.noised import NoisedTransformer
 from engine.models.sandwich import OpenRows
@@ -146,11 +146,15 @@ class Runner:
     def move(self, sources: Ids, destinations: Ids) -> None:
         """Copies keys and values of some slots to others, behind all that was launched before.
 
-        A slot that is written may be read before, not after it.
+        A slot that is written may be read before, not after it. All layers' heads are alike.
         """
+        assert isinstance(self.pool, KVPool), "keys and values of unlike layers are not moved"
         for first in range(0, len(sources), MOVED_AT_ONCE):
             some = slice(first, first + MOVED_AT_ONCE)
-            self.pool.move(to_device(sources[some], self.device), to_device(destinations[some], self.device))
+            upload = Upload(self.device)
+            moved = [upload.add(slots[some]) for slots in (sources, destinations)]
+            upload.send()
+            self.pool.move(*(slots.tensor for slots in moved))
 
     def clear(self, slots: Ids) -> None:
         """Zeroes keys and values of these slots.

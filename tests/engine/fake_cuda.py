@@ -58,7 +58,7 @@ class Launches(TorchDispatchMode):
 
 
 class Stand(TorchFunctionMode):
-    """Indexing by tensors, `~`, `copy_` and SDPA, for which torch would look for a real device."""
+    """Indexing by tensors, `~`, `contiguous`, `copy_` and SDPA, for which torch would look for a real device."""
 
     def __torch_function__(self, function, _types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -69,6 +69,8 @@ class Stand(TorchFunctionMode):
             return _write(*args)
         if name == "__invert__":
             return torch.logical_not(args[0])
+        if name == "contiguous":
+            return aten.clone(args[0], memory_format=torch.contiguous_format)
         if name == "copy_":
             return aten.copy_(*args)
         if function is F.scaled_dot_product_attention:
@@ -144,6 +146,7 @@ class FakeCuda:
         requests=64,
         kernel=attend_spans,
         capture: Capture | None = None,
+        relay_tokens=0,
     ) -> Engine:
         """With a `capture`, small steps go through what it makes of them.
 
@@ -173,6 +176,7 @@ class FakeCuda:
             dtype=str(dtype),
             kv_dtype=str(dtype),
             kv_prune=0.0,
+            relay_tokens=relay_tokens,
             num_parameters=geometry.num_parameters,
             weight_bytes=0,
             kv_tokens=slots,

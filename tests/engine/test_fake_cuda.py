@@ -37,6 +37,16 @@ def cuda(monkeypatch):
         yield fake
 
 
+def steps_of(engine, cuda, count):
+    """So many steps, none of which waits for the device more than once, or fails anybody."""
+    for _ in range(count):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]
+
+
 @pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("geometry", "shift", "kernel"),
@@ -152,12 +162,7 @@ def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
         diffusion = DiffusionParams(unmask="edit", threshold=1.0, editing_threshold=0.0)
         asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(asked))
-    for _ in range(4):
-        with cuda.step() as (waits, _):
-            outputs = engine.step()
-        assert not waits
-        assert cuda.copies == ONCE
-        assert not [output for output in outputs if output.finish_reason == "error"]
+    steps_of(engine, cuda, 4)
     assert engine.stats().decoding.tokens_edited > len(edits)
 
 
@@ -173,12 +178,48 @@ def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, monkeypa
         diffusion = DiffusionParams(unmask="insert_delete" if number else "edit", threshold=1.0, editing_threshold=0.0)
         asked = Submission(request_id=str(number), prompt_ids=[5 + number] * 13, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(asked))
+    steps_of(engine, cuda, 4)
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_steps_that_evict(cuda, attention):
+    """They copy once more: where what stays moves to."""
+    grid = {"attention": attention, "block_length": 8} if attention == "block_causal" else {}
+    spec = replace(SPEC, max_model_len=128, **grid)
+    engine = cuda.engine(LLADA, spec, kernel=paged_kernel, capture=rerun)
+    for number, score in enumerate(("rkv", "attention", "recent", "random")):
+        own = SamplingParams(max_tokens=32, ignore_eos=True)
+        diffusion = DiffusionParams(block_length=8, kv_budget=24, kv_buffer=8, kv_score=score, threshold=0.0)
+        asked = Submission(request_id=score, prompt_ids=[5 + number] * 50, sampling=own, diffusion=diffusion)
+        engine.submit(engine.new_request(asked))
     for _ in range(4):
         with cuda.step() as (waits, _):
             outputs = engine.step()
         assert not waits
-        assert cuda.copies == ONCE
+        assert cuda.copies in (ONCE, {**ONCE, "to the device": 2})
         assert not [output for output in outputs if output.finish_reason == "error"]
+    assert engine.stats().kv_evictions >= 8
+
+
+def test_a_step_that_takes_over_what_an_answer_left(cuda):
+    engine = cuda.engine(LLADA, replace(SPEC, max_model_len=128), kernel=paged_kernel, relay_tokens=512)
+    text = list(range(5, 45))
+    for name, prompt, sources in (("source", text, ()), ("taker", [7, 8, 9, *text, *text[:20]], ("source",))):
+        asked = Submission(
+            request_id=name,
+            prompt_ids=prompt,
+            sampling=SamplingParams(max_tokens=8, ignore_eos=True),
+            diffusion=DiffusionParams(block_length=8, threshold=0.0),
+            relay_as=name,
+            relay_from=sources,
+        )
+        engine.submit(engine.new_request(asked))
+        while engine.has_work:
+            with cuda.step() as (waits, _):
+                engine.step()
+            assert not waits
+            assert cuda.copies["to the host"] == 1
+    assert engine.stats().relay_tokens["adopted"] >= 40
 
 
 @pytest.mark.parametrize("capture", [None, rerun])

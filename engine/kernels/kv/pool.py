@@ -92,11 +92,6 @@ class LayeredKVPool:
         """As `KVPool.layer`."""
         return self._layers[number].layer(0)
 
-    def move(self, sources: Tensor, destinations: Tensor) -> None:
-        """As `KVPool.move`."""
-        for layer in self._layers:
-            layer.move(sources, destinations)
-
     def clear(self, slots: Tensor) -> None:
         """As `KVPool.clear`."""
         for layer in self._layers:

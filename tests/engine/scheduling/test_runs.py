@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-import engine.scheduling.runs as runs
-from engine.scheduling.runs import LEAST, Match, Windows, matches
+import engine.scheduling.relay.runs as runs
+from engine.scheduling.relay.runs import LEAST, Match, Windows, matches
 
 
 def plain(prompt, texts):

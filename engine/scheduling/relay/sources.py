@@ -22,7 +22,7 @@ from engine.core.plan import StepPlan
 from engine.core.request import History, Ids, Request, Run
 from engine.scheduling.pages import PagePool
 from engine.scheduling.prefix import final_pages, page_keys
-from engine.scheduling.runs import LEAST, Windows, matches
+from engine.scheduling.relay.runs import LEAST, Windows, matches
 
 Score = TypeVar("Score")
 MOST_CHOICES = 8
