@@ -250,6 +250,15 @@ def demo_server(serve) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def client(demo_server):
+    """OpenAI's own, of that server."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{demo_server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def golden_server(serve, llada_tiny) -> Iterator[str]:
     """The same over the golden checkpoint."""

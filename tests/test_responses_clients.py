@@ -26,12 +26,6 @@ class Sum(BaseModel):
     total: int = Field(ge=0, le=99)
 
 
-@pytest.fixture(scope="module")
-def client(demo_server):
-    with openai.OpenAI(base_url=f"{demo_server}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def outputs(response):
     """An answer's items, without what differs between two answers."""
     return [

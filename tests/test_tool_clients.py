@@ -36,12 +36,6 @@ class Basket(BaseModel):
     count: int = Field(ge=0, le=99)
 
 
-@pytest.fixture(scope="module")
-def client(demo_server):
-    with openai.OpenAI(base_url=f"{demo_server}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def called(message):
     """The calls of a message, each of which is valid."""
     calls = [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls or ()]
