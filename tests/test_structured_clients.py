@@ -23,12 +23,6 @@ class Basket(BaseModel):
     items: list[Item] = Field(max_length=2)
 
 
-@pytest.fixture(scope="module")
-def client(demo_server):
-    with openai.OpenAI(base_url=f"{demo_server}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_parse(client, temperature):
     completion = client.chat.completions.parse(
