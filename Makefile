@@ -58,7 +58,7 @@ test-slow: setup tools  ## the tests that take minutes alone, with real Promethe
 
 test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .tools/page
 	.ci/browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser --numprocesses auto --maxprocesses 2 --dist worksteal tests/browser
+	OMP_NUM_THREADS=1 .ci/own-network $(BIN)/python -m pytest -q -m browser --numprocesses auto --maxprocesses 2 --dist worksteal tests/browser
 
 images:  ## what `test-containers` runs, which builds it too
 	PYTHON=$(PYTHON) .ci/containers true
