@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 60_000
 BY_INTENT = ("Failed to load resource: the server responded", "Failed to load resource: net::ERR_FAILED")
-"""What Chromium logs of an answer that is no success, and of a request that a test aborts. The page tells it in words."""
+"""What Chromium logs of an answer that is no success, and of a request that a test aborts: the page tells both."""
 
 expect.set_options(timeout=PATIENCE_MS)
 
