@@ -12,7 +12,7 @@ GPU ?= $(shell command -v nvidia-smi)
 PIP_INSTALL = install --no-compile --disable-pip-version-check $(TORCH_INDEX:%=--extra-index-url %) -c constraints.txt
 INSTALL = $(BIN)/python -m pip $(PIP_INSTALL)
 
-.PHONY: help setup serve test test-slow test-browser images test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
+.PHONY: help setup serve test test-slow test-golden test-browser images test-wheel test-newest test-containers test-gpu lint lint-deploy tools check clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -55,6 +55,9 @@ tools:  ## Prometheus, nginx, clients in JavaScript and a linter for compose fil
 
 test-slow: setup tools  ## the tests that take minutes alone, with real Prometheus, nginx and Node.js
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
+
+test-golden: setup  ## all rows of all published samplers one by one, in a batch, and by plain loops: ten minutes; the tests take a part alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.golden $(wildcard tests/data/*-tiny*)
 
 test-browser: setup  ## the page in Debian's Chromium; pictures of it go to .tools/page
 	.ci/browser

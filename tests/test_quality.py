@@ -14,7 +14,6 @@ from server.eval.score import pooled
 
 SEED, PER_TASK = 7, 20
 CACHES = [("demo", "dual"), ("demo-block", "block")]
-SLOW_CACHES = [pytest.param("demo", cache, marks=pytest.mark.slow) for cache in ("none", "prefix")]
 NOT_LEARNT = ("yesno", "choice", "score")
 """Families that the bundled models guess at (docs/demo-model.md)."""
 LEARNT = [task for task in DEMO_TASKS if task not in NOT_LEARNT]
@@ -32,7 +31,7 @@ def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0
     return asyncio.run(evaluate(answerers, questions, [policy], references, 32, lambda *_: None))
 
 
-@pytest.mark.parametrize(("model", "cache"), [*CACHES, *SLOW_CACHES])
+@pytest.mark.parametrize(("model", "cache"), CACHES)
 def test_five_points_are_too_many_to_lose(model, cache):
     rows = answered(model, LEARNT, PolicyPair(cache=cache, unmask="threshold", value=0.9))
     basic = pooled([row for row in rows if row.task in BASIC_TASKS])
@@ -60,7 +59,7 @@ def test_guided_forms_and_calls_are_no_less_right(model):
 
 
 @pytest.mark.parametrize(("model", "cache"), CACHES)
-@pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), ("fp8", 0.95)])
+@pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), pytest.param("fp8", 0.95, marks=pytest.mark.slow)])
 def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
     """Where one answer is right; a story has many, between which a last bit decides (docs/quality.md)."""
     coded, plain = (PolicyPair(cache=cache, kv_format=KVFormat(name)) for name in (kv_dtype, "auto"))
@@ -80,7 +79,7 @@ def test_the_exact_decode_is_what_it_says():
 def test_an_answer_does_not_depend_on_the_room_that_was_asked_for(model):
     """By the defaults: as right with room for 256 and 512 tokens as with 64, in as few forwards."""
     short, *longer = (
-        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), limit=40, max_tokens=room)) for room in (64, 256, 512)
+        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), max_tokens=room)) for room in (64, 256, 512)
     )
     for row in (short, *longer):
         assert row.accuracy > REACHED["basic"]

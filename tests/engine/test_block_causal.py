@@ -22,7 +22,6 @@ from tests.golden.__main__ import FAMILIES
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.rows import differences, read_rows
 from tests.golden.through_engine import alone, engine_of, together
-from tests.sampled import sampled
 
 WAYS = {
     "as it starts": {},
@@ -97,9 +96,8 @@ def test_golden_rows_in_one_batch(family, folder, spec, settings, stride):
     assert engine.stats().kv_pages_used == 0
 
 
-@sampled(7)
-def test_golden_rows_alone(family, folder, spec, part):
-    rows = part(rows_of(family, folder))
+def test_golden_rows_alone(family, folder, spec):
+    rows = rows_of(family, folder)[::7]
     made = alone(engine_of(folder), [family.asked(row, str(number)) for number, row in enumerate(rows)])
     assert differences([family.expected(row, spec) for row in rows], made) == []
 

@@ -16,7 +16,6 @@ from tests.engine.faulty import outputs
 from tests.golden import llada2 as golden
 from tests.golden.rows import differences, read_rows
 from tests.golden.through_engine import alone, engine_of, together
-from tests.sampled import sampled
 
 SPEC = ModelSpec(
     family="toy",
@@ -42,7 +41,13 @@ def engine(llada2_tiny):
 
 
 @pytest.mark.parametrize(
-    ("settings", "stride"), [({}, 3), (CRAMPED, 1), ({"prefix_caching": False, "page_size": 5}, 3)]
+    ("settings", "stride"),
+    [
+        ({}, 3),
+        (CRAMPED, 3),
+        ({"prefix_caching": False, "page_size": 5}, 3),
+        pytest.param({}, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):
     rows = rows[::stride]
@@ -57,9 +62,8 @@ def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):
     assert engine.stats().decoding.tokens_edited > 50
 
 
-@sampled(9)
-def test_golden_rows_alone(engine, rows, part):
-    for row in part([row for row in rows if not {257, 258} & {*row["output"]}]):
+def test_golden_rows_alone(engine, rows):
+    for row in [row for row in rows if not {257, 258} & {*row["output"]}][::9]:
         before = engine.stats().decoding
         [made] = alone(engine, [golden.asked(row, "row")])
         assert differences([golden.expected(row, engine.info.spec)], [made]) == []

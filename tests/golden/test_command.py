@@ -26,12 +26,13 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def shortened(tmp_path):
-    """A copy of a folder with only two rows of each of its files."""
+    """A copy of a folder with only two rows of each of its files, the shortest."""
 
     def copy(folder):
         copied = shutil.copytree(folder, tmp_path / folder.name)
         for path in copied.glob("generations*.json"):
-            path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+            rows = sorted(json.loads(path.read_text()), key=lambda row: len(row["prompt"]) + len(row["output"]))
+            path.write_text(json.dumps(rows[:2]))
         return copied
 
     return copy

@@ -159,7 +159,7 @@ def test_the_small_size_is_the_published_shape():
 @pytest.mark.slow
 def test_the_baseline_is_no_strawman():
     """Over the same rows, the reference's dense forward takes no longer than the engine's; both with the whole head."""
-    rows = 512
+    rows = 384
     model, _ = random_model("small", rows, torch.float32, CPU)
     geometry = model.config
     pool = KVPool(geometry.num_layers, rows, geometry.num_kv_heads, geometry.head_dim, torch.float32, CPU)
@@ -174,5 +174,5 @@ def test_the_baseline_is_no_strawman():
             model.logits(model(ids, positions, context))
         return time.perf_counter() - started
 
-    ratios = [seconds(dense) / seconds(paged) for _ in range(8)][1:]  # the first one pays for what is set up once
+    ratios = [seconds(dense) / seconds(paged) for _ in range(6)][1:]  # the first one pays for what is set up once
     assert median(ratios) < 1.2

@@ -80,6 +80,7 @@ def test_a_compiler_that_is_named_goes_first(package, on, monkeypatch):
         library.library()
 
 
+@pytest.mark.slow
 def test_what_is_built_here_computes_the_same(tmp_path):
     """All that this machine's compiler makes; those that its processor runs are tried."""
     paths = library.build(tmp_path)

@@ -124,12 +124,12 @@ def test_bfloat16_is_near(diffusion_gemma_tiny, checkpoint):
     assert narrow.blocks[0].moe.router.scale.dtype == torch.float32
 
 
-@pytest.mark.parametrize("most", [6, pytest.param(1000, marks=pytest.mark.slow)])
-def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, most):
-    """With both kinds of draws: those that rows define, and torch's own."""
+@pytest.mark.parametrize("is_short", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, is_short):
+    """With both kinds of draws: those that rows define, and torch's own, which the engine does not have."""
     rows = read_rows(checkpoint.folder / "generations.json")
     assert len(rows) == 42
     assert sum(not golden.takes(row) for row in rows) == 8
-    some = [row for row in rows if row["nfe"] <= most]
-    assert {row["noise"] for row in some} == {"hash", "torch"}
+    some = [row for row in rows if (row["nfe"] <= 6) == is_short and (is_short or not golden.takes(row))]
+    assert "torch" in {row["noise"] for row in some}
     assert differences(some, golden.through_plain_loop(checkpoint, some)) == []

@@ -124,11 +124,14 @@ def test_logits_under_the_config_of_the_base_models(copied):
 
 
 @pytest.mark.parametrize("name", ["nemotron_tiny", "nemotron_spec_tiny"])
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
-def test_the_plain_loops_decode_as_the_published_samplers(request, name, stride):
-    """Also those whose context is not causal, which the engine does not have."""
+def test_the_plain_loops_decode_as_the_published_samplers(request, name):
+    """A few of all, and each whose context is not causal, which the engine does not have."""
     folder = request.getfixturevalue(name)
-    rows = read_rows(folder / "generations.json")[::stride]
+    rows = [
+        row
+        for number, row in enumerate(read_rows(folder / "generations.json"))
+        if not number % 5 or not golden.takes(row)
+    ]
     assert differences(rows, golden.through_plain_loop(Checkpoint.load(folder), rows)) == []
 
 
