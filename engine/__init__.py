@@ -18,6 +18,13 @@ from engine.bench.roofline import (
     predict,
     steps,
 )
+from engine.bench.simulate.arrivals import Arrival, Lengths, Traffic
+from engine.bench.simulate.figures import FleetFigures, Goal, Waits
+from engine.bench.simulate.fleet import Scaling
+from engine.bench.simulate.plan import FleetPlan
+from engine.bench.simulate.routers import ROUTERS
+from engine.bench.simulate.served import decoding_of, replica_of
+from engine.bench.simulate.work import Decoding
 from engine.bench.timed_run import Workload
 from engine.cache.policies import CACHES
 from engine.core.config import EngineConfig, KVDtype, ModelSpec
@@ -70,7 +77,9 @@ __all__ = [
     "MAX_LOGPROBS",
     "METHODS",
     "MODEL_SIZES",
+    "ROUTERS",
     "UNMASKS",
+    "Arrival",
     "Canvas",
     "CapacityError",
     "ConfigError",
@@ -79,6 +88,7 @@ __all__ = [
     "ContextLengthExceeded",
     "Cost",
     "DecodeFigures",
+    "Decoding",
     "DecodingStats",
     "DemoProblem",
     "DiffusionParams",
@@ -91,12 +101,16 @@ __all__ = [
     "EngineStats",
     "EngineUnavailable",
     "FinishReason",
+    "FleetFigures",
+    "FleetPlan",
     "Footprint",
+    "Goal",
     "Hardware",
     "Hole",
     "HostFigures",
     "InvalidRequest",
     "KVDtype",
+    "Lengths",
     "LoadError",
     "MemoryPlan",
     "Method",
@@ -110,12 +124,15 @@ __all__ = [
     "RequestFailed",
     "RowKind",
     "SamplingParams",
+    "Scaling",
     "Step",
     "Submission",
     "TokenLogprobs",
     "TracedStep",
+    "Traffic",
     "UnmaskError",
     "Usage",
+    "Waits",
     "Workload",
     "add_gpu_arguments",
     "bench_constraints",
@@ -124,6 +141,7 @@ __all__ = [
     "bench_host",
     "check_constrained",
     "check_settings",
+    "decoding_of",
     "demo_calls",
     "demo_problems",
     "demo_solved",
@@ -134,6 +152,7 @@ __all__ = [
     "measure_hardware",
     "plan_memory",
     "predict",
+    "replica_of",
     "resolved",
     "steps",
     "with_fp8",

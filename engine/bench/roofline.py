@@ -34,6 +34,7 @@ MOE_LAUNCHES = 18
 
 GEOMETRIES = SIZES
 """Models known by name."""
+DEFAULTS = DiffusionParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,20 @@ class Step:
     """Whether attention weights are written and read once more (d2)."""
     kv_dtype: str = "auto"
     """As in `EngineConfig`: how keys and values are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What all requests of a forward ask together."""
+
+    rows: int
+    scored: int
+    read: int
+    """Positions whose keys and values are read: those that each request sees, over all requests."""
+    pairs: int
+    """Pairs of a row and a position that it attends to."""
+    watched: bool = False
+    kv_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +191,13 @@ def steps(name: str, workload: Workload) -> Iterator[Step]:
             scored = rows if method.where == "reference" else workload.block - done
             if cache == "d2":
                 masked = visible - start - done
-                scored = masked if kind == "refresh" else min(DiffusionParams().current_k, masked)
+                scored = masked if kind == "refresh" else min(DEFAULTS.current_k, masked)
             yield Step(kind, rows, scored, visible, watched=cache == "d2", kv_dtype=method.kv_dtype)
         fresh = visible
 
 
 def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload: Workload) -> int:
     """Rows of a step in the block at `start`, without those that become visible with the block."""
-    defaults = DiffusionParams()
     match cache, kind:
         case "prefix", "step":
             return visible - start
@@ -192,8 +206,8 @@ def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload:
         case "delayed", "step":
             return workload.block - done + workload.tokens_per_step
         case (("window" | "delayed"), "refresh") if start > workload.prompt:
-            end = min(start + workload.block + defaults.refresh_after, visible)
-            return end - max(start - defaults.refresh_before, 0)
+            end = min(start + workload.block + DEFAULTS.refresh_after, visible)
+            return end - max(start - DEFAULTS.refresh_before, 0)
         case "d2", "step":
             return _d2_rows(visible, workload)
     return visible
@@ -201,7 +215,7 @@ def _rows(cache: str, kind: Kind, start: int, done: int, visible: int, workload:
 
 def _beyond(cache: str, block_end: int, fresh: int, visible: int) -> int:
     """Positions that become visible with a block and are not computed for another reason."""
-    reached = block_end + DiffusionParams().refresh_after if cache in ("window", "delayed") else fresh
+    reached = block_end + DEFAULTS.refresh_after if cache in ("window", "delayed") else fresh
     return max(visible - max(fresh, reached), 0)
 
 
@@ -210,9 +224,8 @@ def _d2_rows(visible: int, workload: Workload) -> int:
 
     They are the best ranked, those that the last step decoded, and the share `rollout_p` of the rest.
     """
-    defaults = DiffusionParams()
-    first = min(defaults.current_k + workload.tokens_per_step, visible)
-    return first + round(defaults.rollout_p * (visible - first))
+    first = min(DEFAULTS.current_k + workload.tokens_per_step, visible)
+    return first + round(DEFAULTS.rollout_p * (visible - first))
 
 
 def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
@@ -225,7 +238,10 @@ def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
 @functools.cache
 def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Cost:
     """One forward of `requests` such steps."""
-    operators = _operators(geometry, hardware, step, requests)
+    rows, read = step.rows * requests, step.visible * requests
+    load = Load(rows, step.scored * requests, read, rows * step.visible, step.watched, step.kv_dtype)
+    parts = (product_operators, attention_operators, elementwise_operators, head_operators)
+    operators = (operator for part in parts for operator in part(geometry, hardware, load))
     total = functools.reduce(Cost.__add__, operators, Cost())
     starting = launches(geometry) * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
@@ -239,42 +255,31 @@ def _kv_bytes(geometry: TransformerConfig, hardware: Hardware, kv_dtype: str) ->
     return geometry.num_kv_heads * (row_bytes(geometry.head_dim, stored) if is_quantised(stored) else own)
 
 
-def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Iterator[Cost]:
-    """Products with weights, attention, elementwise operations, and the head."""
-    rows, dim, item = step.rows * requests, geometry.dim, hardware.itemsize
+def _bound(hardware: Hardware, flops: float, moved: float, peak: float) -> Cost:
+    computing, moving = flops / peak, moved / hardware.bandwidth
+    seconds = max(computing, moving)
+    return Cost(flops, moved, seconds, seconds if computing >= moving else 0.0)
+
+
+def _product(hardware: Hardware, count: int, of: int, to: int, weights: float = 1.0) -> Cost:
+    """`count` rows, each through one of `weights` matrices that are read."""
+    moved = weights * of * to * hardware.weight_itemsize + count * (of + to) * hardware.itemsize
+    return _bound(hardware, 2.0 * count * of * to, moved, hardware.weight_flops)
+
+
+def product_operators(geometry: TransformerConfig, hardware: Hardware, load: Load) -> Iterator[Cost]:
+    """Products with weights of all layers, and what goes between those of an MLP or of experts."""
+    rows, dim = load.rows, geometry.dim
     q, kv = geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
 
-    def bound(flops: float, moved: float, peak: float) -> Cost:
-        computing, moving = flops / peak, moved / hardware.bandwidth
-        seconds = max(computing, moving)
-        return Cost(flops, moved, seconds, seconds if computing >= moving else 0.0)
-
-    def product(count: int, of: int, to: int, weights: float = 1.0) -> Cost:
-        """`count` rows, each through one of `weights` matrices that are read."""
-        moved = weights * of * to * hardware.weight_itemsize + count * (of + to) * item
-        return bound(2.0 * count * of * to, moved, hardware.weight_flops)
+    def passed(numbers: float) -> Cost:
+        return _bound(hardware, 0.0, numbers * hardware.itemsize, hardware.flops)
 
     def mlp(width: int, count: int = rows, weights: float = 1.0) -> list[Cost]:
-        return [
-            product(count, dim, 2 * width, weights),
-            product(count, width, dim, weights),
-            bound(0.0, count * 3 * width * item, hardware.flops),
-        ]
+        up, down = _product(hardware, count, dim, 2 * width, weights), _product(hardware, count, width, dim, weights)
+        return [up, down, passed(count * 3 * width)]
 
-    kv_bytes = _kv_bytes(geometry, hardware, step.kv_dtype)
-    attention_bytes = 2 * requests * step.visible * kv_bytes + 2 * rows * q * item
-    if step.watched:  # float32, written and read
-        attention_bytes += 2 * rows * step.visible * geometry.num_heads * 4
-    # Two norms, two residual sums, rotation, norms of q and k, K and V into their slots; each in one pass.
-    elementwise = (10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 2 * kv) * item + 2 * kv_bytes
-    layer = [
-        product(rows, dim, q + 2 * kv),
-        product(rows, q, dim),
-        # Keys and values are read once for each request.
-        bound(4.0 * rows * step.visible * q, attention_bytes, hardware.flops),
-        bound(0.0, rows * elementwise, hardware.flops),
-    ]
-    for operator in layer:
+    for operator in (_product(hardware, rows, dim, q + 2 * kv), _product(hardware, rows, q, dim)):
         yield operator.times(geometry.num_layers)
     for operator in mlp(geometry.ff_dim):
         yield operator.times(geometry.num_layers - geometry.num_moe_layers)
@@ -283,13 +288,33 @@ def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requ
         # Routers that choose all experts alike: so many of them have at least one row.
         read = moe.num_experts * (1.0 - (1.0 - moe.experts_per_token / moe.num_experts) ** rows)
         experts = [
-            product(rows, dim, moe.num_experts),
+            _product(hardware, rows, dim, moe.num_experts),
             *mlp(moe.ff_dim, copies, read),
             *(mlp(moe.shared_ff_dim) if moe.shared_ff_dim else ()),
-            bound(0.0, (3 * copies + 2 * rows) * dim * item, hardware.flops),  # rows to their experts, and their sums
+            passed((3 * copies + 2 * rows) * dim),  # rows to their experts, and their sums
         ]
         for operator in experts:
             yield operator.times(geometry.num_moe_layers)
-    scored = step.scored * requests
-    yield product(scored, dim, geometry.vocab_size)
-    yield bound(0.0, scored * geometry.vocab_size * item, hardware.flops)
+
+
+def attention_operators(geometry: TransformerConfig, hardware: Hardware, load: Load) -> Iterator[Cost]:
+    """Attention of all layers. Keys and values are read once for each request."""
+    q = geometry.num_heads * geometry.head_dim
+    moved = 2 * load.read * _kv_bytes(geometry, hardware, load.kv_dtype) + 2 * load.rows * q * hardware.itemsize
+    if load.watched:  # float32, written and read
+        moved += 2 * load.pairs * geometry.num_heads * 4
+    yield _bound(hardware, 4.0 * load.pairs * q, moved, hardware.flops).times(geometry.num_layers)
+
+
+def elementwise_operators(geometry: TransformerConfig, hardware: Hardware, load: Load) -> Iterator[Cost]:
+    """Two norms, two residual sums, rotation, norms of q and k, K and V into their slots; each in one pass."""
+    dim, q, kv = geometry.dim, geometry.num_heads * geometry.head_dim, geometry.num_kv_heads * geometry.head_dim
+    numbers = 10 * dim + 2 * (q + kv) * (1 + geometry.qk_norm) + 2 * kv
+    moved = numbers * hardware.itemsize + 2 * _kv_bytes(geometry, hardware, load.kv_dtype)
+    yield _bound(hardware, 0.0, load.rows * moved, hardware.flops).times(geometry.num_layers)
+
+
+def head_operators(geometry: TransformerConfig, hardware: Hardware, load: Load) -> Iterator[Cost]:
+    """The output head over the scored rows, and one pass over its logits."""
+    yield _product(hardware, load.scored, geometry.dim, geometry.vocab_size)
+    yield _bound(hardware, 0.0, load.scored * geometry.vocab_size * hardware.itemsize, hardware.flops)

@@ -41,6 +41,14 @@ SIZES: Mapping[str, Mapping[str, int]] = {
         "mlp_hidden_size": 6144,
         "vocab_size": 151936,
     },
+    "llada2-flash": {
+        "d_model": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "n_kv_heads": 4,
+        "mlp_hidden_size": 9216,
+        "vocab_size": 157184,
+    },
     "llada-moe-7b": {"d_model": 2048, "n_layers": 16, "n_heads": 16, "mlp_hidden_size": 8192, "vocab_size": 157184},
     "small-moe": {"d_model": 512, "n_layers": 8, "n_heads": 8, "mlp_hidden_size": 1536, "vocab_size": 4096},
 }
@@ -49,10 +57,23 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 `small` (31 M parameters) and `tiny` (0.1 M, for tests) have LLaDA-8B's proportions. `wide` has LLaDA-8B's vocabulary on
 a thin body: 33 M parameters, of which 32 M are embedding and head, and most of its steps. `small-moe` is `small` with
 32 experts, of which each row goes through four, together as wide as its MLP. Of SDAR-8B- and -30B-A3B-Chat, whose
-layouts are Qwen3's, attention is full.
+layouts are Qwen3's, and of LLaDA2.0-flash attention is full.
 """
 MOES: Mapping[str, MoEConfig] = {
     "sdar-30b-a3b": MoEConfig(num_experts=128, experts_per_token=8, ff_dim=768, is_normalised=True),
+    "llada2-flash": MoEConfig(
+        num_experts=256,
+        experts_per_token=8,
+        ff_dim=1024,
+        shared_ff_dim=1024,
+        score="sigmoid",
+        has_choice_bias=True,
+        num_groups=8,
+        groups_per_token=4,
+        is_normalised=True,
+        scale=2.5,
+        dense_layers=frozenset({0}),
+    ),
     "llada-moe-7b": MoEConfig(num_experts=64, experts_per_token=8, ff_dim=1024),
     "small-moe": MoEConfig(num_experts=32, experts_per_token=4, ff_dim=384, is_normalised=True),
 }
@@ -61,8 +82,10 @@ HEAD_DIMS: Mapping[str, int] = {"sdar-30b-a3b": 128}
 """Numbers of a head where heads are wider than their share of a row."""
 SHIFTS: Mapping[str, int] = {"dream-7b": 1}
 """`ModelSpec.shift` where it is not 0."""
-QK_NORMS = frozenset({"sdar-8b", "sdar-30b-a3b", "llada-moe-7b"})
+QK_NORMS = frozenset({"sdar-8b", "sdar-30b-a3b", "llada2-flash", "llada-moe-7b"})
 """Sizes whose layers norm queries and keys, which LLaDA's keys cannot say."""
+TRAINED_BLOCKS: Mapping[str, int] = {"sdar-8b": 4, "sdar-30b-a3b": 4, "llada2-flash": 32}
+"""The block, in tokens, of sizes whose published models are block-causal."""
 
 
 def config_of(sizes: Mapping[str, int], max_model_len: int) -> llada.Config:

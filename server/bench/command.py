@@ -15,6 +15,7 @@ COMMANDS = {
     "gpu": ("server.bench.gpu", "a GPU: whether it computes right, waits where it should, and is as fast as predicted"),
     "serve": ("server.bench.serve.command", "a running OpenAI-compatible server under load"),
     "roofline": ("server.bench.roofline.command", "what a model can reach at most on given hardware, by arithmetic"),
+    "simulate": ("server.bench.simulate.command", "a fleet under load, by arithmetic: waits, and replicas for a goal"),
 }
 """The benchmarks by name: the module, which is imported when it is called, and a line of help."""
 

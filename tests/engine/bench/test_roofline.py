@@ -29,7 +29,7 @@ from engine import (
 )
 from engine.bench.roofline import MOE_LAUNCHES
 from engine.models.experts import MoEConfig
-from engine.models.families import dream
+from engine.models.families import dream, llada2
 from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
 TINY = replace(TOY, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, ff_dim=6, vocab_size=10)
@@ -211,12 +211,14 @@ def test_named_geometries(published, llada_tiny):
     assert (named.ff_dim, named.vocab_size) == (theirs["mlp_hidden_size"], theirs["embedding_size"])
     assert named.num_kv_heads == theirs["n_kv_heads"]
     without_experts = {"small", "wide", "tiny", "llada-8b", "dream-7b", "sdar-8b"}
-    assert without_experts | {"small-moe", "sdar-30b-a3b", "llada-moe-7b"} == set(GEOMETRIES)
+    assert without_experts | {"small-moe", "sdar-30b-a3b", "llada2-flash", "llada-moe-7b"} == set(GEOMETRIES)
     assert geometry_of("dream-7b").num_parameters == dream.Config.read(published("dream-7b")).geometry.num_parameters
     assert geometry_of("sdar-8b").num_parameters == 8_190_735_360, "Qwen3-8B's"
     large = geometry_of("sdar-30b-a3b")
     assert large.num_parameters == 30_532_122_624, "Qwen3-30B-A3B's"
     assert 3.3e9 < large.num_active_parameters < 3.4e9
+    flash, theirs = geometry_of("llada2-flash"), llada2.Config.read(published("llada2-flash")).geometry
+    assert (flash.num_parameters, flash.num_active_parameters) == (theirs.num_parameters, theirs.num_active_parameters)
     assert round(geometry_of("llada-moe-7b").num_parameters / 1e9, 1) == 7.4
     heads = attrgetter("num_heads", "num_kv_heads", "head_dim", "qkv_bias", "qk_norm")
     assert heads(geometry_of("dream-7b")) == (28, 4, 128, True, False)
