@@ -44,7 +44,7 @@ from engine.scheduling.checks import check
 from engine.unmask.policies import effective
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]
-"""Called with the phase, the number of its tensors or forwards that are done, and their total number."""
+"""Called with the phase, its bytes of weights or forwards that are done, and how many there are."""
 
 
 def load(config: EngineConfig, progress: Progress | None = None) -> Engine:

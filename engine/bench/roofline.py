@@ -238,10 +238,7 @@ def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
 @functools.cache
 def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Cost:
     """One forward of `requests` such steps."""
-    rows, read = step.rows * requests, step.visible * requests
-    load = Load(rows, step.scored * requests, read, rows * step.visible, step.watched, step.kv_dtype)
-    parts = (product_operators, attention_operators, elementwise_operators, head_operators)
-    operators = (operator for part in parts for operator in part(geometry, hardware, load))
+    operators = _operators(geometry, hardware, step, requests)
     total = functools.reduce(Cost.__add__, operators, Cost())
     starting = launches(geometry) * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
@@ -253,6 +250,14 @@ def _kv_bytes(geometry: TransformerConfig, hardware: Hardware, kv_dtype: str) ->
     own = geometry.head_dim * hardware.itemsize
     stored = stored_dtype(kv_dtype, torch.float32)
     return geometry.num_kv_heads * (row_bytes(geometry.head_dim, stored) if is_quantised(stored) else own)
+
+
+def _operators(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Iterator[Cost]:
+    """Of all requests' rows."""
+    rows, read = step.rows * requests, step.visible * requests
+    load = Load(rows, step.scored * requests, read, rows * step.visible, step.watched, step.kv_dtype)
+    for part in (product_operators, attention_operators, elementwise_operators, head_operators):
+        yield from part(geometry, hardware, load)
 
 
 def _bound(hardware: Hardware, flops: float, moved: float, peak: float) -> Cost:

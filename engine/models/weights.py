@@ -23,7 +23,7 @@ from engine.models.config_file import TokenId
 from engine.models.declared import FILLED, LISTED, Declaration
 
 Progress = Callable[[int, int], None]
-"""Called with tensors done and tensors in all."""
+"""Called with bytes of the checkpoint's files that are done, and those of all."""
 
 
 class Destination(NamedTuple):
@@ -180,16 +180,24 @@ def load_weights(
     destinations: Destinations,
     progress: Progress | None = None,
 ) -> None:
-    """Copies every tensor to its place, converting to the parameter's dtype and device."""
+    """Copies every tensor to its place, converting to the parameter's dtype and device.
+
+    Files are mapped one after the other, and nothing is held beside the model: what is read of a file is the system's
+    to forget.
+    """
     parameters, done = dict(model.named_parameters()), 0
+    total = sum(path.stat().st_size for path in shards)
     with torch.no_grad():
         for path, names in shards.items():
             with _opened(path) as shard:
                 for name in names:
-                    destinations[name].within(parameters).copy_(shard.get_tensor(name))
-                    done += 1
+                    tensor = shard.get_tensor(name)
+                    destinations[name].within(parameters).copy_(tensor)
+                    done += tensor.nbytes
                     if progress:
-                        progress(done, len(destinations))
+                        progress(done, total)
+    if progress:
+        progress(total, total)
 
 
 @contextmanager

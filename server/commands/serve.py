@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine import (
     ConfigError,
@@ -24,6 +23,7 @@ from engine import (
 )
 from server.commands import dry_run
 from server.commands.banner import start_report
+from server.commands.loading import progress_of
 from server.commands.sigterm import ended_by_sigterm
 from server.console import output
 from server.guards.auth import LOOPBACK
@@ -127,27 +127,9 @@ def _bind(config: ServerConfig) -> socket.socket:
 
 
 def _load(config: EngineConfig) -> Engine:
-    """Loads the engine, with a progress bar if stderr is a terminal; otherwise with a log line. Raises LoadError."""
-    if not sys.stderr.isatty():
-        logger.info("loading %s", config.model)
-        with ended_by_sigterm():
-            return load(config)
-    units = {"loading": "tensors", "compiling": "forwards"}
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-    )
-    with ended_by_sigterm(), Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"loading {config.model}", total=None, unit=units["loading"])
-        return load(
-            config,
-            lambda stage, done, total: bar.update(
-                task, description=f"{stage} {config.model}", completed=done, total=total, unit=units[stage]
-            ),
-        )
+    """Loads the engine, and shows how far it is. Raises LoadError."""
+    with ended_by_sigterm(), progress_of(config.model) as progress:
+        return load(config, progress)
 
 
 def _url(sock: socket.socket) -> str:

@@ -46,7 +46,7 @@ def heading(args: argparse.Namespace, limits: Capacity, decoding: Decoding) -> s
 
 def table(rows: Sequence[Simulated], goal: Goal | None, devices: int) -> Table:
     """A line for each fleet. Seconds are medians and quantiles over requests, `busy` is a share of replicas' time."""
-    shown = Table(box=box.MARKDOWN)
+    shown = Table(box=box.MARKDOWN, show_edge=False)
     names = ["rate", "replicas", "router", "busy", "tokens/s", "first block p50", "p95", "p99", "answer p50", "p95",
              "p99", "queued", "running", "cached", "refused", "GPU h/M tokens"]  # fmt: skip
     if goal:
