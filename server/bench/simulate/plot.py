@@ -21,7 +21,7 @@ def pyplot() -> Callable[[Sequence[Simulated], Path], None]:
         waits, busy = figure.subplots(1, 2)
         fleets: dict[str, list[Simulated]] = {}
         for row in rows:
-            fleets.setdefault(f"{row.figures.replicas} replicas, {row.router}", []).append(row)
+            fleets.setdefault(f"{row.figures.replicas} x replica, {row.router}", []).append(row)
         for i, (name, fleet) in enumerate(fleets.items()):
             at = [row.rate or row.figures.requests_per_second for row in fleet]
             answered = [(x, row.figures.first_block) for x, row in zip(at, fleet, strict=True)]

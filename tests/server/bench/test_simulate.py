@@ -1,13 +1,19 @@
 """`unmask bench simulate`: its table, JSON and picture, traces, and what is said of flags that cannot be."""
 
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 
 from server.bench.simulate.arrivals import lengths, read_trace
 from server.cli import main
 
+PAGE = Path(__file__).parents[3] / "docs" / "scale.md"
+SIMULATED = re.compile(r"```\nunmask bench simulate (.*?)\n```\n\n(.*?\n\n.*?\n)\n", re.DOTALL)
+"""Commands of the page, and what they print."""
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,4808,10
 2023-11-16 18:17:04.0319600,3180,8
@@ -27,7 +33,7 @@ def test_a_table_of_every_rate_router_and_number_of_replicas(capsys):
     out = printed(capsys, "--rate", "1", "2", "--replicas", "1", "2", "--router", "central", "round-robin", *QUICK)
     assert "llada-8b, a replica on 1 x H100 SXM at 0.5 of the roofline: dual+32, blocks of 32" in out
     assert "Simulated, not run." in out
-    lines = [line.strip(" |").split("|") for line in out.splitlines() if line.startswith("|")]
+    lines = [line.split("|") for line in out.splitlines() if "|" in line]
     rows = [tuple(cell.strip() for cell in line[:3]) for line in lines[2:]]
     assert rows == [
         (rate, replicas, router) for router in ("central", "round-robin") for rate in "12" for replicas in "12"
@@ -52,7 +58,7 @@ def test_a_model_with_experts_on_several_devices(capsys):
 def test_an_autoscaler(capsys):
     out = printed(capsys, "--rate", "2", "--autoscale", "0-3", "--start-seconds", "5", "--scale-at", "4", *QUICK)
     [row] = [line for line in out.splitlines() if "least-loaded" in line]
-    assert row.split("|")[2].strip().endswith(")"), "the mean, and the most"
+    assert row.split("|")[1].strip().endswith(")"), "the mean, and the most"
 
 
 def test_a_picture(capsys, tmp_path):
@@ -141,3 +147,11 @@ def test_a_missing_matplotlib_is_named(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["bench", "simulate", "--rate", "1", "--plot", str(tmp_path / "x.png")]) == 2
     assert "unmask[plot]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_page_shows_what_its_commands_print(capsys, number):
+    command, shown = SIMULATED.findall(PAGE.read_text())[number]
+    lines = [line.strip() for line in printed(capsys, *shlex.split(command)).strip().splitlines()]
+    assert lines == shown.strip().splitlines()
