@@ -27,7 +27,7 @@ from engine.bench.simulate.served import decoding_of, replica_of
 from engine.bench.simulate.work import Decoding
 from engine.bench.timed_run import Workload
 from engine.cache.policies import CACHES
-from engine.core.config import EngineConfig, KVDtype, ModelSpec
+from engine.core.config import EngineConfig, KVDtype, ModelSpec, Quantization
 from engine.core.constraint import Constraint
 from engine.core.errors import (
     CapacityError,
@@ -118,6 +118,7 @@ __all__ = [
     "Output",
     "OutputStream",
     "Prediction",
+    "Quantization",
     "QueueFull",
     "Range",
     "Relayed",

@@ -39,6 +39,7 @@ from engine.kernels.kv import cuda
 from engine.kernels.kv.formats import is_quantised, stored_dtype
 from engine.models import find, load_model
 from engine.models.layers import Transformer
+from engine.models.quantised.schemes import check_quantization
 from engine.models.weights import locate
 from engine.scheduling.checks import check
 from engine.unmask.policies import effective
@@ -59,12 +60,14 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     description = find(config.model, config.revision)
     choose_max_batch_rows(config, description.spec)  # before the weights are loaded, which takes minutes
     check_attention(config, description.geometry)
+    dtype = choose_dtype(config, device)
+    check_quantization(config.quantization, device, dtype)
     if config.compile:
         check_compiler(device)
     folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
     try:
-        model = load_model(folder, description, choose_dtype(config, device), device, loading)
+        model = load_model(folder, description, dtype, device, loading, config.quantization)
         return assemble(config, model, description.spec, folder, progress)
     except Exception as error:
         if is_memory_short(error):
@@ -136,6 +139,7 @@ def assemble(
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             kv_dtype=str(dtype).removeprefix("torch.") if config.kv_dtype == "auto" else config.kv_dtype,
+            quantization=config.quantization,
             kv_prune=config.kv_prune,
             num_parameters=runner.num_parameters,
             weight_bytes=runner.weight_bytes,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.core.config import ModelSpec
+from engine.core.config import ModelSpec, Quantization
 from engine.core.errors import InvalidRequest
 from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, Scores, StepPlan
@@ -43,7 +43,7 @@ class EngineInfo:
     device: str
     """As torch spells it: `cpu`, `cuda:0`."""
     dtype: str
-    """Of the weights, as torch spells it: `float32`."""
+    """Of the weights, as torch spells it: `float32`. Of those that are codes, what they are computed in."""
     kv_dtype: str
     """What the KV pool stores: `int8`, `fp8`, or the weights' dtype."""
     kv_prune: float
@@ -62,6 +62,8 @@ class EngineInfo:
     max_queued_requests: int
     shares_prefixes: bool
     """Whether requests share keys and values of equal tokens that they begin with."""
+    quantization: Quantization = "none"
+    """As in `EngineConfig`."""
     relay_tokens: int = 0
     """Tokens of ended requests that are kept for those that name them, at most; 0 too where the model's cannot be."""
 

@@ -12,6 +12,7 @@ from engine.core.errors import ConfigError
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVDtype = Literal["auto", "int8", "fp8"]
 Attention = Literal["auto", "sdpa", "triton"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,10 @@ class EngineConfig:
     """`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is one."""
     dtype: Dtype = "auto"
     """Of weights; `auto` is bfloat16 on CUDA and float32 on the CPU."""
+    quantization: Quantization = "none"
+    """How weights of attention and MLPs are stored, by torchao: `int8` and `fp8` (e4m3) in a byte with a scale for each
+    row, `int4` in half a byte with one for 128 numbers. `int4` and `fp8` need CUDA. Embeddings, head and experts keep
+    their dtype, and so does what is computed."""
     kv_dtype: KVDtype = "auto"
     """How the pool stores keys and values: `auto` in the weights' dtype; `int8` or `fp8` (e4m3) as codes of one byte
     with a scale for each head of a token, which takes about half of what bfloat16 does."""
@@ -67,7 +72,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"device is {self.device!r}; it must be auto, cpu, cuda, or one of several as in cuda:1")
-        literals = {"dtype": get_args(Dtype), "kv_dtype": get_args(KVDtype), "attention": get_args(Attention)}
+        literals = {
+            "dtype": get_args(Dtype),
+            "quantization": get_args(Quantization),
+            "kv_dtype": get_args(KVDtype),
+            "attention": get_args(Attention),
+        }
         for name, choices in literals.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")

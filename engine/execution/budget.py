@@ -11,6 +11,7 @@ from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError
 from engine.kernels.kv.formats import row_bytes, stored_dtype
 from engine.kernels.products import ROWS_APART
+from engine.models import decoded_bytes, weight_bytes
 from engine.models.layers import TransformerConfig
 from engine.scoring.slices import TARGETS_AT_ONCE
 
@@ -90,7 +91,7 @@ def kv_pool_pages(
         pages = config.kv_cache_tokens // config.page_size
         source = f"kv_cache_tokens is {config.kv_cache_tokens}"
     else:
-        step = step_bytes(geometry, dtype, max_batch_rows)
+        step = step_bytes(geometry, dtype, max_batch_rows) + decoded_bytes(geometry, dtype, config.quantization)
         free = max(_free_bytes(config, geometry, dtype, device) - step, 0)
         pages = min(config.max_running_requests * pages_per_canvas, free // (per_token * config.page_size))
         source = (
@@ -111,4 +112,4 @@ def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.
         free, total = torch.cuda.mem_get_info(device)
         return int(total * (config.memory_fraction or 0.9)) - (total - free)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(total * (config.memory_fraction or 0.5)) - geometry.weight_bytes(dtype)
+    return int(total * (config.memory_fraction or 0.5)) - weight_bytes(geometry, dtype, config.quantization)

@@ -13,7 +13,8 @@ from engine.core.params import DiffusionParams, block_length, resolved
 from engine.execution.budget import kv_bytes_per_token, step_bytes
 from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
 from engine.kernels.kv.formats import stored_dtype
-from engine.models import find
+from engine.models import decoded_bytes, find, weight_bytes
+from engine.models.quantised.schemes import SCHEMES
 from engine.scheduling.safe_state import most_alike, most_alike_growing
 
 
@@ -49,7 +50,7 @@ class MemoryPlan:
     memory_bytes: int
     """What weights, KV pool and a step may take together: the memory times `memory_fraction`."""
     footprints: Mapping[str, Footprint]
-    """By the name of the dtype."""
+    """By the name of the dtype: of all that its weights can be stored in as `quantization` says."""
 
 
 def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionParams | None = None) -> MemoryPlan:
@@ -67,13 +68,15 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     alike = most_alike_growing if description.spec.is_block_causal else most_alike
     opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
 
+    scheme = SCHEMES[config.quantization]
+
     def footprint(dtype: torch.dtype) -> Footprint:
-        weight_bytes = geometry.weight_bytes(dtype)
+        weights = weight_bytes(geometry, dtype, config.quantization)
         per_token = kv_bytes_per_token(geometry, dtype, stored_dtype(config.kv_dtype, dtype))
-        step = step_bytes(geometry, dtype, max_batch_rows)
-        pages = max(budget - weight_bytes - step, 0) // (per_token * config.page_size)
+        step = step_bytes(geometry, dtype, max_batch_rows) + decoded_bytes(geometry, dtype, config.quantization)
+        pages = max(budget - weights - step, 0) // (per_token * config.page_size)
         return Footprint(
-            weight_bytes=weight_bytes,
+            weight_bytes=weights,
             step_bytes=step,
             kv_bytes_per_token=per_token,
             kv_tokens=pages * config.page_size,
@@ -89,7 +92,7 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
         max_model_len=max_model_len,
         max_batch_rows=max_batch_rows,
         memory_bytes=budget,
-        footprints={name: footprint(dtype) for name, dtype in DTYPES.items()},
+        footprints={name: footprint(dtype) for name, dtype in DTYPES.items() if not scheme or dtype in scheme.dtypes},
     )
 
 

@@ -26,6 +26,7 @@ from engine.kernels.rollout import column_sums
 from engine.kernels.transfer import Upload, to_device
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.noised import NoisedTransformer
+from engine.models.quantised.schemes import stored_bytes
 from engine.models.sandwich import OpenRows
 from engine.scoring.slices import TARGETS_AT_ONCE, Rows
 
@@ -175,7 +176,7 @@ class Runner:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.model.parameters())
+        return sum(map(stored_bytes, self.model.parameters()))
 
 
 def _block_vectors(model: Transformer, dump: int, device: torch.device) -> Tensor | None:

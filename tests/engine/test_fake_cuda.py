@@ -13,8 +13,11 @@ from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
 from engine.kernels.kv.formats import stored_dtype
 from engine.kernels.transfer import to_device
+from engine.models import weight_bytes
 from engine.models.adapter import AdapterConfig
 from engine.models.experts import BlockRouting, MoEConfig
+from engine.models.quantised.layers import Quantiser, quantised_weights
+from engine.models.quantised.schemes import SCHEMES, check_quantization
 from engine.models.rotary import QueryScaling
 from engine.models.sandwich import SandwichConfig
 from engine.scoring import sampling
@@ -361,3 +364,28 @@ def test_it_would_find_what_a_cpu_forgives(cuda, monkeypatch, caplog):
         patched.setattr(Rows, "of", lambda *_: torch.zeros(3, 2000))
         _, _, outputs = a_step(cuda, temperature=1.0)
         assert [output.finish_reason for output in outputs] == ["error"], caplog.text
+
+
+@pytest.mark.parametrize("name", ["int8", "fp8", "int4"])
+def test_weights_in_codes(cuda, submission, monkeypatch, name):
+    """torchao's tensors on CUDA: as large as planned; their products do not wait, and keep the model's dtype."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    check_quantization(name, CUDA, torch.bfloat16)
+    geometry = replace(DREAM, dim=256, head_dim=64)
+    engine = cuda.engine(geometry, replace(SPEC, shift=1, max_model_len=128), requests=20, kernel=paged_kernel)
+    model, scheme = engine.runner.model, SCHEMES[name]
+    quantiser = Quantiser(model, scheme, torch.bfloat16, CUDA)
+    for layer, plain in list(quantised_weights(model, scheme)):
+        quantiser.end(f"{layer}.weight", plain.weight)
+    assert engine.runner.weight_bytes == weight_bytes(geometry, torch.bfloat16, name)
+    assert engine.runner.num_parameters == geometry.num_parameters
+    if name == "int4":  # torchao indexes within its product, which the device that is not there cannot
+        return
+    for number in range(3):
+        engine.submit(engine.new_request(submission(number, prompt=[5] * 30, gen_length=16)))
+    for _ in range(2):
+        with cuda.step() as (waits, _):
+            outputs = engine.step()
+        assert not waits
+        assert cuda.copies == ONCE
+        assert not [output for output in outputs if output.finish_reason == "error"]

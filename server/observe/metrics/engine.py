@@ -96,6 +96,7 @@ class EngineMetrics(Collector):
                 "max_running_requests": str(info.max_running_requests),
                 "max_queued_requests": str(info.max_queued_requests),
                 "page_size": str(info.page_size),
+                "quantization": info.quantization,
                 "prefix_caching": str(info.shares_prefixes).lower(),
                 "default_cache": self._settings.diffusion.cache,
                 "default_unmask": self._settings.diffusion.unmask,

@@ -30,6 +30,18 @@ def test_codes_take_half_and_are_named(dream_7b, capsys):
     assert len(re.findall(r"float\d+ │ [\d.]+ GiB │ [\d.]+ GiB │ 28.9 KiB", printed)) == 3
 
 
+def test_weights_in_codes_are_planned_and_named(dream_7b, capsys):
+    asked = ["serve", "--dry-run", dream_7b, "--max-model-len", "2048", "--memory", "24", "--quantization"]
+    assert main([*asked, "int8"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "steps of 4,160 rows, weights of layers in int8" in printed
+    assert "bfloat16 │ 8.1 GiB │" in printed
+    assert main([*asked, "int4"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "bfloat16 │ 5.6 GiB │" in printed
+    assert "float32" not in printed, "there is no such product"
+
+
 def test_experts_that_a_token_does_not_go_through_are_told(published, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(published("sdar-30b-a3b")))
     assert main(["serve", "--dry-run", str(tmp_path), "--max-model-len", "4096", "--memory", "80"]) == 0

@@ -88,6 +88,7 @@ async def test_gauges_and_counters_are_the_engines_statistics(api, engine):
     assert config.labels["family"] == "llada"
     assert config.labels["default_unmask"] == "threshold"
     assert (config.labels["kv_dtype"], config.labels["kv_prune"]) == ("float32", "0")
+    assert config.labels["quantization"] == "none"
 
 
 async def test_the_engines_histograms_are_cumulative(api, engine):
