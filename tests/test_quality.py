@@ -21,14 +21,14 @@ REACHED = {"basic": 0.95, "others": 0.90}
 """Accuracy over the first five families, and over the others that are learnt, when the models were bundled."""
 
 
-def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0, max_tokens=128):
+def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0, max_tokens=128, also=()):
     questions = from_tasks(tasks, SEED, limit, few_shot)
     references = {policy: reference} if reference else {}
 
-    def answerers(kv_format):
-        return running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), 32, kv_format)
+    def answerers(*formats):
+        return running(BUNDLED[model], Options(max_tokens=max_tokens, plain=False), 32, *formats)
 
-    return asyncio.run(evaluate(answerers, questions, [policy], references, 32, lambda *_: None))
+    return asyncio.run(evaluate(answerers, questions, [policy, *also], references, 32, lambda *_: None))
 
 
 @pytest.mark.parametrize(("model", "cache"), CACHES)
@@ -66,6 +66,16 @@ def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, 
     rows = answered(model, list(BASIC_TASKS), coded, plain)
     assert pooled([row for row in rows if row.task != "story"]).agreement >= share
     assert pooled(rows).accuracy > REACHED["basic"] - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "cache"), CACHES)
+def test_weights_in_codes_are_within_a_point(model, cache):
+    coded, plain = (PolicyPair(cache=cache, quantization=name) for name in ("int8", "none"))
+    rows = answered(model, list(BASIC_TASKS), coded, plain, also=[plain])
+    in_codes, in_numbers = ([row for row in rows if row.policy == policy] for policy in (coded, plain))
+    assert pooled([row for row in in_codes if row.task != "story"]).agreement >= 0.99
+    assert abs(pooled(in_codes).accuracy - pooled(in_numbers).accuracy) <= 0.01
 
 
 def test_the_exact_decode_is_what_it_says():

@@ -24,6 +24,7 @@ from engine import (
     ConfigError,
     DiffusionParams,
     ModelSpec,
+    Quantization,
     UnmaskError,
     find_model,
     resolved,
@@ -39,6 +40,7 @@ from server.eval.policy import (
     FREE,
     GUIDANCES,
     KV_DTYPES,
+    QUANTIZATIONS,
     WINDOW,
     KVFormat,
     Lookahead,
@@ -50,7 +52,7 @@ from server.eval.run import evaluate, num_answers
 from server.eval.score import Row
 from server.settings.tree import DEMO, BadSetting, build
 
-EXACT, UNCHANGED = "the exact decode", "with keys and values as they are computed"
+EXACT, UNCHANGED = "the exact decode", "with weights, keys and values as they are computed"
 """What answers are compared to."""
 
 _EPILOG = """\
@@ -69,9 +71,10 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{number} problems written to {args.export}\n")
         return 0
     for flag in ("calibration", "decisions"):
-        if getattr(args, flag) and (args.cache or args.unmask or args.kv_dtype or args.plot):
+        if getattr(args, flag) and (args.cache or args.unmask or args.kv_dtype or args.quantization or args.plot):
             raise ConfigError(
-                f"--{flag} asks by one forward, without a policy: leave out --cache, --unmask, --kv-dtype and --plot"
+                f"--{flag} asks by one forward, without a policy: leave out --cache, --unmask, --kv-dtype, "
+                "--quantization and --plot"
             )
     if args.decisions and args.plain:
         raise ConfigError("--decisions are asked by the chat template, which --plain leaves out")
@@ -97,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
         raise
     except UnmaskError as error:  # such as the engine's error for a parameter, which the user can fix
         raise ConfigError(str(error)) from None
-    shown = show.table(rows, UNCHANGED if args.kv_dtype else EXACT)
+    shown = show.table(rows, UNCHANGED if args.kv_dtype or args.quantization else EXACT)
     _print(args, {"rows": [row.as_json() for row in rows]}, show.markdown(rows), shown)
     if draw:
         draw(rows, args.plot)
@@ -123,11 +126,13 @@ async def _decided(args: argparse.Namespace, asked: Sequence[questions.Question]
         return await decided(model_or_server, asked)
 
 
-def _answerer(args: argparse.Namespace, kv_format: KVFormat = AS_COMPUTED) -> AbstractAsyncContextManager[Answerer]:
+def _answerer(
+    args: argparse.Namespace, kv_format: KVFormat = AS_COMPUTED, quantization: Quantization = "none"
+) -> AbstractAsyncContextManager[Answerer]:
     options = Options(max_tokens=args.max_tokens, plain=args.plain)
     if args.base_url:
         return remote.connected(args.base_url, args.model, options, args.api_key)
-    return local.running(_local_model(args), options, args.concurrency, kv_format)
+    return local.running(_local_model(args), options, args.concurrency, kv_format, quantization)
 
 
 async def _run(
@@ -148,12 +153,12 @@ async def _run(
 
 
 def _references(args: argparse.Namespace, policies: Sequence[PolicyPair]) -> dict[PolicyPair, PolicyPair]:
-    """What each policy is compared to: the exact decode, or itself with keys and values as they are computed.
+    """What each policy is compared to: the exact decode, or itself with weights, keys and values as they are computed.
 
     A model without a mask has no exact decode, which takes one mask a step: policies for such models have no reference.
     """
-    if args.kv_dtype:
-        return {policy: replace(policy, kv_format=AS_COMPUTED) for policy in policies}
+    if args.kv_dtype or args.quantization:
+        return {policy: replace(policy, kv_format=AS_COMPUTED, quantization="none") for policy in policies}
     reference = exact(policies[0].cache or "", policies[0].block_length)
     return {policy: reference for policy in policies if policy.unmask is None or not UNMASKS[policy.unmask].renews}
 
@@ -174,6 +179,8 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     defaults = DiffusionParams()
     if args.base_url and args.kv_dtype:
         raise ConfigError("--kv-dtype is for a local model: a server stores keys and values in its own way")
+    if args.base_url and args.quantization:
+        raise ConfigError("--quantization is for a local model: a server stores weights in its own way")
     if args.base_url and not (args.cache or args.unmask):
         return [PolicyPair()]
     values = {name: getattr(args, name) for name in ("tokens_per_step", "threshold", "factor")}
@@ -184,7 +191,7 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
     unmasks = args.unmask or [defaults.unmask]
     kv_formats = [KVFormat.named(name) for name in args.kv_dtype or []] or [AS_COMPUTED]
     asked = caches, unmasks, values, args.block_length, windows, args.lookahead, args.guidance, kv_formats
-    policies = product(*asked, _evictions(args))
+    policies = product(*asked, _evictions(args), _quantizations(args))
     for policy in policies:
         fields = policy.diffusion(args.max_tokens)
         try:
@@ -196,6 +203,15 @@ def _policies(args: argparse.Namespace) -> list[PolicyPair]:
         return policies
     spec = find_model(_local_model(args)).spec
     return [_resolved(policy, spec) for policy in policies]
+
+
+def _quantizations(args: argparse.Namespace) -> list[Quantization]:
+    """Raises ConfigError for an unknown name."""
+    known = {str(name): name for name in QUANTIZATIONS}
+    for name in args.quantization or []:
+        if name not in known:
+            raise ConfigError(f"{name!r} is no format of weights; choose among {', '.join(QUANTIZATIONS)}")
+    return [known[name] for name in args.quantization or ["none"]]
 
 
 def _evictions(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -295,6 +311,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     how.add_argument("--kv-dtype", type=_names, help=f"of {','.join(KV_DTYPES)}: how a local model stores keys and "
                      "values, int8/0.1: with kv_prune 0.1; agreement is then with the same policy under auto "
                      "[default: auto]")  # fmt: skip
+    how.add_argument("--quantization", type=_names, help=f"of {','.join(QUANTIZATIONS)}: how a local model stores "
+                     "weights; agreement is then with the same policy under none [default: none]")  # fmt: skip
     how.add_argument("--kv-budget", type=positive, metavar="N", help="keys and values to keep before the open block, "
                      "in tokens [default: all]")  # fmt: skip
     how.add_argument("--kv-score", type=_names, help="with it: who stays, of rkv,attention,recent,random "

@@ -16,6 +16,7 @@ from engine import (
     EngineConfig,
     EngineLoop,
     Output,
+    Quantization,
     SamplingParams,
     Submission,
     load,
@@ -133,7 +134,11 @@ class _Unobserved:
 
 @asynccontextmanager
 async def running(
-    model: str, options: Options, concurrency: int, kv_format: KVFormat = AS_COMPUTED
+    model: str,
+    options: Options,
+    concurrency: int,
+    kv_format: KVFormat = AS_COMPUTED,
+    quantization: Quantization = "none",
 ) -> AsyncIterator[LocalModel]:
     """Loads the model and runs its engine until the context ends. Raises LoadError or ConfigError."""
     # Without prefix caching, since the second policy's rows would be fewer than the first one's for the same prompts.
@@ -143,6 +148,7 @@ async def running(
         prefix_caching=False,
         kv_dtype=kv_format.dtype,
         kv_prune=kv_format.prune,
+        quantization=quantization,
     )
     engine = EngineLoop(load(config))
     tokenizer = Tokenizer.load(engine.info.folder)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product as combinations
 from typing import Any, Literal, NamedTuple, Self, get_args, get_type_hints
 
-from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, EngineConfig, KVDtype
+from engine import CACHES, UNMASKS, ConfigError, DiffusionParams, EngineConfig, KVDtype, Quantization
 
 PARAMETERS: Mapping[str, str] = {
     "fixed": "tokens_per_step",
@@ -28,6 +28,7 @@ GUIDANCES: tuple[str, ...] = get_args(get_type_hints(DiffusionParams)["guidance"
 """How a constraint may guide an answer; `FREE` is no constraint."""
 
 KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
 
 class KVFormat(NamedTuple):
@@ -73,6 +74,8 @@ class PolicyPair:
     """How what the answer must be guides it, for questions that say so; None asks freely."""
     kv_format: KVFormat = AS_COMPUTED
     """How a local model stores keys and values; a server has its own way."""
+    quantization: Quantization = "none"
+    """How a local model stores weights, likewise."""
     kv_budget: int | None = None
     kv_buffer: int | None = None
     kv_score: str | None = None
@@ -84,12 +87,13 @@ class PolicyPair:
     @property
     def cache_label(self) -> str:
         """Such as `window 32/64/0 +16 48 rkv:int8`: the parameters in the order of `WINDOW`, the lookahead, how many
-        tokens are kept and by which score, the KV format."""
+        tokens are kept and by which score, the KV format. `dual, weights int8` where these are codes."""
         window = ["/".join(map(str, self.window))] if self.window else []
         lookahead = [f"+{self.lookahead}"] if self.lookahead is not None else []
         stored = f":{self.kv_format.label}" if self.kv_format != AS_COMPUTED else ""
         kept = [f"{self.kv_budget} {self.kv_score or DiffusionParams().kv_score}"] if self.kv_budget else []
-        return " ".join([self.cache or "default", *window, *lookahead, *kept]) + stored
+        weights = f", weights {self.quantization}" if self.quantization != "none" else ""
+        return " ".join([self.cache or "default", *window, *lookahead, *kept]) + stored + weights
 
     @property
     def label(self) -> str:
@@ -136,9 +140,10 @@ def product(
     guidances: Sequence[str | None] = (None,),
     kv_formats: Sequence[KVFormat] = (AS_COMPUTED,),
     evictions: Sequence[Mapping[str, Any]] = ({},),
+    quantizations: Sequence[Quantization] = ("none",),
 ) -> list[PolicyPair]:
-    """Every cache with every unmask policy at each value of its parameter, in each format of keys and values, with each
-    of the `evictions`, which are `PolicyPair`'s fields.
+    """Every cache with every unmask policy at each value of its parameter, in each format of weights, and of keys and
+    values, with each of the `evictions`, which are `PolicyPair`'s fields.
 
     Raises ConfigError for unknown names.
 
@@ -158,6 +163,7 @@ def product(
             lookahead=lookahead,
             guidance=guidance,
             kv_format=kv_format,
+            quantization=quantization,
             **eviction,
         )
         for cache in caches
@@ -166,6 +172,7 @@ def product(
         for unmask in unmasks
         for value in (values[PARAMETERS[unmask]] if unmask in PARAMETERS else [None])
         for guidance in guidances
+        for quantization in quantizations
         for kv_format in kv_formats
         for eviction in evictions
     ]

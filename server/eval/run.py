@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TypeVar
 
-from engine import UnmaskError
+from engine import Quantization, UnmaskError
 from server.eval.answers import Answerer, EvalAnswer
 from server.eval.policy import KVFormat, PolicyPair
 from server.eval.questions import Question
@@ -19,8 +19,8 @@ OnProgress = Callable[[str, int], None]
 """Called with a description (empty: unchanged) and the number of new answers."""
 
 
-Answerers = Callable[[KVFormat], AbstractAsyncContextManager[Answerer]]
-"""What answers, by how it stores keys and values (`PolicyPair.kv_format`); one is open at a time."""
+Answerers = Callable[[KVFormat, Quantization], AbstractAsyncContextManager[Answerer]]
+"""What answers, by how it stores keys and values, and weights, as `PolicyPair` has them; one is open at a time."""
 
 
 async def evaluate(
@@ -40,10 +40,10 @@ async def evaluate(
         tasks.setdefault(question.task, []).append(question)
     runs: dict[tuple[str, PolicyPair], tuple[list[EvalAnswer], float]] = {}
     needed = dict.fromkeys([*references.values(), *policies])
-    for kv_format in dict.fromkeys(policy.kv_format for policy in needed):
-        async with answerers(kv_format) as answerer:
+    for formats in dict.fromkeys((policy.kv_format, policy.quantization) for policy in needed):
+        async with answerers(*formats) as answerer:
             for task, asked in tasks.items():
-                for policy in (policy for policy in needed if policy.kv_format == kv_format):
+                for policy in (one for one in needed if (one.kv_format, one.quantization) == formats):
                     progress(f"{task}: {policy.cache_label}, {policy.label}", 0)
                     start = time.perf_counter()
                     answers = await ask_all(partial(_ask, answerer, policy, progress), asked, concurrency)

@@ -63,6 +63,7 @@ class Row:
             "guidance": self.policy.guidance,
             "kv_dtype": self.policy.kv_format.dtype,
             "kv_prune": self.policy.kv_format.prune,
+            "quantization": self.policy.quantization,
             "n": self.n,
             "correct": self.correct,
             "accuracy": self.accuracy,

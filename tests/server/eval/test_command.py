@@ -127,6 +127,9 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
         (["--kv-dtype", "int8,auto/0.1"], "kv_prune is 0.1, which needs kv_dtype int8 or fp8"),
         (["--kv-dtype", "int8", "--base-url", "http://127.0.0.1:9"], "--kv-dtype is for a local model"),
         (["--decisions", "--kv-dtype", "int8"], "without a policy"),
+        (["--quantization", "none,int3"], "'int3' is no format of weights; choose among none, int8, int4, fp8"),
+        (["--quantization", "int8", "--base-url", "http://127.0.0.1:9"], "--quantization is for a local model"),
+        (["--calibration", "--quantization", "int8"], "without a policy"),
         (["--colour"], "--colour"),
     ],
 )
@@ -189,7 +192,7 @@ def test_standard_output_holds_nothing_else():
 def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
     """One engine at a time; the first is asked for what the others are compared to, and never the exact decode."""
     opened, running = [], local.running
-    monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-1]) or running(*asked))
+    monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-2]) or running(*asked))
     flags = ["--tasks", "sort,facts", "--limit", "4", "--kv-dtype", "int8,fp8/0.01"]
     rows = rows_of(capsys, *flags, "--unmask", "threshold,fixed", "--tokens-per-step", "4")
     assert opened == [("auto", 0.0), ("int8", 0.0), ("fp8", 0.01)]
@@ -204,7 +207,7 @@ def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "dual:int8" in out
     assert "dual:fp8/0.01" in out
-    assert "agree: same as with keys and values as they are" in " ".join(out.split())
+    assert "agree: same as with weights, keys and values as they are" in " ".join(out.split())
 
 
 def test_windows_are_swept(capsys):
