@@ -34,7 +34,7 @@ from server.observe import logs
 from server.observe.observability import tracer_of
 from server.settings.environment import service_links
 from server.settings.sources import load_settings
-from server.settings.tree import ServerConfig
+from server.settings.tree import ServerConfig, Settings
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         logger.info("ignoring %s: Kubernetes makes them of Services, they are no settings", ", ".join(links))
     check_settings(settings.engine, settings.diffusion, settings.server.temperature)  # weights take minutes to read
     settings = replace(settings, server=effective_config(settings.server))
+    if settings.ray.ray:
+        return _serve_on_ray(settings, argv)
     tracer = tracer_of(settings)
     with ExitStack() as stack:
         sock = stack.enter_context(closing(_bind(settings.server)))
@@ -67,13 +69,40 @@ def main(argv: Sequence[str]) -> int:
             if not sys.stderr.isatty():
                 logger.info("listening on %s and serving %s", url, name)
 
-        if is_exposed(settings.server):
-            logger.warning("listening on %s without an API key: whoever reaches it is served", settings.server.host)
+        _warn_if_exposed(settings.server)
         server = Server(app, engine, settings.server, announce)
         asyncio.run(server.serve(sockets=[sock]))
     if tracer:
         tracer.shutdown()  # sends the spans that are still buffered
     return server.exit_code
+
+
+def _serve_on_ray(settings: Settings, argv: Sequence[str]) -> int:
+    """Serves by replicas under Ray Serve. Raises ConfigError if Ray is missing or fails, or the port is in use."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported: nothing here reports to anybody
+    try:
+        from server.ray.start import run
+    except ImportError:
+        raise ConfigError("ray needs Ray Serve: pip install 'unmask[ray]'") from None
+    with closing(_bind(settings.server)) as sock:
+        port, url = sock.getsockname()[1], _url(sock)
+    settings = replace(settings, server=replace(settings.server, port=port))
+
+    def reread() -> Settings:
+        found = load_settings(argv, os.environ)
+        check_settings(found.engine, found.diffusion, found.server.temperature)
+        return replace(found, server=effective_config(found.server))
+
+    def announce() -> None:
+        _warn_if_exposed(settings.server)
+        logger.info("listening on %s and serving %s", url, settings.model_names[0])
+
+    return run(settings, reread, announce)
+
+
+def _warn_if_exposed(config: ServerConfig) -> None:
+    if is_exposed(config):
+        logger.warning("listening on %s without an API key: whoever reaches it is served", config.host)
 
 
 def effective_config(config: ServerConfig) -> ServerConfig:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -67,15 +68,18 @@ def create_app(
     page = PageFiles() if config.page else None
     routes = [*(page.routes if page else ()), *router.routes]
     app.router.routes.extend(routes)  # `include_router` would build every route again
-    for kind in HANDLED:
-        app.add_exception_handler(kind, _tell)
-    _guard(app, config, page.paths if page else frozenset())
+    guard(app, config, page.paths if page else frozenset())
     observability.install(app, routes)  # the last middleware added is the outermost
     return app
 
 
-def _guard(app: FastAPI, config: ServerConfig, page: Collection[str]) -> None:
-    """Puts the middleware around the routes, each one outside those added before it. `page`: paths without a secret."""
+def guard(app: Starlette, config: ServerConfig, page: Collection[str]) -> None:
+    """Puts the middleware around the routes, each one outside those added before it; and has errors told to clients.
+
+    `page`: paths without a secret.
+    """
+    for kind in HANDLED:
+        app.add_exception_handler(kind, _tell)
     app.add_middleware(
         BodyLimit, max_bytes=config.max_body_bytes, max_items=config.max_json_items, seconds=config.read_timeout
     )

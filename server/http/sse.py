@@ -50,15 +50,15 @@ class EventStream(StreamingResponse):
 
 async def _frames(messages: AsyncIterator[Message], writer: Writer, scope: Scope) -> AsyncIterator[str]:
     """The events as they are sent: messages that are there at once go out together."""
-    alive = KEEPALIVE_COMMENT.decode() if writer.ping is None else _frame(writer.ping)
+    alive = KEEPALIVE_COMMENT.decode() if writer.ping is None else frame(writer.ping)
     try:
         async for some in _until(deadline(scope), messages):
-            yield "".join(map(_frame, some)) or alive
+            yield "".join(map(frame, some)) or alive
     except Exception as error:
         told = api_error(error, scope)
         if told.status == INTERNAL:
             logger.exception("request %s failed", request_id(scope))
-        yield "".join(map(_frame, writer.failure(told)))
+        yield "".join(map(frame, writer.failure(told)))
 
 
 async def _until(when: float | None, messages: AsyncIterator[Message]) -> AsyncIterator[Sequence[Message]]:
@@ -105,7 +105,8 @@ async def _read(messages: AsyncIterator[Message], queue: "asyncio.Queue[Message 
     await queue.put(end)
 
 
-def _frame(message: Message) -> str:
+def frame(message: Message) -> str:
+    """The message as it is sent."""
     if isinstance(message, Event):
         return f"event: {message.name}\ndata: {message.data}\n\n"
     return f"data: {message}\n\n"

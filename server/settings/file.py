@@ -4,7 +4,7 @@ The file may contain an API key, so error messages quote only the names of keys 
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,28 @@ class _Twice(yaml.MarkedYAMLError):
 
 
 def read(path: Path, sections: frozenset[str]) -> dict[str, object]:
+    """Values by key of the file, `flattened`. Raises ConfigError."""
+    return flattened(_mapping(path), sections, path)
+
+
+def flattened(given: Mapping[Any, object], sections: frozenset[str], path: Path | str) -> dict[str, object]:
     """Values by key. A mapping under `name:` gives keys `name.key`. `-` and `_` in keys are the same.
 
-    `sections`: the names whose value must be a mapping. Raises ConfigError.
+    `sections`: the names whose value must be a mapping. `path`: where they stand, for messages. Raises ConfigError.
     """
     values: dict[str, object] = {}
-    for name, value in _mapping(path).items():
+    for name, value in given.items():
         key = str(name).replace("-", "_")
         if isinstance(value, dict):
-            given = {f"{key}.{str(inner).replace('-', '_')}": setting for inner, setting in value.items()}
+            found = {f"{key}.{str(inner).replace('-', '_')}": setting for inner, setting in value.items()}
         elif key in sections:
             what = "is empty" if value is None else "is no mapping"
             raise ConfigError(f"{key} in {path} {what}: give its settings on indented lines below it, or leave it out")
         else:
-            given = {key: value}
-        if twice := values.keys() & given.keys():
+            found = {key: value}
+        if twice := values.keys() & found.keys():
             raise ConfigError(f"{min(twice)} in {path} is set twice")
-        values |= given
+        values |= found
     return values
 
 

@@ -43,7 +43,17 @@ def load_settings(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     flags = _parse(argv)
     file = flags.pop("config", None)
     sources = [from_file(Path(str(file)))] if file else []
-    sources += [from_environment(environ), Source(flags, _as_flag)]
+    return _merged([*sources, from_environment(environ), Source(flags, _as_flag)])
+
+
+def from_mapping(given: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """Settings from the environment and from what another program has read as it reads YAML. Raises ConfigError."""
+    values = settings_file.flattened(given, _sections(), "the arguments")
+    return _merged([from_environment(environ), Source(values, lambda key: f"{key} in the arguments")])
+
+
+def _merged(sources: Sequence[Source]) -> Settings:
+    """Settings of all sources, the last of which outranks the others. Raises ConfigError."""
     known = options()
     for source in sources:
         source.refuse_unknown(known)
@@ -84,8 +94,12 @@ def _check_keys(setting: str, keys: Iterable[str]) -> None:
 
 def from_file(path: Path) -> Source:
     """The source for a YAML file. Raises ConfigError."""
-    sections = frozenset(key.partition(".")[0] for key in options() if "." in key)
-    return Source(settings_file.read(path, sections), lambda key: f"{key} in {path}")
+    return Source(settings_file.read(path, _sections()), lambda key: f"{key} in {path}")
+
+
+def _sections() -> frozenset[str]:
+    """The names that stand for a mapping of settings."""
+    return frozenset(key.partition(".")[0] for key in options() if "." in key)
 
 
 def from_environment(environ: Mapping[str, str]) -> Source:
@@ -108,6 +122,7 @@ def _parse(argv: Sequence[str]) -> dict[str, object]:
     parser.add_argument("--config", metavar="FILE", help="A YAML file of settings.")
     add_dry_run(parser)  # `server.commands.dry_run` has removed these before; they are here for `--help` and for hints
     titles = {"engine": "model and engine", "server": "server", "diffusion": "defaults of the request's `diffusion`"}
+    titles["ray"] = "replicas on a Ray cluster"
     groups = {section: parser.add_argument_group(title) for section, title in titles.items()}
     for option in table.values():
         if option.key != "model":

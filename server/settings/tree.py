@@ -9,7 +9,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, SecretStr, TypeAdapter, ValidationEr
 
 from engine import BUNDLED, CACHES, UNMASKS, DiffusionParams, EngineConfig
 from server.settings.origin import origin
+from server.settings.ray import RayConfig
 
 DEMO = "demo"
 """The name under which settings know the bundled model."""
@@ -109,6 +110,7 @@ class Settings:
     server: ServerConfig
     diffusion: DiffusionParams
     """How requests that do not say otherwise are decoded."""
+    ray: RayConfig = field(default_factory=RayConfig)
 
     @property
     def own_name(self) -> str:
@@ -163,6 +165,7 @@ class BadSetting(Exception):
 _SECTIONS: Mapping[str, tuple[str, type]] = {
     "engine": ("", EngineConfig),
     "server": ("", ServerConfig),
+    "ray": ("", RayConfig),
     "diffusion": ("diffusion.", DiffusionParams),
 }
 _CHOICES = {"diffusion.cache": ("auto", *CACHES), "diffusion.unmask": tuple(UNMASKS)}
@@ -175,15 +178,15 @@ def options() -> Mapping[str, Option]:
     table = {}
     for section, (prefix, cls) in _SECTIONS.items():
         docs, types = _field_docs(cls), get_type_hints(cls)
-        for field in fields(cls):
-            key, annotation = prefix + field.name, types[field.name]
+        for given in fields(cls):
+            key, annotation = prefix + given.name, types[given.name]
             table[key] = Option(
                 key=key,
                 section=section,
-                name=field.name,
-                doc=docs[field.name],
+                name=given.name,
+                doc=docs[given.name],
                 type=annotation,
-                default=_DEFAULTS.get(key) if field.default is MISSING else field.default,
+                default=_DEFAULTS.get(key) if given.default is MISSING else given.default,
                 choices=_CHOICES.get(key, get_args(annotation) if get_origin(annotation) is Literal else ()),
             )
     return MappingProxyType(table)

@@ -1,0 +1,115 @@
+"""`unmask serve --ray`: brings Ray, Serve's proxy and the application up, waits for signals, and takes them down again.
+
+SIGTERM or Ctrl-C drains: new requests get 503, and running ones finish, for `shutdown_timeout` at most. A second one
+ends at once. SIGHUP reads the settings again and rolls the application over, replica by replica.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import ray
+from ray import serve
+from rich.console import Console
+
+from engine import ConfigError
+from server.ray.application import INGRESS, INGRESSES, NAME, application
+from server.settings.tree import Settings
+
+STORE_BYTES = 256 * 2**20
+"""Of Ray's object store on this machine, where Ray would take a third of its memory: answers are small."""
+DRAIN_PAUSE = 0.2
+FORCED = 1
+"""Exit code if a second signal cuts the draining short."""
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, reread: Callable[[], Settings], announce: Callable[[], None]) -> int:
+    """Serves until a signal ends it, and returns the exit code. Raises ConfigError if Ray or the application fails.
+
+    `reread`: the settings as they stand now. `announce`: called once replicas answer.
+    """
+    own = settings.ray.ray_address is None
+    _connect(settings)
+    signals = _Signals()  # Ray has put handlers of its own there
+    try:
+        server = settings.server
+        options = {"host": server.host, "port": server.port, "keep_alive_timeout_s": int(server.keep_alive_timeout)}
+        serve.start(proxy_location="HeadOnly" if own else "EveryNode", http_options=options)
+        _deploy(settings)
+        announce()
+        while signals.wait() == signal.SIGHUP:
+            try:
+                _deploy(reread())
+                logger.info("rolled over to the settings as they are now")
+            except ConfigError as error:
+                logger.error("the application stays as it is: %s", error)
+        _drain(settings.server.shutdown_timeout)
+        serve.shutdown() if own else serve.delete(NAME)
+    finally:
+        ray.shutdown()
+    return 0
+
+
+class _Signals:
+    """The signals that arrive, in their order. A second one that ends the process does so at once."""
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._changed = threading.Condition()
+        self._is_ending = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def wait(self) -> int:
+        """The next one."""
+        while not self._arrived:
+            time.sleep(DRAIN_PAUSE)
+        return self._arrived.pop(0)
+
+    def _on_signal(self, number: int, _: object) -> None:
+        if number != signal.SIGHUP:
+            if self._is_ending:
+                logger.warning("second signal: ending at once")
+                os._exit(FORCED)
+            self._is_ending = True
+        self._arrived.append(number)
+
+
+def _connect(settings: Settings) -> None:
+    """Joins the cluster, or starts one on this machine alone. Raises ConfigError."""
+    config = settings.ray
+    try:
+        if config.ray_address is not None:
+            ray.init(address=config.ray_address)
+            return
+        most = config.ray_max_replicas or config.ray_replicas
+        ray.init(
+            # Ray counts CPUs, and reserves none of them: a machine with few may have several replicas.
+            num_cpus=max(os.cpu_count() or 1, int(most * config.ray_cpus) + INGRESSES),
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"Ray cannot be reached: {error}") from None
+
+
+def _deploy(settings: Settings) -> None:
+    """Brings the application up, or rolls it over. Returns once it runs. Raises ConfigError."""
+    try:
+        serve.run(application(settings), name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        raise ConfigError(f"the application does not start: {error}") from None
+
+
+def _drain(seconds: float) -> None:
+    ingress = serve.get_deployment_handle(INGRESS, NAME)
+    ingress.broadcast("drain").results()
+    ends = time.monotonic() + seconds
+    while (left := sum(ingress.broadcast("unfinished").results())) and time.monotonic() < ends:
+        time.sleep(DRAIN_PAUSE)
+    logger.info("shutting down with %d unfinished requests", left)
