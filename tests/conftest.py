@@ -214,10 +214,13 @@ class Url(str):
 
 @pytest.fixture(scope="session")
 def serve():
-    """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM."""
+    """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM.
+
+    `seconds`: how long it may take to be ready.
+    """
 
     @contextmanager
-    def running(*arguments: str) -> Iterator[Url]:
+    def running(*arguments: str, seconds: int = 60) -> Iterator[Url]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -227,7 +230,7 @@ def serve():
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
             url.pid = process.pid
             try:
-                for _ in range(600):
+                for _ in range(10 * seconds):
                     assert process.poll() is None, log.seek(0) or log.read()
                     with suppress(httpx.TransportError):
                         if httpx.get(f"{url}/ready").status_code == 200:

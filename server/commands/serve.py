@@ -37,6 +37,12 @@ from server.settings.sources import load_settings
 from server.settings.tree import ServerConfig, Settings
 from server.text.tokenizer import Tokenizer
 
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # or Ray would report to its makers
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # after 5 s, a proxy that starts on a busy machine would be ended
+}
+"""What Ray reads of its environment, where the user has not said otherwise."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve_on_ray(settings: Settings, argv: Sequence[str]) -> int:
     """Serves by replicas under Ray Serve. Raises ConfigError if Ray is missing or fails, or the port is in use."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when Ray is imported: nothing here reports to anybody
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # read when Ray is imported, here and in the processes that it starts
     try:
         from server.ray.start import run
     except ImportError:

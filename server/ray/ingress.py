@@ -3,17 +3,25 @@
 Loads no model. Each ingress can serve any request, and several agree on where it goes.
 """
 
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine import EngineUnavailable, QueueFull
 from server.http.app import guard
 from server.observe import logs
 from server.page.files import PageFiles
-from server.ray.fleet import ServeFleet
-from server.ray.relay import Relay
+from server.ray.relay import Relay, ReplicaDied, ReplicaState
 from server.settings.tree import ServerConfig
+
+STATE_SECONDS = 5.0
+"""Time that replicas have to tell how they are."""
 
 
 @serve.ingress()
@@ -23,9 +31,9 @@ class Ingress:
     def __init__(self, config: ServerConfig, replicas: DeploymentHandle) -> None:
         logs.set_up(config)
         self._config = config
-        self._relay = Relay(ServeFleet(replicas))
+        self._relay = Relay(_ServeFleet(replicas))
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 - Serve's own name
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         app = Starlette()
         app.router.default = self._relay
         guard(app, self._config, PageFiles().paths if self._config.page else frozenset())
@@ -54,3 +62,37 @@ class _WithoutId:
             await send(message)
 
         await self._app(scope, receive, send_without)
+
+
+class _ServeFleet:
+    """The replicas behind one handle of Serve's, whose errors it says in our words."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+        self._answering = handle.options(method_name="answer", stream=True)
+
+    async def answer(
+        self, key: str | None, tried: Sequence[str], scope: Mapping[str, Any], body: bytes
+    ) -> AsyncIterator[MutableMapping[str, Any]]:
+        """See `server.ray.relay.Fleet`."""
+        response = self._answering.remote(key=key, tried=tried, scope=scope, body=body)
+        try:
+            async for message in response:
+                yield message
+        except RayActorError as error:
+            raise ReplicaDied from error
+        except BackPressureError as error:
+            raise QueueFull("Too many requests wait for a replica; try again later.") from error
+        except DeploymentUnavailableError as error:
+            raise EngineUnavailable("The server takes no requests now.") from error
+        finally:
+            response.cancel()  # has no effect on one that has ended
+
+    async def states(self, *, with_metrics: bool) -> Sequence[ReplicaState]:
+        """See `server.ray.relay.Fleet`. One replica whose event loop hangs hides all, until Serve ends it."""
+        try:
+            asked = self._handle.broadcast("state", with_metrics=with_metrics)
+            told = await asked.results_async(timeout_s=STATE_SECONDS, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError):
+            return ()
+        return [state for state in told if isinstance(state, ReplicaState)]

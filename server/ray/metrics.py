@@ -19,7 +19,9 @@ class _Pages(Collector):
         for replica, page in self._pages.items():
             for family in text_string_to_metric_families(page):
                 merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-                merged.samples += [sample._replace(labels={LABEL: replica, **sample.labels}) for sample in family.samples]
+                merged.samples += [
+                    sample._replace(labels={LABEL: replica, **sample.labels}) for sample in family.samples
+                ]
         yield from families.values()
 
 

@@ -91,7 +91,7 @@ class _Answer:
         self.held.append(part)
         if self.ending:
             self.ending.saw(part.get("body", b""))
-        if self.ending and part.get("body") or not part.get("more_body", False):
+        if (self.ending and part.get("body")) or not part.get("more_body", False):
             if not self.has_begun:
                 assert self.start, "an answer has headers before it has a body"
                 self.has_begun = True
@@ -104,7 +104,9 @@ class _Answer:
         """Ends a stream that has begun."""
         assert self.ending, "only streams begin before all of them is there"
         message = "The replica that wrote this answer has ended; what it had still to say is lost."
-        told = b"" if self.ending.is_complete else self.ending.failure(api_error(EngineUnavailable(message), self.scope))
+        told = (
+            b"" if self.ending.is_complete else self.ending.failure(api_error(EngineUnavailable(message), self.scope))
+        )
         await self.send({"type": "http.response.body", "body": told})
 
 

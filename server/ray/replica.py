@@ -5,30 +5,27 @@ Knows nothing of other replicas. Ray Serve calls `check_health`, `record_autosca
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing
 from typing import Any
 
 from prometheus_client import generate_latest
 from ray import serve
-from starlette.types import Message
 
 from engine import EngineLoop, check_settings, load
 from server.http.app import create_app
 from server.observe import logs
 from server.observe.observability import tracer_of
+from server.ray.exchange import exchange
 from server.ray.relay import ReplicaState
 from server.ray.scaling import Load
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
 
-AHEAD = 16
-"""Messages that may wait to be taken by Ray."""
-
 
 class EngineReplica:
     """The app of `server.http`, reached through Ray in place of a socket."""
 
-    async def __init__(self, settings: Settings) -> None:
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         logs.set_up(settings.server)
         check_settings(settings.engine, settings.diffusion, settings.server.temperature)
         self._engine = EngineLoop(
@@ -49,34 +46,9 @@ class EngineReplica:
 
         `key`, `tried`: read by `server.ray.router`, before the request gets here.
         """
-        queue: asyncio.Queue[Message | None] = asyncio.Queue(AHEAD)
-        gone = asyncio.Event()
-        told: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> Message:
-            if told:
-                return told.pop()
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def run() -> None:
-            try:
-                await self._app({**scope, "state": {}}, receive, queue.put)
-            finally:
-                with suppress(asyncio.QueueFull):  # nobody reads any more
-                    if not gone.is_set():
-                        await queue.put(None)
-
-        running = asyncio.create_task(run())
-        try:
-            while (message := await queue.get()) is not None:
-                is_start = message["type"] == "http.response.start"
-                yield {**message, "headers": list(message["headers"]), "replica": self._id} if is_start else {**message}
-            await running  # raises what the app has raised
-        finally:
-            gone.set()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        async with aclosing(exchange(self._app, scope, body)) as messages:
+            async for message in messages:
+                yield {**message, "replica": self._id} if message["type"] == "http.response.start" else message
 
     async def state(self, *, with_metrics: bool) -> ReplicaState:
         """How this replica is."""

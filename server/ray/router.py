@@ -16,7 +16,5 @@ class AffinityRouter(RequestRouter):
         """Ranks, of which Serve takes the first with a replica that has room."""
         asked: dict[Any, Any] = pending_request.kwargs if pending_request else {}
         replicas = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        loads = {
-            name: self.replica_queue_len_cache.get(replica.replica_id) or 0 for name, replica in replicas.items()
-        }
+        loads = {name: self.replica_queue_len_cache.get(replica.replica_id) or 0 for name, replica in replicas.items()}
         return [[replicas[name]] for name in order(asked.get("key"), loads, asked.get("tried", ()))]

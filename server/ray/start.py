@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import ray
 from ray import serve
-from rich.console import Console
+from ray.exceptions import RayError
 
 from engine import ConfigError
 from server.ray.application import INGRESS, INGRESSES, NAME, application
@@ -37,14 +37,11 @@ def run(settings: Settings, reread: Callable[[], Settings], announce: Callable[[
     _connect(settings)
     signals = _Signals()  # Ray has put handlers of its own there
     try:
-        server = settings.server
-        options = {"host": server.host, "port": server.port, "keep_alive_timeout_s": int(server.keep_alive_timeout)}
-        serve.start(proxy_location="HeadOnly" if own else "EveryNode", http_options=options)
-        _deploy(settings)
+        _deploy(settings, "HeadOnly" if own else "EveryNode")
         announce()
         while signals.wait() == signal.SIGHUP:
             try:
-                _deploy(reread())
+                _deploy(reread(), None)
                 logger.info("rolled over to the settings as they are now")
             except ConfigError as error:
                 logger.error("the application stays as it is: %s", error)
@@ -98,11 +95,18 @@ def _connect(settings: Settings) -> None:
         raise ConfigError(f"Ray cannot be reached: {error}") from None
 
 
-def _deploy(settings: Settings) -> None:
-    """Brings the application up, or rolls it over. Returns once it runs. Raises ConfigError."""
+def _deploy(settings: Settings, proxies: str | None) -> None:
+    """Brings the application up, or rolls it over. Returns once it runs. Raises ConfigError.
+
+    `proxies`: on which nodes Serve's proxies are started; None has them already.
+    """
+    server = settings.server
+    options = {"host": server.host, "port": server.port, "keep_alive_timeout_s": int(server.keep_alive_timeout)}
     try:
+        if proxies:
+            serve.start(proxy_location=proxies, http_options=options)
         serve.run(application(settings), name=NAME, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         raise ConfigError(f"the application does not start: {error}") from None
 
 
