@@ -131,6 +131,8 @@ def test_a_module_imports_from_its_room_and_those_that_it_sees(name):
         assert there in {None, here, *SEES[here]}, f"{here} does not see {there}: {name} imports {target}"
         if is_in(name, NO_TORCH):
             assert target.split(".")[0] != "torch", f"{name} decides without tensors"
+        if here != "server.ray":
+            assert target.split(".")[0] != "ray", f"{name} is imported where nobody asks for Ray"
         if is_in(name, NO_ENGINE):
             assert target.split(".")[0] != "engine", f"{name} runs without the engine"
         if is_in(name, ["engine"]) and not is_in(name, SCRIPTS):

@@ -1,6 +1,6 @@
-"""The files for Ray: a Serve configuration and KubeRay's RayService, held to schemas, to each other and to the settings.
+"""The files for Ray: a Serve configuration and KubeRay's RayService, held to schemas, to each other and to settings.
 
-The schema of the RayService is written here after the published kind (ray.io/v1), cut down to the fields in use: a field
+The schema of the RayService is written here after the published kind (ray.io/v1), cut down to the fields in use: one
 that is misspelt or stands elsewhere is an error. Its pods are held to Kubernetes' own. No cluster has seen these files.
 """
 
@@ -114,6 +114,7 @@ def test_its_arguments_are_settings(config, tmp_path):
     args = dict(application["args"])
     if "api_key_file" in args:
         args["api_key_file"] = str(tmp_path / "api-keys")
+    assert build(args), "an application can be made of it, without a cluster"
     settings = from_mapping(args, {})
     assert settings.ray.ray_replicas < settings.ray.ray_max_replicas
     assert config["http_options"]["keep_alive_timeout_s"] == settings.server.keep_alive_timeout
