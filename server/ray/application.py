@@ -24,6 +24,8 @@ INGRESSES = 2
 """So that one goes on while the other is rolled over."""
 UP_SECONDS, DOWN_SECONDS = 30.0, 600.0
 """How long more or fewer replicas must be wanted: as in docker/k8s/autoscaling.yaml."""
+NO_LIMIT_SECONDS = 3600.0
+"""How long an ingress that is rolled over may have requests, where they have no time limit."""
 HEALTH_SECONDS = 5.0
 """Between two questions whether a replica is well."""
 BESIDE = 64
@@ -72,7 +74,8 @@ def application(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.server.max_connections,
         max_queued_requests=settings.server.max_connections,
-        graceful_shutdown_timeout_s=drain,
+        # Longer than a replica's: what one that is ended has not answered by then is asked of another.
+        graceful_shutdown_timeout_s=drain + (settings.server.request_timeout or NO_LIMIT_SECONDS),
         graceful_shutdown_wait_loop_s=1.0,
     )
     return ingress.bind(settings.server, replicas.bind(settings))

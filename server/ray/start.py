@@ -45,10 +45,13 @@ def run(settings: Settings, reread: Callable[[], Settings], announce: Callable[[
                 logger.info("rolled over to the settings as they are now")
             except ConfigError as error:
                 logger.error("the application stays as it is: %s", error)
-        _drain(settings.server.shutdown_timeout)
-        serve.shutdown() if own else serve.delete(NAME)
+        unfinished = _drain(settings.server.shutdown_timeout)
+        if not own:
+            serve.delete(NAME, _blocking=False)
+        elif not unfinished:
+            serve.shutdown()
     finally:
-        ray.shutdown()
+        ray.shutdown()  # ends a cluster of our own at once
     return 0
 
 
@@ -110,10 +113,12 @@ def _deploy(settings: Settings, proxies: str | None) -> None:
         raise ConfigError(f"the application does not start: {error}") from None
 
 
-def _drain(seconds: float) -> None:
+def _drain(seconds: float) -> int:
+    """Has ingresses refuse new requests; returns how many of the old ones are unfinished after so many seconds."""
     ingress = serve.get_deployment_handle(INGRESS, NAME)
     ingress.broadcast("drain").results()
     ends = time.monotonic() + seconds
     while (left := sum(ingress.broadcast("unfinished").results())) and time.monotonic() < ends:
         time.sleep(DRAIN_PAUSE)
     logger.info("shutting down with %d unfinished requests", left)
+    return int(left)
