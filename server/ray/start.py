@@ -89,6 +89,7 @@ def _connect(settings: Settings) -> None:
             return
         most = config.ray_max_replicas or config.ray_replicas
         ray.init(
+            address="local",  # without it, a cluster that happens to run here would be joined
             # Ray counts CPUs, and reserves none of them: a machine with few may have several replicas.
             num_cpus=max(os.cpu_count() or 1, int(most * config.ray_cpus) + INGRESSES),
             include_dashboard=False,

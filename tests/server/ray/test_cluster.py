@@ -1,6 +1,7 @@
 """A real cluster of two replicas under `unmask serve --ray`: what clients notice of it, and of its parts that end.
 
-RAY_SECONDS sets how long the replicas are under load, 20 unless it says otherwise.
+RAY_SECONDS sets how long the replicas are under load at least, 20 unless it says otherwise. From 120 on, clients do not
+pause between requests.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import yaml
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SECONDS = float(os.environ.get("RAY_SECONDS", "20"))
+PAUSE = 0.0 if SECONDS >= 120 else 2.0
 NUM_CLIENTS = 64
 LONGEST = 300
 """Seconds that no answer takes: replicas that are rolled over get as long to finish theirs."""
@@ -158,6 +160,7 @@ class Caller:
         while not over.is_set():
             for path, body in kinds(self.number):
                 await self.call(path, body)
+                await asyncio.sleep(PAUSE)
 
     async def call(self, path, body):
         kind = "stream" if body.get("stream") else "whole"
