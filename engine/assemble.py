@@ -14,32 +14,29 @@ from engine.core.errors import CapacityError, ConfigError, InvalidRequest
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.request import Submission
 from engine.engine import Engine, EngineInfo
-from engine.execution.budget import kv_pool_pages
+from engine.execution.build import get_ready, make_runner, pages_of
 from engine.execution.graphs import shapes_of
 from engine.execution.isolate import is_memory_short
+from engine.execution.ranks.group import Group
+from engine.execution.ranks.processes import start_processes
+from engine.execution.ranks.runner import RankedRunner
 from engine.execution.relay import can_relay
 from engine.execution.runner import (
     Runner,
     check_attention,
     choose_device,
     choose_dtype,
-    choose_kernel,
     choose_max_batch_rows,
     choose_max_model_len,
     enter_device,
-    make_pool,
-    set_threads,
-    warn_of_slow_experts,
 )
 from engine.execution.warmup import warm_up
-from engine.kernels import native, proposals
 from engine.kernels.attention import attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder
-from engine.kernels.kv import cuda
-from engine.kernels.kv.formats import is_quantised, stored_dtype
-from engine.models import find, load_model
+from engine.models import Description, find, load_model
 from engine.models.layers import Transformer
 from engine.models.quantised.schemes import check_quantization
+from engine.models.ranks.cut import Rank, check_divides
 from engine.models.weights import locate
 from engine.scheduling.checks import check
 from engine.unmask.policies import effective
@@ -62,11 +59,14 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     check_attention(config, description.geometry)
     dtype = choose_dtype(config, device)
     check_quantization(config.quantization, device, dtype)
+    check_divides(description.geometry, config.tensor_parallel_size)
     if config.compile:
         check_compiler(device)
     folder = locate(config.model, config.revision)
     loading = partial(progress, "loading") if progress else None
     try:
+        if config.tensor_parallel_size > 1:
+            return _on_ranks(config, description, folder, progress)
         model = load_model(folder, description, dtype, device, loading, config.quantization)
         return assemble(config, model, description.spec, folder, progress)
     except Exception as error:
@@ -83,6 +83,7 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams, temperature
     """
     description = find(config.model, config.revision)
     check_attention(config, description.geometry)
+    check_divides(description.geometry, config.tensor_parallel_size)
     spec = replace(description.spec, max_model_len=choose_max_model_len(config, description.spec))
     sampling = SamplingParams(max_tokens=1, temperature=temperature)
     shortest = Submission(request_id="", prompt_ids=[0], sampling=sampling, diffusion=diffusion)
@@ -93,34 +94,44 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams, temperature
     return spec
 
 
+def _on_ranks(config: EngineConfig, description: Description, folder: Path, progress: Progress | None) -> Engine:
+    """An engine on this process, as rank 0, and others that it starts."""
+    device, rank = choose_device(config), Rank(0, config.tensor_parallel_size)
+    followers = start_processes(rank.size)
+    try:
+        followers.start(config, folder)
+        loading = partial(progress, "loading") if progress else None
+        part = load_model(folder, description, choose_dtype(config, device), device, loading, rank)
+        get_ready(config, part, device)
+        pages = min(pages_of(config, part, description.spec, device), followers.pages())
+        group = Group(rank, followers.begin(pages), device)
+        make = partial(RankedRunner, whole=description.geometry, group=group, others=followers)
+        runner = make_runner(config, part, pages, device, make)
+        if error := followers.answers():
+            raise error
+        return _started(config, runner, description.spec, folder, progress)
+    except BaseException:
+        followers.close()
+        raise
+
+
 def assemble(
     config: EngineConfig, model: Transformer, spec: ModelSpec, folder: Path, progress: Progress | None = None
 ) -> Engine:
     """An engine over a model that is in memory. Raises CapacityError and ConfigError as `load` does."""
-    device, dtype, geometry = choose_device(config), model.embed.dtype, model.config
-    stored = stored_dtype(config.kv_dtype, dtype)
+    device = choose_device(config)
+    get_ready(config, model, device)
+    runner = make_runner(config, model, pages_of(config, model, spec, device), device)
+    return _started(config, runner, spec, folder, progress)
+
+
+def _started(config: EngineConfig, runner: Runner, spec: ModelSpec, folder: Path, progress: Progress | None) -> Engine:
+    """An engine over a runner, which is warmed up. Raises CapacityError and LoadError as `warm_up` does."""
+    device, dtype, geometry, pool = runner.device, runner.model.embed.dtype, runner.model.config, runner.pool
     max_model_len, max_batch_rows = choose_max_model_len(config, spec), choose_max_batch_rows(config, spec)
-    set_threads(config, geometry)
-    if device.type == "cpu":
-        # Compiles the kernels, once on a machine: here, and not during the first request.
-        native.kernel()
-        proposals.kernel()
-    else:
-        proposals.triton()
-        if is_quantised(stored):
-            cuda.triton()
-    if config.compile:
-        check_compiler(device)
-        model.compile_parts()  # compiled parts need unpacked weights
-    else:
-        model.pack()
-    pages = kv_pool_pages(config, geometry, dtype, device, max_model_len, max_batch_rows)
-    pool = make_pool(geometry, pages * config.page_size, stored, device, config.kv_prune)
-    kernel = choose_kernel(config, geometry, dtype, device)
-    warn_of_slow_experts(geometry, dtype, device)
-    runner = Runner(model, pool, device, kernel)
     served = replace(spec, max_model_len=max_model_len)
-    is_captured = config.cuda_graphs and kernel is not attend_spans
+    is_alone = config.tensor_parallel_size == 1  # a graph would have to hold sums over ranks
+    is_captured = config.cuda_graphs and runner.kernel is not attend_spans and is_alone
     warm_up(
         runner,
         served,
@@ -143,7 +154,7 @@ def assemble(
             kv_prune=config.kv_prune,
             num_parameters=runner.num_parameters,
             weight_bytes=runner.weight_bytes,
-            kv_tokens=pages * config.page_size,
+            kv_tokens=pool.dump,
             kv_bytes=runner.kv_bytes,
             page_size=config.page_size,
             max_batch_rows=max_batch_rows,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from engine.core.config import ModelSpec, Quantization
-from engine.core.errors import InvalidRequest
+from engine.core.errors import DeviceLost, InvalidRequest
 from engine.core.output import FinishReason, Output, TracedStep
 from engine.core.plan import Choice, Scores, StepPlan
 from engine.core.request import Request, Submission
@@ -151,6 +151,10 @@ class Engine:
         """Call it on the thread that steps, before the first step."""
         enter_device(self.runner.device)
 
+    def check(self) -> None:
+        """Raises DeviceLost if the engine cannot compute any more, and knows it without a step."""
+        self.runner.check()
+
     def submit(self, request: Request) -> None:
         """Queues a request made by `new_request`. Raises InvalidRequest if the engine has another with its id."""
         if request.id in self.request_ids:
@@ -237,6 +241,8 @@ class Engine:
         for move in self.scheduler.relay.take_moves():
             try:
                 carry_out(self.runner, move)
+            except DeviceLost:
+                raise
             except Exception:  # whatever the device raises, such as that its memory is short: it can do without
                 logger.warning("%s takes over nothing: it could not be moved", move.request.id, exc_info=True)
                 self.scheduler.relay.give_up(move.request)

@@ -237,6 +237,7 @@ class EngineLoop:
             self._beat = time.monotonic()
             while not (self._incoming or self._aborted or self._halted or self._engine.has_work):
                 self._changed.wait(IDLE_BEAT_SECONDS)
+                self._engine.check()
                 self._beat = time.monotonic()
             self._admit()
             aborted = list(self._aborted)

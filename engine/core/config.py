@@ -40,6 +40,9 @@ class EngineConfig:
     attention: Attention = "auto"
     """`triton` attends to all requests in one call over their page tables, on CUDA; `sdpa` request by request, and on a
     float32 CPU with a C++ compiler to all of them in one call. `auto` is `triton` on CUDA if it works there."""
+    tensor_parallel_size: int = 1
+    """Processes that compute the model together, each with its part of the weights, keys and values: a CUDA device for
+    each, from cuda:0 on, or all on this CPU. It must divide the model's heads, widths and vocabulary."""
     compile: bool = False
     """Compile what a layer does beside attention, and the head, at start; needs a C++ compiler on the machine."""
     cuda_graphs: bool = True
@@ -85,7 +88,7 @@ class EngineConfig:
             raise ConfigError(f"kv_prune is {self.kv_prune}; it must lie in [0, 1)")
         if self.kv_prune and self.kv_dtype == "auto":
             raise ConfigError(f"kv_prune is {self.kv_prune}, which needs kv_dtype int8 or fp8; it is 'auto'")
-        for name in ("max_running_requests", "max_queued_requests", "page_size"):
+        for name in ("tensor_parallel_size", "max_running_requests", "max_queued_requests", "page_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("num_threads", "max_model_len", "max_batch_rows", "kv_cache_tokens"):
@@ -94,6 +97,16 @@ class EngineConfig:
                 raise ConfigError(f"{name} is {value}; it must be at least 1, or unset")
         if self.relay_tokens < 0:
             raise ConfigError(f"relay_tokens is {self.relay_tokens}; it must be at least 0")
+        if self.tensor_parallel_size > 1 and ":" in self.device:
+            raise ConfigError(
+                f"device is {self.device!r}, but tensor_parallel_size is {self.tensor_parallel_size}, which takes the "
+                "devices from cuda:0 on; leave the number out"
+            )
+        if self.tensor_parallel_size > 1 and self.compile:
+            raise ConfigError(
+                f"compile is true, and tensor_parallel_size is {self.tensor_parallel_size}: sums over ranks are not "
+                "compiled; leave one of them out"
+            )
         if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")
 

@@ -97,6 +97,7 @@ class FlatBatch:
                 windowed=windowed(pages) if windowed else None,
                 open_rows=open_rows() if open_rows else None,
                 judged=tuple(Judged(judges, slots.tensor, weight, []) for (judges, _, weight), slots in judged),
+                flat=self,
             )
 
         return batch
@@ -140,6 +141,8 @@ class Batch:
     """What rows see in layers with a window, if there are any."""
     open_rows: "OpenSlots | None" = None
     judged: tuple[Judged, ...] = ()
+    flat: FlatBatch | None = None
+    """What it is on the host, which other ranks are sent; None of what a graph reads."""
 
 
 class JudgedIndices(NamedTuple):

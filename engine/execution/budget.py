@@ -32,8 +32,10 @@ def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype, stored: 
     return kept + geometry.vector_numbers * dtype.itemsize
 
 
-def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int) -> int:
+def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int, ranks: int = 1) -> int:
     """Temporary bytes of the largest step, beside weights and KV: activations of all its rows, and its scoring.
+
+    Of one of so many `ranks`, of which `geometry` is one's part; rank 0 scores the whole vocabulary.
 
     All of them may be constrained targets.
 
@@ -41,9 +43,10 @@ def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: 
     evictions compare, some 64 MiB (`engine.kernels.kv.retention`).
     """
     scored = min(max_batch_rows, TARGETS_AT_ONCE)
-    row = _row_bytes(geometry, dtype) + min(CLASSES, geometry.vocab_size) * CLASS_BYTES
+    vocab_size = geometry.vocab_size * ranks
+    row = _row_bytes(geometry, dtype) + min(CLASSES, vocab_size) * CLASS_BYTES
     padding = 2 * ROWS_APART * geometry.moe.num_experts * geometry.dim * dtype.itemsize if geometry.moe else 0
-    return max_batch_rows * row + padding + scored * geometry.vocab_size * SCORING_BYTES
+    return max_batch_rows * row + padding + scored * vocab_size * SCORING_BYTES
 
 
 def _row_bytes(geometry: TransformerConfig, dtype: torch.dtype) -> int:
@@ -91,7 +94,8 @@ def kv_pool_pages(
         pages = config.kv_cache_tokens // config.page_size
         source = f"kv_cache_tokens is {config.kv_cache_tokens}"
     else:
-        step = step_bytes(geometry, dtype, max_batch_rows) + decoded_bytes(geometry, dtype, config.quantization)
+        step = step_bytes(geometry, dtype, max_batch_rows, config.tensor_parallel_size)
+        step += decoded_bytes(geometry, dtype, config.quantization)
         free = max(_free_bytes(config, geometry, dtype, device) - step, 0)
         pages = min(config.max_running_requests * pages_per_canvas, free // (per_token * config.page_size))
         source = (
@@ -107,9 +111,10 @@ def kv_pool_pages(
 
 
 def _free_bytes(config: EngineConfig, geometry: TransformerConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes that the weights leave of this process's share of memory (`memory_fraction`)."""
+    """Bytes that the weights leave of this process's share of memory (`memory_fraction`); ranks share a machine's."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total * (config.memory_fraction or 0.9)) - (total - free)
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(total * (config.memory_fraction or 0.5)) - weight_bytes(geometry, dtype, config.quantization)
+    share = int(total * (config.memory_fraction or 0.5)) // config.tensor_parallel_size
+    return share - weight_bytes(geometry, dtype, config.quantization)

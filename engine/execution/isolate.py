@@ -49,6 +49,8 @@ def in_halves(
             results += work(part)
             served += part
             continue
+        except DeviceLost:
+            raise
         except Exception as error:
             if is_device_lost():
                 raise DeviceLost(f"The device has failed: {error}") from error

@@ -4,9 +4,10 @@ Chooses device, dtype, attention kernel and row budget once, at start-up. Knows 
 """
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class TargetLogits:
 
     @property
     def proposed_at_once(self) -> int:
-        return TARGETS_AT_ONCE * SCORING_BYTES // max(self.runner.model.bytes_per_proposal, 1)
+        return TARGETS_AT_ONCE * SCORING_BYTES // max(self.runner.bytes_per_proposal, 1)
 
     def propose(self, some: slice, mask_id: int | None) -> tuple[Tensor, Tensor]:
         return self.runner.propose(self.hidden[some], mask_id)
@@ -164,6 +165,18 @@ class Runner:
         """
         self.pool.clear(to_device(slots, self.device))
 
+    def everywhere(self, work: Callable[..., None], *arguments: Any) -> None:
+        """`work(runner, *arguments)`, a function of a module: on every rank, where there are several."""
+        work(self, *arguments)
+
+    def check(self) -> None:
+        """Raises DeviceLost if no call can succeed any more, as far as that is known without a call."""
+
+    @property
+    def bytes_per_proposal(self) -> int:
+        """Bytes that `propose` takes for each logit of the vocabulary."""
+        return self.model.bytes_per_proposal
+
     @property
     def kv_bytes(self) -> int:
         """Of all slots but the dump: keys and values, and what positions carry beside their tokens."""
@@ -191,14 +204,21 @@ def _block_vectors(model: Transformer, dump: int, device: torch.device) -> Tenso
     return vectors
 
 
-def choose_device(config: EngineConfig) -> torch.device:
-    """The device, on CUDA with its number; `auto` is CUDA if available. Raises ConfigError if it does not exist."""
+def choose_device(config: EngineConfig, rank: int = 0) -> torch.device:
+    """The device, on CUDA with its number; `auto` is CUDA if available. Raises ConfigError if it does not exist.
+
+    Ranks have devices of their own, from the first one on.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cpu" or (config.device == "auto" and not count):
         return torch.device("cpu")
-    number = int(config.device.partition(":")[2] or 0)
+    number = int(config.device.partition(":")[2] or rank)
     if not count:
         raise ConfigError(f"device {config.device!r} was asked for, but torch sees no CUDA device")
+    if config.tensor_parallel_size > count:
+        raise ConfigError(
+            f"tensor_parallel_size is {config.tensor_parallel_size}, but there are only {count} CUDA devices"
+        )
     if number >= count:
         raise ConfigError(
             f"device {config.device!r} was asked for, but there are only {count} CUDA devices, from cuda:0"
@@ -316,8 +336,13 @@ def make_pool(
 
 
 def set_threads(config: EngineConfig, geometry: TransformerConfig) -> None:
-    """Sets torch's CPU threads for the process; a small model's products end before a second thread has started."""
+    """Sets torch's CPU threads for the process; a small model's products end before a second thread has started.
+
+    Several ranks share the processors.
+    """
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     elif geometry.num_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
+    elif config.tensor_parallel_size > 1:
+        torch.set_num_threads(max((os.cpu_count() or 1) // config.tensor_parallel_size, 1))

@@ -34,6 +34,8 @@ from engine.models.noised import NoisedTransformer
 from engine.models.quantised.layers import Quantiser, quantised_weights
 from engine.models.quantised.published import Published, read_published
 from engine.models.quantised.schemes import SCHEMES
+from engine.models.ranks.cut import Rank
+from engine.models.ranks.load import load_part
 from engine.models.weights import (
     Destinations,
     Progress,
@@ -143,8 +145,12 @@ def load_model(
     device: torch.device,
     progress: Progress | None = None,
     quantization: Quantization = "none",
+    *,
+    rank: Rank | None = None,
 ) -> Transformer:
-    """The model with its weights, ready for inference. `quantization`: one that `check_quantization` lets pass.
+    """The model with its weights, ready for inference; with `rank` its part alone, which must be joined first.
+
+    `quantization`: one that `check_quantization` lets pass; "none" with `rank`, as parts are not read from codes.
 
     Raises LoadError if tensors are missing or misshapen, before memory is taken for any of them.
     """
@@ -152,6 +158,10 @@ def load_model(
     others = [description.adapter / WEIGHTS] if description.adapter else []
     published = description.published
     shards = find_tensors(folder, model, destinations, others, description.unused, published)
+    if rank:
+        part = new_model(rank.geometry(description.geometry), dtype, device)
+        load_part(part, shards, destinations, description.geometry, rank, progress)
+        return part
     scheme = SCHEMES[quantization]
     coded = {layer for _, layer in quantised_weights(model, scheme)}
     model = _on_device(model, dtype, device, coded)

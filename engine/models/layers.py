@@ -203,8 +203,9 @@ class Block(nn.Module):
 
 
 class Parts(NamedTuple):
-    """All of a forward but embedding and attention, as functions that take any layer."""
+    """All of a forward but attention, as functions; two take any layer."""
 
+    embed: Callable[..., Tensor]
     before: Callable[..., tuple[Tensor, Tensor, Tensor]]
     after: Callable[..., Tensor]
     score: Callable[..., Tensor]
@@ -236,7 +237,7 @@ class Transformer(nn.Module):
             self.register_buffer(name, table, persistent=False)
         scale = torch.empty(config.max_positions, 1, 1, dtype=torch.float32) if config.query_scaling else None
         self.register_buffer("query_scale", scale, persistent=False)
-        self.parts = Parts(Block.before, Block.after, Transformer.score)
+        self.parts = Parts(Transformer.looked_up, Block.before, Block.after, Transformer.score)
 
     def fill_tables(self, device: torch.device | None = None) -> None:
         """Makes the rotary tables: on this device, or where tensors are made if none is given."""
@@ -253,8 +254,8 @@ class Transformer(nn.Module):
 
         A single row has its own graph: the compiler treats a size of 1 specially.
         """
-        before, after, score = self.parts
-        self.parts = Parts(compiled(before), compiled(after), compiled(score))
+        embed, before, after, score = self.parts
+        self.parts = Parts(embed, compiled(before), compiled(after), compiled(score))
 
     def forward(
         self,
@@ -270,7 +271,7 @@ class Transformer(nn.Module):
         unless rows are routed by blocks. Then rows hold whole ones (`BlockRouting.blocks`), there as well.
         Rows that are `adapted` (bool [rows, 1]) go through the `draft_adapter`, where the model has one.
         """
-        x = F.embedding(ids, self.embed)
+        x = self.parts.embed(self, ids)
         cos, sin = self.cos[positions], self.sin[positions]
         scale = None if self.query_scale is None else self.query_scale[positions]
         routing = self.config.moe and self.config.moe.block_routing
@@ -283,6 +284,10 @@ class Transformer(nn.Module):
                 adapted = None if adapted is None else adapted[wanted]
             x = self.parts.after(block, x, attended, adapted, blocks)
         return x if wanted is None or blocks is None else x[wanted]
+
+    def looked_up(self, ids: Tensor) -> Tensor:
+        """ids [rows] -> their embeddings [rows, dim]."""
+        return F.embedding(ids, self.embed)
 
     def pack(self) -> None:
         """Reorders weights where that makes products faster. The model cannot be trained or saved afterwards."""

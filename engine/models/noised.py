@@ -37,7 +37,7 @@ class NoisedTransformer(Transformer):
         self.head = None
         for name, head_dim in (("windowed", config.head_dim), ("full", self.sandwich.full_head_dim)):
             self.register_buffer(name, torch.empty(head_dim // 2, dtype=torch.float32), persistent=False)
-        self.parts = Parts(SandwichBlock.before, SandwichBlock.after, NoisedTransformer.score)
+        self.parts = Parts(Transformer.looked_up, SandwichBlock.before, SandwichBlock.after, NoisedTransformer.score)
 
     def fill_tables(self, device: torch.device | None = None) -> None:
         """The frequency of each pair of a head's numbers, in both kinds of layers."""
@@ -57,7 +57,7 @@ class NoisedTransformer(Transformer):
     ) -> Tensor:
         """As `Transformer.forward`, without an adapter. Without `open_rows` none is."""
         assert adapted is None, "rows for an adapter, which no such model has"
-        x = F.embedding(ids, self.embed) * self._scale
+        x = self.parts.embed(self, ids) * self._scale
         is_open = torch.zeros_like(ids, dtype=torch.bool) if open_rows is None else open_rows.is_open
         if open_rows is not None:
             inputs = normed(x + self.conditioning(open_rows.vectors), None, self.config.norm_eps)

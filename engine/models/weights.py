@@ -175,7 +175,7 @@ def find_tensors(
     codes: dict[str, list[int]] = {}
     beside: dict[str, list[int]] = {}
     for path in (*_shards(folder), *others):
-        with _opened(path) as shard:
+        with opened(path) as shard:
             shards[path] = [name for name in shard.keys() if not name.startswith(unused)]  # noqa: SIM118 - no mapping
             for name in shards[path]:
                 if published and published.is_beside(name, destinations):
@@ -224,7 +224,7 @@ def load_weights(
     unread = Counter(place.parameter for place in destinations.values())
     with torch.no_grad():
         for path, names in shards.items():
-            with _opened(path) as shard:
+            with opened(path) as shard:
                 for name in names:
                     if name not in destinations:
                         continue
@@ -256,7 +256,7 @@ def _scales(shards: Mapping[Path, Sequence[str]], destinations: Destinations) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened(path: Path) -> Iterator[Any]:
     """Opens a safetensors file. Raises LoadError if it cannot be read, at opening or later."""
     try:
         with safe_open(path, framework="pt") as shard:
