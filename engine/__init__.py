@@ -5,7 +5,7 @@ from engine.bench.benchmark import MODEL_SIZES, DecodeFigures, bench_decode
 from engine.bench.constraints import CONSTRAINT_PARTS, ConstraintFigures, bench_constraints
 from engine.bench.gpu.command import add_arguments as add_gpu_arguments
 from engine.bench.gpu.command import run as bench_gpu
-from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs
+from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs, with_ranks
 from engine.bench.host import HOST_PARTS, HostFigures, bench_host
 from engine.bench.method import METHODS, Method
 from engine.bench.roofline import (
@@ -158,4 +158,5 @@ __all__ = [
     "steps",
     "with_fp8",
     "with_graphs",
+    "with_ranks",
 ]

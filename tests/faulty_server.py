@@ -58,9 +58,9 @@ def faulty_load(*arguments):
 
 
 @contextmanager
-def faulty_server(model, log, *flags):
-    """(url, process) of a server on a free port; what it logs goes to the file `log`."""
-    command = [sys.executable, "-m", "tests.faulty_server", "serve", str(model), "--port", "0", *flags]
+def faulty_server(model, log, *flags, program="tests.faulty_server"):
+    """(url, process) of a server on a free port; what it logs goes to the file `log`. `server.cli` has no faults."""
+    command = [sys.executable, "-m", program, "serve", str(model), "--port", "0", *flags]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")}
     root = Path(__file__).parents[1]
     with (

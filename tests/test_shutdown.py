@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,8 +28,8 @@ async def start(llada_tiny, tmp_path):
     """`async with start(*flags) as (client, process)`."""
 
     class Started:
-        def __init__(self, *flags):
-            self.context = faulty_server(llada_tiny, tmp_path / "log", *flags)
+        def __init__(self, *flags, **program):
+            self.context = faulty_server(llada_tiny, tmp_path / "log", *flags, **program)
 
         async def __aenter__(self):
             url, process = self.context.__enter__()
@@ -125,6 +129,41 @@ async def test_a_dead_engine_ends_the_process(start):
         for events in await asyncio.gather(*streams):
             assert events[-1]["error"]["type"] == "server_error"
         assert await end(process, 15) == ENGINE_DIED
+
+
+@pytest.fixture
+def start_ranks(start):
+    return partial(start, "--tensor-parallel-size", "2", program="server.cli")
+
+
+def follower_of(process):
+    """The process that computes with this one."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    [follower] = [int(pid) for pid in children if "engine.execution.ranks" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return follower
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_idle", [True, False])
+async def test_a_killed_follower_ends_the_process(start_ranks, is_idle):
+    async with start_ranks() as (client, process):
+        streams = [] if is_idle else await begin(client, **body(steps=512))
+        os.kill(follower_of(process), signal.SIGKILL)
+        for events in await asyncio.gather(*streams):
+            assert events[-1]["error"]["type"] == "server_error"
+        assert await end(process, 15) == ENGINE_DIED
+
+
+@pytest.mark.slow
+async def test_a_follower_does_not_outlive_a_killed_process(start_ranks):
+    async with start_ranks() as (client, process):
+        streams = await begin(client, **body(steps=512))
+        status = Path(f"/proc/{follower_of(process)}/stat")
+        process.kill()
+        await asyncio.gather(*streams, return_exceptions=True)
+        async with asyncio.timeout(15):
+            while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow

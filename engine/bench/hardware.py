@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from engine.core.errors import ConfigError
 from engine.kernels.products import linear
 
 
@@ -28,6 +29,10 @@ class Hardware:
     launches_overlap: bool = True
     """Whether the host starts kernels while others run, so that the longer time counts; on a CPU the times add up."""
     memory_bytes: int | None = None
+    link_bandwidth: float | None = None
+    """Bytes a second that one device sends to the others of its machine; None is no link."""
+    ranks: int = 1
+    """Devices that compute one model together, each with its part."""
     fp8_speedup: float = 1.0
     """Speedup of its FP8 products over bfloat16; 1 where it has none."""
 
@@ -37,7 +42,9 @@ class Hardware:
         return self.weight_flops / self.bandwidth
 
 
-def _gpu(name: str, flops: float, bandwidth: float, gigabytes: int, fp8_speedup: float = 2.0) -> Hardware:
+def _gpu(
+    name: str, flops: float, bandwidth: float, gigabytes: int, link_bandwidth: float, fp8_speedup: float = 2.0
+) -> Hardware:
     return Hardware(
         name=name,
         flops=flops,
@@ -47,22 +54,31 @@ def _gpu(name: str, flops: float, bandwidth: float, gigabytes: int, fp8_speedup:
         weight_itemsize=2,
         launch_seconds=5e-6,
         memory_bytes=gigabytes * 10**9,
+        link_bandwidth=link_bandwidth,
         fp8_speedup=fp8_speedup,
     )
 
 
 HARDWARE: Mapping[str, Hardware] = {
-    "h100": _gpu("H100 SXM", 989.4e12, 3.35e12, 80),
-    "h200": _gpu("H200 SXM", 989.4e12, 4.8e12, 141),
-    "a100": _gpu("A100 SXM 80 GB", 312e12, 2.039e12, 80, fp8_speedup=1.0),
-    "rtx4090": _gpu("RTX 4090", 165.2e12, 1.008e12, 24),
+    "h100": _gpu("H100 SXM", 989.4e12, 3.35e12, 80, 450e9),
+    "h200": _gpu("H200 SXM", 989.4e12, 4.8e12, 141, 450e9),
+    "a100": _gpu("A100 SXM 80 GB", 312e12, 2.039e12, 80, 300e9, fp8_speedup=1.0),
+    "rtx4090": _gpu("RTX 4090", 165.2e12, 1.008e12, 24, 32e9),
 }
-"""bfloat16 without sparsity, summed in float32, by NVIDIA's data sheets. 5 us to start a kernel are assumed."""
+"""bfloat16 without sparsity, summed in float32, by NVIDIA's data sheets. Links, in one direction: NVLink, and PCIe 4.0
+x16 where there is none. 5 us to start a kernel are assumed."""
 
 
 def with_graphs(hardware: Hardware) -> Hardware:
     """With kernels that the device starts itself (CUDA graphs), and one attention kernel for all requests."""
     return replace(hardware, launch_seconds=0.0)
+
+
+def with_ranks(hardware: Hardware, ranks: int) -> Hardware:
+    """So many such devices for one model. Raises ConfigError if nothing is known of a link between them."""
+    if ranks > 1 and hardware.link_bandwidth is None:
+        raise ConfigError(f"tensor_parallel_size is {ranks}, but of {hardware.name} no link to others is known")
+    return replace(hardware, ranks=ranks)
 
 
 def with_fp8(hardware: Hardware) -> Hardware:

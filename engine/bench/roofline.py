@@ -20,6 +20,8 @@ from engine.core.params import DiffusionParams
 from engine.kernels.kv.formats import is_quantised, row_bytes, stored_dtype
 from engine.models import find
 from engine.models.layers import TransformerConfig
+from engine.models.ranks.cut import Rank, check_divides
+from engine.models.ranks.join import Rows, sums
 from engine.models.synthetic import SIZES, geometry_named
 
 Kind = Literal["refresh", "step"]
@@ -80,6 +82,8 @@ class Cost:
     """The part of `bound_seconds` in compute-bound operators; memory bandwidth bounds the others."""
     seconds: float = 0.0
     """`bound_seconds` with the time that the host takes to start kernels."""
+    sent: float = 0.0
+    """Bytes that each device sends to the others, where there are several; all figures are of one device."""
 
     @property
     def compute_share(self) -> float:
@@ -93,6 +97,7 @@ class Cost:
             self.bound_seconds + other.bound_seconds,
             self.compute_seconds + other.compute_seconds,
             self.seconds + other.seconds,
+            self.sent + other.sent,
         )
 
     def times(self, count: int) -> "Cost":
@@ -102,6 +107,7 @@ class Cost:
             self.bound_seconds * count,
             self.compute_seconds * count,
             self.seconds * count,
+            self.sent * count,
         )
 
 
@@ -117,7 +123,7 @@ class Prediction:
     cost: Cost
     tokens_per_second: float
     fits: bool
-    """Weights and the KV of all canvases take at most nine tenths of the memory."""
+    """Weights and the KV of all canvases take at most nine tenths of the memory, of each device its part."""
 
 
 def geometry_of(model: str) -> TransformerConfig:
@@ -148,8 +154,10 @@ def predict(
 ) -> Prediction:
     """Predicts the workload with all requests in lockstep, as if admitted at once; a reference loop runs one at a time.
 
-    Raises ConfigError if `method` names none (`engine.bench.method`).
+    Raises ConfigError if `method` names none (`engine.bench.method`), or if the model cannot be cut for the hardware's
+    ranks.
     """
+    check_divides(geometry, hardware.ranks)
     together = 1 if method.startswith("reference/") else workload.batch
     rows, forwards, total = 0, 0, Cost()
     for step in steps(method, workload):
@@ -159,8 +167,9 @@ def predict(
         rows += step.rows * together
     repeats = workload.batch // together
     total = total.times(repeats)
-    kv_bytes = 2 * geometry.num_layers * _kv_bytes(geometry, hardware, Method.named(method).kv_dtype)
-    taken = geometry.num_parameters * hardware.weight_itemsize + workload.batch * workload.length * kv_bytes
+    part = Rank(0, hardware.ranks).geometry(geometry)
+    kv_bytes = 2 * geometry.num_layers * _kv_bytes(part, hardware, Method.named(method).kv_dtype)
+    taken = part.num_parameters * hardware.weight_itemsize + workload.batch * workload.length * kv_bytes
     return Prediction(
         method=method,
         batch=workload.batch,
@@ -237,12 +246,21 @@ def _forwards(rows: int, requests: int, max_batch_rows: int) -> Iterator[int]:
 
 @functools.cache
 def forward_cost(geometry: TransformerConfig, hardware: Hardware, step: Step, requests: int) -> Cost:
-    """One forward of `requests` such steps."""
-    operators = _operators(geometry, hardware, step, requests)
-    total = functools.reduce(Cost.__add__, operators, Cost())
-    starting = launches(geometry) * hardware.launch_seconds
+    """One forward of `requests` such steps; with several ranks, one rank's part of it."""
+    part, exchanged = Rank(0, hardware.ranks).geometry(geometry), list(_sums(geometry, hardware, step.rows * requests))
+    total = functools.reduce(Cost.__add__, (*_operators(part, hardware, step, requests), *exchanged), Cost())
+    starting = (launches(part) + len(exchanged)) * hardware.launch_seconds
     seconds = max(total.bound_seconds, starting) if hardware.launches_overlap else total.bound_seconds + starting
     return replace(total, seconds=seconds)
+
+
+def _sums(geometry: TransformerConfig, hardware: Hardware, rows: int) -> Iterator[Cost]:
+    """The sums over all ranks. In a ring, each sends every number twice but for its own part (all-reduce)."""
+    if hardware.ranks == 1 or hardware.link_bandwidth is None:
+        return
+    for count, width in sums(geometry, Rows(rows, rows, is_adapted=False, is_open=False)):
+        sent = 2.0 * (hardware.ranks - 1) / hardware.ranks * count * width * hardware.itemsize
+        yield Cost(bound_seconds=sent / hardware.link_bandwidth, sent=sent)
 
 
 def _kv_bytes(geometry: TransformerConfig, hardware: Hardware, kv_dtype: str) -> int:

@@ -15,12 +15,13 @@ from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_mo
 from engine.kernels.kv.formats import stored_dtype
 from engine.models import decoded_bytes, find, weight_bytes
 from engine.models.quantised.schemes import SCHEMES
+from engine.models.ranks.cut import Rank, check_divides
 from engine.scheduling.safe_state import most_alike, most_alike_growing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Memory of a model in one dtype, and what fits into the rest."""
+    """Memory of a model in one dtype, and what fits into the rest; with several ranks, of each one's device."""
 
     weight_bytes: int
     step_bytes: int
@@ -47,8 +48,11 @@ class MemoryPlan:
     """Those that one row is multiplied by, and the embedding table: of experts, those that a row goes through."""
     max_model_len: int
     max_batch_rows: int
+    num_devices: int
+    """How many there are, each with a rank's part of the model."""
     memory_bytes: int
-    """What weights, KV pool and a step may take together: the memory times `memory_fraction`."""
+    """What weights, KV pool and a step may take together: the memory of one device times
+    `memory_fraction`."""
     footprints: Mapping[str, Footprint]
     """By the name of the dtype: of all that its weights can be stored in as `quantization` says."""
 
@@ -58,10 +62,12 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
 
     `diffusion` says how requests are decoded; the default is the engine's. Fetches no weights. Raises LoadError if the
     checkpoint cannot be served, ConfigError on a `max_model_len` beyond the model's own or beyond what a batch may
-    hold.
+    hold, and on a `tensor_parallel_size` that does not divide the model.
     """
     description = find(config.model, config.revision)
-    geometry, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
+    whole, max_model_len = description.geometry, choose_max_model_len(config, description.spec)
+    check_divides(whole, config.tensor_parallel_size)
+    geometry = Rank(0, config.tensor_parallel_size).geometry(whole)
     max_batch_rows = choose_max_batch_rows(config, description.spec)
     budget = int(memory_bytes * (config.memory_fraction or 0.9))
     canvas_pages = -(-max_model_len // config.page_size)
@@ -73,7 +79,8 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     def footprint(dtype: torch.dtype) -> Footprint:
         weights = weight_bytes(geometry, dtype, config.quantization)
         per_token = kv_bytes_per_token(geometry, dtype, stored_dtype(config.kv_dtype, dtype))
-        step = step_bytes(geometry, dtype, max_batch_rows) + decoded_bytes(geometry, dtype, config.quantization)
+        step = step_bytes(geometry, dtype, max_batch_rows, config.tensor_parallel_size)
+        step += decoded_bytes(geometry, dtype, config.quantization)
         pages = max(budget - weights - step, 0) // (per_token * config.page_size)
         return Footprint(
             weight_bytes=weights,
@@ -87,10 +94,11 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     return MemoryPlan(
         model=config.model,
         family=description.spec.family,
-        num_parameters=geometry.num_parameters,
-        num_active_parameters=geometry.num_active_parameters,
+        num_parameters=whole.num_parameters,
+        num_active_parameters=whole.num_active_parameters,
         max_model_len=max_model_len,
         max_batch_rows=max_batch_rows,
+        num_devices=config.tensor_parallel_size,
         memory_bytes=budget,
         footprints={name: footprint(dtype) for name, dtype in DTYPES.items() if not scheme or dtype in scheme.dtypes},
     )

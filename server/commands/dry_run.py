@@ -39,7 +39,8 @@ def show(
         f"{plans[0].model} ({plans[0].family}): {parameters(count)} parameters, {of_a_token}"
         f"canvases of {plans[0].max_model_len:,} tokens, steps of {plans[0].max_batch_rows:,} rows"
         + (f", weights of layers in {config.quantization}" if config.quantization != "none" else "")
-        + (f", keys and values in {config.kv_dtype}" if config.kv_dtype != "auto" else ""),
+        + (f", keys and values in {config.kv_dtype}" if config.kv_dtype != "auto" else "")
+        + (f"; on {plans[0].num_devices} devices, of which each is planned" if plans[0].num_devices > 1 else ""),
         highlight=False,
         soft_wrap=True,
     )

@@ -5,6 +5,7 @@ A follower that is gone is found out at the next call, or by `check`. Knows no t
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from engine.execution.ranks.group import PATIENCE_SECONDS
 from engine.execution.ranks.runner import Call
 from engine.models.ranks.cut import Rank
 
-END_SECONDS = 2.0
+END_SECONDS = 5.0
 """Seconds that a follower has to end by itself once its connection is closed."""
 
 
@@ -31,9 +32,9 @@ class Followers:
 
     def __init__(self, connections: Sequence[Connection], processes: Sequence[subprocess.Popen[bytes]] = ()) -> None:
         """`processes` may be left out where followers are no processes of their own."""
-        self._connections = connections
-        self._meeting = tempfile.TemporaryDirectory(prefix="unmask-ranks-")
-        self.close = weakref.finalize(self, _end, connections, processes)
+        self._connections, self.processes = connections, processes
+        self._meeting = Path(tempfile.mkdtemp(prefix="unmask-ranks-"))
+        self.close = weakref.finalize(self, _end, connections, processes, self._meeting)
         """Ends them; further calls do nothing."""
 
     def start(self, config: EngineConfig, folder: Path) -> None:
@@ -48,10 +49,9 @@ class Followers:
 
     def begin(self, pages: int) -> Path:
         """Lets each make its pool and join the others, in the folder that it returns; does not wait for it."""
-        meeting = Path(self._meeting.name)
         for connection in self._connections:
-            self._send(connection, pickle.dumps(Begin(pages, meeting)))
-        return meeting
+            self._send(connection, pickle.dumps(Begin(pages, self._meeting)))
+        return self._meeting
 
     def tell(self, call: Call) -> None:
         """Sends a call to all. Raises DeviceLost if one is gone."""
@@ -121,7 +121,7 @@ def start_processes(size: int) -> Followers:
     return Followers(connections, processes)
 
 
-def _end(connections: Sequence[Connection], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(connections: Sequence[Connection], processes: Sequence[subprocess.Popen[bytes]], meeting: Path) -> None:
     for connection in connections:
         with suppress(OSError):
             connection.close()
@@ -131,3 +131,4 @@ def _end(connections: Sequence[Connection], processes: Sequence[subprocess.Popen
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    shutil.rmtree(meeting, ignore_errors=True)

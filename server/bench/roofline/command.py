@@ -21,6 +21,7 @@ from engine import (
     Workload,
     measure_hardware,
     with_graphs,
+    with_ranks,
 )
 from server.arguments import Parser, positive, rate
 from server.bench.roofline.plot import pyplot
@@ -60,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _machines(args: argparse.Namespace) -> list[Hardware]:
     if args.flops is None and args.bandwidth is None:
-        return [HARDWARE[name] for name in args.hardware]
+        return [with_ranks(HARDWARE[name], args.tensor_parallel_size) for name in args.hardware]
+    if args.tensor_parallel_size > 1:
+        raise ConfigError("--tensor-parallel-size goes with --hardware, of which the links between devices are known")
     if not (args.flops and args.bandwidth):
         raise ConfigError("--flops and --bandwidth go together")
     return [
@@ -88,6 +91,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                         help=f"{', '.join(GEOMETRIES)}, or a folder or hub id [default: llada-8b]")  # fmt: skip
     parser.add_argument("--hardware", nargs="+", choices=HARDWARE, default=["h100", "h200"],
                         metavar="GPU", help=f"{', '.join(HARDWARE)} [default: h100 h200]")  # fmt: skip
+    parser.add_argument("--tensor-parallel-size", type=positive, default=1, metavar="N",
+                        help="devices that compute the model together [default: 1]")  # fmt: skip
     own = parser.add_argument_group("instead of those: a CPU in float32, as --measure finds it")
     own.add_argument("--measure", action="store_true", help="measure this CPU, print that, and end")
     own.add_argument("--num-threads", type=positive, metavar="N", help="CPU threads of torch, with --measure")

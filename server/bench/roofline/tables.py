@@ -35,6 +35,11 @@ class Comparison:
         return predict(method, geometry_of(self.model), machine, workload, self.max_batch_rows)
 
 
+def named(machine: Hardware) -> str:
+    """Its name, with the number of them where one model is on several."""
+    return machine.name if machine.ranks == 1 else f"{machine.ranks} x {machine.name}"
+
+
 def forwards(machine: Hardware, comparison: Comparison) -> str:
     """The cost of one forward, for each kind of step of each method at mid-canvas. Equal steps share a line."""
     geometry = geometry_of(comparison.model)
@@ -61,7 +66,9 @@ def forwards(machine: Hardware, comparison: Comparison) -> str:
                 ]
             )
     head = ["forward", "batch", "rows", "TFLOP", "GB", "FLOP a byte", "ms", "compute-bound"]
-    return _markdown(f"{machine.name}, one forward at mid-canvas, as if it held all rows. {NOT_RUN}", head, lines)
+    whose = "" if machine.ranks == 1 else ", of which each device has this part"
+    title = f"{named(machine)}, one forward at mid-canvas, as if it held all rows{whose}. {NOT_RUN}"
+    return _markdown(title, head, lines)
 
 
 def decodes(machine: Hardware, comparison: Comparison) -> str:
@@ -84,7 +91,7 @@ def decodes(machine: Hardware, comparison: Comparison) -> str:
             )
     head = ["method", "batch", "rows a request", "forwards", "compute-bound", "eager", "CUDA graphs", "graphs + FP8"]
     note = f"{NOT_RUN} *: canvases and bfloat16 weights do not fit into nine tenths of {_gigabytes(machine)}."
-    return _markdown(f"{machine.name}, tokens a second at most. {note}", head, lines)
+    return _markdown(f"{named(machine)}, tokens a second at most. {note}", head, lines)
 
 
 def ratios(machine: Hardware, comparison: Comparison) -> str:
