@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--device", default="cpu", help="of the engine; all else is computed on the CPU [default: cpu]")
     parser.add_argument(
+        "--tensor-parallel-size", type=int, default=1, metavar="N", help="of the engine: processes [default: 1]"
+    )
+    parser.add_argument(
         "--settings",
         type=json.loads,
         default={},
@@ -55,7 +58,7 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     given = parser.parse_args()
-    settings = {"device": given.device} | given.settings
+    settings = {"device": given.device, "tensor_parallel_size": given.tensor_parallel_size} | given.settings
     wrong = 0
     for folder in given.folders:
         print(folder)

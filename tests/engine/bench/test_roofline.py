@@ -26,6 +26,7 @@ from engine import (
     steps,
     with_fp8,
     with_graphs,
+    with_ranks,
 )
 from engine.bench.roofline import MOE_LAUNCHES
 from engine.models.experts import MoEConfig
@@ -34,6 +35,23 @@ from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
 
 TINY = replace(TOY, dim=4, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=2, ff_dim=6, vocab_size=10)
 SLOW = Hardware(name="by hand", flops=100.0, weight_flops=100.0, bandwidth=50.0, itemsize=2, weight_itemsize=2)
+
+
+def test_a_rank_has_its_part_and_sends_sums():
+    """As below, on two devices: half of each product, of attention and of the head, and 1 + 2 * 3 sums of 6 rows of 4
+    numbers, of which each device sends half twice."""
+    hardware = replace(SLOW, link_bandwidth=24.0, launch_seconds=1.0)
+    geometry, step = replace(TINY, num_kv_heads=2), Step("step", rows=3, scored=1, visible=5)
+    whole = forward_cost(geometry, hardware, step, requests=2)
+    part = forward_cost(geometry, with_ranks(hardware, 2), step, requests=2)
+    assert part.flops == whole.flops / 2
+    assert (whole.sent, part.sent) == (0.0, 7 * 6 * 4 * 2)
+    assert whole.bytes / 2 < part.bytes < whole.bytes
+    assert part.bound_seconds > whole.bound_seconds / 2 + 7 * 48 / 24
+    with pytest.raises(ConfigError, match="of by hand no link to others is known"):
+        with_ranks(SLOW, 2)
+    with pytest.raises(ConfigError, match="is 3, which does not divide the model"):
+        predict("engine/dual", geometry, with_ranks(hardware, 3), Workload(), 4096)
 
 
 def test_one_forward_by_hand():

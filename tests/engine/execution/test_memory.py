@@ -1,6 +1,7 @@
 """The memory plan against published sizes, against what loading takes, and its refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,22 @@ def test_codes_hold_nearly_twice_the_tokens_of_bfloat16(folder, kv_dtype, name, 
     assert {footprint.kv_bytes_per_token for footprint in coded.values()} == {bytes_per_token}
     assert coded["bfloat16"].kv_tokens > 1.9 * plain["bfloat16"].kv_tokens
     assert coded["bfloat16"].step_bytes == plain["bfloat16"].step_bytes
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("llada-8b", 2), ("dream-7b", 4)])
+def test_each_of_several_devices_has_its_part(folder, name, ranks):
+    """Products and tables are cut, norms are not; rank 0 scores the whole vocabulary."""
+    config = EngineConfig(model=folder(name), max_model_len=2048)
+    one = plan_memory(config, 40 * GIB)
+    each = plan_memory(replace(config, tensor_parallel_size=ranks), 40 * GIB)
+    assert (each.num_devices, each.num_parameters) == (ranks, one.num_parameters)
+    alone, part = one.footprints["bfloat16"], each.footprints["bfloat16"]
+    assert alone.weight_bytes / ranks < part.weight_bytes < 1.001 * alone.weight_bytes / ranks
+    assert part.kv_bytes_per_token == alone.kv_bytes_per_token // ranks
+    assert alone.step_bytes / ranks < part.step_bytes < alone.step_bytes
+    assert part.kv_tokens > ranks * alone.kv_tokens
+    with pytest.raises(ConfigError, match="is 5, which does not divide the model"):
+        plan_memory(replace(config, tensor_parallel_size=5), 40 * GIB)
 
 
 def test_a_memory_too_small_holds_nothing(folder):

@@ -11,8 +11,6 @@ from engine.kernels.proposals import best_token
 from tests.engine import relaying
 from tests.engine.faulty import outputs
 
-from .in_threads import DATA
-
 
 def settings(folder, **others):
     return EngineConfig(**{"model": str(folder), "device": "cpu", "dtype": "float32"} | others)
@@ -62,12 +60,10 @@ def test_keys_are_judged_moved_and_relayed_by_all(ranks, submission, dream_tiny,
     assert relayed(ranks(llada_tiny, **limits)) == relayed(load(settings(llada_tiny, **limits)))
 
 
-@pytest.mark.parametrize(
-    ("number", "place"), [(0, "mlp_norm"), (0, "norm"), (1, "attention.out"), (1, "mlp.down"), (1, "norm")]
-)
+@pytest.mark.parametrize(("number", "place"), [(0, "mlp_norm"), (1, "attention.out"), (1, "norm")])
 def test_a_failure_of_one_rank_is_one_of_all(two, ranks, crowd, undisturbed, number, place):
     """Memory that runs out on either rank, in the middle of a forward or in the head: nobody notices."""
-    some = crowd[:3]
+    some = crowd[0], crowd[2]
     model = ranks.model(two, number)
     times = iter([False] * 3 + [True] + [False] * 2 + [True])
 
@@ -84,8 +80,7 @@ def test_a_failure_of_one_rank_is_one_of_all(two, ranks, crowd, undisturbed, num
     assert made == {one.request_id: undisturbed[one.request_id] for one in some}
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_request_that_one_rank_cannot_compute_fails_alone(two, ranks, crowd, undisturbed, number):
+def test_a_request_that_one_rank_cannot_compute_fails_alone(two, ranks, crowd, undisturbed):
     """Whatever step it is in: those that it is in without others end it, and only it."""
     only, other = crowd[:2]
     alone = len(only.prompt_ids) + only.sampling.max_tokens
@@ -94,7 +89,7 @@ def test_a_request_that_one_rank_cannot_compute_fails_alone(two, ranks, crowd, u
         if len(inputs[0]) == alone:
             raise RuntimeError("injected")
 
-    hook = ranks.model(two, number).blocks[0].mlp_norm.register_forward_pre_hook(fail)
+    hook = ranks.model(two, 1).blocks[0].mlp_norm.register_forward_pre_hook(fail)
     try:
         [last] = outputs(two, only)[only.request_id]
     finally:

@@ -10,8 +10,7 @@ from tests.engine.execution.ranks.in_threads import DATA, FOLDERS
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(("name", "size"), [*((name, 2) for name in FOLDERS), ("diffusion-gemma-tiny", 4)])
 def test_parts_are_those_of_the_whole_model(name, size):
     description = describe(DATA / name)
     check_divides(description.geometry, size)
