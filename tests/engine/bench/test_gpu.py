@@ -96,7 +96,7 @@ def test_golden_rows_by_graphs(llada_tiny, tmp_path, monkeypatch):
     folder = shutil.copytree(llada_tiny, tmp_path / "some")
     (folder / golden.ROWS).write_text(json.dumps(json.loads((folder / golden.ROWS).read_text())[::30]))
     assert golden.check_graphs(folder, "cpu").verdict == Verdict.LEFT_OUT
-    monkeypatch.setattr("engine.assemble.choose_kernel", lambda *_: by_tables())
+    monkeypatch.setattr("engine.execution.build.choose_kernel", lambda *_: by_tables())
     assert golden.check_graphs(folder, "cpu").verdict == Verdict.FAILED
     monkeypatch.setattr("engine.execution.graphs._on_cuda", lambda: rerun)
     assert golden.check_graphs(folder, "cpu").said == "6 of 6 rows of some token for token"
@@ -228,7 +228,7 @@ def test_a_step_that_was_not_planned():
 @pytest.mark.parametrize("pages", [12, 21])
 def test_a_crowd_that_does_not_fit(monkeypatch, pages):
     """At the start, or once blocks have opened."""
-    monkeypatch.setattr("engine.assemble.kv_pool_pages", lambda *_: pages)
+    monkeypatch.setattr("engine.execution.build.kv_pool_pages", lambda *_: pages)
     crowd = Crowd("tiny", CPU, METHODS[0], SMALL)
     with pytest.raises(CapacityError, match=r"[12] of 3 requests fit"):
         speed.measure(crowd, SMALL)

@@ -289,7 +289,7 @@ def test_the_largest_graph_is_captured_first(model, caplog):
 def test_an_engine_has_graphs_if_its_kernel_reads_page_tables_and_they_are_wanted(llada_tiny, monkeypatch, wanted):
     config = EngineConfig(model=str(llada_tiny), device="cpu", cuda_graphs=wanted)
     assert load(config).runner.graphs is None, "a CPU's kernel reads the spans"
-    monkeypatch.setattr("engine.assemble.choose_kernel", lambda *_: by_tables())
+    monkeypatch.setattr("engine.execution.build.choose_kernel", lambda *_: by_tables())
     monkeypatch.setattr("engine.execution.graphs._on_cuda", lambda: rerun)
     assert (load(config).runner.graphs is not None) == wanted
 

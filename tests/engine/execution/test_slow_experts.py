@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine import EngineConfig, assemble, load
+from engine import EngineConfig, load
+from engine.execution import build
 from engine.execution.runner import warn_of_slow_experts
 from tests.engine.toys import TOY, TOY_MOE
 
@@ -58,6 +59,6 @@ def test_where_nothing_is_slow_nothing_is_said(gpu, caplog, major, geometry, dty
 
 def test_each_engine_asks_once(sdar_moe_tiny, monkeypatch):
     asked = []
-    monkeypatch.setattr(assemble, "warn_of_slow_experts", lambda *given: asked.append(given))
+    monkeypatch.setattr(build, "warn_of_slow_experts", lambda *given: asked.append(given))
     engine = load(EngineConfig(model=str(sdar_moe_tiny), max_model_len=64, device="cpu"))
     assert asked == [(engine.runner.model.config, torch.float32, CPU)]
