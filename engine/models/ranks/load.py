@@ -20,16 +20,19 @@ def load_part(
     rank: Rank,
     progress: Progress | None = None,
 ) -> None:
-    """As `weights.load_weights`, into a rank's model; `destinations` and `whole` are those of the whole one."""
+    """As `weights.load_weights`, into a rank's model; `destinations` and `whole` are those of the whole one.
+
+    `progress` is told bytes of the part, in its own dtype.
+    """
     parameters, done = dict(part.named_parameters()), 0
+    total = sum(parameter.nbytes for parameter in parameters.values())
     with torch.no_grad():
         for path, names in files.items():
             with opened(path) as file:
                 for name in names:
-                    _copy(file, name, destinations[name], parameters, whole, rank)
-                    done += 1
+                    done += _copy(file, name, destinations[name], parameters, whole, rank)
                     if progress:
-                        progress(done, len(destinations))
+                        progress(done, total)
 
 
 def _copy(
@@ -39,16 +42,17 @@ def _copy(
     parameters: Mapping[str, Tensor],
     whole: TransformerConfig,
     rank: Rank,
-) -> None:
+) -> int:
+    """Returns how many bytes of the part are done with it."""
     cut = cut_of(place.parameter, whole, rank.size)
     if cut is None:
-        place.within(parameters).copy_(file.get_tensor(name))
-        return
+        return place.within(parameters).copy_(file.get_tensor(name)).nbytes
     kept = parameters[place.parameter]
     own = kept if place.expert is None else kept[place.expert]
     tensor = file.get_slice(name)
-    sizes = tensor.get_shape()
+    sizes, done = tensor.get_shape(), 0
     for piece in cut.pieces(rank, place.start, sizes[cut.dim]):
         some = [slice(None)] * len(sizes)
         some[cut.dim] = slice(piece.source, piece.source + piece.width)
-        own.narrow(cut.dim, piece.target, piece.width).copy_(tensor[tuple(some)])
+        done += own.narrow(cut.dim, piece.target, piece.width).copy_(tensor[tuple(some)]).nbytes
+    return done

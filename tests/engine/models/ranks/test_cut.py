@@ -18,7 +18,9 @@ def test_parts_are_those_of_the_whole_model(name, size):
     held = {parameter: torch.zeros(tensor.shape, dtype=torch.int64) for parameter, tensor in whole.items()}
     for number in range(size):
         rank = Rank(number, size)
-        part = load_model(DATA / name, description, torch.float32, CPU, rank=rank)
+        told = []
+        part = load_model(DATA / name, description, torch.float32, CPU, lambda *how, told=told: told.append(how), rank)
+        assert told[-1] == (part_bytes := sum(each.nbytes for each in part.parameters()), part_bytes)
         assert sum(each.numel() for each in part.parameters()) == rank.geometry(description.geometry).num_parameters
         for parameter, own in part.named_parameters():
             cut = cut_of(parameter, description.geometry, size)
