@@ -59,7 +59,7 @@ def load(config: EngineConfig, progress: Progress | None = None) -> Engine:
     check_attention(config, description.geometry)
     dtype = choose_dtype(config, device)
     check_quantization(config.quantization, device, dtype)
-    check_divides(description.geometry, config.tensor_parallel_size)
+    _check_parts(config, description)
     if config.compile:
         check_compiler(device)
     folder = locate(config.model, config.revision)
@@ -83,7 +83,7 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams, temperature
     """
     description = find(config.model, config.revision)
     check_attention(config, description.geometry)
-    check_divides(description.geometry, config.tensor_parallel_size)
+    _check_parts(config, description)
     spec = replace(description.spec, max_model_len=choose_max_model_len(config, description.spec))
     sampling = SamplingParams(max_tokens=1, temperature=temperature)
     shortest = Submission(request_id="", prompt_ids=[0], sampling=sampling, diffusion=diffusion)
@@ -94,6 +94,16 @@ def check_settings(config: EngineConfig, diffusion: DiffusionParams, temperature
     return spec
 
 
+def _check_parts(config: EngineConfig, description: Description) -> None:
+    """Raises ConfigError if the model cannot be cut into as many parts as there are ranks."""
+    check_divides(description.geometry, config.tensor_parallel_size)
+    if description.published and config.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"tensor_parallel_size is {config.tensor_parallel_size}, and the weights of {config.model} are codes, of "
+            "which no parts are read; serve it on one device, or the checkpoint that was not quantised"
+        )
+
+
 def _on_ranks(config: EngineConfig, description: Description, folder: Path, progress: Progress | None) -> Engine:
     """An engine on this process, as rank 0, and others that it starts."""
     device, rank = choose_device(config), Rank(0, config.tensor_parallel_size)
@@ -101,7 +111,7 @@ def _on_ranks(config: EngineConfig, description: Description, folder: Path, prog
     try:
         followers.start(config, folder)
         loading = partial(progress, "loading") if progress else None
-        part = load_model(folder, description, choose_dtype(config, device), device, loading, rank)
+        part = load_model(folder, description, choose_dtype(config, device), device, loading, rank=rank)
         get_ready(config, part, device)
         pages = min(pages_of(config, part, description.spec, device), followers.pages())
         group = Group(rank, followers.begin(pages), device)

@@ -107,6 +107,11 @@ class EngineConfig:
                 f"compile is true, and tensor_parallel_size is {self.tensor_parallel_size}: sums over ranks are not "
                 "compiled; leave one of them out"
             )
+        if self.tensor_parallel_size > 1 and self.quantization != "none":
+            raise ConfigError(
+                f"quantization is {self.quantization!r}, and tensor_parallel_size is {self.tensor_parallel_size}: "
+                "parts of weights are not stored in codes; leave one of them out"
+            )
         if self.memory_fraction is not None and not 0.0 < self.memory_fraction <= 1.0:
             raise ConfigError(f"memory_fraction is {self.memory_fraction}; it must lie in (0, 1]")
 

@@ -250,7 +250,7 @@ def _scales(shards: Mapping[Path, Sequence[str]], destinations: Destinations) ->
     scales: dict[str, Tensor] = {}
     for path, names in shards.items():
         if beside := [name for name in names if name not in destinations]:
-            with _opened(path) as shard:
+            with opened(path) as shard:
                 scales |= {name: shard.get_tensor(name) for name in beside}
     return scales
 

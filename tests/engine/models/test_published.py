@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import EngineConfig, LoadError, load
+from engine import ConfigError, EngineConfig, LoadError, load
 from engine.models import describe, load_model
 from engine.models.quantised.layers import QuantisedLinear
 
@@ -113,6 +113,12 @@ def holds(folder, expected):
 @pytest.mark.parametrize("kind", READ)
 def test_codes_are_read_as_the_numbers_that_they_stand_for(checkpoint, kind):
     holds(checkpoint, coded(checkpoint, kind))
+
+
+def test_parts_of_them_are_not_read(checkpoint):
+    coded(checkpoint, "int8 by channel")
+    with pytest.raises(ConfigError, match="are codes, of which no parts are read"):
+        load(EngineConfig(model=str(checkpoint), tensor_parallel_size=2))
 
 
 def test_scales_may_lie_in_another_file_than_their_weights(checkpoint):

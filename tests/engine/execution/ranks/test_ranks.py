@@ -125,6 +125,8 @@ def test_sizes_that_do_not_divide(llada_tiny, sdar_moe_tiny):
         settings(llada_tiny, tensor_parallel_size=2, device="cuda:1")
     with pytest.raises(ConfigError, match="compile is true, and tensor_parallel_size is 2"):
         settings(llada_tiny, tensor_parallel_size=2, compile=True)
+    with pytest.raises(ConfigError, match="quantization is 'int8', and tensor_parallel_size is 2"):
+        settings(llada_tiny, tensor_parallel_size=2, quantization="int8")
 
 
 @pytest.fixture

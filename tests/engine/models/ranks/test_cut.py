@@ -19,7 +19,9 @@ def test_parts_are_those_of_the_whole_model(name, size):
     for number in range(size):
         rank = Rank(number, size)
         told = []
-        part = load_model(DATA / name, description, torch.float32, CPU, lambda *how, told=told: told.append(how), rank)
+        part = load_model(
+            DATA / name, description, torch.float32, CPU, lambda *how, told=told: told.append(how), rank=rank
+        )
         assert told[-1] == (part_bytes := sum(each.nbytes for each in part.parameters()), part_bytes)
         assert sum(each.numel() for each in part.parameters()) == rank.geometry(description.geometry).num_parameters
         for parameter, own in part.named_parameters():
