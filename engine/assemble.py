@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.core.config import EngineConfig, ModelSpec
-from engine.core.errors import CapacityError, ConfigError, InvalidRequest
+from engine.core.errors import CapacityError, ConfigError, DeviceLost, InvalidRequest, LoadError
 from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.request import Submission
 from engine.engine import Engine, EngineInfo
@@ -120,6 +120,9 @@ def _on_ranks(config: EngineConfig, description: Description, folder: Path, prog
         if error := followers.answers():
             raise error
         return _started(config, runner, description.spec, folder, progress)
+    except DeviceLost as error:
+        followers.close()
+        raise LoadError(f"{error}, while {config.model} was loaded; was there memory enough?") from error
     except BaseException:
         followers.close()
         raise

@@ -198,6 +198,9 @@ def find_tensors(
             raise LoadError(f"{folder}: tensor {name!r} is {published.dtype}, and its {scales!r} is missing")
         if not published.fits(shape, beside[scales]):
             raise LoadError(f"{folder}: tensor {scales!r} is {beside[scales]}, which does not scale {shape}")
+    for name in destinations:
+        if published and name not in codes and published.scales_of(name) in beside:
+            raise LoadError(f"{folder}: tensor {name!r} has {published.scales_of(name)!r} beside it, and is no codes")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise LoadError(f"{folder}: the checkpoint lacks {', '.join(sorted(missing)[:3])}{more}")

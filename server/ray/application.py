@@ -40,13 +40,19 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(from_mapping(args, os.environ))
 
 
+def gpus_of(settings: Settings) -> float:
+    """GPUs of one replica: one for each rank where the cluster has any, unless the settings say otherwise."""
+    if settings.ray.ray_gpus is not None:
+        return settings.ray.ray_gpus
+    has_gpus = settings.engine.device != "cpu" and ray.cluster_resources().get("GPU")
+    return float(settings.engine.tensor_parallel_size) if has_gpus else 0.0
+
+
 def application(settings: Settings) -> Application:
     """The application. Ray must be there: whether the cluster has GPUs decides what a replica needs."""
     config, ray_config = settings.engine, settings.ray
     drain = settings.server.shutdown_timeout
-    gpus = ray_config.ray_gpus
-    if gpus is None:
-        gpus = 1.0 if config.device != "cpu" and ray.cluster_resources().get("GPU") else 0.0
+    gpus = gpus_of(settings)
     count: dict[str, Any] = {"num_replicas": ray_config.ray_replicas}
     if ray_config.ray_max_replicas is not None:
         count = {

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
@@ -20,6 +20,8 @@ from server.page.files import PageFiles
 from server.ray.relay import Relay, ReplicaDied, ReplicaState
 from server.settings.tree import ServerConfig
 
+GONE = (RayActorError, OutOfMemoryError, ObjectLostError, NodeDiedError, WorkerCrashedError)
+"""What Ray says of calls to a replica that has ended: by itself, by Ray's watch over memory, or with its node."""
 STATE_SECONDS = 5.0
 """Time that replicas have to tell how they are."""
 
@@ -49,7 +51,7 @@ class Ingress:
 
 
 class _WithoutId:
-    """Leaves out the header `x-request-id`, which Serve's proxy adds itself, with the same id."""
+    """Leaves out the header `x-request-id`, which Serve's proxy adds: with the same id, unless the client's is none."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -79,7 +81,7 @@ class _ServeFleet:
         try:
             async for message in response:
                 yield message
-        except RayActorError as error:
+        except GONE as error:
             raise ReplicaDied from error
         except BackPressureError as error:
             raise QueueFull("Too many requests wait for a replica; try again later.") from error

@@ -80,6 +80,8 @@ class _Answer:
     """Of a stream of events alone."""
     held: list[Message] = field(default_factory=list)
     has_begun: bool = False
+    is_over: bool = False
+    """Whether all of it has been sent."""
 
     def starts(self, start: Message, replica: str) -> None:
         headers = [*start["headers"], (HEADER, replica.encode())]
@@ -99,9 +101,12 @@ class _Answer:
             held, self.held = self.held, []
             for message in held:
                 await self.send(message)
+            self.is_over = not part.get("more_body", False)
 
     async def breaks_off(self) -> None:
-        """Ends a stream that has begun."""
+        """Ends a stream that has begun, unless all of it has been sent."""
+        if self.is_over:
+            return
         assert self.ending, "only streams begin before all of them is there"
         message = "The replica that wrote this answer has ended; what it had still to say is lost."
         told = (
@@ -136,6 +141,9 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what `server.errors` answers: EngineUnavailable, QueueFull, and what `receive` raises of the body."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})  # Serve's proxy takes WebSockets; nothing here speaks them
+            return
         methods, respond = self._collective.get(scope["path"], ((), None))
         if respond and scope["method"] in methods:
             response = await respond()
@@ -200,13 +208,19 @@ class Relay:
         return JSONResponse(Status(status="ready").model_dump())
 
     async def _load(self) -> Response:
-        states = await self._fleet.states(with_metrics=False)
+        states = await self._known_states(with_metrics=False)
         return JSONResponse(LoadResponse(server_load=sum(state.load for state in states)).model_dump())
 
     async def _metrics(self) -> Response:
-        states = await self._fleet.states(with_metrics=True)
+        states = await self._known_states(with_metrics=True)
         page = merged({state.replica: state.metrics for state in states})
         return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+    async def _known_states(self, *, with_metrics: bool) -> Sequence[ReplicaState]:
+        """Raises EngineUnavailable where there are none: a load of 0 would draw requests."""
+        if states := await self._fleet.states(with_metrics=with_metrics):
+            return states
+        raise EngineUnavailable("No replica tells how it is.")
 
 
 def _portable(scope: Scope) -> dict[str, Any]:

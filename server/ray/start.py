@@ -7,6 +7,7 @@ ends at once. SIGHUP reads the settings again and rolls the application over, re
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,14 +15,17 @@ from collections.abc import Callable
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
 
 from engine import ConfigError
-from server.ray.application import INGRESS, INGRESSES, NAME, application
+from server.ray.application import INGRESS, INGRESSES, NAME, application, gpus_of
 from server.settings.tree import Settings
 
 STORE_BYTES = 256 * 2**20
 """Of Ray's object store on this machine, where Ray would take a third of its memory: answers are small."""
 DRAIN_PAUSE = 0.2
+DRAIN_SECONDS = 5.0
+"""Time that ingresses have to answer while the server drains."""
 FORCED = 1
 """Exit code if a second signal cuts the draining short."""
 
@@ -37,14 +41,13 @@ def run(settings: Settings, reread: Callable[[], Settings], announce: Callable[[
     _connect(settings)
     signals = _Signals()  # Ray has put handlers of its own there
     try:
+        if own:
+            _check_gpus(settings)
         _deploy(settings, "HeadOnly" if own else "EveryNode")
         announce()
+        signals.is_serving = True
         while signals.wait() == signal.SIGHUP:
-            try:
-                _deploy(reread(), None)
-                logger.info("rolled over to the settings as they are now")
-            except ConfigError as error:
-                logger.error("the application stays as it is: %s", error)
+            settings = _rolled_over(settings, reread)
         unfinished = _drain(settings.server.shutdown_timeout)
         if not own:
             serve.delete(NAME, _blocking=False)
@@ -56,12 +59,16 @@ def run(settings: Settings, reread: Callable[[], Settings], announce: Callable[[
 
 
 class _Signals:
-    """The signals that arrive, in their order. A second one that ends the process does so at once."""
+    """The signals that arrive, in their order. A second one that ends the process does so at once.
+
+    Raises SystemExit in the main thread where one does before the server serves.
+    """
 
     def __init__(self) -> None:
         self._arrived: list[int] = []
         self._changed = threading.Condition()
         self._is_ending = False
+        self.is_serving = False
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
@@ -77,6 +84,8 @@ class _Signals:
                 logger.warning("second signal: ending at once")
                 os._exit(FORCED)
             self._is_ending = True
+            if not self.is_serving:
+                sys.exit(128 + number)
         self._arrived.append(number)
 
 
@@ -114,12 +123,51 @@ def _deploy(settings: Settings, proxies: str | None) -> None:
         raise ConfigError(f"the application does not start: {error}") from None
 
 
+def _check_gpus(settings: Settings) -> None:
+    """Raises ConfigError if this machine has fewer GPUs than the replicas take: Ray would wait for more."""
+    wanted, there = settings.ray.ray_replicas * gpus_of(settings), ray.cluster_resources().get("GPU", 0.0)
+    if wanted > there:
+        raise ConfigError(
+            f"ray_replicas is {settings.ray.ray_replicas}, which takes {wanted:g} GPUs, and this machine has "
+            f"{there:g}: lower it, or ray_gpus"
+        )
+
+
+def _rolled_over(settings: Settings, reread: Callable[[], Settings]) -> Settings:
+    """Rolls over to the settings as they are now, or back if these do not start. Returns those that serve."""
+    try:
+        wanted = reread()
+    except ConfigError as error:
+        logger.error("the application stays as it is: %s", error)
+        return settings
+    try:
+        _deploy(wanted, None)
+    except ConfigError as error:
+        logger.error("%s; going back to the settings before", error)
+        try:
+            _deploy(settings, None)
+        except ConfigError as again:
+            logger.error("these do not start any more, either: %s", again)
+        return settings
+    logger.info("rolled over to the settings as they are now")
+    return wanted
+
+
 def _drain(seconds: float) -> int:
     """Has ingresses refuse new requests; returns how many of the old ones are unfinished after so many seconds."""
     ingress = serve.get_deployment_handle(INGRESS, NAME)
-    ingress.broadcast("drain").results()
     ends = time.monotonic() + seconds
-    while (left := sum(ingress.broadcast("unfinished").results())) and time.monotonic() < ends:
+    _asked(ingress, "drain")
+    while (left := sum(_asked(ingress, "unfinished"))) and time.monotonic() < ends:
         time.sleep(DRAIN_PAUSE)
     logger.info("shutting down with %d unfinished requests", left)
-    return int(left)
+    return left
+
+
+def _asked(ingress: DeploymentHandle, method: str) -> list[int]:
+    """What ingresses answer that have not ended; nothing if one does not answer in time."""
+    try:
+        told = ingress.broadcast(method).results(timeout_s=DRAIN_SECONDS, return_exceptions=True)
+    except TimeoutError:
+        return []
+    return [count for count in told if isinstance(count, int)]

@@ -57,6 +57,7 @@ RAY_SERVICE = closed(
                         },
                     },
                     enableInTreeAutoscaling={"type": "boolean"},
+                    authOptions=closed({"mode": {"const": "token"}}),
                 ),
             },
             serviceUnhealthySecondThreshold=COUNT,
@@ -85,6 +86,10 @@ def config(request, service):
 def pods(cluster):
     [workers] = cluster["workerGroupSpecs"]
     return {"head": cluster["headGroupSpec"]["template"]["spec"], "worker": workers["template"]["spec"]}
+
+
+def test_nobody_joins_the_cluster_without_a_token(cluster):
+    assert cluster["authOptions"] == {"mode": "token"}
 
 
 def test_the_service_has_the_fields_of_its_kind_and_no_others(service):

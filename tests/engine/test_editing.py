@@ -44,9 +44,8 @@ def engine(llada2_tiny):
     ("settings", "stride"),
     [
         ({}, 3),
-        (CRAMPED, 3),
         ({"prefix_caching": False, "page_size": 5}, 3),
-        pytest.param({}, 1, marks=pytest.mark.slow),
+        pytest.param(CRAMPED, 1, marks=pytest.mark.slow),
     ],
 )
 def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):

@@ -3,8 +3,10 @@
 By gloo between processes on a CPU, by NCCL between CUDA devices. Knows tensors, but not what is computed.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -45,8 +47,16 @@ class Group:
         self._ranks = _nccl(store, rank) if device.type == "cuda" else _gloo(store, rank)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, the same bit by bit on each; in place where the tensor is contiguous."""
+        """The sum over all ranks, the same bit by bit on each; in place where the tensor is contiguous.
+
+        On a CPU a row's sum does not depend on the other rows.
+        """
         tensor = tensor.contiguous()
+        if self._device.type == "cpu" and self.rank.size > 2:
+            # Gloo would add in an order that depends on how many rows there are.
+            parts = [torch.empty_like(tensor) for _ in range(self.rank.size)]
+            self._exchange(tensor, lambda: self._ranks.allgather([parts], [tensor]))
+            return tensor.copy_(reduce(torch.Tensor.add_, parts))
         self._exchange(tensor, lambda: self._ranks.allreduce([tensor]))
         return tensor
 
@@ -93,6 +103,7 @@ def _gloo(store: Any, rank: Rank) -> Any:
 
 
 def _nccl(store: Any, rank: Rank) -> Any:
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # ranks of one machine: nothing listens to others
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=PATIENCE_SECONDS)  # noqa: SLF001 - no public name
     return dist.ProcessGroupNCCL(store, rank.number, rank.size, options)

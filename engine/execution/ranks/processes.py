@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,7 @@ from engine.execution.ranks.runner import Call
 from engine.models.ranks.cut import Rank
 
 END_SECONDS = 5.0
-"""Seconds that a follower has to end by itself once its connection is closed."""
+"""Seconds that all followers have to end by themselves once their connections are closed."""
 
 
 class Followers:
@@ -54,7 +55,7 @@ class Followers:
         return self._meeting
 
     def tell(self, call: Call) -> None:
-        """Sends a call to all. Raises DeviceLost if one is gone."""
+        """Sends a call to all. Raises DeviceLost if one is gone, or does not get it."""
         message = pickle.dumps(call)
         for connection in self._connections:
             self._send(connection, message)
@@ -85,6 +86,8 @@ class Followers:
             connection.send_bytes(message)
         except OSError as error:
             raise self._lost(connection) from error
+        except MemoryError as error:  # others may have got it
+            raise self._lost(connection, "cannot be told what to do") from error
 
     def _received(self, connection: Connection, seconds: float | None) -> int:
         """A follower's answer. Raises its error, or DeviceLost if there is none in time."""
@@ -125,9 +128,10 @@ def _end(connections: Sequence[Connection], processes: Sequence[subprocess.Popen
     for connection in connections:
         with suppress(OSError):
             connection.close()
+    end = time.monotonic() + END_SECONDS
     for process in processes:
         try:
-            process.wait(END_SECONDS)
+            process.wait(max(end - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -5,6 +5,7 @@ Each call is one of all ranks: rank 0 tells the others what it calls, all of the
 that an error of any rank is an error of the call. Knows no requests.
 """
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 from engine.core.errors import DeviceLost
 from engine.core.request import Ids
 from engine.execution.batch import Batch, FlatBatch
+from engine.execution.isolate import is_memory_short
 from engine.execution.ranks.group import Exchange, Group
 from engine.execution.runner import Runner
 from engine.kernels.attention import Kernel
@@ -115,7 +117,7 @@ class RankedRunner(Runner):
         """This rank's part of `hidden`. Weights of attention, where they are asked for, are the mean over all heads."""
         hidden = super().hidden(batch)
         for layers in (*(each.layers for each in batch.watched), *(each.layers for each in batch.judged)):
-            layers[:] = (self.group.sum(torch.stack(layers)) / self.group.rank.size).unbind()
+            layers[:] = [self.group.sum(layer).div_(self.group.rank.size) for layer in layers]
         return hidden
 
     def own_head(self, hidden: Tensor) -> Tensor:
@@ -161,19 +163,29 @@ class RankedRunner(Runner):
         """Runs one call: `own` here, while rank 0 waits for the others to do theirs."""
         if self._others:
             self._others.tell(call)
-        before = self.group.done
+        before, failure = self.group.done, None
         try:
             result = own()
         except DeviceLost:
             raise
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - raised below: here its traceback would be in use
+            failure = error
+        if failure:
+            let_go(failure)
             self.group.give_up(call.exchanges(self)[self.group.done - before :])
             if self._others:
                 self._others.answers()
-            raise
-        if self._others and (error := self._others.answers()):
-            raise error
+            raise failure
+        if self._others and (theirs := self._others.answers()):
+            raise theirs
         return result
+
+
+def let_go(error: Exception) -> None:
+    """Frees the tensors of what has failed, which the frames of its traceback hold: giving up takes memory, too."""
+    traceback.clear_frames(error.__traceback__)
+    if is_memory_short(error):
+        torch.cuda.empty_cache()  # does nothing where CUDA is not in use
 
 
 def best_of_all(parts: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,7 +211,7 @@ class Forward:
         rows = Rows(len(flat.ids), len(flat.logit_rows), flat.adapted is not None, flat.open_rows is not None)
         watched = [(span.stop - span.start, int(flat.horizons[span.start])) for span in flat.watched]
         judged = [(len(slots) - (judges.stop - judges.start),) for judges, slots, _ in flat.judged]
-        weights = [(geometry.num_layers, *shape) for shape in (*watched, *judged)]
+        weights = [shape for shape in (*watched, *judged) for _ in range(geometry.num_layers)]
         return [
             *(Exchange("sum", shape, dtype) for shape in sums(geometry, rows)),
             *(Exchange("sum", shape, torch.float32) for shape in weights),

@@ -64,7 +64,11 @@ def _int4_bytes(rows: int, columns: int) -> int:
 SCHEMES: Mapping[Quantization, Scheme | None] = {
     "none": None,
     # A float32 scale of each row, and its zero point, a byte that is 0.
-    "int8": Scheme(_int8, lambda rows, columns: rows * (columns + 4 + 1)),
+    "int8": Scheme(
+        _int8,
+        lambda rows, columns: rows * (columns + 4 + 1),
+        dtypes=(torch.float32, torch.bfloat16),  # products are scaled once they are sums, which overflow in float16
+    ),
     "int4": Scheme(
         _int4,
         _int4_bytes,
@@ -92,7 +96,8 @@ def check_quantization(name: Quantization, device: torch.device, dtype: torch.dt
     if device.type == "cpu" and scheme.not_on_cpus:
         raise ConfigError(f"quantization is {name!r}, which needs CUDA: {scheme.not_on_cpus}; on a CPU use int8")
     if dtype not in scheme.dtypes:
-        raise ConfigError(f"quantization is {name!r}, which needs dtype bfloat16; it is {str(dtype)[len('torch.') :]}")
+        known = " or ".join(str(each).removeprefix("torch.") for each in scheme.dtypes)
+        raise ConfigError(f"quantization is {name!r}, which needs dtype {known}; it is {str(dtype)[len('torch.') :]}")
     try:
         with _quiet("torchao", "torch.utils._pytree"):
             import torchao.quantization  # noqa: F401 - optional, and slow to import

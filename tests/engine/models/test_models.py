@@ -69,7 +69,10 @@ def test_shards_with_an_index_load_like_one_file(checkpoint, llada_tiny):
     )
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, many.get_parameter(name))
-    assert seen == [(done, len(names)) for _ in range(2) for done in range(1, len(names) + 1)]
+    files = [llada_tiny / "model.safetensors"], [checkpoint / shard for shard in shards]
+    totals = [sum(file.stat().st_size for file in each) for each in files]
+    assert [done for done in seen if done[0] == done[1]] == [(total, total) for total in totals]
+    assert len(seen) == 2 * (len(names) + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

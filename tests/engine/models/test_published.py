@@ -115,6 +115,15 @@ def test_codes_are_read_as_the_numbers_that_they_stand_for(checkpoint, kind):
     holds(checkpoint, coded(checkpoint, kind))
 
 
+def test_scales_beside_numbers(checkpoint):
+    """Of a checkpoint that tells how it would be quantised, or whose codes somebody has multiplied already."""
+    numbers = coded(checkpoint, "int8 by channel")
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file(tensors | {name: each.contiguous() for name, each in numbers.items()}, checkpoint / "model.safetensors")
+    with pytest.raises(LoadError, match="_scale' beside it, and is no codes"):
+        load(EngineConfig(model=str(checkpoint)))
+
+
 def test_parts_of_them_are_not_read(checkpoint):
     coded(checkpoint, "int8 by channel")
     with pytest.raises(ConfigError, match="are codes, of which no parts are read"):

@@ -152,6 +152,7 @@ def test_an_8b_model_by_hand():
         ("cpu", {"quantization": "int4"}, "quantization is 'int4', which needs CUDA: torchao has no product"),
         ("cpu", {"quantization": "fp8"}, "quantization is 'fp8', which needs CUDA: CPUs turn e4m3"),
         ("cuda", {"quantization": "int4", "dtype": torch.float16}, "needs dtype bfloat16; it is float16"),
+        ("cpu", {"quantization": "int8", "dtype": torch.float16}, "needs dtype float32 or bfloat16; it is float16"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(device, settings, message):

@@ -290,3 +290,30 @@ async def test_a_relay_that_drains_takes_no_requests(ingress, relay, fleet):
         assert (await client.get("/ready")).status_code == 503
         assert (await client.get("/health")).status_code == 200
     assert fleet.asked == []
+
+
+async def test_an_answer_that_is_whole_is_asked_for_once(ingress, fleet, caplog):
+    fleet.lives = [1]
+    async with ingress() as client:
+        answer = await client.post(CHAT, json=BODIES[CHAT])
+    assert answer.json()["choices"]
+    assert len(fleet.asked) == 1
+    assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/load", "/metrics", "/health", "/ready"])
+async def test_replicas_of_which_nothing_is_known_are_not_idle(ingress, fleet, path):
+    fleet.told = []
+    async with ingress() as client:
+        assert (await client.get(path)).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/load", "/v1/chat/completions"])
+async def test_websockets_are_closed(relay, path):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await relay({"type": "websocket", "path": path, "headers": []}, None, send)
+    assert sent == [{"type": "websocket.close"}]

@@ -1,13 +1,18 @@
 """Two ranks are one engine: what they decode, what goes wrong on one of them, and how they end."""
 
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from engine import ConfigError, EngineConfig, FinishReason, load
 from engine.core.errors import DeviceLost
+from engine.execution.ranks.group import Group
 from engine.execution.ranks.processes import start_processes
 from engine.execution.ranks.runner import best_of_all
 from engine.kernels.proposals import best_token
+from engine.models.ranks.cut import Rank
 from tests.engine import relaying
 from tests.engine.faulty import outputs
 
@@ -61,15 +66,24 @@ def test_keys_are_judged_moved_and_relayed_by_all(ranks, submission, dream_tiny,
 
 
 @pytest.mark.parametrize(("number", "place"), [(0, "mlp_norm"), (1, "attention.out"), (1, "norm")])
-def test_a_failure_of_one_rank_is_one_of_all(two, ranks, crowd, undisturbed, number, place):
+def test_a_failure_of_one_rank_is_one_of_all(two, ranks, crowd, undisturbed, monkeypatch, number, place):
     """Memory that runs out on either rank, in the middle of a forward or in the head: nobody notices."""
     some = crowd[0], crowd[2]
     model = ranks.model(two, number)
     times = iter([False] * 3 + [True] + [False] * 2 + [True])
+    held, are_free, give_up = [], [], Group.give_up
 
     def fail(*_):
         if next(times, False):
+            tensor = torch.zeros(1)
+            held.append(weakref.ref(tensor))
             raise MemoryError("injected")
+
+    def seen(group, rest):
+        are_free.append(held[-1]() is None)
+        give_up(group, rest)
+
+    monkeypatch.setattr(Group, "give_up", seen)
 
     hook = model.get_submodule(place if place == "norm" else f"blocks.1.{place}").register_forward_pre_hook(fail)
     try:
@@ -77,6 +91,7 @@ def test_a_failure_of_one_rank_is_one_of_all(two, ranks, crowd, undisturbed, num
     finally:
         hook.remove()
     assert next(times, None) is None, "it has failed"
+    assert are_free == [True, True], "what has failed holds no memory when its rank gives up"
     assert made == {one.request_id: undisturbed[one.request_id] for one in some}
 
 
@@ -114,6 +129,23 @@ def test_the_best_token_of_all_ranks():
     some = torch.arange(9) != 2
     assert torch.equal(tokens[some], expected[some])
     torch.testing.assert_close(odds[some], expected_odds[some])
+
+
+def test_a_row_is_summed_alike_alone_and_in_company(tmp_path):
+    """Of four ranks, between whose parts of 64 numbers the order of additions is seen in a quarter of them."""
+    parts = torch.randn(4, 7, 64, generator=torch.Generator().manual_seed(1))
+
+    def sums(number):
+        group = Group(Rank(number, 4), tmp_path, torch.device("cpu"))
+        group.seen = []  # what is noted here of all groups
+        return group.sum(parts[number].clone()), group.sum(parts[number, 3:4].clone())
+
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(sums, range(4)))
+    assert torch.allclose(made[0][0], parts.sum(dim=0), atol=1e-5)
+    for whole, alone in made:
+        assert torch.equal(whole, made[0][0])
+        assert torch.equal(alone, whole[3:4])
 
 
 def test_sizes_that_do_not_divide(llada_tiny, sdar_moe_tiny):
