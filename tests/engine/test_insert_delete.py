@@ -51,7 +51,7 @@ def engine(llada22_tiny):
         (SMALL_PAGES, 8),
         pytest.param({"max_model_len": 128}, 1, marks=pytest.mark.slow),
         pytest.param(CRAMPED, 1, marks=pytest.mark.slow),
-        pytest.param({"max_model_len": 128, "prefix_caching": False, "page_size": 24}, 3, marks=pytest.mark.slow),
+        pytest.param({"max_model_len": 128, "prefix_caching": False, "page_size": 24}, 9, marks=pytest.mark.slow),
     ],
 )
 def test_golden_rows_in_one_batch(llada22_tiny, rows, settings, stride):
