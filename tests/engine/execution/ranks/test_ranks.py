@@ -1,7 +1,10 @@
 """Two ranks are one engine: what they decode, what goes wrong on one of them, and how they end."""
 
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 
 import pytest
 import torch
@@ -129,6 +132,20 @@ def test_the_best_token_of_all_ranks():
     some = torch.arange(9) != 2
     assert torch.equal(tokens[some], expected[some])
     torch.testing.assert_close(odds[some], expected_odds[some])
+
+
+def test_a_follower_that_is_loading_ends_with_rank_0():
+    code = "from engine.execution.ranks import __main__ as own; import sys, threading, time;"
+    code += "threading.Thread(target=own.end_with_rank_0, args=[int(sys.argv[1])], daemon=True).start();"
+    code += "print(flush=True); time.sleep(200)"
+    ours, theirs = Pipe()
+    command = [sys.executable, "-c", code, str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE) as process:
+        theirs.close()
+        assert process.stdout.readline() == b"\n"
+        assert process.poll() is None
+        ours.close()
+        assert process.wait(60) == 0
 
 
 def test_a_row_is_summed_alike_alone_and_in_company(tmp_path):
