@@ -35,9 +35,8 @@ def kv_bytes_per_token(geometry: TransformerConfig, dtype: torch.dtype, stored: 
 def step_bytes(geometry: TransformerConfig, dtype: torch.dtype, max_batch_rows: int, ranks: int = 1) -> int:
     """Temporary bytes of the largest step, beside weights and KV: activations of all its rows, and its scoring.
 
-    Of one of so many `ranks`, of which `geometry` is one's part; rank 0 scores the whole vocabulary.
-
-    All of them may be constrained targets.
+    All of them may be constrained targets. With several `ranks`, `geometry` is that of one's part, and the bytes are
+    rank 0's, which scores the whole vocabulary.
 
     Does not include the attention weights that d2 reads: float32 [layers, rows, canvas] for each such request; nor what
     evictions compare, some 64 MiB (`engine.kernels.kv.retention`).

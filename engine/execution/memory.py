@@ -49,10 +49,9 @@ class MemoryPlan:
     max_model_len: int
     max_batch_rows: int
     num_devices: int
-    """How many there are, each with a rank's part of the model."""
+    """Devices that the model is cut for, each with its part (`tensor_parallel_size`)."""
     memory_bytes: int
-    """What weights, KV pool and a step may take together: the memory of one device times
-    `memory_fraction`."""
+    """What weights, KV pool and a step may take together: the memory of one device times `memory_fraction`."""
     footprints: Mapping[str, Footprint]
     """By the name of the dtype: of all that its weights can be stored in as `quantization` says."""
 
@@ -73,7 +72,6 @@ def plan_memory(config: EngineConfig, memory_bytes: int, diffusion: DiffusionPar
     canvas_pages = -(-max_model_len // config.page_size)
     alike = most_alike_growing if description.spec.is_block_causal else most_alike
     opening_pages = -(-_opening(max_model_len, diffusion or DiffusionParams(), description.spec) // config.page_size)
-
     scheme = SCHEMES[config.quantization]
 
     def footprint(dtype: torch.dtype) -> Footprint:

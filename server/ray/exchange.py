@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 AHEAD = 16
-"""Messages that may wait to be taken."""
+"""Messages that may wait to be taken. Serve takes them at once, and holds what a client does not read."""
 
 
 async def exchange(app: ASGIApp, scope: Mapping[str, Any], body: bytes) -> AsyncGenerator[dict[str, Any], None]:

@@ -24,7 +24,7 @@ class RayConfig:
     ray_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """CPUs that Ray reserves for a replica."""
     ray_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """GPUs that a replica gets; null is one where the cluster has any, unless `device` is cpu."""
+    """GPUs that a replica gets; null is `tensor_parallel_size` where the cluster has any, unless `device` is cpu."""
 
     def __post_init__(self) -> None:
         if self.ray_max_replicas is not None and self.ray_max_replicas < self.ray_replicas:

@@ -69,12 +69,7 @@ def test_steps_of_every_policy_and_edit(cuda, submission, geometry, shift, kerne
     engine = cuda.engine(geometry, replace(SPEC, shift=shift, max_model_len=128), requests=100, kernel=kernel)
     for one in asked:
         engine.submit(engine.new_request(one))
-    for _ in range(2):
-        with cuda.step() as (waits, _):
-            outputs = engine.step()
-        assert not waits
-        assert cuda.copies == ONCE
-        assert not [output for output in outputs if output.finish_reason == "error"]
+    steps_of(engine, cuda, 2)
 
 
 @pytest.mark.parametrize("half", [0, 1])
@@ -107,12 +102,7 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
         prompt = [5 + number] * (32 + number % 9)
         asked = Submission(request_id=str(number), prompt_ids=prompt, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(asked))
-    for _ in range(5):
-        with cuda.step() as (waits, _):
-            outputs = engine.step()
-        assert not waits
-        assert cuda.copies == ONCE
-        assert not [output for output in outputs if output.finish_reason == "error"]
+    steps_of(engine, cuda, 5)
     stats = engine.stats().decoding
     assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
 
@@ -144,12 +134,7 @@ def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capa
         prompt = [5 + number] * (32 + number % 9)
         asked = Submission(request_id=str(number), prompt_ids=prompt, sampling=own, diffusion=diffusion)
         engine.submit(engine.new_request(asked))
-    for _ in range(6):
-        with cuda.step() as (waits, _):
-            outputs = engine.step()
-        assert not waits
-        assert cuda.copies == ONCE
-        assert not [output for output in outputs if output.finish_reason == "error"]
+    steps_of(engine, cuda, 6)
     assert engine.stats().decoding.blocks
 
 
@@ -383,9 +368,4 @@ def test_weights_in_codes(cuda, submission, monkeypatch, name):
         return
     for number in range(3):
         engine.submit(engine.new_request(submission(number, prompt=[5] * 30, gen_length=16)))
-    for _ in range(2):
-        with cuda.step() as (waits, _):
-            outputs = engine.step()
-        assert not waits
-        assert cuda.copies == ONCE
-        assert not [output for output in outputs if output.finish_reason == "error"]
+    steps_of(engine, cuda, 2)

@@ -4,13 +4,13 @@ A replica of several devices splits every product, the heads and the vocabulary 
 Megatron-LM, arXiv 1909.08053) and adds up rows twice a layer. Norms and residuals are computed on each device.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from engine.bench.hardware import HARDWARE, Hardware
+from engine.bench.hardware import HARDWARE, Hardware, with_ranks
 from engine.bench.roofline import (
     Cost,
     Load,
@@ -29,9 +29,6 @@ from engine.models import find
 from engine.models.layers import TransformerConfig
 from engine.models.synthetic import SIZES, TRAINED_BLOCKS
 
-LINKS: Mapping[str, float] = {"h100": 450e9, "h200": 450e9, "a100": 300e9, "rtx4090": 32e9}
-"""Bytes a second that a device sends to the others of its machine: NVLink in one direction, PCIe 4.0 for the RTX 4090,
-by the data sheets."""
 SUM_SECONDS = 10e-6
 """Seconds to begin adding up rows among devices: assumed."""
 MEMORY_FRACTION = 0.9
@@ -74,14 +71,13 @@ class Machine:
         self.model, self.geometry, self.devices = model, geometry_of(model), devices
         if self.geometry.num_heads % devices:
             raise ConfigError(f"{self.geometry.num_heads} heads do not divide among {devices} devices")
-        self._device = one = HARDWARE[hardware]
+        self._device = one = with_ranks(HARDWARE[hardware], devices)
         self._together = replace(
             one,
             flops=one.flops * devices,
             weight_flops=one.weight_flops * devices,
             bandwidth=one.bandwidth * devices,
         )
-        self._link = LINKS[hardware]
         self._efficiency, self._kv_dtype, self._max_batch_rows = efficiency, kv_dtype, max_batch_rows
         self._kv_parts = min(devices, self.geometry.num_kv_heads)
         self._starting = launches(self.geometry) * one.launch_seconds
@@ -127,10 +123,10 @@ class Machine:
 
     def _sums(self, rows: int) -> float:
         """Seconds of adding up all layers' rows among the devices, in a ring: each sends its share twice."""
-        if self.devices == 1:
+        if self.devices == 1 or self._device.link_bandwidth is None:
             return 0.0
         sent = 2 * (self.devices - 1) / self.devices * rows * self.geometry.dim * self._device.itemsize
-        return 2 * self.geometry.num_layers * (SUM_SECONDS + sent / self._link)
+        return 2 * self.geometry.num_layers * (SUM_SECONDS + sent / self._device.link_bandwidth)
 
 
 def _seconds(

@@ -93,9 +93,5 @@ def _answer(runner: RankedRunner, call: Call) -> Failed | None:
     except DeviceLost:
         raise
     except Exception as error:  # noqa: BLE001 - rank 0 raises it
-        failed = Failed.of(error, runner.group.rank)
-    else:
-        return None
-    if isinstance(failed.error, MemoryError):
-        torch.cuda.empty_cache()  # the failed call's tensors are gone; does nothing where CUDA is not in use
-    return failed
+        return Failed.of(error, runner.group.rank)
+    return None

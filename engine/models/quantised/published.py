@@ -9,7 +9,7 @@ DeepSeek-V3 (arXiv 2412.19437), 3.3.2.
 
 import reprlib
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,9 @@ from torch import Tensor
 from engine.core.errors import LoadError
 from engine.core.ranges import Ge
 from engine.models.declared import FILLED, Declaration
+
+INPUT_SCALE = "input_scale"
+"""What the scale of activations is named behind `layer.`; it is not read."""
 
 Tile = Annotated[list[Annotated[int, Ge(1)]], FILLED]
 """Rows and columns that share a scale."""
@@ -62,8 +65,6 @@ class Published:
     """What the scales of `layer.weight` are named behind `layer.`"""
     tile: tuple[int, int] | None = None
     """Rows and columns that share a scale; None is a row, or the whole weight."""
-    ignored: tuple[str, ...] = field(default=("input_scale",))
-    """Likewise what would round activations."""
 
     def scales_of(self, name: str) -> str:
         """The name of the scales of a weight."""
@@ -72,7 +73,7 @@ class Published:
     def is_beside(self, name: str, weights: Container[str]) -> bool:
         """Whether a tensor of this name belongs to one of these weights."""
         layer, _, own = name.rpartition(".")
-        return own in (self.scale, *self.ignored) and f"{layer}.weight" in weights
+        return own in (self.scale, INPUT_SCALE) and f"{layer}.weight" in weights
 
     def fits(self, weight: Sequence[int], scales: Sequence[int]) -> bool:
         """Whether scales of this shape are for a weight of that one."""
@@ -95,9 +96,8 @@ class Published:
 
 def read_published(values: Mapping[str, Any], source: Path) -> Published | None:
     """What a `config.json` says of codes; None if it says nothing. Raises LoadError, which names what is not read."""
-    given = values.get("quantization_config") or values.get(
-        "compression_config"
-    )  # the latter compressed-tensors' older
+    # Compressed-tensors' older files have the second name.
+    given = values.get("quantization_config") or values.get("compression_config")
     if not given:
         return None
     if not isinstance(given, dict):
