@@ -16,8 +16,13 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 60_000
-BY_INTENT = ("Failed to load resource: the server responded", "Failed to load resource: net::ERR_FAILED")
-"""What Chromium logs of an answer that is no success, and of a request that a test aborts: the page tells both."""
+BY_INTENT = tuple(
+    f"Failed to load resource: {what}"
+    for what in ("the server responded", "net::ERR_FAILED", "net::ERR_CONNECTION_REFUSED")
+)
+"""What Chromium logs of an answer that is no success, of a request that a test aborts, and of a server that it ends. The
+page tells these in words of its own.
+"""
 
 expect.set_options(timeout=PATIENCE_MS)
 
