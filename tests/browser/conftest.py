@@ -20,8 +20,8 @@ BY_INTENT = tuple(
     f"Failed to load resource: {what}"
     for what in ("the server responded", "net::ERR_FAILED", "net::ERR_CONNECTION_REFUSED")
 )
-"""What Chromium logs of an answer that is no success, of a request that a test aborts, and of a server that it ends. The
-page tells these in words of its own.
+"""What Chromium logs of an answer that is no success, of a request that a test aborts, and of a server that it ends.
+The page tells these in words of its own.
 """
 
 expect.set_options(timeout=PATIENCE_MS)
