@@ -1,6 +1,7 @@
 """What agents are written with, over a real socket, with the bundled model: /v1/messages by Anthropic's SDK."""
 
-import anthropic
+from importlib import import_module
+
 import httpx
 import jsonschema
 import pytest
@@ -16,7 +17,13 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def claude(demo_server):
+def anthropic():
+    """The package, which takes seconds to import: not where tests are collected."""
+    return import_module("anthropic")
+
+
+@pytest.fixture(scope="module")
+def claude(anthropic, demo_server):
     with anthropic.Anthropic(base_url=demo_server, api_key="none", max_retries=0) as client:
         yield client
 
@@ -51,7 +58,7 @@ def test_streams_are_the_answer(claude, choice, temperature):
     assert (whole.stop_reason == "tool_use") == bool(calls)
 
 
-async def test_async(demo_server, claude):
+async def test_async(anthropic, demo_server, claude):
     body = {"model": "demo", "messages": QUESTION, "max_tokens": 40, "system": "Be brief."}
     expected = contents(claude.messages.create(**body))
     async with anthropic.AsyncAnthropic(base_url=demo_server, auth_token="none", max_retries=0) as other:
@@ -96,7 +103,7 @@ def test_a_loop_of_two_tools(claude):
     assert [block.type for block in answer.content] == ["text"]
 
 
-def test_the_tool_runner(claude):
+def test_the_tool_runner(anthropic, claude):
     seen = []
 
     @anthropic.beta_tool
@@ -123,7 +130,7 @@ def test_the_tool_runner(claude):
     assert seen
 
 
-def test_the_models(claude):
+def test_the_models(anthropic, claude):
     [listed] = claude.models.list(limit=1)
     assert claude.models.retrieve("demo") == listed
     assert listed.display_name == "demo"
@@ -136,7 +143,7 @@ def test_the_models(claude):
         claude.models.list(limit=0)
 
 
-def test_errors(claude):
+def test_errors(anthropic, claude):
     with pytest.raises(anthropic.BadRequestError, match="`temperature`") as told:
         claude.messages.create(model="demo", messages=QUESTION, max_tokens=5, extra_body={"temperature": 5})
     assert told.value.type == "invalid_request_error"

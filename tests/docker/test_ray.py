@@ -10,7 +10,6 @@ import sys
 import jsonschema
 import pytest
 import yaml
-from ray.serve.schema import ServeDeploySchema
 
 from server.ray.application import NAME, build
 from server.ray.scaling import FULL, WAITING_EACH
@@ -104,6 +103,8 @@ def test_its_pods_are_valid(cluster, tmp_path):
 
 
 def test_serve_takes_its_configuration(config):
+    from ray.serve.schema import ServeDeploySchema  # seconds, which all tests would wait for
+
     read = ServeDeploySchema.model_validate(config)
     [application] = read.applications
     assert (application.name, application.route_prefix) == (NAME, "/")

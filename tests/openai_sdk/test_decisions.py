@@ -4,7 +4,6 @@ import asyncio
 
 import openai
 import pytest
-from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score
 from openai.types import Decision
 
 QUESTIONS = [
@@ -62,6 +61,8 @@ async def test_an_error_names_its_field(decide):
 
 @pytest.mark.filterwarnings("ignore:.*is in beta")
 def test_langchain(demo_server):
+    from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score  # a second
+
     decisions = OpenAIDecisions(model="demo", base_url=f"{demo_server}/v1", api_key="none")
     answer = decisions.invoke(
         {

@@ -1,17 +1,28 @@
-"""How /v1/messages is asked, and the form of its errors."""
+"""How /v1/messages is asked, and the form of its errors.
 
-from anthropic.types import RawMessageStreamEvent
+Anthropic's package takes seconds to import: what needs it imports it where it is used, not where tests are collected.
+"""
+
+from functools import cache
+
 from pydantic import TypeAdapter
 
 from tests.server.tools.asking import PLACE
 
-EVENTS = TypeAdapter(RawMessageStreamEvent)
 TOOLS = [
     {"name": "look", "description": "Look there.", "input_schema": PLACE},
     {"type": "custom", "name": "now", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}},
 ]
 USER = {"role": "user", "content": "hi"}
 HEADERS = {"anthropic-version": "2023-06-01", "anthropic-beta": "what-nobody-knows-2027-01-01,context-1m"}
+
+
+@cache
+def event_type():
+    """Anthropic's own, of one event of a stream."""
+    from anthropic.types import RawMessageStreamEvent
+
+    return TypeAdapter(RawMessageStreamEvent)
 
 
 def result(*blocks):

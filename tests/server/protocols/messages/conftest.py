@@ -1,10 +1,9 @@
 """The route, asked: answers and events are checked by Anthropic's own types."""
 
 import pytest
-from anthropic.types import Message
 
 from tests.server.protocols.asking import asking, streaming
-from tests.server.protocols.messages.asking import EVENTS, HEADERS, USER
+from tests.server.protocols.messages.asking import HEADERS, USER, event_type
 
 
 @pytest.fixture
@@ -21,9 +20,11 @@ def post(api):
 
 @pytest.fixture
 def ask(post):
+    from anthropic.types import Message
+
     return asking(post, Message)
 
 
 @pytest.fixture
 def stream(post):
-    return streaming(post, EVENTS)
+    return streaming(post, event_type())

@@ -3,9 +3,6 @@
 import time
 
 import pytest
-from anthropic.pagination import SyncPage
-from anthropic.types import ModelInfo
-from anthropic.types.beta import BetaModelInfo
 from httpx import ASGITransport, AsyncClient
 
 from server.http.app import create_app
@@ -25,6 +22,10 @@ async def named(engine, tokenizer):
 
 def page_of(response):
     """A page of the answer, which has all fields that the SDK requires."""
+    from anthropic.pagination import SyncPage
+    from anthropic.types import ModelInfo
+    from anthropic.types.beta import BetaModelInfo
+
     assert response.status_code == 200, response.text
     body = response.json()
     assert set(body) == {"data", "has_more", "first_id", "last_id"}
@@ -38,6 +39,8 @@ def page_of(response):
 
 
 async def test_each_name_is_a_model(api):
+    from anthropic.types import ModelInfo
+
     ids, has_more = page_of(await api.client.get("/v1/models", headers=HEADERS))
     assert (ids, has_more) == (["fake", "org/fake"], False)
     for id_ in ids:

@@ -3,7 +3,6 @@
 import logging
 
 import pytest
-from anthropic.types import DocumentBlockParam, ImageBlockParam, PlainTextSourceParam, TextBlockParam
 
 from tests.server.protocols.messages.asking import TOOLS, USER, error_of, result
 from tests.server.tools.asking import LOOK, NOW
@@ -107,21 +106,21 @@ async def test_what_a_tool_has_found_and_no_text_is_told(ask, post, prompt, capl
     assert error["message"].startswith("`messages.0.content.0`")
 
 
-PICTURE = ImageBlockParam(type="image", source={"type": "base64", "media_type": "image/png", "data": "iVBO"})
-NOTE = DocumentBlockParam(
-    type="document",
-    source=PlainTextSourceParam(type="text", media_type="text/plain", data="The sky is blue."),
-    title="Note",
-    context="By Mia",
-    citations={"enabled": True},
-    cache_control={"type": "ephemeral"},
-)
-PIECES = DocumentBlockParam(
-    type="document",
-    source={"type": "content", "content": [TextBlockParam(type="text", text="a"), {"type": "text", "text": "b"}]},
-    title=None,
-)
-ONE_PIECE = DocumentBlockParam(type="document", source={"type": "content", "content": "c"})
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}
+NOTE = {
+    "type": "document",
+    "source": {"type": "text", "media_type": "text/plain", "data": "The sky is blue."},
+    "title": "Note",
+    "context": "By Mia",
+    "citations": {"enabled": True},
+    "cache_control": {"type": "ephemeral"},
+}
+PIECES = {
+    "type": "document",
+    "source": {"type": "content", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    "title": None,
+}
+ONE_PIECE = {"type": "document", "source": {"type": "content", "content": "c"}}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ async def test_a_document_of_text_is_read(ask, post, prompt, caplog, document, r
 
 async def test_an_image_in_a_document_is_told_in_results_alone(ask, post, prompt, caplog):
     caplog.set_level(logging.WARNING)
-    document = {**PIECES, "source": {"type": "content", "content": [TextBlockParam(type="text", text="a"), PICTURE]}}
+    document = {**PIECES, "source": {"type": "content", "content": [{"type": "text", "text": "a"}, PICTURE]}}
     await ask(messages=[result(document)])
     assert prompt() == "<t>a\n[This image (image/png) was left out: only text can be read here.]"
     lines = [record.message for record in caplog.records if record.message.startswith("ignoring")]

@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-from anthropic.lib.streaming._messages import accumulate_event
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from engine import FinishReason
 from server.http import sse
 from server.protocols.messages.writer import PREFIX, MessagesWriter
 from tests.server.protocols.asking import answer, cut, events_of, told, whole
-from tests.server.protocols.messages.asking import EVENTS, TOOLS
+from tests.server.protocols.messages.asking import TOOLS, event_type
 from tests.server.replies.test_tool_calls import PIECES
 from tests.server.tools.asking import LOOK, NOW
 
@@ -85,11 +84,13 @@ async def test_a_stream_has_every_event_in_order(stream, says):
 
 def folded(events):
     """What Anthropic's client makes of a stream."""
+    from anthropic.lib.streaming._messages import accumulate_event
+
     message, buffers = None, {}
     for event in events:
         if event["type"] == "ping":
             continue
-        parsed = EVENTS.validate_json(json.dumps(event))
+        parsed = event_type().validate_json(json.dumps(event))
         message = accumulate_event(event=parsed, current_snapshot=message, json_bufs=buffers)
     for block in message.content:
         if block.type == "tool_use" and not isinstance(block.input, dict):
