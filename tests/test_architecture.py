@@ -4,9 +4,8 @@ import ast
 import re
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 BELOW_THE_STEP = "core kernels models scoring cache unmask scheduling execution"
@@ -88,19 +87,22 @@ def modules():
 MODULES = dict(modules())
 
 
+@cache
 def imports(path):
     """Module-level names only: what is under `if TYPE_CHECKING:` or inside a function does not count.
 
     `from package import module` is an import of that module.
     """
+    found = []
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: use absolute imports"
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if inner in MODULES else node.module
+                found.append(inner if inner in MODULES else node.module)
+    return found
 
 
 def is_in(name, entries):
@@ -123,24 +125,27 @@ def test_rooms_see_only_what_is_above_them_in_the_list():
         assert seen <= set(list(SEES)[:number]), here
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_from_its_room_and_those_that_it_sees(name):
-    here = room(name)
-    for target in imports(MODULES[name]):
-        there = room(target)
-        assert there in {None, here, *SEES[here]}, f"{here} does not see {there}: {name} imports {target}"
-        if is_in(name, NO_TORCH):
-            assert target.split(".")[0] != "torch", f"{name} decides without tensors"
-        if here != "server.ray":
-            assert target.split(".")[0] != "ray", f"{name} is imported where nobody asks for Ray"
-        if is_in(name, NO_ENGINE):
-            assert target.split(".")[0] != "engine", f"{name} runs without the engine"
-        if is_in(name, ["engine"]) and not is_in(name, SCRIPTS):
-            package = target.split(".")[0]
-            is_triton = is_in(name, ["engine.kernels"]) and name.rpartition(".")[2].startswith("triton_")
-            own = {"triton"} if is_triton else set()  # only CUDA imports these
-            needed = {"engine", *ENGINE_PACKAGES, *own, *sys.stdlib_module_names}
-            assert package in needed, f"{name} needs {package}"
+def faults(name, target):
+    """What is wrong with a module's import of a target."""
+    here, there, package = room(name), room(target), target.split(".")[0]
+    if there not in {None, here, *SEES[here]}:
+        yield f"{here} does not see {there}: {name} imports {target}"
+    if is_in(name, NO_TORCH) and package == "torch":
+        yield f"{name} decides without tensors"
+    if here != "server.ray" and package == "ray":
+        yield f"{name} is imported where nobody asks for Ray"
+    if is_in(name, NO_ENGINE) and package == "engine":
+        yield f"{name} runs without the engine"
+    if is_in(name, ["engine"]) and not is_in(name, SCRIPTS):
+        is_triton = is_in(name, ["engine.kernels"]) and name.rpartition(".")[2].startswith("triton_")
+        own = {"triton"} if is_triton else set()  # only CUDA imports these
+        if package not in {"engine", *ENGINE_PACKAGES, *own, *sys.stdlib_module_names}:
+            yield f"{name} needs {package}"
+
+
+def test_a_module_imports_from_its_room_and_those_that_it_sees():
+    wrong = [fault for name, path in MODULES.items() for target in imports(path) for fault in faults(name, target)]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_module_imports_itself_through_others():
@@ -152,12 +157,14 @@ def test_no_module_imports_itself_through_others():
     assert not needs, f"in a cycle, or above one: {sorted(needs)}"
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_private_modules_stay_in_their_room(name):
-    for target in imports(MODULES[name]):
-        folder, _, last = target.rpartition(".")
-        if target in MODULES and last.startswith("_"):
-            assert is_in(name, [folder]), f"{name} imports {target}"
+def test_private_modules_stay_in_their_room():
+    wrong = []
+    for name, path in MODULES.items():
+        for target in imports(path):
+            folder, _, last = target.rpartition(".")
+            if target in MODULES and last.startswith("_") and not is_in(name, [folder]):
+                wrong.append(f"{name} imports {target}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_room_can_be_surveyed():
@@ -166,9 +173,9 @@ def test_a_room_can_be_surveyed():
     assert not crowded
 
 
-@pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
-def test_a_room_says_what_it_is_for(name):
-    assert ast.get_docstring(ast.parse(MODULES[name].read_text()))
+def test_a_room_says_what_it_is_for():
+    faces = [path for path in MODULES.values() if path.name == "__init__.py"]
+    assert [str(path) for path in faces if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 def test_the_top_level_is_what_it_should_be():
@@ -184,7 +191,7 @@ PAGES = sorted(
 )  # which tells of what was
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_pages_name_files_that_exist(page):
-    named = re.findall(r"[`(]((?:engine|server|tests|docker|configs|docs)/[\w./-]*\.\w+)[`)#:]", page.read_text())
-    assert [path for path in named if not (ROOT / path).exists()] == []
+def test_pages_name_files_that_exist():
+    pattern = r"[`(]((?:engine|server|tests|docker|configs|docs)/[\w./-]*\.\w+)[`)#:]"
+    named = [(page.name, path) for page in PAGES for path in re.findall(pattern, page.read_text())]
+    assert [(page, path) for page, path in named if not (ROOT / path).exists()] == []
