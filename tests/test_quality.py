@@ -12,7 +12,8 @@ from server.eval.questions import from_tasks
 from server.eval.run import evaluate
 from server.eval.score import pooled
 
-SEED, PER_TASK = 7, 20
+SEED, FEW, MANY = 7, 4, 20
+"""Questions of a family: by default, and in the slow tests."""
 CACHES = [("demo", "dual"), ("demo-block", "block")]
 NOT_LEARNT = ("yesno", "choice", "score")
 """Families that the bundled models guess at (docs/demo-model.md)."""
@@ -21,7 +22,7 @@ REACHED = {"basic": 0.95, "others": 0.90}
 """Accuracy over the first five families, and over the others that are learnt, when the models were bundled."""
 
 
-def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0, max_tokens=128, also=()):
+def answered(model, tasks, policy, reference=None, *, limit=MANY, few_shot=0, max_tokens=128, also=()):
     questions = from_tasks(tasks, SEED, limit, few_shot)
     references = {policy: reference} if reference else {}
 
@@ -31,9 +32,10 @@ def answered(model, tasks, policy, reference=None, *, limit=PER_TASK, few_shot=0
     return asyncio.run(evaluate(answerers, questions, [policy, *also], references, 32, lambda *_: None))
 
 
+@pytest.mark.parametrize("limit", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("model", "cache"), CACHES)
-def test_five_points_are_too_many_to_lose(model, cache):
-    rows = answered(model, LEARNT, PolicyPair(cache=cache, unmask="threshold", value=0.9))
+def test_five_points_are_too_many_to_lose(model, cache, limit):
+    rows = answered(model, LEARNT, PolicyPair(cache=cache, unmask="threshold", value=0.9), limit=limit)
     basic = pooled([row for row in rows if row.task in BASIC_TASKS])
     others = pooled([row for row in rows if row.task not in BASIC_TASKS])
     assert basic.accuracy > REACHED["basic"] - 0.05
@@ -44,7 +46,7 @@ def test_five_points_are_too_many_to_lose(model, cache):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", BUNDLED)
 def test_solved_examples_do_not_confuse(model):
-    rows = answered(model, LEARNT, PolicyPair(unmask="threshold", value=0.9), few_shot=3)
+    rows = answered(model, LEARNT, PolicyPair(unmask="threshold", value=0.9), limit=8, few_shot=3)
     assert pooled(rows).accuracy > REACHED["others"] - 0.05
 
 
@@ -52,18 +54,26 @@ def test_solved_examples_do_not_confuse(model):
 @pytest.mark.parametrize("model", BUNDLED)
 def test_guided_forms_and_calls_are_no_less_right(model):
     free, posterior = (
-        pooled(answered(model, ["form", "tool"], PolicyPair(guidance=guidance), limit=40))
-        for guidance in (None, "posterior")
+        pooled(answered(model, ["form", "tool"], PolicyPair(guidance=guidance))) for guidance in (None, "posterior")
     )
     assert posterior.correct >= free.correct
 
 
-@pytest.mark.parametrize(("model", "cache"), CACHES)
-@pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.99), pytest.param("fp8", 0.95, marks=pytest.mark.slow)])
-def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
+@pytest.mark.parametrize(
+    ("kv_dtype", "share", "model", "cache", "limit"),
+    [
+        ("int8", 0.99, "demo-block", "block", FEW),
+        *(
+            pytest.param(*kind, *of, MANY, marks=pytest.mark.slow)
+            for kind in (("int8", 0.99), ("fp8", 0.95))
+            for of in CACHES
+        ),
+    ],
+)
+def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache, limit):
     """Where one answer is right; a story has many, between which a last bit decides (docs/quality.md)."""
     coded, plain = (PolicyPair(cache=cache, kv_format=KVFormat(name)) for name in (kv_dtype, "auto"))
-    rows = answered(model, list(BASIC_TASKS), coded, plain)
+    rows = answered(model, list(BASIC_TASKS), coded, plain, limit=limit)
     assert pooled([row for row in rows if row.task != "story"]).agreement >= share
     assert pooled(rows).accuracy > REACHED["basic"] - 0.05
 
@@ -87,11 +97,11 @@ def test_the_exact_decode_is_what_it_says():
 @pytest.mark.slow
 @pytest.mark.parametrize("model", BUNDLED)
 def test_an_answer_does_not_depend_on_the_room_that_was_asked_for(model):
-    """By the defaults: as right with room for 256 and 512 tokens as with 64, in as few forwards."""
-    short, *longer = (
-        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), max_tokens=room)) for room in (64, 256, 512)
+    """By the defaults: as right with room for 512 tokens as with 64, in as few forwards."""
+    short, long = (
+        pooled(answered(model, list(BASIC_TASKS), PolicyPair(), limit=10, max_tokens=room)) for room in (64, 512)
     )
-    for row in (short, *longer):
+    for row in (short, long):
         assert row.accuracy > REACHED["basic"]
-        assert abs(row.accuracy - short.accuracy) <= 0.01
-        assert row.forwards < 1.05 * short.forwards
+    assert abs(long.accuracy - short.accuracy) <= 0.01
+    assert long.forwards < 1.05 * short.forwards
