@@ -42,16 +42,21 @@ def shortened(tmp_path):
     "name",
     [
         "llada_tiny",
-        "dream_tiny",
         "sdar_tiny",
         "fast_dllm_tiny",
         "sdar_moe_tiny",
-        "llada_moe_tiny",
-        "llada2_tiny",
-        "llada22_tiny",
         "nemotron_tiny",
-        "nemotron_spec_tiny",
-        "diffusion_gemma_tiny",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "dream_tiny",
+                "llada_moe_tiny",
+                "llada2_tiny",
+                "llada22_tiny",
+                "nemotron_spec_tiny",
+                "diffusion_gemma_tiny",
+            )
+        ),
     ],
 )
 def test_what_is_reproduced(command, shortened, request, name):

@@ -13,7 +13,7 @@ from engine.models.sandwich import OpenRows
 from tests.golden import diffusion_gemma as golden
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
-from tests.golden.rows import differences, read_rows
+from tests.golden.rows import differences, rather_short, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -131,5 +131,6 @@ def test_the_plain_loop_decodes_as_the_published_sampler(checkpoint, is_short):
     assert len(rows) == 42
     assert sum(not golden.takes(row) for row in rows) == 8
     some = [row for row in rows if (row["nfe"] <= 6) == is_short and (is_short or not golden.takes(row))]
+    some = rather_short(some, lambda row: (row["noise"], row["max_new_tokens"])) if is_short else some
     assert "torch" in {row["noise"] for row in some}
     assert differences(some, golden.through_plain_loop(checkpoint, some)) == []

@@ -12,7 +12,7 @@ from engine.models.families.llada_moe import Config, destinations
 from tests.golden import llada_moe as golden
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
-from tests.golden.rows import differences, read_rows
+from tests.golden.rows import differences, rather_short, read_rows
 from tests.golden.through_engine import alone, engine_of, together
 
 TOKENS = {"<|mask|>": 156895, "<|role_end|>": 156900}
@@ -96,12 +96,12 @@ def test_logits_of_the_published_code(checkpoint):
 
 
 def test_the_plain_loop_decodes_as_the_published_samplers(checkpoint):
-    rows = rows_of(checkpoint)[::5]
+    rows = rather_short(rows_of(checkpoint), lambda row: (row["rule"], row.get("cfg_scale", 0) > 0))
     assert {row["rule"] for row in rows} == {"llada", "fast", "dinfer"}
     assert differences(rows, golden.through_plain_loop(checkpoint, rows)) == []
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_golden_rows_through_the_engine(checkpoint, stride):
     rows = rows_of(checkpoint)[::stride]
     wanted = [golden.expected(row, checkpoint.spec) for row in rows]

@@ -199,7 +199,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 cpu, folder, name = torch.device("cpu"), Path(sys.argv[1]), "int8"
-sizes = {"d_model": 1024, "n_layers": 8, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 3072, "vocab_size": 4096,
+sizes = {"d_model": 1024, "n_layers": 4, "n_heads": 16, "n_kv_heads": 16, "mlp_hidden_size": 3072, "vocab_size": 4096,
          "embedding_size": 4096, "rms_norm_eps": 1e-5, "rope_theta": 1e4}
 config = config_of(sizes, 512)
 described = Description(llada, config.geometry, config.spec({}))

@@ -134,6 +134,7 @@ def test_the_best_token_of_all_ranks():
     torch.testing.assert_close(odds[some], expected_odds[some])
 
 
+@pytest.mark.slow
 def test_a_follower_that_is_loading_ends_with_rank_0():
     code = "from engine.execution.ranks import __main__ as own; import sys, threading, time;"
     code += "threading.Thread(target=own.end_with_rank_0, args=[int(sys.argv[1])], daemon=True).start();"
