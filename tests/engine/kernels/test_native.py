@@ -144,6 +144,8 @@ def test_attention_is_its_business_where_it_takes_it(monkeypatch):
 
 
 def test_it_is_compiled_once_on_a_machine(anew, monkeypatch):
+    """Without optimisation, which takes the compiler most of its seconds."""
+    monkeypatch.setattr(library, "FLAGS", tuple(flag for flag in library.FLAGS if flag != "-O3"))
     assert native.kernel()
     [kept] = anew.iterdir()
     native.kernel.cache_clear()
@@ -194,11 +196,11 @@ def test_one_that_computes_something_else_is_not_used(compiled_before, monkeypat
 
 
 def test_golden_rows_with_torchs_kernels(llada_tiny, golden, submission, run, monkeypatch):
-    """Every seventh one, as a machine without a compiler decodes them."""
+    """Every thirtieth one, as a machine without a compiler decodes them."""
     monkeypatch.setattr(native, "kernel", lambda: None)
     monkeypatch.setattr(kernels, "FEW_WEIGHTS", 2**10)
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
-    rows = golden[::7]
+    rows = golden[::30]
     results = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
     for number, row in enumerate(rows):
-        assert results[str(number)][0] == row["output"], f"row {7 * number}"
+        assert results[str(number)][0] == row["output"], f"row {30 * number}"

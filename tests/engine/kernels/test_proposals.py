@@ -173,13 +173,13 @@ def rows_of(count):
 
 def test_drawn_tokens_are_exactly_torchs(by_torch):
     """Of rows as flat and as sharp as models have them; hardly any is too close for the kernel's own logarithms."""
-    rows = 1024
-    logits = torch.randn(rows, 8192) * torch.linspace(0.01, 8.0, rows)[:, None]
+    rows = 512
+    logits = torch.randn(rows, 4096) * torch.linspace(0.01, 8.0, rows)[:, None]
     for temperature in (0.01, 0.7, 2.0):
         arguments = logits, torch.full((rows,), temperature), *rows_of(rows), 17
         assert torch.equal(proposals.draw(*arguments), proposals._draw(*arguments))
         assert by_torch.pop() == rows
-    assert len(by_torch) < 20
+    assert len(by_torch) < 10
 
 
 def test_a_draw_that_is_too_close_is_torchs(by_torch):
@@ -307,10 +307,10 @@ def test_ones_that_compute_something_else_are_not_used(monkeypatch, caplog):
 
 
 def test_golden_rows_without_them(llada_tiny, golden, submission, run, monkeypatch):
-    """Every third one, as a machine without a compiler decodes them."""
+    """Every twelfth one, as a machine without a compiler decodes them."""
     monkeypatch.setattr(proposals, "kernel", lambda: None)
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
-    rows = golden[::3]
+    rows = golden[::12]
     results = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
     for number, row in enumerate(rows):
-        assert results[str(number)][0] == row["output"], f"row {3 * number}"
+        assert results[str(number)][0] == row["output"], f"row {12 * number}"

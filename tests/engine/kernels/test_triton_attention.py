@@ -103,7 +103,7 @@ def check(seed, *shape, stored=None):
     torch.testing.assert_close(batch.attend()[rows], expected, atol=tolerance, rtol=tolerance)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from([torch.float32, torch.float16]),
@@ -117,22 +117,23 @@ def test_each_row_sees_what_is_below_its_horizon(seed, dtype, page_size, kv_head
     check(seed, dtype, page_size, kv_heads, group, head_dim, kinds)
 
 
-@pytest.mark.parametrize("head_dim", [8, 32, 64, 80, 96, 128, 256])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("head_dim", "dtype"),
+    [(8, torch.float32), (64, torch.float16), (96, torch.float32), (128, torch.float16), (256, torch.float32)],
+)
 def test_head_sizes(head_dim, dtype):
     """The largest ones are read a few keys at once; 8 is less than Triton multiplies."""
     check(head_dim, dtype, 16, 2, 2, head_dim, ["block-causal", "all"])
 
 
-@pytest.mark.parametrize("head_dim", [8, 64, 80, 128])
-@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 80), (torch.float16, 64)])
 @pytest.mark.parametrize("stored", LARGEST)
 def test_codes(stored, dtype, head_dim):
     """Rows see what their codes stand for. Codes of slots that nobody has written stand for NaN."""
     check(head_dim, dtype, 5, 2, 2, head_dim, ["block-causal", "all", "any", "padded"], stored=stored)
 
 
-@pytest.mark.parametrize("group", [1, 2, 4, 7, 16])
+@pytest.mark.parametrize("group", [1, 7, 16])
 def test_groups(group):
     check(group, torch.float32, 5, 1, group, 32, ["causal", "all", "padded"])
 

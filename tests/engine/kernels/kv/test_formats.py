@@ -125,18 +125,24 @@ def test_our_kernel_codes_as_the_definition_does(dtype, seed, exponents, prune):
     torch.testing.assert_close(ours.scales, theirs.scales, atol=0, rtol=0, equal_nan=True)
 
 
-@pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
-def test_tritons_kernel_is_held_to_the_definition_before_it_is_used():
+def test_a_kernel_is_held_to_the_definition_before_it_is_used():
     """As at a start on CUDA: bit by bit, and one bit is enough; so are numbers that it does not prune."""
-    from engine.kernels.kv.triton_write import write as by_triton
 
     def one_bit(kept, rows, slots, prune):
-        by_triton(kept, rows, slots, prune)
+        write(kept, rows, slots, prune)
         kept.codes.view(torch.int8)[1, 4, 79] ^= 1
 
-    assert cuda.agrees(by_triton, CPU)
+    assert cuda.agrees(write, CPU)
     assert not cuda.agrees(one_bit, CPU)
-    assert not cuda.agrees(lambda kept, rows, slots, _: by_triton(kept, rows, slots), CPU)
+    assert not cuda.agrees(lambda kept, rows, slots, _: write(kept, rows, slots), CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
+def test_tritons_kernel_is_held_to_the_definition_before_it_is_used():
+    from engine.kernels.kv.triton_write import write as by_triton
+
+    assert cuda.agrees(by_triton, CPU)
 
 
 @FORMATS
@@ -164,10 +170,10 @@ def test_what_is_no_number_shows_in_its_row_and_no_other(put, dtype, number):
 def test_a_code_depends_on_its_own_numbers_alone(put, dtype):
     """Not on the order of writes, what stood there, what is written beside it, or how often."""
     torch.manual_seed(0)
-    rows, slots = torch.randn(40, 2, 16) * torch.rand(40, 2, 1) * 100, torch.randperm(64)[:40]
-    at_once, one_by_one = empty(2, 64, 16, dtype), empty(2, 64, 16, dtype)
+    rows, slots = torch.randn(8, 2, 16) * torch.rand(8, 2, 1) * 100, torch.randperm(12)[:8]
+    at_once, one_by_one = empty(2, 12, 16, dtype), empty(2, 12, 16, dtype)
     put(at_once, rows, slots)
-    for row in torch.randperm(40).tolist():
+    for row in torch.randperm(8).tolist():
         for wrong in (1e3, 1.0):
             put(one_by_one, rows[row : row + 1] * wrong, slots[row : row + 1])
     assert same(at_once, one_by_one)
