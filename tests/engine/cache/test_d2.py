@@ -60,8 +60,9 @@ def test_every_golden_row_in_one_batch(engine, rows, submission, run, rows_per_s
     assert {row["unmask"] for row in rows} == {"threshold", "certainty"}
 
 
-def test_every_golden_row_alone(engine, rows, submission, run, rows_per_step):
-    for number, row in enumerate(rows):
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_golden_rows_alone(engine, rows, submission, run, rows_per_step, stride):
+    for number, row in enumerate(rows[::stride]):
         tokens, _, usage = run(engine, submission(number, **row))[str(number)]
         assert tokens == row["output"], f"row {number}"
         assert usage.forwards == len(row["computed_positions"])

@@ -18,7 +18,7 @@ from engine.models.synthetic import random_model
 from engine.unmask.policies import needs, select
 from tests.engine.scored import build, score
 
-PROMPT, CANVAS, STEPS = 896, 1024, 28
+PROMPT, CANVAS, STEPS = 896, 1024, 14
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_a_huge_window_is_dual(fixture, request, submission, run):
             "temperature": rng.choice([0.0, 1.0]),
             "prompt_refresh": rng.randint(0, 3),
         }
-        for _ in range(20)
+        for _ in range(9)
     ]
     dual = run(engine, *(submission(number, cache="dual", **row) for number, row in enumerate(rows)))
     huge = {"cache": "window", "refresh_before": 9999, "refresh_after": 9999}
@@ -119,13 +119,13 @@ def test_window_beside_others_is_window_alone(engine, submission, run):
             number,
             prompt=[rng.randrange(256) for _ in range(rng.randint(1, 40))],
             block_length=8,
-            gen_length=8 * rng.randint(2, 6),
+            gen_length=8 * rng.randint(2, 5),
             cache=rng.choice(["window", "delayed", "dual"]),
             refresh_before=rng.randint(0, 10),
             refresh_after=rng.randint(0, 10),
             prompt_refresh=rng.randint(0, 2),
         )
-        for number in range(12)
+        for number in range(7)
     ]
     together = run(engine, *asked)
     for one in asked:

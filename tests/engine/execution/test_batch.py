@@ -56,8 +56,11 @@ def test_pages_out_of_order_whose_ends_are_in_order_change_no_token(llada_tiny, 
     assert run(engine, asked) == expected
 
 
-@pytest.mark.parametrize("rows_of", [lambda rows: rows + 1, lambda rows: -(-rows // 64) * 64])
-def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, monkeypatch, rows_of):
+@pytest.mark.parametrize(
+    ("rows_of", "some"),
+    [(lambda rows: rows + 1, slice(0, None, 12)), (lambda rows: -(-rows // 64) * 64, slice(3, None, 12))],
+)
+def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, monkeypatch, rows_of, some):
     """They stand in no sequence and write where nobody reads, as a batch of a fixed size needs them."""
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu"))
     lay_out = step.lay_out
@@ -67,7 +70,7 @@ def test_rows_of_padding_change_no_token(llada_tiny, golden, submission, run, mo
         return flat.padded(rows_of(len(flat.ids)), dump)
 
     monkeypatch.setattr(step, "lay_out", padded)
-    rows = golden[::5]
+    rows = golden[some]
     ends = run(engine, *(submission(number, **row) for number, row in enumerate(rows)))
     assert [ends[str(number)][0] for number in range(len(rows))] == [row["output"] for row in rows]
 

@@ -100,29 +100,35 @@ def in_unmask(method):
     return lambda monkeypatch, _: monkeypatch.setitem(UNMASKS, "margin", FaultyThreshold(method))
 
 
+EVERYBODY, TWO = slice(None), slice(3, 5)
+"""Neighbours of a culprit: every kind that does not share its cache, and where the fault is a policy's, two."""
+
+
 @pytest.mark.parametrize(
-    ("inject", "cause"),
+    ("beside", "inject", "cause"),
     [
-        (in_forward(raising), "ValueError: a fault in the forward"),
-        (in_forward(spoiling), "ArithmeticError: the model's scores are not numbers"),
-        (in_cache(LateDual()), 'KeyError: "a cache policy\'s fault"'),
-        (in_cache(CrookedDual()), "AssertionError: a target without its row"),
-        (in_unmask("needs"), "ZeroDivisionError: a fault in needs"),
-        (in_unmask("select"), "ZeroDivisionError: a fault in select"),
-        (in_unmask("is_forced"), "ZeroDivisionError: a fault in is_forced"),
-        (in_unmask("block_length"), "ZeroDivisionError: a fault in block_length"),
-        (in_unmask("first block_length"), "ZeroDivisionError: a fault in block_length"),
-        (in_unmask("nothing"), "AssertionError: a step that commits nothing"),
-        (in_unmask("too many"), "ValueError: could not broadcast"),
+        (EVERYBODY, in_forward(raising), "ValueError: a fault in the forward"),
+        (EVERYBODY, in_forward(spoiling), "ArithmeticError: the model's scores are not numbers"),
+        (TWO, in_cache(LateDual()), 'KeyError: "a cache policy\'s fault"'),
+        (TWO, in_cache(CrookedDual()), "AssertionError: a target without its row"),
+        (TWO, in_unmask("needs"), "ZeroDivisionError: a fault in needs"),
+        (TWO, in_unmask("select"), "ZeroDivisionError: a fault in select"),
+        (TWO, in_unmask("is_forced"), "ZeroDivisionError: a fault in is_forced"),
+        (TWO, in_unmask("block_length"), "ZeroDivisionError: a fault in block_length"),
+        (TWO, in_unmask("first block_length"), "ZeroDivisionError: a fault in block_length"),
+        (TWO, in_unmask("nothing"), "AssertionError: a step that commits nothing"),
+        (TWO, in_unmask("too many"), "ValueError: could not broadcast"),
     ],
 )
-def test_a_fault_is_one_requests_own(engine, crowd, undisturbed, submission, monkeypatch, caplog, inject, cause):
-    """In the midst of a crowd of every kind: theirs is, to the last count, what it is without the fault."""
-    others = [one for one in crowd if one.diffusion.cache != "dual"]
+def test_a_fault_is_one_requests_own(
+    engine, crowd, undisturbed, submission, monkeypatch, caplog, beside, inject, cause
+):
+    """In the midst of a crowd: theirs is, to the last count, what it is without the fault."""
+    others = [one for one in crowd[beside] if one.diffusion.cache != "dual"]
     expected = {one.request_id: undisturbed[one.request_id] for one in others}
     culprit = submission("culprit", gen_length=48, cache="dual", unmask="margin", block_length=4)
     inject(monkeypatch, engine)
-    by_id = outputs(engine, *others[:3], culprit, *others[3:])
+    by_id = outputs(engine, others[0], culprit, *others[1:])
     *_, last = by_id.pop("culprit")
     assert (last.finish_reason, last.token_ids) == (FinishReason.ERROR, ())
     assert last.usage.forwards <= 4
@@ -222,9 +228,10 @@ def test_an_error_that_the_device_survives_is_one_plans_own(
             raise error
 
     monkeypatch.setattr(engine, "runner", FaultyRunner(engine.runner, fault))
-    by_id = outputs(engine, *crowd, submission("culprit"))
+    two = crowd[TWO]
+    by_id = outputs(engine, *two, submission("culprit"))
     assert by_id.pop("culprit")[-1].finish_reason is FinishReason.ERROR
-    assert by_id == undisturbed
+    assert by_id == {one.request_id: undisturbed[one.request_id] for one in two}
 
 
 @given(

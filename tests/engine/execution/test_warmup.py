@@ -56,15 +56,16 @@ def test_every_start_takes_a_step(forwards, llada_tiny, limits):
     assert engine.stats().forwards == engine.stats().kv_pages_used == engine.stats().decoding.batch_rows.count == 0
 
 
-@pytest.mark.parametrize("kv_cache_tokens", [256, 4096])
-def test_block_causal_models_are_tried_with_as_many_requests(graphs, forwards, sdar_tiny, kv_cache_tokens):
-    """Also in a small pool: these canvases are one open block, and take no page later."""
-    limits = {"max_model_len": 256, "kv_cache_tokens": kv_cache_tokens}
-    load(EngineConfig(model=str(sdar_tiny), device="cpu", compile=True, **limits))
+def test_block_causal_models_are_tried_with_as_many_requests(graphs, forwards, sdar_tiny, caplog):
+    """Also in a small pool: these canvases are one open block, and take no page later. The log tells of it."""
+    caplog.set_level(logging.INFO)
+    load(EngineConfig(model=str(sdar_tiny), device="cpu", compile=True, max_model_len=256, kv_cache_tokens=256))
     assert forwards == [[32] * 8, [32] * 2, [1]]
+    lines = [record.message for record in caplog.records if record.name == "engine.execution.warmup"]
+    assert [line.split(maxsplit=1)[0] for line in lines] == ["compiling;", "compiled"], "no progress is shown"
 
 
-@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("limits", [LIMITS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in LIMITS[1:])])
 def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, caplog, limits):
     caplog.set_level(logging.INFO)
     told = []
@@ -81,7 +82,7 @@ def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, 
     assert not [record for record in caplog.records if record.name == "engine.execution.warmup"]
 
 
-@pytest.mark.parametrize("limits", [{}, {"max_model_len": 4}])
+@pytest.mark.parametrize("limits", [{}, pytest.param({"max_model_len": 4}, marks=pytest.mark.slow)])
 def test_drafts_are_compiled_before_the_first_request(graphs, forwards, nemotron_spec_tiny, run, limits):
     """Also those with a single target, which is the only row behind the last layer's attention."""
     engine = load(
@@ -98,13 +99,6 @@ def test_drafts_are_compiled_before_the_first_request(graphs, forwards, nemotron
         run(engine, Submission(request_id=str(number), prompt_ids=[5], sampling=sampling, diffusion=diffusion))
     assert {len(rows) for rows in adapted if rows is not None} >= ({2} if limits else {2, 3, 8})
     assert len(graphs) == compiled
-
-
-def test_the_log_tells_where_no_progress_is_shown(graphs, llada_tiny, caplog):
-    caplog.set_level(logging.INFO)
-    load(EngineConfig(model=str(llada_tiny), device="cpu", compile=True))
-    lines = [record.message for record in caplog.records if record.name == "engine.execution.warmup"]
-    assert [line.split(maxsplit=1)[0] for line in lines] == ["compiling;", "compiled"]
 
 
 def test_on_cuda_the_largest_step_is_taken(forwards, on_cuda):

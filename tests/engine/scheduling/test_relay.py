@@ -73,9 +73,9 @@ def request_of(rng, name, model, names):
 
 
 @pytest.mark.parametrize("kind", SPECS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_pages_are_conserved(kind, seed):
-    is_tight = seed < 3
+    is_tight = seed < 2
     rng, world = random.Random(seed), World(400, shares_prefixes=kind != "full", pages=30 if is_tight else 120)
     scheduler, number = world.scheduler, 0
     for _ in range(120):
@@ -88,6 +88,8 @@ def test_pages_are_conserved(kind, seed):
         world.step(failing=0.2, rng=rng)
     assert scheduler.relay.counts["adopted"] or is_tight or kind != "full"
     for _ in range(300):
+        if not (scheduler.running or scheduler.waiting or scheduler.relay.is_pending):
+            break
         world.step()
     assert not [*scheduler.running, *scheduler.waiting]
     assert not scheduler.relay.is_pending
@@ -95,7 +97,7 @@ def test_pages_are_conserved(kind, seed):
 
 
 @pytest.mark.parametrize("kind", SPECS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_sources_change_nothing_for_those_who_name_none(kind, seed):
     """Step by step the same requests with the same rows: nobody waits, gives way, or comes later for them."""
     seen = []

@@ -147,7 +147,7 @@ class Traffic(RuleBasedStateMachine):
 
 
 TestTraffic = Traffic.TestCase
-TestTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestTraffic.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
 def test_a_short_request_rides_beside_long_refreshes():

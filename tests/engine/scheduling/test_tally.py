@@ -91,10 +91,11 @@ def test_what_is_counted_twice_agrees(decoding):
     assert reading.batch_requests.count == reading.forward_seconds.count == stats.forwards
 
 
-@pytest.mark.parametrize("cache", ["dual", "d2"])
 @pytest.mark.parametrize(
     ("options", "share"),
     [
+        ({"cache": "d2", "unmask": "threshold", "threshold": 1.0}, 1),
+        ({"cache": "d2", "unmask": "factor", "factor": 1e9}, 0),
         ({"unmask": "threshold", "threshold": 1.0}, 1),
         ({"unmask": "threshold", "threshold": 0.0}, 0),
         ({"unmask": "certainty_threshold", "threshold": 1.0}, 1),
@@ -104,8 +105,8 @@ def test_what_is_counted_twice_agrees(decoding):
         ({"unmask": "fixed"}, 0),
     ],
 )
-def test_tokens_are_forced_where_none_reaches_the_bar(decoding, cache, options, share):
-    reading, _, _ = decoding({"cache": cache, "ignore_eos": True, **options})
+def test_tokens_are_forced_where_none_reaches_the_bar(decoding, options, share):
+    reading, _, _ = decoding({"ignore_eos": True, **options})
     assert reading.tokens_forced == share * reading.tokens_decoded
 
 

@@ -14,7 +14,7 @@ from tests.engine.score_twin import EOS, MASK, VOCAB, batches, plan, random_logi
 from tests.engine.scored import score
 
 
-@settings(deadline=None)  # the twin is slow
+@settings(deadline=None, max_examples=30)  # the twin is slow
 @given(batch=batches(), seed=st.integers(0, 1000))
 def test_each_request_is_edited_and_drawn_as_the_slow_twin_does_it(batch, seed):
     plans, needs = batch
@@ -39,7 +39,7 @@ def test_each_request_is_edited_and_drawn_as_the_slow_twin_does_it(batch, seed):
         first += len(asked.targets)
 
 
-@settings(deadline=None)  # the twin is slow
+@settings(deadline=None, max_examples=30)  # the twin is slow
 @given(batch=batches(), seed=st.integers(0, 1000))
 def test_a_request_is_scored_the_same_alone_and_in_any_batch(batch, seed):
     plans, needs = batch
