@@ -70,9 +70,13 @@ def test_it_is_bare(bare, package):
 
 
 def test_the_engine_loads_and_decodes(bare, llada_tiny):
+    """Also without Triton, which torch's builds for CPUs do not bring."""
     program = """if True:
         import sys
+        sys.modules["triton"] = None  # an import of it raises ImportError
         from engine import *
+        from engine.kernels.triton_available import has_triton
+        assert not has_triton()
         engine = load(EngineConfig(model=sys.argv[1]))
         sampling, diffusion = SamplingParams(max_tokens=8), DiffusionParams(block_length=8)
         one = Submission(request_id="r", prompt_ids=[5, 6, 7], sampling=sampling, diffusion=diffusion)
@@ -106,6 +110,7 @@ def test_a_dry_run_of_what_a_gpu_is_asked(bare, few_rows, tmp_path):
     assert told["machine"]["torch"]
 
 
+@pytest.mark.slow
 def test_tests_of_a_gpu_fail_without_one(bare):
     """They need none of the packages that other tests have, and are not skipped."""
     ended = bare("-m", "pytest", "-q", "-c", "tests/gpu/pytest.ini", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider")

@@ -45,7 +45,7 @@ def test_the_chat_form_is_what_the_chat_template_renders(
     task: str, system: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     before = [{"role": "system", "content": system}] if system else []
-    for problem in problems(task, SEED, 60):
+    for problem in problems(task, SEED, 20):
         assert templated(tokenizer, problem, before=before) == prompt_of(chat_form(problem, (), system))
 
 
@@ -64,7 +64,7 @@ def test_arguments_may_come_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_text_round_trips_and_its_pieces_are_its_tokens(task: str, rows: Rows) -> None:
-    for problem in problems(task, SEED, 50):
+    for problem in problems(task, SEED, 20):
         for form in FORMS[:1] if problem.tools else FORMS:
             text = form(problem, problems(task, SEED, 2, "train") if not problem.tools else ())
             row, whole = rows.encoded(text), "".join(piece for piece, _ in text)

@@ -6,8 +6,9 @@ from itertools import chain
 from random import Random
 
 import pytest
+from tokenizers import Tokenizer
 
-from engine.demo.build_tokenizer import build
+from engine.demo import FOLDERS
 from engine.demo.families.lookups import lookups
 from engine.demo.families.words import COLOURS, NAMES, THINGS
 from engine.demo.samples import LOOKUPS_LENGTH, Rows
@@ -83,8 +84,14 @@ def test_fields_are_those_of_the_form(drawn):
     assert forms
 
 
-def test_a_row_has_room_and_its_answers_are_marked():
-    rows, rng = Rows(build()), Random(5)
+@pytest.fixture(scope="module")
+def tokenizer():
+    """As it is bundled: test_bundled.py holds it to the one that is built, which takes seconds."""
+    return Tokenizer.from_file(str(FOLDERS["demo"] / "tokenizer.json"))
+
+
+def test_a_row_has_room_and_its_answers_are_marked(tokenizer):
+    rows, rng = Rows(tokenizer), Random(5)
     for _ in range(TEXTS):
         row = rows.lookups(rng)
         assert len(row.ids) <= LOOKUPS_LENGTH
@@ -93,9 +100,8 @@ def test_a_row_has_room_and_its_answers_are_marked():
         assert row.answers
 
 
-def test_what_is_held_out_is_not_practised():
+def test_what_is_held_out_is_not_practised(tokenizer):
     """A problem may be asked in the words of a row: its text, a line's end, and the question."""
-    tokenizer = build()
     rng, seen = Random(5), set()
     rows = {split: Rows(tokenizer, split) for split in ("train", "held_out")}
     for split, drawn_rows in rows.items():

@@ -5,8 +5,10 @@ from random import Random
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
-from engine.demo.build_tokenizer import build, token_id
+from engine.demo import FOLDERS
+from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
 from engine.demo.decode import hidden_rows
 from engine.demo.samples import Row
@@ -14,12 +16,13 @@ from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import geometry, initialise
 from engine.models.layers import Transformer
 
-BLOCK, STEPS = 16, range(24)
+BLOCK, STEPS = 16, range(8)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return build()
+    """As it is bundled: tests/engine/demo/test_bundled.py holds it to the one that is built, which takes seconds."""
+    return Tokenizer.from_file(str(FOLDERS["demo"] / "tokenizer.json"))
 
 
 @cache
@@ -63,7 +66,7 @@ def test_a_copy_sees_what_decoding_shows_it(tokenizer):
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     compared = 0
     with torch.inference_mode():
-        for batch in batches(tokenizer, BLOCK)[:6]:
+        for batch in batches(tokenizer, BLOCK)[:3]:
             hidden = hidden_rows(model, batch.ids[:2], seen(batch, BLOCK)[:2], batch.positions[:2])
             for row in range(2):
                 for copy in range(1, int(batch.streams.max()) + 1):
