@@ -56,6 +56,7 @@ def test_every_start_takes_a_step(forwards, llada_tiny, limits):
     assert engine.stats().forwards == engine.stats().kv_pages_used == engine.stats().decoding.batch_rows.count == 0
 
 
+@pytest.mark.slow
 def test_block_causal_models_are_tried_with_as_many_requests(graphs, forwards, sdar_tiny, caplog):
     """Also in a small pool: these canvases are one open block, and take no page later. The log tells of it."""
     caplog.set_level(logging.INFO)
@@ -82,7 +83,7 @@ def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, 
     assert not [record for record in caplog.records if record.name == "engine.execution.warmup"]
 
 
-@pytest.mark.parametrize("limits", [{}, pytest.param({"max_model_len": 4}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limits", [{"max_model_len": 4}, pytest.param({}, marks=pytest.mark.slow)])
 def test_drafts_are_compiled_before_the_first_request(graphs, forwards, nemotron_spec_tiny, run, limits):
     """Also those with a single target, which is the only row behind the last layer's attention."""
     engine = load(

@@ -29,7 +29,7 @@ def random_automaton(seed):
 CONSTRAINTS = [*AUTOMATA.values(), *map(random_automaton, range(12))]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     number=st.integers(0, len(CONSTRAINTS) - 1),
     seed=st.integers(0, 10**6),

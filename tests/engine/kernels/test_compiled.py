@@ -84,6 +84,7 @@ def test_three_graphs_whatever_the_layers_and_rows(graphs, models):
     assert len(graphs) == 6, "a single row has graphs of its own"
 
 
+@pytest.mark.slow
 def test_experts_are_in_the_graphs_of_layers_that_have_them(graphs):
     """Two graphs behind attention: one for layers with experts, one for those without."""
     moe = MoEConfig(num_experts=8, experts_per_token=2, ff_dim=48, is_normalised=True, dense_layers=frozenset({0}))
@@ -163,6 +164,7 @@ def test_a_family_with_biases_grouped_heads_and_shifted_logits_compiled(compiler
     assert staggered(engine, submission, rows) == staggered(plain, submission, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_without_a_compiler_a_clear_word_before_weights_are_read(compiler, llada_tiny, tmp_path):
     from torch._inductor import config as inductor

@@ -79,8 +79,7 @@ def test_what_was_not_chosen_does_not_matter():
     torch.testing.assert_close(mlps.by_definition(x, chosen, weights, gate_up, down), expected)
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("is_packed", "threads"), [(False, 1), (True, 2)])
 def test_a_row_is_the_same_bit_by_bit_in_any_company(is_packed, threads):
     x, chosen, weights, gate_up, down = routed(150, seed=3)
     own = ([packed(w) for w in gate_up], [packed(w) for w in down]) if is_packed else (gate_up, down)
@@ -89,10 +88,10 @@ def test_a_row_is_the_same_bit_by_bit_in_any_company(is_packed, threads):
     try:
         together = mlps.expert_mlps(x, chosen, weights, *own)
         rng = np.random.default_rng(0)
-        for _ in range(60):
+        for _ in range(12):
             some = torch.from_numpy(rng.permutation(150)[: rng.integers(1, 150)])
             assert torch.equal(mlps.expert_mlps(x[some], chosen[some], weights[some], *own), together[some])
-        for row in range(0, 150, 7):
+        for row in range(0, 150, 29):
             alone = mlps.expert_mlps(x[row : row + 1], chosen[row : row + 1], weights[row : row + 1], *own)
             assert torch.equal(alone[0], together[row])
     finally:

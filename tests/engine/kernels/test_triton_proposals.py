@@ -65,7 +65,7 @@ def test_the_mask_is_not_proposed_even_if_it_is_the_best(spans):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_of_each_dtype(dtype):
-    check_scores(random_logits(3, 5_003, dtype), 5_000)
+    check_scores(random_logits(1, 5_003, dtype), 5_000)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_infinite_logits(mask_id, spans):
     assert best_token(logits, mask_id)[1].tolist()[:2] == [INF, -INF]
 
 
-@pytest.mark.parametrize("place", [7, 2 * SPAN + 2])
+@pytest.mark.parametrize("place", [2 * SPAN + 2, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_row_with_nan_has_log_odds_of_nan(place, spans):
     """Wherever it is, the mask's place included; other rows are not affected."""
     logits = random_logits(3, 2 * SPAN + 3)
@@ -144,7 +144,7 @@ def expected_draws(logits, mask_id, rows=None):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draws_equal_torch(dtype):
-    logits = random_logits(8, 1003, dtype)
+    logits = random_logits(4, 1003, dtype)
     assert drawn(logits, 500) == expected_draws(logits, 500)
 
 
@@ -162,14 +162,14 @@ def test_draws_from_a_published_vocabulary():
 
 def test_each_of_seed_position_and_step_changes_the_noise():
     """Of equal logits, so that the noise decides alone."""
-    logits, rows = torch.zeros(40, 500, device=DEVICE), np.repeat(rows_of(1), 40)
-    rows["seed"][:10] += np.arange(10)
-    rows["seed"][10:20] += np.arange(10) << 32
-    rows["position"][20:30] += np.arange(10)
-    rows["step"][30:] += np.arange(10)
+    logits, rows = torch.zeros(16, 500, device=DEVICE), np.repeat(rows_of(1), 16)
+    rows["seed"][:4] += np.arange(4)
+    rows["seed"][4:8] += np.arange(4) << 32
+    rows["position"][8:12] += np.arange(4)
+    rows["step"][12:] += np.arange(4)
     tokens = drawn(logits, 0, rows)
     assert tokens == expected_draws(logits, 0, rows)
-    assert all(len(set(tokens[first : first + 10])) > 7 for first in range(0, 40, 10))
+    assert all(len(set(tokens[first : first + 4])) > 2 for first in range(0, 16, 4))
 
 
 def test_the_only_token_left_is_drawn_whatever_its_noise():

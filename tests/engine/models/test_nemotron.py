@@ -125,11 +125,11 @@ def test_logits_under_the_config_of_the_base_models(copied):
 
 @pytest.mark.parametrize("name", ["nemotron_tiny", "nemotron_spec_tiny"])
 def test_the_plain_loops_decode_as_the_published_samplers(request, name):
-    """One of each mode, with and without an adapter, and each whose context is not causal, which the engine lacks."""
+    """One of each mode, with and without an adapter, and two whose context is not causal, which the engine lacks."""
     folder = request.getfixturevalue(name)
     every = read_rows(folder / "generations.json")
     rows = rather_short(filter(golden.takes, every), lambda row: (row["mode"], row.get("adapter")))
-    rows += [row for row in every if not golden.takes(row)]
+    rows += [row for row in every if not golden.takes(row)][:2]
     assert differences(rows, golden.through_plain_loop(Checkpoint.load(folder), rows)) == []
 
 

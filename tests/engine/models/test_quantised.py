@@ -74,12 +74,10 @@ def test_a_row_does_not_depend_on_how_many_there_are():
 
 
 def test_each_policy_gives_a_request_in_company_what_it_gives_it_alone(llada_tiny, everybody):
-    config = EngineConfig(model=str(llada_tiny), device="cpu", quantization="int8")
-    alone = {}
-    for request in everybody:
-        alone |= outputs(load(config), request)
-    engine = load(config)
-    assert outputs(engine, *everybody) == alone
+    engine = load(EngineConfig(model=str(llada_tiny), device="cpu", quantization="int8"))
+    together = outputs(engine, *everybody)
+    for request in everybody[::3]:
+        assert outputs(engine, request) == {request.request_id: together[request.request_id]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

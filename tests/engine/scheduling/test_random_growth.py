@@ -111,4 +111,4 @@ class Crowd(RuleBasedStateMachine):
 
 
 TestCrowd = Crowd.TestCase
-TestCrowd.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)
+TestCrowd.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)

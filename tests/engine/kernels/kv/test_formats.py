@@ -182,7 +182,7 @@ def test_a_code_depends_on_its_own_numbers_alone(put, dtype):
 
 
 @FORMATS
-@pytest.mark.parametrize("prune", [0.0, 0.05, 0.3, 0.95])
+@pytest.mark.parametrize("prune", [0.0, 0.3])
 def test_what_is_small_beside_its_row_becomes_zero_and_the_rest_keeps_its_code(put, dtype, prune):
     """By a loop over numbers: the largest stays, so the scale does, and so do codes that nothing is pruned from."""
     torch.manual_seed(0)

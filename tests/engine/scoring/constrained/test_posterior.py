@@ -95,7 +95,7 @@ def test_draws_have_the_posterior_s_frequencies(name, fixed, room, temperature, 
     """A chi-square of whole blocks: steps of one request are as many independent draws."""
     constraint, logits, _ = case(name, fixed, room, 3, 1.0)
     twin = Twin(constraint, 0, fixed, room, logits / temperature)
-    count = 600 if passes == "kernels" else 100  # numpy draws the same (tests/engine/kernels/test_chain.py)
+    count = 400 if passes == "kernels" else 60  # numpy draws the same (tests/engine/kernels/test_chain.py)
     plans = [plan(constraint, fixed, room, temperature=temperature, seed=5, step=step) for step in range(count)]
     drawn = Counter()
     for scores in score(logits_of(plans, [logits] * count), plans, MASK):
