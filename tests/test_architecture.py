@@ -109,6 +109,7 @@ def is_in(name, entries):
     return any(f"{name}.".startswith(f"{entry}.") for entry in entries)
 
 
+@cache
 def room(name):
     """The room that a module is in; None of what is not ours."""
     return max((entry for entry in SEES if is_in(name, [entry])), key=len, default=None)

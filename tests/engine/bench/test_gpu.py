@@ -216,7 +216,8 @@ def test_the_table_marks_what_does_not_fit():
     assert [line.split(" | ")[2] for line in lines[4:]] == ["1", "64 *", "1", "64 *"]
 
 
-@pytest.mark.parametrize(("method", "shift"), [(METHODS[1], 1), pytest.param(METHODS[0], 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "shift"), [(METHODS[1], 1), (METHODS[0], 0)])
 def test_a_crowd_goes_as_planned(monkeypatch, method, shift):
     """Each step of the sample has the rows that were predicted, of all requests in one forward."""
     monkeypatch.setitem(SHIFTS, "tiny", shift)

@@ -83,7 +83,8 @@ def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, 
     assert not [record for record in caplog.records if record.name == "engine.execution.warmup"]
 
 
-@pytest.mark.parametrize("limits", [{"max_model_len": 4}, pytest.param({}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", [{}, {"max_model_len": 4}])
 def test_drafts_are_compiled_before_the_first_request(graphs, forwards, nemotron_spec_tiny, run, limits):
     """Also those with a single target, which is the only row behind the last layer's attention."""
     engine = load(

@@ -123,6 +123,7 @@ def staggered(engine, submission, rows, seed=20261122):
     return list(tokens.values())
 
 
+@pytest.mark.slow
 def test_golden_rows_through_the_graphs(graphs, llada_tiny, golden, submission):
     engine = load(EngineConfig(model=str(llada_tiny), device="cpu", compile=True))
     num_loaded = len(graphs)

@@ -200,6 +200,7 @@ def test_one_that_computes_something_else_is_not_used(compiled_before, monkeypat
     assert "not used" in caplog.text
 
 
+@pytest.mark.slow
 def test_golden_rows_with_torchs_kernels(llada_tiny, golden, submission, run, monkeypatch):
     """Every thirtieth one, as a machine without a compiler decodes them."""
     monkeypatch.setattr(native, "kernel", lambda: None)

@@ -306,6 +306,7 @@ def test_ones_that_compute_something_else_are_not_used(monkeypatch, caplog):
     assert proposals.kernel()
 
 
+@pytest.mark.slow
 def test_golden_rows_without_them(llada_tiny, golden, submission, run, monkeypatch):
     """Every twelfth one, as a machine without a compiler decodes them."""
     monkeypatch.setattr(proposals, "kernel", lambda: None)

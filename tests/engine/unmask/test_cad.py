@@ -43,7 +43,7 @@ def vocabularies(engine, monkeypatch):
     return sizes
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_golden_row(engine, rows, submission, run, vocabularies, together):
     submissions = [submission(number, cache="dual", ignore_eos=True, **row) for number, row in enumerate(rows)]
     batches = [submissions] if together else [[one] for one in submissions]

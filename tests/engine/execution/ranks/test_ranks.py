@@ -44,6 +44,7 @@ def test_it_is_one_model(two, llada_tiny):
     assert one.weight_bytes < two.info.weight_bytes < 1.01 * one.weight_bytes, "norms are whole on each"
 
 
+@pytest.mark.slow
 def test_requests_that_are_preempted(ranks, submission, sdar_tiny):
     row = {"gen_length": 48, "cache": "block", "threshold": 0.3, "ignore_eos": True}
     asked = [submission(number, prompt=list(range(5 + number, 25)), **row) for number in range(3)]
