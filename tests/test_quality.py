@@ -65,7 +65,7 @@ def test_guided_forms_and_calls_are_no_less_right(model):
 def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, cache):
     """Where one answer is right; a story has many, between which a last bit decides (docs/quality.md)."""
     coded, plain = (PolicyPair(cache=cache, kv_format=KVFormat(name)) for name in (kv_dtype, "auto"))
-    rows = answered(model, list(BASIC_TASKS), coded, plain)
+    rows = answered(model, list(BASIC_TASKS), coded, plain, limit=10)
     assert pooled([row for row in rows if row.task != "story"]).agreement >= share
     assert pooled(rows).accuracy > REACHED["basic"] - 0.05
 
@@ -74,7 +74,7 @@ def test_keys_and_values_in_codes_give_the_same_answers(kv_dtype, share, model, 
 @pytest.mark.parametrize(("model", "cache"), CACHES)
 def test_weights_in_codes_are_within_a_point(model, cache):
     coded, plain = (PolicyPair(cache=cache, quantization=name) for name in ("int8", "none"))
-    rows = answered(model, list(BASIC_TASKS), coded, plain, also=[plain])
+    rows = answered(model, list(BASIC_TASKS), coded, plain, limit=10, also=[plain])
     in_codes, in_numbers = ([row for row in rows if row.policy == policy] for policy in (coded, plain))
     assert pooled([row for row in in_codes if row.task != "story"]).agreement >= 0.99
     assert abs(pooled(in_codes).accuracy - pooled(in_numbers).accuracy) <= 0.01

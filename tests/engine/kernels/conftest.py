@@ -10,8 +10,6 @@ collect_ignore = (
 )
 WIDTHS = ["the machine's", *(pytest.param(width, marks=pytest.mark.slow) for width in (4, 8, 16))]
 """Floats in a vector: of NEON and SSE, AVX and AVX-512. Compilers make the wide ones of narrow ones where they must."""
-QUICKLY = "-O1"
-"""Of the compiler: it takes a third less, and vectors are the sources' own, not what it makes of loops."""
 
 
 @pytest.fixture(scope="session", params=WIDTHS)
@@ -20,5 +18,5 @@ def compiled(request, tmp_path_factory):
     if not isinstance(request.param, int):
         return library.library()
     path = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    library.compile_to(path, [f"-DLANES={request.param}", QUICKLY])
+    library.compile_to(path, [f"-DLANES={request.param}"])
     return path

@@ -188,7 +188,7 @@ def random_submissions(count):
 @pytest.fixture(scope="module")
 def alone(llada22_tiny):
     """Requests, and what an engine without anything to share says to each alone."""
-    asked = list(random_submissions(5))
+    asked = list(random_submissions(6))
     apart = engine_of(llada22_tiny, max_model_len=128, prefix_caching=False)
     return asked, {one.request_id: told(apart, [one])[one.request_id] for one in asked}
 

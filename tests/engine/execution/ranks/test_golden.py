@@ -37,8 +37,8 @@ def test_some_rows(ranks, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_quarter_of_all_rows(ranks, name):
+def test_a_sixth_of_all_rows(ranks, name):
     """All of them, between processes: `python -m tests.golden FOLDER --tensor-parallel-size 2`."""
-    wrong, count = differing(ranks(DATA / name), DATA / name, lambda rows: rows[::4])
+    wrong, count = differing(ranks(DATA / name), DATA / name, lambda rows: rows[::6])
     assert not wrong
-    assert count > 6
+    assert count > 4
