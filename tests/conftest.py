@@ -12,17 +12,17 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import NamedTemporaryFile
 
-import httpx
 import pytest
 from hypothesis import settings
+
+from tests.forked import Forked, wait_until_ready
 
 settings.register_profile("any machine", deadline=None)  # a busy one takes seconds where an idle one takes none
 settings.load_profile("any machine")
@@ -216,26 +216,27 @@ class Url(str):
 def serve():
     """`with serve(model, *flags) as url`: a real `unmask serve` process on a free port, ended by SIGTERM.
 
-    `seconds`: how long it may take to be ready.
+    `seconds`: how long it may take to be ready. `is_forked=False`: it starts by its command line, in seconds.
     """
 
     @contextmanager
-    def running(*arguments: str, seconds: int = 60) -> Iterator[Url]:
+    def running(*arguments: str, seconds: int = 60, is_forked: bool = True) -> Iterator[Url]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "server.cli", "serve", *arguments, "--port", str(port)]
+        asked = ["serve", *arguments, "--port", str(port)]
         url = Url(f"http://127.0.0.1:{port}")
-        with TemporaryFile("w+") as log:  # a pipe that nobody reads would fill up and block the server
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        with NamedTemporaryFile("w") as file:  # a pipe that nobody reads would fill up and block the server
+            log = Path(file.name)
+            command = [sys.executable, "-m", "server.cli", *asked]
+            process: Forked | subprocess.Popen[bytes] = (
+                Forked("server.cli", *asked, log=log)
+                if is_forked
+                else subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            )
             url.pid = process.pid
             try:
-                for _ in range(10 * seconds):
-                    assert process.poll() is None, log.seek(0) or log.read()
-                    with suppress(httpx.TransportError):
-                        if httpx.get(f"{url}/ready").status_code == 200:
-                            break
-                    time.sleep(0.1)
+                wait_until_ready(process, f"{url}/ready", log, seconds)
                 yield url
                 process.terminate()
                 assert process.wait(timeout=40) == 0
@@ -264,8 +265,8 @@ def client(demo_server):
 
 @pytest.fixture(scope="session")
 def golden_server(serve, llada_tiny) -> Iterator[str]:
-    """The same over the golden checkpoint."""
-    with serve(str(llada_tiny)) as url:
+    """The same over the golden checkpoint, which computes sixteen requests at once, and in which 24 may wait."""
+    with serve(str(llada_tiny), "--max-running-requests", "16", "--max-queued-requests", "24") as url:
         yield url
 
 

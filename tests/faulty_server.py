@@ -1,21 +1,19 @@
-"""`python -m tests.faulty_server ...`: `unmask serve` with an engine whose model fails on purpose.
+"""`unmask serve` with an engine whose model fails on purpose.
 
 A prompt that holds one of the marks below makes the forwards that see it fail. `faulty_server` runs it for a test.
 """
 
-import os
 import re
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 import server.commands.serve
 from engine.execution.runner import Runner
-from server.cli import main
+from server import cli
+from tests.forked import Forked, wait_until_ready
 
 FAULT = [201, 7, 201, 9, 201]
 """Every forward with it fails."""
@@ -57,25 +55,17 @@ def faulty_load(*arguments):
     return engine
 
 
-@contextmanager
-def faulty_server(model, log, *flags, program="tests.faulty_server"):
-    """(url, process) of a server on a free port; what it logs goes to the file `log`. `server.cli` has no faults."""
-    command = [sys.executable, "-m", program, "serve", str(model), "--port", "0", *flags]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("UNMASK_")}
-    root = Path(__file__).parents[1]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=root, env=environ) as process,
-    ):
-        try:
-            urls = (re.search(r"curl -N (http://[^/]+)", line) for line in process.stdout)
-            found = next(filter(None, urls), None)
-            assert found, log.read_text()
-            yield found[1], process
-        finally:
-            process.kill()
-
-
-if __name__ == "__main__":
+def main(argv):
     server.commands.serve.load = faulty_load
-    sys.exit(main(sys.argv[1:]))
+    return cli.main(argv)
+
+
+@contextmanager
+def faulty_server(model, log, *flags, program=__name__):
+    """(url, process) of a server on a free port; what it says goes to the file `log`. `server.cli` has no faults."""
+    with Forked(program, "serve", str(model), "--port", "0", *flags, log=log) as process:
+        while not (found := re.search(r"curl -N (http://[^/]+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.01)
+        wait_until_ready(process, f"{found[1]}/ready", log, 60)
+        yield found[1], process

@@ -144,50 +144,47 @@ def health_probe(url):
         latencies += map(float, probe.stdout.read().splitlines())
 
 
-async def test_sixty_four_clients(serve, llada_tiny, golden):
+async def test_sixty_four_clients(golden_server, golden):
     """Mixed policies and lengths, random hang-ups, a queue that overflows: survivors' answers are the golden ones."""
     rng = random.Random(64)
-    with serve(str(llada_tiny), "--max-running-requests", "16", "--max-queued-requests", "24") as url:
-        limits = httpx.Limits(max_connections=200)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-            outcomes = {"answered": 0, "refused": 0, "hung up": 0}
+    limits = httpx.Limits(max_connections=200)
+    async with httpx.AsyncClient(base_url=golden_server, timeout=60, limits=limits) as http:
+        outcomes = {"answered": 0, "refused": 0, "hung up": 0}
 
-            async def one(row):
-                body = options(row)
-                body |= {"diffusion": body.pop("extra_body")["diffusion"], "stream": True}
-                patience = rng.choice([None, None, 1, 2])
-                async with http.stream("POST", "/v1/completions", json=body) as response:
-                    if response.status_code == 429:
-                        assert int(response.headers["retry-after"]) >= 1
-                        outcomes["refused"] += 1
-                        return
-                    assert response.status_code == 200
-                    pieces = []
-                    async for line in response.aiter_lines():
-                        if line.startswith("data: {"):
-                            pieces.append(json.loads(line[6:])["choices"][0]["text"])
-                            if len(pieces) == patience and len(pieces) < row["gen_length"] / row["block_length"]:
-                                outcomes["hung up"] += 1
-                                return
-                    assert "".join(pieces) == text(row["output"])
-                    outcomes["answered"] += 1
+        async def one(row):
+            body = options(row)
+            body |= {"diffusion": body.pop("extra_body")["diffusion"], "stream": True}
+            patience = rng.choice([None, None, 1, 2])
+            async with http.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code == 429:
+                    assert int(response.headers["retry-after"]) >= 1
+                    outcomes["refused"] += 1
+                    return
+                assert response.status_code == 200
+                pieces = []
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        pieces.append(json.loads(line[6:])["choices"][0]["text"])
+                        if len(pieces) == patience and len(pieces) < row["gen_length"] / row["block_length"]:
+                            outcomes["hung up"] += 1
+                            return
+                assert "".join(pieces) == text(row["output"])
+                outcomes["answered"] += 1
 
-            async def client():
-                for row in rng.sample(golden, 2):
-                    await asyncio.sleep(rng.random() * 0.5)
-                    await one(row)
+        async def client():
+            for row in rng.sample(golden, 2):
+                await asyncio.sleep(rng.random() * 0.5)
+                await one(row)
 
-            with health_probe(url) as latencies:
-                await asyncio.gather(*(client() for _ in range(64)))
-            assert min(outcomes.values()) > 0, outcomes
-            assert sum(outcomes.values()) == 128
-            async with asyncio.timeout(10):
-                while any(
-                    [await gauge(http, name) for name in ("kv_pages_used", "requests_running", "requests_waiting")]
-                ):
-                    await asyncio.sleep(0.05)
-            assert len(latencies) > 50
-            assert sorted(latencies)[int(len(latencies) * 0.99)] < 0.05, sorted(latencies)[-5:]
+        with health_probe(golden_server) as latencies:
+            await asyncio.gather(*(client() for _ in range(64)))
+        assert min(outcomes.values()) > 0, outcomes
+        assert sum(outcomes.values()) == 128
+        async with asyncio.timeout(10):
+            while any([await gauge(http, name) for name in ("kv_pages_used", "requests_running", "requests_waiting")]):
+                await asyncio.sleep(0.05)
+        assert len(latencies) > 50
+        assert sorted(latencies)[int(len(latencies) * 0.99)] < 0.05, sorted(latencies)[-5:]
 
 
 def test_what_a_budget_has_evicted_is_told(client):

@@ -5,12 +5,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
+
+from tests.forked import wait_until_ready
 
 from .podman import podman, remove_all
 
@@ -50,14 +50,7 @@ def background():
         with log.open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
         try:
-            for _ in range(600):
-                assert process.poll() is None, log.read_text()
-                with suppress(httpx.TransportError):
-                    if httpx.get(ready_url).status_code == 200:
-                        break
-                time.sleep(0.1)
-            else:
-                raise AssertionError(f"{command[0]} does not come up: {log.read_text()}")
+            wait_until_ready(process, ready_url, log, 60)
             yield process
         finally:
             process.terminate()

@@ -3,16 +3,15 @@
 import asyncio
 import json
 import re
-import signal
 import socket
 import subprocess
-import sys
 from contextlib import AsyncExitStack, ExitStack
 
 import httpx
 import pytest
 
 from server.settings.tree import ServerConfig
+from tests.forked import Forked, wait_until_ready
 
 from .conftest import DOCKER
 
@@ -51,26 +50,26 @@ def front(tool, free_port, background, tmp_path):
 
 
 @pytest.fixture
-def restartable(llada_tiny, free_port, background, tmp_path):
+def restartable(llada_tiny, free_port, tmp_path):
     """Starts a server on a port of its own: (port, restart), where `restart` drains it and waits for the next one."""
-    with ExitStack() as stack:
+    with ExitStack() as lives:
 
         def start():
             port = free_port()
-            command = [sys.executable, "-m", "server.cli", "serve", str(llada_tiny), "--port", str(port)]
-            command += ["--max-running-requests", "4", "--log-level", "warning"]
-            lives = ExitStack()
-            stack.callback(lives.close)
+            flags = ["serve", str(llada_tiny), "--port", str(port)]
+            flags += ["--max-running-requests", "4", "--log-level", "warning"]
 
             def begin():
-                ready = f"http://127.0.0.1:{port}/ready"
-                return lives.enter_context(background(command, ready, tmp_path / f"server-{port}.log"))
+                log = tmp_path / f"server-{port}.log"
+                process = lives.enter_context(Forked("server.cli", *flags, log=log))
+                wait_until_ready(process, f"http://127.0.0.1:{port}/ready", log, 60)
+                return process
 
             process = begin()
 
             def restart():
                 nonlocal process
-                process.send_signal(signal.SIGTERM)
+                process.terminate()
                 assert process.wait(timeout=60) == 0
                 process = begin()
 
@@ -282,9 +281,9 @@ def test_nginx_keeps_connections_for_less_time_than_the_server():
 
 
 @pytest.mark.slow
-async def test_blocks_pass_as_they_come_and_the_rest_stays_inside(front, restartable):
-    ports = [(await asyncio.to_thread(restartable))[0] for _ in range(2)]
-    url = await asyncio.to_thread(front, *ports)
+async def test_blocks_pass_as_they_come_and_the_rest_stays_inside(front, golden_server):
+    port = httpx.URL(golden_server).port
+    url = await asyncio.to_thread(front, port, port)
     body = {"prompt": [5], "max_tokens": 512, "stream": True, "ignore_eos": True}
     body["diffusion"] = {"unmask": "fixed", "steps": 512}
     loop = asyncio.get_running_loop()

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ from threading import Lock, Thread
 import pytest
 
 from server.cli import main
+from tests.forked import Forked
 
 
 class Fake:
@@ -278,19 +277,18 @@ def test_a_bad_line_is_named(capsys, tmp_path, line):
     assert "holds no prompts" in fails(capsys, "--prompts", str(path))
 
 
-@pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_gives_the_table_of_what_was_done():
+def test_ctrl_c_gives_the_table_of_what_was_done(tmp_path):
     fake = Fake(["a", "b"], delay=0.02, usage={"prompt_tokens": 1, "completion_tokens": 2})
     with fake.running() as url:
-        command = [sys.executable, "-m", "server.cli", "bench", "serve", "--base-url", url, "--num-prompts", "100000"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        command = ["bench", "serve", "--base-url", url, "--num-prompts", "100000"]
+        with Forked("server.cli", *command, log=tmp_path / "log") as process:
             while len(fake.bodies) < 30:
                 assert process.poll() is None
-                time.sleep(0.05)
+                time.sleep(0.01)
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert err == ""
+            assert process.wait(timeout=20) == 130
+    out = (tmp_path / "log").read_text()
+    assert "Traceback" not in out
     assert "(interrupted)" in out
     assert "time to first block" in out
     assert "answered, 0 failed" in out

@@ -51,7 +51,7 @@ def write(path, **given):
 def cluster(serve, settings):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray would write one into the home directory
-        with serve("--config", str(settings), seconds=300) as url:
+        with serve("--config", str(settings), seconds=300, is_forked=False) as url:
             with httpx.Client(base_url=url, headers=HEADERS) as client:
                 while len(names(client)) < 2:  # it is ready with one
                     time.sleep(0.2)
