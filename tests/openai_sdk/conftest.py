@@ -1,6 +1,7 @@
 """OpenAI's own client, sync and async, over a real socket to one server with the demo model."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -8,32 +9,51 @@ import openai
 import pytest
 
 
-@pytest.fixture(params=["sync", "async"])
-async def sdk(request, demo_server):
-    """`await sdk.complete(...)` and `await sdk.chat(...)` by either client; streams come as lists of chunks."""
-    options = {"base_url": f"{demo_server}/v1", "api_key": "none", "max_retries": 0}
-    if request.param == "sync":
-        with openai.OpenAI(**options) as client:
+@asynccontextmanager
+async def synchronous(options):
+    with openai.OpenAI(**options) as client:
 
-            def gather(create, body):
-                answer = create(model="demo", **body)
-                return list(answer) if body.get("stream") else answer
+        def gather(create, body):
+            answer = create(model="demo", **body)
+            return list(answer) if body.get("stream") else answer
 
-            yield SimpleNamespace(
-                complete=lambda **body: asyncio.to_thread(gather, client.completions.create, body),
-                chat=lambda **body: asyncio.to_thread(gather, client.chat.completions.create, body),
-            )
-    else:
-        async with openai.AsyncOpenAI(**options) as client:
+        yield SimpleNamespace(
+            complete=lambda **body: asyncio.to_thread(gather, client.completions.create, body),
+            chat=lambda **body: asyncio.to_thread(gather, client.chat.completions.create, body),
+        )
 
-            async def collect(create, body):
-                answer = await create(model="demo", **body)
-                return [chunk async for chunk in answer] if body.get("stream") else answer
 
-            yield SimpleNamespace(
-                complete=lambda **body: collect(client.completions.create, body),
-                chat=lambda **body: collect(client.chat.completions.create, body),
-            )
+@asynccontextmanager
+async def asynchronous(options):
+    async with openai.AsyncOpenAI(**options) as client:
+
+        async def collect(create, body):
+            answer = await create(model="demo", **body)
+            return [chunk async for chunk in answer] if body.get("stream") else answer
+
+        yield SimpleNamespace(
+            complete=lambda **body: collect(client.completions.create, body),
+            chat=lambda **body: collect(client.chat.completions.create, body),
+        )
+
+
+@pytest.fixture
+def options(demo_server):
+    return {"base_url": f"{demo_server}/v1", "api_key": "none", "max_retries": 0}
+
+
+@pytest.fixture
+async def sdk(options):
+    """`await sdk.complete(...)` and `await sdk.chat(...)` by the async client; streams come as lists of chunks."""
+    async with asynchronous(options) as sdk:
+        yield sdk
+
+
+@pytest.fixture(params=[synchronous, asynchronous])
+async def either(request, options):
+    """The same by either client: they read answers, streams and errors each in its own way, and ask alike."""
+    async with request.param(options) as sdk:
+        yield sdk
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ async def test_holes(sdk):
 
 async def test_holes_in_every_policy(sdk):
     prompt = "Question: Sort these numbers: 7 3 12 5.\nAnswer: Sorted:<|fill:1|> 5<|fill:2|>."
-    for diffusion in ({"cache": "none"}, {"cache": "prefix"}, {"cache": "d2"}, {"unmask": "dream"}, {"unmask": "cad"}):
+    for diffusion in ({"cache": "prefix"}, {"cache": "d2"}, {"cache": "none", "unmask": "dream"}, {"unmask": "cad"}):
         answer = await sdk.complete(prompt=prompt, extra_body={"diffusion": diffusion})
         assert answer.usage.diffusion["fills"] == [" 3", " 7 12"], diffusion
 
