@@ -116,18 +116,31 @@ def test_decisions_are_refused(ask):
     assert answer.status_code == 400, answer.text
 
 
-def test_eval_compares_it_to_nothing(diffusion_gemma_tiny, capsys, tmp_path):
+@pytest.fixture
+def evaluated(diffusion_gemma_tiny, capsys, tmp_path):
+    """The row of its evaluation on one problem."""
     path = tmp_path / "problems.jsonl"
     path.write_text(json.dumps({"prompt": "t5 t6", "answer": "t7"}))
     asked = ["eval", "--model", str(diffusion_gemma_tiny), "--data", str(path), "--max-tokens", "16", "--json"]
-    assert main([*asked, "--unmask", "renoise"]) == 0
-    [row] = json.loads(capsys.readouterr().out)["rows"]
+
+    def row(*flags):
+        assert main([*asked, "--unmask", "renoise", *flags]) == 0
+        [row] = json.loads(capsys.readouterr().out)["rows"]
+        return row
+
+    return row
+
+
+def test_eval_compares_it_to_nothing(evaluated):
+    row = evaluated()
     assert (row["cache"], row["unmask"], row["block_length"], row["n"]) == ("block", "renoise", 16, 1)
     assert row["forwards"] > 0
     assert row["agreement"] is None
-    assert main([*asked, "--unmask", "renoise", "--kv-dtype", "int8"]) == 0
-    [row] = json.loads(capsys.readouterr().out)["rows"]
-    assert row["agreement"] is not None, "compared to itself with other keys and values"
+
+
+@pytest.mark.slow
+def test_eval_compares_it_to_itself_with_other_keys_and_values(evaluated):
+    assert evaluated("--kv-dtype", "int8")["agreement"] is not None
 
 
 @pytest.mark.parametrize(
@@ -141,7 +154,7 @@ def test_eval_compares_it_to_nothing(diffusion_gemma_tiny, capsys, tmp_path):
 )
 def test_what_eval_cannot_ask_it_is_told_before_it_is_loaded(diffusion_gemma_tiny, capsys, monkeypatch, flags, message):
     monkeypatch.setattr(local, "load", lambda _config: pytest.fail("loaded"))
-    assert main(["eval", "--model", str(diffusion_gemma_tiny), *flags]) == 2
+    assert main(["eval", "--model", str(diffusion_gemma_tiny), "--limit", "1", *flags]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -49,11 +49,11 @@ def test_formats_are_methods(capsys):
 
 
 def test_a_compiled_model_is_every_methods(graphs, capsys):
-    assert main([*TINY, "--compile", "--methods", "reference/dual", "engine/dual"]) == 0
+    assert main([*TINY, "--compile", "--gen", "16", "--methods", "reference/dual", "engine/dual"]) == 0
     assert "tiny (compiled)" in capsys.readouterr().out
     num_graphs = len(graphs)
     assert num_graphs > 3
-    assert main([*TINY, "--methods", "reference/dual"]) == 0
+    assert main([*TINY, "--gen", "16", "--methods", "reference/dual"]) == 0
     assert "compiled" not in capsys.readouterr().out
     assert len(graphs) == num_graphs
 

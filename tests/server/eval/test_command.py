@@ -37,7 +37,8 @@ def fails(capsys, *argv):
 
 
 def test_json_has_a_row_for_each_task_and_policy(capsys):
-    flags = ["--tasks", "sort,facts", "--limit", "3", "--cache", "none,dual", "--unmask", "fixed,threshold"]
+    flags = ["--tasks", "sort,facts", "--limit", "2", "--cache", "none,dual", "--unmask", "fixed,threshold"]
+    flags += ["--max-tokens", "16", "--block-length", "16"]
     rows = rows_of(capsys, *flags, "--tokens-per-step", "1,4")
     assert [(row["task"], row["cache"], row["unmask"], row["value"]) for row in rows] == [
         (task, cache, unmask, value)
@@ -47,14 +48,14 @@ def test_json_has_a_row_for_each_task_and_policy(capsys):
     ]
     first, faster = rows[0], rows[1]
     assert first["agreement"] == 1
-    assert first["n"] == 3
+    assert first["n"] == 2
     assert 0 <= first["accuracy_low"] <= first["accuracy"] <= first["accuracy_high"] <= 1
     assert faster["tokens_per_forward"] == pytest.approx(4 * first["tokens_per_forward"], rel=0.5)
     assert rows[5]["rows_per_token"] < first["rows_per_token"]
 
 
 def test_the_table_fits_a_terminal(capsys):
-    assert main(["eval", "--tasks", "facts,reverse", "--limit", "2"]) == 0
+    assert main(["eval", "--tasks", "facts,reverse", "--limit", "2", "--max-tokens", "16"]) == 0
     out = capsys.readouterr().out
     assert "threshold 0.9" in out
     assert "…" not in out
@@ -64,7 +65,8 @@ def test_the_table_fits_a_terminal(capsys):
 def test_markdown_and_picture(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "quality.png"
-    assert main(["eval", "--tasks", "facts", "--limit", "2", "--markdown", "--plot", str(picture)]) == 0
+    asked = ["--tasks", "facts", "--limit", "2", "--max-tokens", "16"]
+    assert main(["eval", *asked, "--markdown", "--plot", str(picture)]) == 0
     head, rule, line = capsys.readouterr().out.splitlines()
     assert head.count("|") == rule.count("|") == line.count("|")
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -72,7 +74,7 @@ def test_markdown_and_picture(capsys, tmp_path):
 
 def test_a_missing_matplotlib_is_named_before_anything_is_asked(capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "unmask[plot]" in fails(capsys, "--plot", str(tmp_path / "x.png"))
+    assert "unmask[plot]" in fails(capsys, "--limit", "1", "--plot", str(tmp_path / "x.png"))
 
 
 def test_own_problems(capsys, problems):
@@ -80,16 +82,17 @@ def test_own_problems(capsys, problems):
         {"prompt": "Sort these numbers: 9 3 5.", "answer": " Sorted: 3 5 9.\n"},
         {"messages": [{"role": "user", "content": "Sort these numbers: 9 3 5."}], "answer": "no", "task": "mine"},
     )
-    rows = rows_of(capsys, "--data", path)
+    rows = rows_of(capsys, "--data", path, "--max-tokens", "24")
     assert [(row["task"], row["n"], row["accuracy"]) for row in rows] == [("problems", 1, 1.0), ("mine", 1, 0.0)]
 
 
 def test_export_and_data_ask_the_same(capsys, tmp_path):
     path = str(tmp_path / "exported.jsonl")
-    chosen = ["--tasks", "story,word", "--limit", "3", "--seed", "5"]
+    chosen = ["--tasks", "story,word", "--limit", "2", "--seed", "5"]
+    length = ["--max-tokens", "16", "--no-agreement"]
     assert main(["eval", *chosen, "--export", path]) == 0
-    assert "6 problems" in capsys.readouterr().err
-    told, read = rows_of(capsys, *chosen), rows_of(capsys, "--data", path, "--limit", "6")
+    assert "4 problems" in capsys.readouterr().err
+    told, read = rows_of(capsys, *chosen, *length), rows_of(capsys, "--data", path, "--limit", "4", *length)
     assert [(row["task"], row["correct"], row["tokens"]) for row in told] == [
         (row["task"], row["correct"], row["tokens"]) for row in read
     ]
@@ -134,7 +137,7 @@ def test_export_and_data_ask_the_same(capsys, tmp_path):
     ],
 )
 def test_what_the_user_can_mend_is_one_line(capsys, argv, message):
-    assert message in fails(capsys, *argv)
+    assert message in fails(capsys, "--limit", "1", *argv)  # or all problems of all tasks would be made first
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,7 @@ def test_a_server_gives_the_figures_of_the_model_itself(capsys, demo_server):
     assert "gpt-9" in wrong_model
 
 
+@pytest.mark.slow
 def test_standard_output_holds_nothing_else():
     command = [sys.executable, "-m", "server.cli", "eval", "--tasks", "facts", "--limit", "1", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -193,7 +197,7 @@ def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
     """One engine at a time; the first is asked for what the others are compared to, and never the exact decode."""
     opened, running = [], local.running
     monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-2]) or running(*asked))
-    flags = ["--tasks", "sort,facts", "--limit", "4", "--kv-dtype", "int8,fp8/0.01"]
+    flags = ["--tasks", "sort,facts", "--limit", "2", "--max-tokens", "16", "--kv-dtype", "int8,fp8/0.01"]
     rows = rows_of(capsys, *flags, "--unmask", "threshold,fixed", "--tokens-per-step", "4")
     assert opened == [("auto", 0.0), ("int8", 0.0), ("fp8", 0.01)]
     assert [(row["task"], row["kv_dtype"], row["kv_prune"], row["unmask"]) for row in rows] == [
@@ -211,7 +215,7 @@ def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
 
 
 def test_windows_are_swept(capsys):
-    flags = ["--tasks", "story", "--limit", "2", "--block-length", "8", "--no-agreement"]
+    flags = ["--tasks", "story", "--limit", "2", "--block-length", "8", "--max-tokens", "24", "--no-agreement"]
     swept = ["--cache", "dual,window", "--refresh-before", "0,16", "--prompt-refresh", "2"]
     rows = rows_of(capsys, *flags, *swept)
     assert [row["window"] for row in rows] == [

@@ -1,7 +1,7 @@
 """Reasoning told from content, however the text is cut into pieces."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.replies.reasoning import ReasoningReader
@@ -32,6 +32,7 @@ def read(is_open, pieces):
 
 @pytest.mark.parametrize("name", TEXTS)
 @given(data=st.data())
+@settings(max_examples=30)
 def test_any_pieces(name, data):
     is_open, text, reasoning, content = TEXTS[name]
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8).map(sorted))

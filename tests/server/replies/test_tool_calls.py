@@ -1,7 +1,7 @@
 """Calls are read out of a text as it arrives, whatever the pieces."""
 
 import json
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import pytest
 from hypothesis import given
@@ -161,13 +161,13 @@ WEATHER = {
 }
 
 
-@pytest.mark.parametrize("content", ["", "Well: <", "{}\n<tool_cal"])
-def test_what_a_constraint_lets_through_is_read_whole(content):
-    """Of every answer that the automaton accepts, its calls are those that were written."""
+def test_what_a_constraint_lets_through_is_read_whole():
+    """Of every answer that the automaton accepts, its calls are those that were written, whatever stands before."""
     called = [CallableFunction("get_weather", WEATHER), CallableFunction("now")]
     any_answer = tools.automaton(called, "auto", Budget())
     num_calls = 0
-    for raw in walks(tools.automaton(called, "required", Budget()), 0, 60):
+    answers = walks(tools.automaton(called, "required", Budget()), 0, 45)
+    for raw, content in zip(answers, cycle(["", "Well: <", "{}\n<tool_cal"]), strict=False):
         text = content + raw.decode(errors="replace")
         assert any_answer.matches(text)
         found, calls, is_amid = read(*text, "")
@@ -176,7 +176,7 @@ def test_what_a_constraint_lets_through_is_read_whole(content):
         assert text == content + "\n".join(written)
         assert all(isinstance(json.loads(given), dict) for _, given in calls)
         num_calls += len(calls)
-    assert num_calls > 60
+    assert num_calls > 45
 
 
 def test_arguments_come_as_they_grow():

@@ -17,7 +17,7 @@ from server.text.tokenizer import Tokenizer
 
 from .calls import clock_of_calls
 
-SECONDS = 0.15
+SECONDS = 0.05
 OVERRUN = 0.6
 """The longest work between two looks at the clock. Both are of a clock that counts calls."""
 NULL = {"type": "null"}

@@ -63,7 +63,7 @@ looking = st.tuples(st.sampled_from(["", "^"]), looking, st.sampled_from(["", "$
 
 
 @given(looking, st.lists(TEXTS, min_size=1, max_size=12), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_look_aheads_mean_what_they_mean_in_python(pattern, texts, is_search):
     try:
         found = compiled(pattern, is_search=is_search)
@@ -184,13 +184,13 @@ def test_what_is_no_regex_is_said(pattern):
     [
         ("(" * 5000 + ")" * 5000, Unsupported),
         ("[" * 65536, Malformed),
-        ("a" * 20000, None),
-        ("|" * 20000, None),
-        ("(a*)*" * 1000, None),
+        ("a" * 5000, None),
+        ("|" * 5000, None),
+        ("(a*)*" * 300, None),
         ("((a?){9}){40}", None),
         ("(((a{1,99}){1,99}){1,99}){1,99}", TooLarge),
         ("(a|b)*a(a|b){30}", TooLarge),
-        ("((((a|b)*c)*d)*e)*" * 500, None),
+        ("((((a|b)*c)*d)*e)*" * 150, None),
         ("(.{0,4096}){0,4096}", TooLarge),
         ("(^|a)*$" * 200, TooLarge),
         ("(?=.*a.{50})(?=.*b.{50})(?=.*c.{50}).*", TooLarge),
@@ -201,7 +201,7 @@ def test_what_is_no_regex_is_said(pattern):
 )
 def test_hostile_regexes_end_soon(pattern, refusal):
     with clock_of_calls() as clock, pytest.raises(refusal) if refusal else nullcontext():
-        compiled(pattern, budget := Budget(seconds=0.5) if refusal else Budget())
+        compiled(pattern, budget := Budget(seconds=0.2) if refusal else Budget())
     assert clock.seconds() < budget.seconds + 1
 
 

@@ -57,7 +57,7 @@ def test_which_answers_are_accepted(called, choice, is_parallel, accepted):
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_every_call_is_valid(choice):
     schemas = {tool.name: tool.parameters or tools.NO_PARAMETERS for tool in TOOLS}
-    for raw in walks(tools.automaton(TOOLS, choice, Budget()), 0, 40):
+    for raw in walks(tools.automaton(TOOLS, choice, Budget()), 0, 20):
         text = raw.decode(errors="replace")
         calls = re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text)
         assert len(calls) == text.count("<tool_call>")

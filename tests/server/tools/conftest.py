@@ -18,14 +18,14 @@ TEMPLATE = """\
 """It knows tools, and takes few tokens: the engine has 128."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder):
     with closing(Tokenizer.load(tokenizer_folder)) as tokenizer:
         tokenizer._tokenizer.chat_template = TEMPLATE
         yield tokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def constraints(tokenizer, make_engine):
     """One worker process for all tests."""
     with closing(create_app(make_engine(), tokenizer, build({})).state.service.constraints) as constraints:

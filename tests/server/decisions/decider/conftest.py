@@ -21,7 +21,7 @@ def folder(request, llada_tiny):
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    return load(EngineConfig(model=str(folder), page_size=8))
+    return load(EngineConfig(model=str(folder), page_size=8, max_running_requests=16, max_queued_requests=32))
 
 
 @pytest.fixture(scope="module")
