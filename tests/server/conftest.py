@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from engine import Constraint, EngineLoop
+from engine import DEMO_MODEL, Constraint, EngineLoop
 from server.http import lifecycle
 from server.http.app import create_app
 from server.http.lifecycle import Server
@@ -52,6 +52,13 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer(tokenizer_folder: Path) -> Iterator[Tokenizer]:
     with closing(Tokenizer.load(tokenizer_folder)) as tokenizer:
         asyncio.run(tokenizer.start())  # or the first test of a time limit would wait for it
+        yield tokenizer
+
+
+@pytest.fixture(scope="session")
+def demo_tokenizer() -> Iterator[Tokenizer]:
+    """That of the bundled model: its own process takes a second to start."""
+    with closing(Tokenizer.load(Path(DEMO_MODEL))) as tokenizer:
         yield tokenizer
 
 

@@ -1,13 +1,11 @@
 """`diffusion.relay_from` over HTTP: whose keys and values a prompt takes over, and what is told of it."""
 
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
 
 from engine import DEMO_MODEL, EngineConfig, EngineLoop, load
-from server.text.tokenizer import Tokenizer
 
 KEYS = {"api_key": ["one", "two"]}
 QUESTION = {"role": "user", "content": "Sort these numbers: 14 3 9 20 7 11 2."}
@@ -15,20 +13,14 @@ NEXT = {"role": "user", "content": "And the largest first?"}
 BEFORE = [{"role": "user", "content": "What is the capital of Norway?"}, {"role": "assistant", "content": "Oslo."}]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    with closing(Tokenizer.load(Path(DEMO_MODEL))) as tokenizer:
-        yield tokenizer
-
-
 @pytest.fixture
-def serving(listening, tokenizer):
+def serving(listening, demo_tokenizer):
     """`async with serving(relay_tokens) as ask`: asks a server of the bundled model."""
 
     @asynccontextmanager
     async def running(relay_tokens=4096, **settings):
         engine = EngineLoop(load(EngineConfig(model=DEMO_MODEL, relay_tokens=relay_tokens)))
-        async with listening(engine, tokenizer, **settings) as (url, _), httpx.AsyncClient(base_url=url) as http:
+        async with listening(engine, demo_tokenizer, **settings) as (url, _), httpx.AsyncClient(base_url=url) as http:
 
             async def ask(path, *, key="one", relay_from=(), **body):
                 diffusion = {**body.pop("diffusion", {}), **({"relay_from": relay_from} if relay_from else {})}

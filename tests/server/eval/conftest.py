@@ -10,18 +10,12 @@ from server.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
-def tokenizer():
-    """The bundled model's tokenizer for all tests in this process: its own process takes a second to start."""
-
-    class Kept(Tokenizer):
-        def close(self):
-            pass
-
-    tokenizer = Kept.load(Path(DEMO_MODEL))
+def tokenizer(demo_tokenizer):
+    """The bundled model's tokenizer for all tests in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tokenizer, "load", lambda folder: {Path(DEMO_MODEL): tokenizer}[folder])
+        patch.setattr(demo_tokenizer, "close", lambda: None)
+        patch.setattr(Tokenizer, "load", lambda folder: {Path(DEMO_MODEL): demo_tokenizer}[folder])
         yield
-    Tokenizer.close(tokenizer)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
@@ -120,6 +120,7 @@ def writer():
     st.data(),
     st.sampled_from(["stop", "length"]),
 )
+@settings(max_examples=40)
 def test_any_cut_of_any_answer_adds_up_to_the_whole_one(text, data, end):
     end = FinishReason(end)
     cuts = data.draw(st.sets(st.integers(0, len(text))))
