@@ -34,10 +34,10 @@ def url(serve, llada_tiny):
 @pytest.mark.parametrize(
     ("option", "paths", "phases", "num_examples", "min_cases"),
     [
-        ("--include-path", GENERATING, ALL_PHASES, 60, MIN_CASES),
+        ("--include-path", GENERATING, ALL_PHASES, 20, MIN_CASES),
         # They become chats, whose fields the first part covers; all phases make 2,300 cases, and take minutes.
         ("--include-path", TRANSLATED, "examples,fuzzing", 40, 100),
-        ("--exclude-path", (*GENERATING, *TRANSLATED), ALL_PHASES, 30, 200),
+        ("--exclude-path", (*GENERATING, *TRANSLATED), ALL_PHASES, 10, 200),
     ],
     ids=["completions and chat", "responses and messages", "others"],
 )

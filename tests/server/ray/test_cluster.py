@@ -1,7 +1,7 @@
 """A real cluster of two replicas under `unmask serve --ray`: what clients notice of it, and of its parts that end.
 
-RAY_SECONDS sets how long the replicas are under load at least, 20 unless it says otherwise. From 120 on there are 64
-clients that do not pause, before that 16 that do: most of the test's time is that of processes which start.
+RAY_SECONDS sets how long the replicas are under load at least, 10 unless it says otherwise. From 120 on there are 64
+clients that do not pause, before that 8 that do: most of the test's time is that of processes which start.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ import yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SECONDS = float(os.environ.get("RAY_SECONDS", "20"))
-NUM_CLIENTS, PAUSE = (64, 0.0) if SECONDS >= 120 else (16, 2.0)
+SECONDS = float(os.environ.get("RAY_SECONDS", "10"))
+NUM_CLIENTS, PAUSE = (64, 0.0) if SECONDS >= 120 else (8, 2.0)
 KINDS = 4
 """Different sets of requests; each client has one of them."""
 LONGEST = 300
