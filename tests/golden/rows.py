@@ -1,7 +1,7 @@
 """Rows of `generations*.json`, and what a decoder made of them. Knows no family and no decoder."""
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,25 @@ def rather_short(rows: Iterable[Row], kind: Callable[[Row], Hashable]) -> list[R
     for row in sorted(rows, key=lambda row: len(row["output"])):
         kinds.setdefault(kind(row), []).append(row)
     return [own[len(own) // 4] for own in kinds.values()]
+
+
+def covering(rows: Sequence[Row], most: int = 9) -> list[Row]:
+    """Few and short rows that have each value of what is told of rows, as far as that has no more than `most` values.
+
+    What a decoder does is chosen by these: which rule, how long a block, whether anything ends early. In their order.
+    """
+    values: dict[str, set[object]] = {}
+    for row in rows:
+        for key, value in row.items():
+            if not isinstance(value, list | dict):
+                values.setdefault(key, set()).add(value)
+    kinds = [{(key, row[key]) for key in values if key in row and len(values[key]) <= most} for row in rows]
+    missing, chosen = set().union(*kinds), set()
+    while missing:
+        best = max(range(len(rows)), key=lambda number: len(kinds[number] & missing) / len(rows[number]["output"]))
+        missing -= kinds[best]
+        chosen.add(best)
+    return [rows[number] for number in sorted(chosen)]
 
 
 def differences(rows: Iterable[Row], made: Iterable[Made]) -> list[str]:
