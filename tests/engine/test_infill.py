@@ -9,7 +9,7 @@ from engine.bench.reference import decode, decode_as_dream, factor, threshold
 from engine.core.config import ModelSpec
 from engine.core.request import Request, count_blocks
 from engine.unmask.dream import dream_schedule
-from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
+from tests.engine.toys import EACH_POLICY, EVERY_PAIR, FULL_ATTENTION_UNMASKS
 
 MASK = 256
 
@@ -89,7 +89,7 @@ def plainly(engine, row):
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=10, deadline=None, derandomize=True)  # a near tie is rounding noise: not to be met by chance
+@settings(max_examples=6, deadline=None, derandomize=True)  # a near tie is rounding noise: not to be met by chance
 @given(data=st.data())
 def test_it_fills_as_the_plain_loops_do(engines, submission, run, family, data):
     """Alone or up to four at once, with every cache that has a plain loop; tokens, forwards and rows."""
@@ -109,7 +109,7 @@ def test_it_fills_as_the_plain_loops_do(engines, submission, run, family, data):
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     row=canvases(),
     steps=st.integers(1, 40),
@@ -128,7 +128,7 @@ def test_dreams_sampler_fills_as_its_plain_loop_does(engines, submission, run, f
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(row=canvases(), unmask=st.sampled_from(FULL_ATTENTION_UNMASKS), temperature=st.sampled_from([0.0, 1.0]))
 def test_caches_that_recompute_everything_fill_alike(engines, submission, run, family, row, unmask, temperature):
     """A window over the canvas is dual; d2 that chooses every position is none."""
@@ -145,18 +145,21 @@ def test_caches_that_recompute_everything_fill_alike(engines, submission, run, f
         assert tokens == answers["none"][0]
 
 
-@pytest.mark.parametrize("cache", FULL_ATTENTION_CACHES)
-def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission, run, cache):
+@pytest.mark.parametrize(
+    "pairs", [EACH_POLICY, pytest.param(EVERY_PAIR, marks=pytest.mark.slow)], ids=["each", "every"]
+)
+def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission, run, pairs):
     """Among ordinary requests, which get what they get among themselves; every hole to its last position.
 
     No page is kept. That ordinary requests in one batch decode as alone is tests/engine/test_engine.py's.
     """
     engine = engines["llada"]
-    canvas = {"prompt": list(range(40, 70)), "gen_length": 14, "cache": cache}
+    canvas = {"prompt": list(range(40, 70)), "gen_length": 14}
     three = [(0, 3), (4, 8), (28, 3)]
     asked = [
         submission(
-            f"{unmask}-{temperature}-{len(holes)}",
+            f"{cache}-{unmask}-{temperature}",
+            cache=cache,
             unmask=unmask,
             block_length=8,
             threshold=0.3,
@@ -165,7 +168,7 @@ def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission,
             holes=holes,
             **canvas,
         )
-        for unmask in FULL_ATTENTION_UNMASKS
+        for cache, unmask in pairs
         for temperature, holes in ((0.7, three), (0.0, ()))
     ]
     together, apart = run(engine, *asked), run(engine, *(one for one in asked if not one.holes))
@@ -183,12 +186,10 @@ def test_every_cache_and_policy_in_one_batch_fills_as_alone(engines, submission,
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_a_hole_at_the_end_is_an_ordinary_request(engines, submission, run, family):
-    """Of every cache and policy, all at once."""
+    """Of each cache and each policy, all at once."""
     row = {"prompt": list(range(30, 47)), "gen_length": 16, "block_length": 8}
     row |= {"threshold": 0.3, "temperature": 0.5, "steps": 10}
-    policies = [
-        {"cache": cache, "unmask": unmask} for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS
-    ]
+    policies = [{"cache": cache, "unmask": unmask} for cache, unmask in EACH_POLICY]
     holes = run(engines[family], *(submission(i, holes=[(17, 16)], **row, **each) for i, each in enumerate(policies)))
     plain = run(engines[family], *(submission(i, ignore_eos=True, **row, **each) for i, each in enumerate(policies)))
     assert holes == plain

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine import UNMASKS, EngineConfig, FinishReason, Hole, load
-from tests.engine.toys import FULL_ATTENTION_CACHES, FULL_ATTENTION_UNMASKS
+from tests.engine.toys import EACH_POLICY, EVERY_PAIR
 
 CONTEXT = 40
 
@@ -17,16 +17,12 @@ def engines(request):
     return load(EngineConfig(model=model, max_model_len=CONTEXT, page_size=8)), load(EngineConfig(model=model))
 
 
-def cases():
-    return [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS]
-
-
 def test_a_single_block_is_as_short_as_the_room(engines, submission, run):
     """A prompt of 29 leaves 11: the same as blocks of 11, where the canvas ends there anyway."""
     short, long = engines
     asked = [
         submission(number, prompt=list(range(29)), gen_length=10, cache=cache, unmask=unmask, steps=3, ignore_eos=True)
-        for number, (cache, unmask) in enumerate(cases())
+        for number, (cache, unmask) in enumerate(EACH_POLICY)
     ]
     answers = run(short, *asked)
     in_elevens = (replace(one, diffusion=replace(one.diffusion, block_length=11)) for one in asked)
@@ -35,11 +31,14 @@ def test_a_single_block_is_as_short_as_the_room(engines, submission, run):
     assert short.stats().kv_pages_used == 0
 
 
-def test_the_last_of_several_blocks_is(engines, submission, run):
+@pytest.mark.parametrize(
+    "pairs", [EACH_POLICY, pytest.param(EVERY_PAIR, marks=pytest.mark.slow)], ids=["each", "every"]
+)
+def test_the_last_of_several_blocks_is(engines, submission, run, pairs):
     """A prompt of 10 and blocks of 8, 8, 8 and 6: what filling a hole of 30 behind the prompt makes."""
     short, long = engines
     row = {"prompt": list(range(10)), "gen_length": 26, "block_length": 8, "steps": 4, "ignore_eos": True}
-    asked = [submission(number, cache=cache, unmask=unmask, **row) for number, (cache, unmask) in enumerate(cases())]
+    asked = [submission(number, cache=cache, unmask=unmask, **row) for number, (cache, unmask) in enumerate(pairs)]
 
     def as_hole(one):
         length = 26 if UNMASKS[one.diffusion.unmask].cuts_canvas else CONTEXT - 10

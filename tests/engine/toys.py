@@ -29,6 +29,13 @@ _FULL = ModelSpec(family="toy", vocab_size=9, mask_id=8, eos_ids=frozenset(), ma
 _BLOCK_CAUSAL = replace(_FULL, attention="block_causal", block_length=4)
 FULL_ATTENTION_UNMASKS = sorted(name for name, policy in UNMASKS.items() if policy.fits(_FULL))
 """Unmask policies of such models."""
+EVERY_PAIR = [(cache, unmask) for cache in FULL_ATTENTION_CACHES for unmask in FULL_ATTENTION_UNMASKS]
+EACH_POLICY = [
+    (FULL_ATTENTION_CACHES[number % len(FULL_ATTENTION_CACHES)], unmask)
+    for number, unmask in enumerate(FULL_ATTENTION_UNMASKS)
+]
+"""Each cache and each unmask policy, which know nothing of each other."""
+assert len(FULL_ATTENTION_UNMASKS) >= len(FULL_ATTENTION_CACHES)
 BLOCK_CAUSAL_UNMASKS = sorted(
     name for name, policy in UNMASKS.items() if policy.fits(_BLOCK_CAUSAL) and not policy.replaces_tokens
 )
