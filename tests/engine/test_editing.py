@@ -41,15 +41,16 @@ def engine(llada2_tiny):
 
 
 @pytest.mark.parametrize(
-    ("settings", "stride"),
+    ("settings", "most"),
     [
-        ({}, 3),
-        ({"prefix_caching": False, "page_size": 5}, 3),
-        pytest.param(CRAMPED, 1, marks=pytest.mark.slow),
+        ({}, 23),
+        ({"prefix_caching": False, "page_size": 5}, 18),
+        pytest.param(CRAMPED, 10**9, marks=pytest.mark.slow),
     ],
 )
-def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):
-    rows = rows[::stride]
+def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, most):
+    """Those of few forwards; in slow tests all."""
+    rows = [row for row in rows if row["nfe"] <= most]
     engine = engine_of(llada2_tiny, **settings)
     made = together(engine, [golden.asked(row, str(number)) for number, row in enumerate(rows)])
     wanted = [golden.expected(row, engine.info.spec) for row in rows]
@@ -58,11 +59,12 @@ def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, stride):
         wanted = [{"output": row["output"]} for row in wanted]  # a request that resumes may take a forward more
     assert differences(wanted, made) == []
     assert engine.stats().kv_pages_used == 0
-    assert engine.stats().decoding.tokens_edited > 50
+    assert engine.stats().decoding.tokens_edited > len(rows)
 
 
 def test_golden_rows_alone(engine, rows):
-    for row in [row for row in rows if not {257, 258} & {*row["output"]}][::9]:
+    some = [row for row in rows if not {257, 258} & {*row["output"]} and 9 <= row["nfe"] <= 32]
+    for row in some[::4]:
         before = engine.stats().decoding
         [made] = alone(engine, [golden.asked(row, "row")])
         assert differences([golden.expected(row, engine.info.spec)], [made]) == []
@@ -72,7 +74,7 @@ def test_golden_rows_alone(engine, rows):
         assert after.tokens_decoded - before.tokens_decoded == canvas - len(row["prompt"])
 
 
-def asked(name="r", prompt=(1, 2, 3, 4, 5), max_tokens=40, diffusion=None, **sampling):
+def asked(name="r", prompt=(1, 2, 3, 4, 5), max_tokens=24, diffusion=None, **sampling):
     edit = {"unmask": "edit", "block_length": 16, "threshold": 0.3, "editing_threshold": 0.1, **(diffusion or {})}
     return Submission(
         request_id=name,
@@ -83,20 +85,20 @@ def asked(name="r", prompt=(1, 2, 3, 4, 5), max_tokens=40, diffusion=None, **sam
 
 
 CROWD = [
-    asked("greedy"),
     asked("drawn", temperature=0.9, seed=3),
-    asked("penalties", presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3),
+    asked("penalties", presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3, max_tokens=11),
     asked("stops", stop_ids=frozenset(range(0, 250, 5))),
-    asked("biased", logit_bias=((7, 4.0),), bad_words=((9,),), min_tokens=20, logprobs=2),
-    asked("never replaces", diffusion={"editing_threshold": 1.0}),
+    asked("biased", logit_bias=((7, 4.0),), bad_words=((9,),), min_tokens=8, logprobs=2, max_tokens=11),
+    asked("never replaces", diffusion={"editing_threshold": 1.0}, max_tokens=11),
     asked("no steps behind", diffusion={"max_post_steps": 0, "num_to_transfer": 3}),
 ]
 
 
 def test_a_request_gets_in_company_what_it_gets_alone(llada2_tiny):
-    whole = outputs(engine_of(llada2_tiny), *CROWD)
+    engine = engine_of(llada2_tiny)
+    whole = outputs(engine, *CROWD)
     for one in CROWD:
-        [(_, own)] = outputs(engine_of(llada2_tiny), one).items()
+        [(_, own)] = outputs(engine, one).items()
         assert [(each.token_ids, each.finish_reason, each.logprobs) for each in own] == [
             (each.token_ids, each.finish_reason, each.logprobs) for each in whole[one.request_id]
         ], one.request_id
@@ -129,29 +131,29 @@ def test_all_that_is_told_is_of_the_token_that_stands_in_the_end(llada2_tiny):
     assert all(step.block[0] <= min(step.positions, default=step.block[0]) for step in steps)
 
 
-@pytest.mark.parametrize("most", [0, 1, 7])
+@pytest.mark.parametrize("most", [0, 2])
 def test_a_block_ends_even_if_every_step_would_change_it(llada2_tiny, most):
     """Drawn at temperature 2 with a threshold of 0, no two steps agree."""
-    settings = {"threshold": 1.0, "editing_threshold": 0.0, "max_post_steps": most}
-    one = asked(prompt=list(range(16)), max_tokens=32, temperature=2.0, diffusion=settings)
+    settings = {"threshold": 1.0, "editing_threshold": 0.0, "max_post_steps": most, "block_length": 8}
+    one = asked(prompt=list(range(16)), max_tokens=16, temperature=2.0, diffusion=settings)
     [[*_, last]] = outputs(engine_of(llada2_tiny), one).values()
     assert last.finish_reason is FinishReason.LENGTH
-    assert last.usage.forwards == 2 * (16 + most)
+    assert last.usage.forwards == 2 * (8 + most)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"num_to_transfer": 65_536, "max_post_steps": 256},
-        {"threshold": 0.0, "editing_threshold": 0.0, "max_post_steps": 256},
+        {"num_to_transfer": 65_536, "max_post_steps": 256, "threshold": 0.0, "editing_threshold": 0.0},
         {"threshold": 1.0, "editing_threshold": 1.0, "block_length": 1},
     ],
 )
 def test_parameters_at_their_bounds(llada2_tiny, settings):
-    [[*_, last]] = outputs(engine_of(llada2_tiny), asked(max_tokens=8, diffusion=settings)).values()
+    one = asked(max_tokens=3, diffusion={"block_length": 8, **settings})
+    [[*_, last]] = outputs(engine_of(llada2_tiny), one).values()
     assert last.finish_reason is FinishReason.LENGTH
-    assert last.usage.completion_tokens == 8
-    assert last.usage.forwards <= 16 + 2 * 256
+    assert last.usage.completion_tokens == 3
+    assert last.usage.forwards <= 8 + 256
 
 
 def test_a_block_that_has_settled_takes_one_more_step(llada2_tiny):

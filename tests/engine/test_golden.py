@@ -9,8 +9,15 @@ from safetensors.torch import load_file
 from engine.bench.reference import DenseContext, decode, factor, fixed, threshold
 from engine.models import describe, load_model
 
-FEW = slice(None, None, 7)
-"""Every seventh of the rows meets each pair of policies. `make test-golden` has all decoded one by one."""
+SEVENTH = slice(None, None, 7)
+
+
+@pytest.fixture(scope="module")
+def few(golden):
+    """Of each pair of policies the row with the fewest forwards. `make test-golden` has all decoded one by one."""
+    rows = {(row["cache"], row["unmask"]): row for row in sorted(golden, key=lambda row: -row["nfe"])}
+    assert rows.keys() == {(c, u) for c in ("none", "prefix", "dual") for u in ("fixed", "threshold", "factor")}
+    return list(rows.values())
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +52,18 @@ def test_wanted_rows_are_those_of_all_and_the_last_layer_computes_no_other(model
     assert counts == [40] * layers + [40] * (layers - 1) + [3]
 
 
-def test_generations_alone(engine, golden, submission, run):
-    for number, row in list(enumerate(golden))[FEW]:
+def test_generations_alone(engine, few, submission, run):
+    for number, row in enumerate(few):
         tokens, _, usage = run(engine, submission(number, **row))[str(number)]
         assert tokens == row["output"], f"row {number}"
         assert usage.forwards == row["nfe"], f"row {number}"
     assert engine.stats().kv_pages_used == 0
 
 
-def test_every_generation_in_one_running_batch(engine, golden, submission):
+@pytest.mark.parametrize("some", [SEVENTH, pytest.param(slice(None), marks=pytest.mark.slow)], ids=["few", "all"])
+def test_generations_in_one_running_batch(engine, golden, submission, some):
     """Submitted at staggered times in random order: a row joins and leaves a batch of every policy there is."""
-    rng = random.Random(20261122)
+    rng, golden = random.Random(20261122), golden[some]
     pending = rng.sample(list(enumerate(golden)), len(golden))
     tokens = {number: [] for number in range(len(golden))}
     steps = 0
@@ -67,12 +75,12 @@ def test_every_generation_in_one_running_batch(engine, golden, submission):
             tokens[int(output.request_id)].extend(output.token_ids)
         steps += 1
     assert [number for number, row in enumerate(golden) if tokens[number] != row["output"]] == []
-    assert steps < sum(row["nfe"] for row in golden) / 10, "they did not share forwards"
+    assert steps < sum(row["nfe"] for row in golden) / 5, "they did not share forwards"
     assert engine.stats().kv_pages_used == 0
 
 
-def test_the_reference_loops(model, golden):
-    for number, row in list(enumerate(golden))[FEW]:
+def test_the_reference_loops(model, few):
+    for number, row in enumerate(few):
         block = row["block_length"]
         rule = {
             "fixed": lambda row=row, block=block: fixed(block, row["steps"] * block // row["gen_length"]),
@@ -92,7 +100,7 @@ def test_the_reference_loops(model, golden):
         assert decoded.forwards == row["nfe"], f"row {number}"
 
 
-def test_the_golden_rows_cover_every_policy(golden):
-    pairs = {(row["cache"], row["unmask"]) for row in golden[FEW]}
-    assert pairs == {(c, u) for c in ("none", "prefix", "dual") for u in ("fixed", "threshold", "factor")}
+def test_the_golden_rows_cover_every_policy(golden, few):
+    pairs = {(row["cache"], row["unmask"]) for row in golden[SEVENTH]}
+    assert pairs == {(row["cache"], row["unmask"]) for row in few}
     assert len(golden) == 180

@@ -31,7 +31,7 @@ SPEC = ModelSpec(
     split_id=SPLIT,
 )
 CRAMPED = {"max_model_len": 64, "kv_cache_tokens": 64, "page_size": 8}
-SMALL_PAGES = {"max_model_len": 128, "page_size": 5}
+SMALL_PAGES = {"max_model_len": 128, "page_size": 5, "prefix_caching": False}
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def engine(llada22_tiny):
         (SMALL_PAGES, 8),
         pytest.param({"max_model_len": 128}, 1, marks=pytest.mark.slow),
         pytest.param(CRAMPED, 1, marks=pytest.mark.slow),
-        pytest.param({"max_model_len": 128, "prefix_caching": False, "page_size": 24}, 9, marks=pytest.mark.slow),
     ],
 )
 def test_golden_rows_in_one_batch(llada22_tiny, rows, settings, stride):
-    rows = [row for row in rows if canvas_end(row) <= settings["max_model_len"]][::stride]
+    most = 24 if settings is CRAMPED else 10**9  # forwards, of which everybody takes more where there is no room
+    rows = [row for row in rows if canvas_end(row) <= settings["max_model_len"] and row["nfe"] <= most][::stride]
     engine = engine_of(llada22_tiny, **settings)
     made = together(engine, [golden.asked(row, str(number)) for number, row in enumerate(rows)])
     wanted = [golden.expected(row, engine.info.spec) for row in rows]
@@ -103,8 +103,8 @@ EAGER = {"threshold": 0.5, "editing_threshold": 0.0}
 CROWD = [
     asked("both", PROMPT, 20, EAGER),
     asked("no steps behind", PROMPT, 20, {**EAGER, "max_post_steps": 0}, logprobs=0),
-    asked("penalties", PROMPT, 12, EAGER, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3),
-    asked("biased", PROMPT, 12, EAGER, logit_bias=((261, 4.0), (260, 3.0)), bad_words=((9,),), logprobs=1),
+    asked("penalties", PROMPT, 8, EAGER, presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.3),
+    asked("biased", PROMPT, 8, EAGER, logit_bias=((261, 4.0), (260, 3.0)), bad_words=((9,),), logprobs=1),
     asked("two blocks at once", PROMPT, 8, {**EAGER, "block_length": 32}),
     replace(asked("another policy", max_tokens=12), diffusion=DiffusionParams(unmask="edit", threshold=0.3)),
 ]
@@ -149,7 +149,7 @@ def test_all_that_is_told_moves_with_its_token(engine):
     ("diffusion", "sampling"),
     [
         ({"max_post_steps": 0}, {}),
-        pytest.param({"max_post_steps": 64}, {}, marks=pytest.mark.slow),
+        ({"max_post_steps": 9}, {}),
         ({"threshold": 0.0, "editing_threshold": 0.0, "max_post_steps": 0}, {}),
         ({"threshold": 1.0, "editing_threshold": 1.0, "max_post_steps": 1}, {}),
         ({"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((260, 100.0),)}),
