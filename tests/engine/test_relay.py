@@ -15,15 +15,10 @@ from tests.engine.faulty import find, outputs
 from tests.engine.relaying import OTHER, TEXT, asked, canvas_of, ended, engine_of, first_layer, stored, tokens
 
 
-@pytest.fixture(params=["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny", "nemotron_tiny"])
-def folder(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.mark.parametrize("before", [3, 60], ids=["to the left", "to the right"])
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
-def test_what_is_taken_over_is_of_its_new_position(folder, before, kv_dtype):
-    engine = engine_of(folder, kv_dtype=kv_dtype)
+@pytest.mark.parametrize(("before", "kv_dtype"), [(3, "int8"), (60, "auto")], ids=["to the left", "to the right"])
+@pytest.mark.parametrize("fixture", ["llada_tiny", "dream_tiny", "sdar_tiny", "fast_dllm_tiny", "nemotron_tiny"])
+def test_what_is_taken_over_is_of_its_new_position(request, fixture, before, kv_dtype):
+    engine = engine_of(request.getfixturevalue(fixture), kv_dtype=kv_dtype)
     canvas = canvas_of(engine, asked("source", [*OTHER[:20], *TEXT]))
     prompt = [*OTHER[-before:], *canvas[20:64], *OTHER[:30]]
     engine.submit(engine.new_request(asked("taker", prompt, relay_from=("source",), relay_recompute=0.0)))
@@ -113,11 +108,16 @@ def test_a_long_prompt_that_is_taken_over_comes_in_parts(sdar_tiny):
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"cache_salt": "other"}, {"relay_from": ("unknown",)}, {"relay_end": 10}, {"relay_from": ()}],
-    ids=["of another salt", "unknown", "behind the end", "not asked for"],
+    ("fixture", "fields"),
+    [
+        ("llada_tiny", {"cache_salt": "other"}),
+        ("sdar_tiny", {"relay_from": ("unknown",)}),
+        ("sdar_tiny", {"relay_end": 10}),
+        ("llada_tiny", {"relay_end": 10}),
+        ("llada_tiny", {"relay_from": ()}),
+    ],
+    ids=["of another salt", "unknown", "behind the end", "behind the end, both directions", "not asked for"],
 )
-@pytest.mark.parametrize("fixture", ["llada_tiny", "sdar_tiny"])
 def test_nothing_is_taken_over(request, fixture, fields):
     folder = request.getfixturevalue(fixture)
     engine = engine_of(folder, prefix_caching=False)

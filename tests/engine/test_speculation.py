@@ -59,8 +59,9 @@ def autoregressive(one):
     return replace(one, diffusion=DiffusionParams(block_length=1))
 
 
-@pytest.mark.parametrize("max_tokens", [1, 2, 7, 40])
-@pytest.mark.parametrize("length", [1, 2, 8, 64])
+@pytest.mark.parametrize(
+    ("length", "max_tokens"), [(1, 7), (2, 2), (2, 40), (8, 1), (8, 2), (8, 7), (8, 40), (64, 1), (64, 40)]
+)
 def test_the_text_is_the_autoregressive_one_in_fewer_forwards(engine, prompt, length, max_tokens):
     one = asked(prompt, max_tokens=max_tokens, diffusion={"block_length": length})
     [told] = outputs(engine, one).values()
@@ -128,13 +129,13 @@ def test_an_end_in_a_draft_ends_nothing(nemotron_tiny, run):
     assert run(engine, replace(one, sampling=replace(one.sampling, stop_ids=everything)))["r"][0] == answer
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(nemotron_spec_tiny, prompt, temperature):
+def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(nemotron_spec_tiny, prompt):
     crowd = [
         asked(
             prompt[: 5 + number],
             str(number),
-            temperature=temperature,
+            max_tokens=30,
+            temperature=0.9 * (number // 2 % 2),
             seed=number,
             diffusion={
                 "draft_adapter": number % 2 == 0,
@@ -142,11 +143,12 @@ def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(n
                 "block_length": 4 + 2 * number,
             },
         )
-        for number in range(6)
+        for number in range(5)
     ]
-    crowd.append(replace(autoregressive(asked(prompt, "ar")), diffusion=DiffusionParams(threshold=0.6)))
-    alone = {one.request_id: tokens(*outputs(engine_of(nemotron_spec_tiny), one).values()) for one in crowd}
-    engine = engine_of(nemotron_spec_tiny, max_model_len=128, kv_cache_tokens=128, page_size=8)
+    crowd.append(replace(asked(prompt, "ar", max_tokens=30), diffusion=DiffusionParams(threshold=0.6)))
+    by_itself = engine_of(nemotron_spec_tiny)
+    alone = {one.request_id: tokens(*outputs(by_itself, one).values()) for one in crowd}
+    engine = engine_of(nemotron_spec_tiny, max_model_len=64, kv_cache_tokens=64, page_size=8)
     engine.runner.pool.keys.fill_(torch.nan)
     engine.runner.pool.values.fill_(torch.nan)
     assert {name: tokens(told) for name, told in outputs(engine, *crowd).items()} == alone
@@ -155,7 +157,7 @@ def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(n
 
 def test_what_is_drawn_is_drawn_from_the_autoregressive_distribution(nemotron_tiny, run):
     """The second of two tokens, of which a draft is offered: as often as the model says."""
-    engine, count = engine_of(nemotron_tiny, max_running_requests=64, max_batch_rows=2048), 1500
+    engine, count = engine_of(nemotron_tiny, max_running_requests=250, max_batch_rows=4096), 1500
     prompt = [5, 9, 17, 33]
     some = {"temperature": 1.0, "top_k": 3}
 
