@@ -4,8 +4,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 from engine.bench.host import Crowd
 
 STEPS = 4
@@ -35,9 +33,8 @@ def calls(size):
     return (counted["call"] + counted["c_call"]) / (STEPS * size)
 
 
-@pytest.mark.parametrize("size", [64, 256])
-def test_a_request_costs_no_more_in_a_crowd(size):
-    assert calls(size) < 1.1 * calls(16)
+def test_a_request_costs_no_more_in_a_crowd():
+    assert calls(256) < 1.1 * calls(16)
 
 
 def test_a_step_of_a_request_is_few_calls():

@@ -49,18 +49,25 @@ def decoded(engine, run, submission, rows):
 
 def test_golden_rows_alone_and_in_one_batch(by_kernel, golden, submission, run):
     """Those with the fewest forwards: Triton's interpreter takes a tenth of a second for each."""
-    rows = sorted(golden, key=lambda row: row["nfe"])[:3]
+    rows = sorted(golden, key=lambda row: row["nfe"])[:2]
     assert decoded(by_kernel, run, submission, rows) == [row["output"] for row in rows]
     assert decoded(by_kernel, run, submission, rows[:1]) == [rows[0]["output"]]
 
 
 @pytest.mark.skipif(not has_triton(), reason="torch's builds for CPUs bring no Triton")
-@pytest.mark.parametrize(("heads", "page_size"), [(Heads(2, 2, 64), 32), (Heads(1, 7, 128), 1), (Heads(4, 1, 80), 100)])
-def test_a_kernel_is_held_to_the_definition_before_it_is_used(heads, page_size):
+@pytest.mark.parametrize(
+    ("heads", "page_size", "stored"),
+    [
+        (Heads(2, 2, 64), 32, torch.float32),
+        (Heads(2, 2, 64), 32, torch.int8),
+        (Heads(1, 7, 128), 1, torch.float8_e4m3fn),
+        (Heads(4, 1, 80), 100, torch.float32),
+    ],
+)
+def test_a_kernel_is_held_to_the_definition_before_it_is_used(heads, page_size, stored):
     """As at every start on CUDA."""
     from engine.kernels.triton_attention import attend_pages as own
 
     cpu = torch.device("cpu")
-    for stored in (torch.float32, torch.int8, torch.float8_e4m3fn):
-        assert agrees(own, heads, page_size, torch.float32, stored, cpu)
-        assert not agrees(lambda *arguments: own(*arguments) + 0.01, heads, page_size, torch.float32, stored, cpu)
+    assert agrees(own, heads, page_size, torch.float32, stored, cpu)
+    assert not agrees(lambda *arguments: own(*arguments) + 0.01, heads, page_size, torch.float32, stored, cpu)

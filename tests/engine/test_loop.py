@@ -41,10 +41,10 @@ async def collect(stream):
 
 
 async def test_streams_give_what_the_engine_gives(loop, golden, submission):
-    streams = loop.submit([submission(number, **row) for number, row in enumerate(golden[:40])])
+    streams = loop.submit([submission(number, **row) for number, row in enumerate(golden[::15])])
     answers = await asyncio.gather(*map(collect, streams))
-    assert answers == [row["output"] for row in golden[:40]]
-    assert loop.stats.finished[FinishReason.LENGTH] == 40
+    assert answers == [row["output"] for row in golden[::15]]
+    assert loop.stats.finished[FinishReason.LENGTH] == len(answers) == 12
 
 
 async def test_abort_ends_the_stream_and_frees_the_pages(loop, submission):

@@ -87,7 +87,7 @@ def check(asked, outputs, steps):
 
 
 @pytest.mark.parametrize(
-    ("model", "kinds", "count"), [("llada_tiny", FULL, 70), ("dream_tiny", FULL, 30), ("sdar_tiny", CAUSAL, 50)]
+    ("model", "kinds", "count"), [("llada_tiny", FULL, 30), ("dream_tiny", FULL, 12), ("sdar_tiny", CAUSAL, 24)]
 )
 def test_folding_the_steps_gives_answer_and_usage(request, model, kinds, count):
     engine = load(EngineConfig(model=str(request.getfixturevalue(model)), max_running_requests=32))
