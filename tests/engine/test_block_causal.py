@@ -184,8 +184,15 @@ class Forgetful(BlockCache):
         return super().plan(request)
 
 
-@pytest.mark.parametrize("count", [24, pytest.param(70, marks=pytest.mark.slow)])
-@of(*PAGED, "llada2_tiny")
+@pytest.mark.parametrize(
+    ("folder", "count"),
+    [
+        ("sdar_tiny", 24),
+        ("fast_dllm_tiny", 24),
+        *(pytest.param(name, 70, marks=pytest.mark.slow) for name in (*PAGED, "llada2_tiny")),
+    ],
+    indirect=["folder"],
+)
 def test_random_requests_are_what_they_are_without_a_cache_and_in_the_plain_loop(
     family, folder, spec, monkeypatch, count
 ):
