@@ -72,12 +72,13 @@ def steps(engine, monkeypatch):
     return taken
 
 
-async def test_a_hundred_at_once(deciding, engine, steps):
+@pytest.mark.parametrize("number", [100, pytest.param(400, marks=pytest.mark.slow)])
+async def test_many_at_once(deciding, engine, steps, number):
     """More than the engine has places for. One forward answers each; only what fills up a step is computed before."""
-    assert engine.info.max_running_requests + engine.info.max_queued_requests < 100
+    assert engine.info.max_running_requests + engine.info.max_queued_requests < number
     async with deciding() as decide:
-        decided = await decide([question(number) for number in range(100)])
-    assert [len(found) for found in decided.probabilities] == [len(question(n).options) for n in range(100)]
+        decided = await decide([question(n) for n in range(number)])
+    assert [len(found) for found in decided.probabilities] == [len(question(n).options) for n in range(number)]
     assert decided.usage.completion_tokens == 0
     assert decided.usage.prompt_tokens == sum(len(one.prompt_ids) for one in decide.submitted)
     plans = [plan for step in steps for plan in step]
