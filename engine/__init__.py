@@ -43,7 +43,7 @@ from engine.core.errors import (
 from engine.core.histogram import Distribution
 from engine.core.output import Canvas, FinishReason, Output, Range, Relayed, TokenLogprobs, TracedStep, Usage
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams, resolved
-from engine.core.request import Hole, Submission
+from engine.core.requests.submission import Hole, Submission
 from engine.demo import FOLDERS
 from engine.demo.families.problem import Problem as DemoProblem
 from engine.demo.families.problem import written_calls as demo_calls

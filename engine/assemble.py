@@ -12,7 +12,7 @@ from typing import Literal
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import CapacityError, ConfigError, DeviceLost, InvalidRequest, LoadError
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.request import Submission
+from engine.core.requests.submission import Submission
 from engine.engine import Engine, EngineInfo
 from engine.execution.build import get_ready, make_runner, pages_of
 from engine.execution.graphs import shapes_of

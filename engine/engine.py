@@ -15,8 +15,11 @@ import torch
 from engine.core.config import ModelSpec, Quantization
 from engine.core.errors import DeviceLost, InvalidRequest
 from engine.core.output import FinishReason, Output, TracedStep
-from engine.core.plan import Choice, Scores, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.choice import Choice
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Scores
 from engine.execution.isolate import choose, in_halves
 from engine.execution.relay import carry_out
 from engine.execution.runner import Runner, enter_device

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from engine.core.errors import DeviceLost, EngineUnavailable, InvalidRequest, QueueFull, RequestFailed
 from engine.core.output import FinishReason, Output, TracedStep, Usage
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
 from engine.engine import Engine, EngineInfo, EngineStats
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import torch
 
 from engine import DiffusionParams, EngineConfig, EngineLoop, FinishReason, SamplingParams, Submission, load
 from engine.cache.policies import CACHES
-from engine.core.plan import Choice
+from engine.core.steps.choice import Choice
 from engine.execution.step import prepare
 from engine.unmask.policies import UNMASKS, needs
 

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.core.arrays import Floats
 from engine.core.config import ModelSpec
 from engine.core.constraint import Constraint
 from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Scores
-from engine.core.request import Floats, Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.scores import Scores
 from engine.execution.isolate import choose
 from engine.kernels.transfer import Upload
 from engine.scheduling.faults import Faults

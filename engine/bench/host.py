@@ -16,8 +16,10 @@ import torch
 from engine.core.config import ModelSpec
 from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Scores, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Scores
 from engine.execution.isolate import choose
 from engine.execution.step import prepare
 from engine.scheduling.faults import Faults

@@ -18,7 +18,7 @@ from engine.bench.method import Method
 from engine.bench.reference import decode, fixed
 from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.request import Submission
+from engine.core.requests.submission import Submission
 from engine.engine import Engine
 from engine.execution.batch import Batch
 from engine.execution.graphs import Replay

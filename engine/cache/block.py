@@ -9,9 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.core.arrays import Ids
 from engine.core.config import ModelSpec
-from engine.core.plan import CachePolicy, StepPlan
-from engine.core.request import Ids, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.policies import CachePolicy
 
 
 class BlockCache(CachePolicy):

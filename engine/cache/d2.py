@@ -7,9 +7,11 @@ stays the whole block.
 
 import numpy as np
 
+from engine.core.arrays import Floats, Ids, Mask
 from engine.core.density import certainty_density
-from engine.core.plan import CachePolicy, StepPlan
-from engine.core.request import Floats, Ids, Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.policies import CachePolicy
 
 
 class D2Cache(CachePolicy):

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.core.arrays import Floats, Ids
 from engine.core.noise import uniform
 from engine.core.params import DiffusionParams
-from engine.core.plan import CachePolicy, Eviction, StepPlan
-from engine.core.request import Floats, Ids, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import Eviction, StepPlan
+from engine.core.steps.policies import CachePolicy
 
 
 @dataclass(frozen=True, slots=True)

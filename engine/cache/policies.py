@@ -12,8 +12,10 @@ import numpy as np
 
 from engine.cache.block import BlockCache, SubBlockCache
 from engine.cache.d2 import D2Cache
-from engine.core.plan import CachePolicy, StepPlan
-from engine.core.request import Ids, Request
+from engine.core.arrays import Ids
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.policies import CachePolicy
 
 
 def _rows(request: Request, start: int, end: int) -> StepPlan:

@@ -8,7 +8,7 @@ from math import ceil
 
 import numpy as np
 
-from engine.core.request import Floats, Mask
+from engine.core.arrays import Floats, Mask
 
 REACH = 6.0
 """Neighbours farther away than this many sigma weigh less than 2e-8 and are left out."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.core.request import Floats, Ids, Mask
+from engine.core.arrays import Floats, Ids, Mask
 
 
 def best_first(values: Floats) -> Ids:

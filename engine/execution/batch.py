@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.core.plan import StepPlan
-from engine.core.request import Ids, Mask
+from engine.core.arrays import Ids, Mask
+from engine.core.steps.plan import StepPlan
 from engine.kernels.attention import TILE_ROWS, Judged, Layout, PagedRows, Segment, Span, Watched, neighbours
 from engine.kernels.transfer import Upload, Uploaded
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from engine.core.errors import DeviceLost
-from engine.core.plan import Choice, Scores, StepPlan
+from engine.core.steps.choice import Choice
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Scores
 from engine.scheduling.faults import Faults
 from engine.scoring.constrained.native import is_completable
 from engine.unmask.policies import choice

@@ -1,7 +1,7 @@
 """Carries out on the device what requests take over from others. Knows moves of slots, but no sources and no plans."""
 
+from engine.core.arrays import Ids
 from engine.core.config import ModelSpec
-from engine.core.request import Ids
 from engine.execution.runner import MOVED_AT_ONCE, Runner
 from engine.kernels.kv.moved import move
 from engine.kernels.kv.pool import KVPool

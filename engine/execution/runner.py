@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.core.arrays import Ids
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import ConfigError
 from engine.core.params import DiffusionParams, block_length
-from engine.core.request import Ids
 from engine.execution.batch import Batch
 from engine.execution.budget import SCORING_BYTES
 from engine.execution.graphs import Graphs, Replay, Shape, record

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.core.plan import Needs, Scores, StepPlan
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs, Scores
 from engine.execution.batch import Batch, lay_out
 from engine.execution.clock import DeviceClock
 from engine.execution.graphs import Graphs, Replay

@@ -17,7 +17,8 @@ from engine.core.config import ModelSpec
 from engine.core.constraint import Constraint
 from engine.core.errors import CapacityError, LoadError
 from engine.core.params import MAX_LOGPROBS, DiffusionParams, SamplingParams
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
 from engine.execution.budget import CLASSES
 from engine.execution.graphs import Shape
 from engine.execution.isolate import choose, is_memory_short

@@ -13,7 +13,8 @@ from engine.core.config import ModelSpec
 from engine.core.errors import ContextLengthExceeded, InvalidRequest
 from engine.core.params import MAX_BLOCK, MAX_RELAYED, DiffusionParams, SamplingParams, block_length, resolved
 from engine.core.ranges import Ge, Gt, Le, Lt
-from engine.core.request import Submission, count_blocks, first_block_start, positions_to_fill
+from engine.core.requests.canvas import count_blocks, first_block_start, positions_to_fill
+from engine.core.requests.submission import Submission
 from engine.scheduling.sampling_checks import check_ids, check_sampling
 from engine.unmask.policies import UNMASKS
 

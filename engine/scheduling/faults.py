@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.core.request import Request
+from engine.core.requests.request import Request
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from engine.core.request import Ids
+from engine.core.arrays import Ids
 
 
 class PagePool:

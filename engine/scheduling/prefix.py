@@ -8,7 +8,7 @@ else they depend on (weights, dtype) an engine has only one of. Knows one reques
 
 from hashlib import blake2b
 
-from engine.core.request import Request
+from engine.core.requests.request import Request
 
 KEY_BYTES = 16
 """Of a hash; two of 2**32 different pages have the same one with a probability of 2**-65."""

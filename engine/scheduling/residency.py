@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from engine.core.plan import StepPlan
-from engine.core.request import Ids, Request
+from engine.core.arrays import Ids
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
 from engine.scheduling.pages import PagePool
 from engine.scheduling.prefix import final_pages, page_keys
 from engine.scheduling.safe_state import Claim, is_safe

@@ -18,7 +18,7 @@ from engine.core.params import (
     SamplingParams,
     banned_everywhere,
 )
-from engine.core.request import Submission, effective_constraint
+from engine.core.requests.submission import Submission, effective_constraint
 from engine.scoring.bans import leaves_any
 from engine.unmask.policies import UNMASKS
 

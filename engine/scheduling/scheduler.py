@@ -13,9 +13,11 @@ import numpy as np
 
 from engine.cache.eviction import survivors, within_budget
 from engine.cache.policies import CACHES
+from engine.core.arrays import Ids
 from engine.core.output import FinishReason, Output, TracedStep
-from engine.core.plan import Choice, StepPlan
-from engine.core.request import Ids, Request
+from engine.core.requests.request import Request
+from engine.core.steps.choice import Choice
+from engine.core.steps.plan import StepPlan
 from engine.scheduling.faults import Faults
 from engine.scheduling.pages import PagePool
 from engine.scheduling.relay.sources import Relay, without_spared

@@ -15,7 +15,8 @@ import numpy as np
 
 from engine.core.histogram import Distribution, Histogram
 from engine.core.output import FinishReason, Output
-from engine.core.plan import Choice, Rewritten, StepPlan
+from engine.core.steps.choice import Choice, Rewritten
+from engine.core.steps.plan import StepPlan
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 STEPS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from engine.core.arrays import Ids
 from engine.core.output import Canvas, Range, TracedStep
-from engine.core.plan import Choice
-from engine.core.request import Ids
+from engine.core.steps.choice import Choice
 
 
 def traced(choice: Choice) -> TracedStep:

@@ -6,8 +6,10 @@ Sees a request and a choice, never pages or other requests.
 import numpy as np
 
 from engine.cache.policies import CACHES
-from engine.core.plan import Choice, Rewritten
-from engine.core.request import Block, Ids, Request
+from engine.core.arrays import Ids
+from engine.core.requests.block import Block
+from engine.core.requests.request import Request
+from engine.core.steps.choice import Choice, Rewritten
 from engine.unmask.policies import UNMASKS
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Set
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from engine.core.arrays import Ids, Mask
 from engine.core.config import ModelSpec
 from engine.core.params import SamplingParams, banned_everywhere
-from engine.core.plan import Scores
-from engine.core.request import Ids, Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Scores
 
 
 def leaves_any(sampling: SamplingParams, spec: ModelSpec, banned: Set[int]) -> bool:

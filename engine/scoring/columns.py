@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from engine.core.params import SamplingParams
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.kernels.proposals import best_token, log_odds
 from engine.kernels.transfer import Upload, fill
 from engine.scoring.constrained.classes import ClassSlice

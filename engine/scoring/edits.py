@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.core.arrays import Ids
 from engine.core.params import SamplingParams, banned_everywhere
-from engine.core.plan import StepPlan
-from engine.core.request import Ids, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
 from engine.kernels.transfer import Upload, Uploaded, fill
 from engine.scoring.bans import bans
 

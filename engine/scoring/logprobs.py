@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.core.arrays import Floats, Ids
 from engine.core.params import MAX_LOGPROBS, SamplingParams
-from engine.core.plan import Logprobs, StepPlan
-from engine.core.request import Floats, Ids
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Logprobs
 from engine.kernels.transfer import Upload
 from engine.scoring.top_tokens import top
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.core.arrays import Ids
 from engine.core.noise import hashed
-from engine.core.plan import StepPlan
-from engine.core.request import Ids
+from engine.core.steps.plan import StepPlan
 from engine.kernels import proposals
 from engine.kernels.transfer import Upload
 from engine.scoring.slices import Rows

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.core.plan import Needs, Proposals, Scores, StepPlan
-from engine.core.request import Floats, Request
+from engine.core.arrays import Floats
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs, Proposals, Scores
 from engine.kernels.transfer import Upload
 from engine.scoring.columns import ScoredSlice
 from engine.scoring.constrained.posterior import Constrained

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Ids
+from engine.core.arrays import Ids
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.kernels.transfer import Upload
 
 TARGETS_AT_ONCE = 256

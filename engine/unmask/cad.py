@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from engine.core.arrays import Mask
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams
-from engine.core.plan import Needs, Scores, UnmaskPolicy
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Scores
 
 FIRST_THRESHOLD, LAST_THRESHOLD = 0.85, 0.4
 """The threshold falls from the first to the last over the steps of a block."""

@@ -5,10 +5,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.arrays import Mask
 from engine.core.noise import uniform
-from engine.core.plan import Needs, Scores, UnmaskPolicy
 from engine.core.ranking import top
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Scores
 
 
 @lru_cache(maxsize=64)

@@ -6,10 +6,12 @@ has masks each step fills one at least; without masks it has at most `max_post_s
 
 import numpy as np
 
+from engine.core.arrays import Mask
 from engine.core.config import ModelSpec
-from engine.core.plan import Scores, UnmaskPolicy
 from engine.core.ranking import top
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Scores
 from engine.unmask.sdar import is_confident
 
 

@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.core.arrays import Floats, Ids, Mask
 from engine.core.config import ModelSpec
-from engine.core.plan import Needs, Rewritten, Scores, UnmaskPolicy
 from engine.core.ranking import top
-from engine.core.request import BlockEdits, Floats, Ids, Mask, Request
+from engine.core.requests.block import BlockEdits
+from engine.core.requests.request import Request
+from engine.core.steps.choice import Rewritten
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Scores
 
 _PLAIN, _TRIED = 0, 1
 """Indices into `Scores.without`: without mask, DELETE and SPLIT; without what has been tried at a place."""

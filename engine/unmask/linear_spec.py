@@ -8,9 +8,11 @@ that one is taken as said. So each verification yields a token at least, and the
 
 import numpy as np
 
-from engine.core.plan import Scores, UnmaskPolicy
+from engine.core.arrays import Mask
 from engine.core.ranking import top
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Scores
 
 
 class LinearSpec(UnmaskPolicy):

@@ -8,11 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.core.arrays import Floats, Ids, Mask
 from engine.core.density import certainty_density
 from engine.core.noise import uniform
-from engine.core.plan import Choice, Needs, Scores, StepPlan, UnmaskPolicy
 from engine.core.ranking import best_first, top
-from engine.core.request import Floats, Ids, Mask, Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.choice import Choice
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Scores
 from engine.scoring.bans import hold_back
 from engine.unmask.cad import Cad
 from engine.unmask.dream import Dream

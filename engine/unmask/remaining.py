@@ -6,9 +6,11 @@ vLLM's sampler for Nemotron-Labs-Diffusion (`nemotron_dllm`), under the names th
 
 import numpy as np
 
-from engine.core.plan import Scores, UnmaskPolicy
+from engine.core.arrays import Mask
 from engine.core.ranking import top
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Scores
 from engine.unmask.sdar import is_confident
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.core.arrays import Ids, Mask
 from engine.core.config import ModelSpec
 from engine.core.noise import uniform
-from engine.core.plan import Needs, Samples, Scores, UnmaskPolicy
-from engine.core.request import Ids, Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Samples, Scores
 
 ANY, SAMPLE = 1, 2
 """Streams of numbers: for tokens of the whole vocabulary, and for those drawn from a distribution."""

@@ -6,9 +6,11 @@ the first steps. A block that holds tokens of the prompt has the same schedule, 
 
 import numpy as np
 
-from engine.core.plan import Needs, Scores, UnmaskPolicy
+from engine.core.arrays import Mask
 from engine.core.ranking import top
-from engine.core.request import Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.policies import UnmaskPolicy
+from engine.core.steps.scores import Needs, Scores
 
 
 def is_confident(request: Request, scores: Scores) -> Mask:

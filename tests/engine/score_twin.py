@@ -11,8 +11,10 @@ from engine.core.config import ModelSpec
 from engine.core.errors import InvalidRequest
 from engine.core.noise import hashed
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.scheduling.checks import check
 
 VOCAB, MASK, EOS = 24, 23, 22

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.core.plan import Needs
+from engine.core.steps.scores import Needs
 from engine.execution.batch import lay_out
 from engine.kernels.proposals import best_token
 from engine.kernels.transfer import Upload

@@ -27,9 +27,9 @@ from engine.core.params import (
     MAX_STEPS,
     MAX_STOP_IDS,
 )
-from engine.core.plan import StepPlan
 from engine.core.ranges import Ge, Le
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
 from engine.execution.isolate import choose
 from engine.scheduling.checks import check
 from engine.scheduling.pages import PagePool

@@ -7,8 +7,8 @@ import pytest
 
 from engine import DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
 from engine.core.config import ModelSpec
-from engine.core.plan import Scores
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Scores
 from engine.execution.warmup import any_text
 from engine.scheduling.checks import check
 from engine.unmask.policies import UNMASKS

@@ -16,8 +16,8 @@ from engine import (
 )
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
-from engine.core.plan import Scores
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Scores
 from engine.scheduling.checks import check
 from engine.unmask.policies import UNMASKS
 

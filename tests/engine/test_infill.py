@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from engine import DiffusionParams, EngineConfig, FinishReason, Hole, SamplingParams, Submission, load
 from engine.bench.reference import decode, decode_as_dream, factor, threshold
 from engine.core.config import ModelSpec
-from engine.core.request import Request, count_blocks
+from engine.core.requests.canvas import count_blocks
+from engine.core.requests.request import Request
 from engine.unmask.dream import dream_schedule
 from tests.engine.toys import EACH_POLICY, EVERY_PAIR, FULL_ATTENTION_UNMASKS
 

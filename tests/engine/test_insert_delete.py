@@ -7,8 +7,9 @@ import pytest
 
 from engine import DiffusionParams, Discard, FinishReason, InvalidRequest, SamplingParams, Submission
 from engine.core.config import ModelSpec
-from engine.core.plan import Proposals, Scores
-from engine.core.request import BlockEdits, Request
+from engine.core.requests.block import BlockEdits
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Proposals, Scores
 from engine.execution.warmup import any_text
 from engine.scheduling.checks import check
 from engine.unmask.policies import UNMASKS

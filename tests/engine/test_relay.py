@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import InvalidRequest
-from engine.core.request import Hole
+from engine.core.requests.submission import Hole
 from tests.engine.faulty import find, outputs
 from tests.engine.relaying import OTHER, TEXT, asked, canvas_of, ended, engine_of, first_layer, stored, tokens
 

@@ -11,8 +11,8 @@ import torch
 from engine import DiffusionParams, EngineConfig, FinishReason, InvalidRequest, ModelSpec, SamplingParams, Submission
 from engine.assemble import assemble
 from engine.cache.policies import CACHES
-from engine.core.plan import Scores
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Scores
 from engine.execution.batch import lay_out, vector_index
 from engine.execution.warmup import any_text
 from engine.models import describe, new_model

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission
-from engine.core.plan import Choice, Scores
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.choice import Choice
+from engine.core.steps.scores import Scores
 from engine.execution.runner import choose_max_batch_rows
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler

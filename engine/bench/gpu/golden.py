@@ -9,7 +9,7 @@ from engine.assemble import load
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.core.config import EngineConfig
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.request import Submission
+from engine.core.requests.submission import Submission
 from engine.engine import Engine
 from engine.kernels.attention import attend_spans
 

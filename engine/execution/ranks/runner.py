@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from engine.core.arrays import Ids
 from engine.core.errors import DeviceLost
-from engine.core.request import Ids
 from engine.execution.batch import Batch, FlatBatch
 from engine.execution.isolate import is_memory_short
 from engine.execution.ranks.group import Exchange, Group

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.request import Ids
+from engine.core.arrays import Ids
 
 LEAST = 16
 """Tokens of the shortest run: shorter ones are the words that all texts have in common."""

@@ -17,9 +17,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from engine.core.arrays import Ids
 from engine.core.output import Relayed
-from engine.core.plan import StepPlan
-from engine.core.request import History, Ids, Request, Run
+from engine.core.requests.history import History
+from engine.core.requests.request import Request, Run
+from engine.core.steps.plan import StepPlan
 from engine.scheduling.pages import PagePool
 from engine.scheduling.prefix import final_pages, page_keys
 from engine.scheduling.relay.runs import LEAST, Windows, matches

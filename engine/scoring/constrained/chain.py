@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.arrays import Floats, Ids, Mask
 from engine.core.noise import continued, hashed
-from engine.core.request import Floats, Ids, Mask
 from engine.scoring.constrained.spans import OPEN, UNSCORED, OpenSpan
 
 NOTHING = -1e9

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.core.arrays import Floats, Ids, Mask
 from engine.core.constraint import Constraint
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Floats, Ids, Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.kernels.transfer import Upload
 from engine.scoring.constrained.tables import Tables, log_sum_exp, spread
 from engine.scoring.sampling import (

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.core.arrays import Floats, Ids
 from engine.core.constraint import Constraint
-from engine.core.request import Floats, Ids, Request
+from engine.core.requests.request import Request
 from engine.kernels.library import checked
 from engine.scoring.constrained.chain import Chain, Draw
 from engine.scoring.constrained.spans import OPEN, UNSCORED, OpenSpan

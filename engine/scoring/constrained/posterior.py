@@ -14,8 +14,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.plan import Needs, Scores, StepPlan
-from engine.core.request import Floats, Ids, Request
+from engine.core.arrays import Floats, Ids
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs, Scores
 from engine.kernels.transfer import Upload
 from engine.scoring.constrained.chain import Chain, Draw
 from engine.scoring.constrained.classes import Asked, ClassSlice, Style

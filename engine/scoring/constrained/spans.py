@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from engine.core.arrays import Ids, Mask
 from engine.core.constraint import Constraint
-from engine.core.plan import StepPlan
-from engine.core.request import Ids, Mask, Request
+from engine.core.requests.request import Request
+from engine.core.steps.plan import StepPlan
 
 OPEN = -1
 """In place of a class: no token stands there."""

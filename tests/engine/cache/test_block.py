@@ -7,7 +7,8 @@ import pytest
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
 from engine.cache.policies import CACHES
-from engine.core.request import Block, Request
+from engine.core.requests.block import Block
+from engine.core.requests.request import Request
 from engine.execution.batch import lay_out
 from engine.scheduling.pages import PagePool
 

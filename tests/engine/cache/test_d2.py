@@ -14,7 +14,8 @@ from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.density import certainty_density
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
 from engine.kernels import attention
 
 SPEC = ModelSpec(family="toy", vocab_size=50, mask_id=49, eos_ids=frozenset(), max_model_len=4096)

@@ -12,8 +12,8 @@ import torch
 from engine.assemble import assemble
 from engine.core.config import EngineConfig
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Choice
-from engine.core.request import Submission
+from engine.core.requests.submission import Submission
+from engine.core.steps.choice import Choice
 from engine.models.synthetic import random_model
 from engine.unmask.policies import needs, select
 from tests.engine.scored import build, score

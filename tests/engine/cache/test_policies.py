@@ -9,7 +9,9 @@ from engine import DiffusionParams, EngineConfig, load
 from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.params import SamplingParams
-from engine.core.request import Block, Request, Submission
+from engine.core.requests.block import Block
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
 from tests.engine.toys import FULL_ATTENTION_CACHES
 
 

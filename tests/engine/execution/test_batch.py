@@ -4,7 +4,7 @@ import pytest
 
 from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Submission, load
 from engine.cache.policies import CACHES
-from engine.core.request import Request
+from engine.core.requests.request import Request
 from engine.execution import step
 from engine.execution.batch import _table, lay_out, tiles_of
 from engine.kernels.attention import Span

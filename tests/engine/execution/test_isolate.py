@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine import FinishReason
 from engine.cache.policies import CACHES, DualCache
 from engine.core.errors import DeviceLost
-from engine.core.plan import Scores
+from engine.core.steps.scores import Scores
 from engine.execution.isolate import choose, in_halves
 from engine.scheduling.faults import Faults
 from engine.unmask.policies import UNMASKS, Threshold

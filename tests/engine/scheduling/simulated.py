@@ -7,8 +7,9 @@ import numpy as np
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Choice, Scores
-from engine.core.request import Submission
+from engine.core.requests.submission import Submission
+from engine.core.steps.choice import Choice
+from engine.core.steps.scores import Scores
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.unmask.policies import select

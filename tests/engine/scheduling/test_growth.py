@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.core.request import Request
+from engine.core.requests.request import Request
 from engine.scheduling.safe_state import most_alike_growing
 
 from .simulated import PREFIXES, Simulated, spec, submission

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from engine.core.output import FinishReason
-from engine.core.request import Request
+from engine.core.requests.request import Request
 from engine.unmask.policies import effective
 from tests.engine.toys import BLOCK_CAUSAL_UNMASKS
 

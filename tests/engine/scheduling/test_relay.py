@@ -7,7 +7,7 @@ import pytest
 
 from engine.core.config import ModelSpec
 from engine.core.output import FinishReason
-from engine.core.request import Request
+from engine.core.requests.request import Request
 from engine.scheduling.scheduler import Scheduler
 
 from .simulated import PREFIXES, Simulated, spec, submission

@@ -9,8 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.core.config import ModelSpec
 from engine.core.output import FinishReason
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Choice, Scores
-from engine.core.request import Hole, Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Hole, Submission
+from engine.core.steps.choice import Choice
+from engine.core.steps.scores import Scores
 from engine.scheduling.pages import PagePool
 from engine.scheduling.safe_state import Claim, is_safe
 from engine.scheduling.scheduler import SPARING_STEPS, Scheduler

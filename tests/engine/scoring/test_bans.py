@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from engine.core.config import ModelSpec
 from engine.core.errors import InvalidRequest
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Scores, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Scores
 from engine.scheduling.checks import check
 from engine.scoring.bans import bans, hold_back
 from engine.unmask.policies import effective, select

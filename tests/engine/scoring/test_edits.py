@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.params import SamplingParams
-from engine.core.plan import Needs
+from engine.core.steps.scores import Needs
 from engine.kernels.transfer import Upload
 from engine.scoring.edits import Edits, edits, is_edited
 from tests.engine.score_twin import EOS, MASK, VOCAB, batches, plan, random_logits, twin

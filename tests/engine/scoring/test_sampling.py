@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
 from engine.kernels.transfer import Upload
 from engine.scoring.sampling import DRAWING, NARROWING, Columns, draw, is_narrowed, narrow, parameters
 

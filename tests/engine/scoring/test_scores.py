@@ -8,8 +8,10 @@ import torch
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.kernels import proposals
 from tests.engine.scored import score
 

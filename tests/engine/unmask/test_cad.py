@@ -8,8 +8,11 @@ import torch
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Needs, Scores, StepPlan
-from engine.core.request import Block, Request, Submission
+from engine.core.requests.block import Block
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs, Scores
 from engine.scoring.top_tokens import top
 from engine.unmask.cad import _repetition
 from engine.unmask.policies import UNMASKS, effective, needs

@@ -11,8 +11,9 @@ from engine import EngineConfig, FinishReason, InvalidRequest, load
 from engine.bench.reference import decode, decode_as_dream, factor, fixed, threshold
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Scores
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.scores import Scores
 from engine.unmask.dream import dream_schedule, dream_times
 from engine.unmask.policies import UNMASKS, effective
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Scores
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.scores import Scores
 from engine.unmask.policies import UNMASKS
 from tests.engine.toys import FULL_ATTENTION_UNMASKS
 

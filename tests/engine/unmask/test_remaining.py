@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.core.plan import Scores
-from engine.core.request import Request
+from engine.core.requests.request import Request
+from engine.core.steps.scores import Scores
 from engine.unmask.policies import UNMASKS
 
 PROBABILITIES = np.array([0.5, 0.95, 0.7, 0.9, 0.2, 0.91, 0.6, 0.3])

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from engine.core.config import ModelSpec
 from engine.core.params import DiffusionParams, SamplingParams
-from engine.core.plan import Needs, StepPlan
-from engine.core.request import Request, Submission
+from engine.core.requests.request import Request
+from engine.core.requests.submission import Submission
+from engine.core.steps.plan import StepPlan
+from engine.core.steps.scores import Needs
 from engine.scoring.constrained.native import is_completable
 from tests.engine.automata import AUTOMATA, MASK, STOP, VOCAB
 from tests.engine.chain_twin import Twin

@@ -1,79 +1,18 @@
-"""A request as it is submitted (`Submission`), and its state in the engine (`Request`).
+"""A request's state in the engine: its canvas, pages and counts. `engine.scheduling` is the only writer."""
 
-Token ids only, no text and no tensors. `engine.scheduling` is the only writer of a `Request`.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.core.arrays import Ids, Mask
 from engine.core.config import ModelSpec
 from engine.core.constraint import Constraint
 from engine.core.output import Relayed, TokenLogprobs, Usage
-from engine.core.params import DiffusionParams, SamplingParams, banned_everywhere, block_length, resolved
-
-Ids = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Hole:
-    """Masked positions within a prompt."""
-
-    offset: int
-    """Prompt tokens before it."""
-    length: int
-    """Positions to fill."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """One request as it is handed to the engine."""
-
-    request_id: str
-    prompt_ids: Sequence[int]
-    sampling: SamplingParams
-    diffusion: DiffusionParams
-    holes: tuple[Hole, ...] = ()
-    """Infilling: the canvas is the prompt with these holes in it, in ascending order, with tokens between them.
-
-    Every hole is filled to its last position: no token ends the answer, and `sampling.max_tokens` is the sum of their
-    lengths. No masks follow the prompt.
-    """
-    cache_salt: str = ""
-    """Keys and values are only shared with requests of the same salt."""
-    relay_as: str = ""
-    """What later requests call the answer that this one is a choice of, to take over its keys and values; "" is no such
-    answer."""
-    relay_from: tuple[str, ...] = ()
-    """Answers whose keys and values this prompt may take over where it repeats their canvases."""
-    relay_end: int | None = None
-    """Prompt tokens from here on are computed, whatever they repeat; None is all but the last ones."""
-    is_traced: bool = False
-    """A `TracedStep` is given out for each step."""
-    tells_steps: bool = False
-    """Outputs have `steps`."""
-    overshoots: bool = False
-    """The last block may begin at the answer's last token: what it holds behind that is no part of the answer."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockEdits:
-    """What a policy that moves tokens keeps from step to step of a block, whose targets are always the same places."""
-
-    first: Mask
-    """bool [targets] places that were masked when the block opened; they move with their tokens."""
-    log_odds: Floats
-    """[targets] of their tokens, of the step that wrote each."""
-    written: tuple[frozenset[int], ...]
-    """[targets] all tokens that any step has written there, whatever has become of them."""
-    seen: frozenset[bytes] = frozenset()
-    """Contents of the block before each step so far."""
-    post_steps: int = 0
-    """Steps that began without a mask among the `first` places."""
+from engine.core.params import DiffusionParams, SamplingParams, block_length, resolved
+from engine.core.requests.block import Block
+from engine.core.requests.canvas import count_blocks, first_block_start, positions_to_fill
+from engine.core.requests.history import History
+from engine.core.requests.submission import Submission, effective_constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,138 +26,6 @@ class Run:
     start: int
     """The prompt's position of its first token."""
     length: int
-
-
-@dataclass(slots=True)
-class Block:
-    """The span [start, end) of the canvas that is being decoded; tokens of the prompt may stand in it."""
-
-    index: int
-    """How many blocks were opened before; a span without masked positions is not opened."""
-    start: int
-    end: int
-    num_masked: int
-    """Masked positions when the block was opened."""
-    fresh: int
-    """From here to `visible_end`, positions have no keys and values when the block opens."""
-    visible_end: int
-    """One past the last position that is computed or attended to while the block is open."""
-    step: int = 0
-    """Denoising steps done in it."""
-    is_computed: bool = False
-    """Whether all its positions have had keys and values since it was opened."""
-    replaces_tokens: bool = False
-    """Whether its decoded tokens may be replaced while it is open."""
-    post_steps: int = 0
-    """Where tokens are replaced: denoising steps that began without a mask in it."""
-    is_settled: bool = False
-    """Where tokens are replaced: whether the last of them replaced nothing, or, where they move, none may follow. Of a
-    draft: whether it is verified."""
-    edits: BlockEdits | None = None
-    """Where tokens move: what its steps have done, once there was one."""
-    is_drafted: bool = False
-    """Whether its tokens are a draft until causal rows have said the same.
-
-    Rows are then one position ahead: the last token before the block is denoised with it, and its own last position is
-    not drafted, since only the row before that says it.
-    """
-    proposed: Ids | None = None
-    """Where the block is renewed: what the last step proposed."""
-    repeats: int = 0
-    """Where the block is renewed: steps before the last one, without a gap, that proposed the same."""
-
-    @property
-    def rows_start(self) -> int:
-        """The first row that sees all of the block; those before it have final keys and values, once computed."""
-        return max(self.start - self.is_drafted, 0)
-
-    @property
-    def rows_end(self) -> int:
-        """One past the last row that is denoised."""
-        return self.end - self.is_drafted
-
-    def repeats_with(self, proposed: Ids) -> int:
-        """`repeats` once a step has proposed these."""
-        return self.repeats + 1 if self.proposed is not None and np.array_equal(self.proposed, proposed) else 0
-
-    @classmethod
-    def opened(cls, masked: Mask, start: int, end: int, *, index: int, fresh: int, lookahead: int | None) -> "Block":
-        """The span of a canvas with these masks, of which everything before `fresh` has keys and values.
-
-        `lookahead` positions behind the span are visible, or the whole canvas if it is None. Known tokens are always
-        visible, also those behind holes.
-        """
-        visible_end = len(masked)
-        if lookahead is not None:
-            known = len(masked) - int(np.argmin(masked[::-1]))
-            visible_end = max(known, min(end + lookahead, len(masked)))
-        return cls(index, start, end, int(masked[start:end].sum()), fresh, visible_end)
-
-
-@dataclass(slots=True)
-class History:
-    """Results of the steps so far. Arrays cover the canvas, prompt included.
-
-    `decoded` is kept for every request, all else for those whose policies read it (`reads_history`).
-    """
-
-    confidence: Floats
-    """[end] of each position's proposal when it was last scored; 0 where it never was."""
-    importance: Floats
-    """[end] attention that reaches each position, as last measured (`engine.kernels.rollout`); 0 where it never was."""
-    decoded: Ids
-    """Positions that the last step decoded, ascending."""
-    mean_confidence: list[float] = field(default_factory=list)
-    """Of each step: the mean over the open block's targets."""
-    tokens: list[int] = field(default_factory=list)
-    """All decoded tokens, in the order of steps, and of positions within a step."""
-
-    @classmethod
-    def empty(cls, end: int) -> "History":
-        """Before the first step of a canvas that ends at `end`."""
-        return cls(confidence=np.zeros(end), importance=np.zeros(end), decoded=np.empty(0, np.int64))
-
-
-def positions_to_fill(submission: Submission, spec: ModelSpec) -> Ids:
-    """The masked positions of a fresh canvas, ascending: those of the holes, or those behind the prompt.
-
-    Behind the prompt there are `max_tokens`, and what their last block holds beyond; if the context ends before, the
-    last block is shorter.
-    """
-    if not submission.holes:
-        start, length = len(submission.prompt_ids), block_length(submission.diffusion, spec)
-        grid = first_block_start(start, length, spec)
-        end = start + submission.sampling.max_tokens + (length - 1) * submission.overshoots
-        canvas = -(-(end - grid) // length) * length
-        return np.arange(start, min(grid + canvas, spec.max_model_len))
-    lengths = np.array([hole.length for hole in submission.holes])
-    return np.repeat([hole.offset for hole in submission.holes], lengths) + np.arange(lengths.sum())
-
-
-def first_block_start(answer_start: int, length: int, spec: ModelSpec) -> int:
-    """Where the first block starts that holds positions to fill: at the first of them.
-
-    Where blocks are multiples of `length`, the first one may begin with tokens of the prompt.
-    """
-    return answer_start // length * length if spec.has_grid else answer_start
-
-
-def effective_constraint(sampling: SamplingParams, spec: ModelSpec) -> Constraint | None:
-    """The constraint where tokens that `allowed_ids` and `bad_words` rule out everywhere fit nowhere."""
-    banned = banned_everywhere(sampling)
-    if sampling.constraint is None or not (banned or sampling.allowed_ids is not None):
-        return sampling.constraint
-    is_allowed = np.full(spec.vocab_size, sampling.allowed_ids is None)
-    is_allowed[list(sampling.allowed_ids or ())] = True
-    is_allowed[list(banned)] = False
-    return sampling.constraint.without(np.flatnonzero(~is_allowed))
-
-
-def count_blocks(answer: Ids, start: int, length: int) -> int:
-    """Number of blocks of this length, cut from `start` on, that hold any of these positions."""
-    if answer[-1] - answer[0] == len(answer) - 1:  # no gaps; some policies ask in every step
-        return -(-(int(answer[-1]) + 1 - start) // length)
-    return 1 + int(np.count_nonzero(np.diff((answer - start) // length)))
 
 
 @dataclass(slots=True, eq=False)

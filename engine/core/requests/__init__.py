@@ -1,0 +1,1 @@
+"""A request: as it is submitted, and its state while it is decoded."""

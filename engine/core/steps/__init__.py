@@ -1,0 +1,1 @@
+"""One step of one request as data, and the protocols of what decides it."""
