@@ -55,7 +55,7 @@ from engine.engine import Engine, EngineInfo, EngineStats
 from engine.execution.memory import Footprint, MemoryPlan, plan_memory
 from engine.loop import EngineLoop, OutputStream
 from engine.models import find as find_model
-from engine.scheduling.checks import check_constrained
+from engine.scheduling.checks.policies import check_constrained
 from engine.scheduling.tally import DecodingStats, Discard, RowKind
 from engine.unmask.policies import UNMASKS
 

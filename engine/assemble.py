@@ -38,7 +38,7 @@ from engine.models.layers import Transformer
 from engine.models.quantised.schemes import check_quantization
 from engine.models.ranks.cut import Rank, check_divides
 from engine.models.weights import locate
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.unmask.policies import effective
 
 Progress = Callable[[Literal["loading", "compiling"], int, int], None]

@@ -24,7 +24,7 @@ from engine.execution.isolate import choose, in_halves
 from engine.execution.relay import carry_out
 from engine.execution.runner import Runner, enter_device
 from engine.execution.step import prepare
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.scheduling.faults import report
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler

@@ -1,6 +1,6 @@
 """What a request asks for: how its tokens are drawn, and how its canvas is decoded. Frozen; token ids only, no text.
 
-Ranges stand with the fields they belong to; `engine.scheduling.checks` enforces them.
+Ranges stand with the fields they belong to; `engine.scheduling.checks.ranges` enforces them.
 """
 
 from dataclasses import dataclass, replace

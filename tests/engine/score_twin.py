@@ -15,7 +15,7 @@ from engine.core.requests.request import Request
 from engine.core.requests.submission import Submission
 from engine.core.steps.plan import StepPlan
 from engine.core.steps.scores import Needs
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 
 VOCAB, MASK, EOS = 24, 23, 22
 SPEC = ModelSpec(family="toy", vocab_size=VOCAB, mask_id=MASK, eos_ids=frozenset({EOS}), max_model_len=32_768)

@@ -31,7 +31,7 @@ from engine.core.ranges import Ge, Le
 from engine.core.requests.request import Request
 from engine.core.steps.plan import StepPlan
 from engine.execution.isolate import choose
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.tally import Tally

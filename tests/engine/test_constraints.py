@@ -252,7 +252,7 @@ def large(vocab, states):
 )
 def test_an_automaton_too_large_for_a_block_is_refused(engine, monkeypatch, param, words, diffusion):
     constraint = large(260, 12)
-    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_EDGES", 26 * len(constraint.edge_src) + 5)
+    monkeypatch.setattr("engine.scheduling.checks.constraint.MOST_EDGES", 26 * len(constraint.edge_src) + 5)
     asked = request("r", constraint, max_tokens=64, **diffusion)
     if param is None:
         assert engine.new_request(asked)
@@ -263,10 +263,10 @@ def test_an_automaton_too_large_for_a_block_is_refused(engine, monkeypatch, para
 
 
 def test_so_are_too_many_classes(engine, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_CLASSES", 40)
+    monkeypatch.setattr("engine.scheduling.checks.constraint.MOST_CLASSES", 40)
     with pytest.raises(InvalidRequest, match=r"lower it to \d,"):
         engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
-    monkeypatch.setattr("engine.scheduling.sampling_checks.MOST_CLASSES", 1)
+    monkeypatch.setattr("engine.scheduling.checks.constraint.MOST_CLASSES", 1)
     with pytest.raises(InvalidRequest, match="no block is short enough") as refused:
         engine.new_request(request("r", large(260, 12), max_tokens=64, block_length=30))
     assert refused.value.param == "max_tokens"

@@ -10,7 +10,7 @@ from engine.core.config import ModelSpec
 from engine.core.requests.request import Request
 from engine.core.steps.scores import Scores
 from engine.execution.warmup import any_text
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.unmask.policies import UNMASKS
 from tests.engine.faulty import outputs
 from tests.golden import llada2 as golden

@@ -18,7 +18,7 @@ from engine.cache.policies import CACHES
 from engine.core.config import ModelSpec
 from engine.core.requests.request import Request
 from engine.core.steps.scores import Scores
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.unmask.policies import UNMASKS
 
 MASK = 256

@@ -17,7 +17,7 @@ from engine.execution.batch import lay_out, vector_index
 from engine.execution.warmup import any_text
 from engine.models import describe, new_model
 from engine.models.families.diffusion_gemma import Config
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.unmask.policies import UNMASKS
 from engine.unmask.renoise import Renoise
 from tests.engine.faulty import outputs

@@ -9,7 +9,7 @@ import torch
 from engine import DiffusionParams, FinishReason, InvalidRequest, SamplingParams, Submission
 from engine.core.config import ModelSpec
 from engine.execution.warmup import any_text
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.unmask.policies import effective
 from tests.engine.faulty import outputs
 from tests.golden.rows import read_rows

@@ -14,7 +14,7 @@ from engine.execution.batch import lay_out
 from engine.models import describe
 from engine.models.experts import BlockRouting, MoEConfig, Router
 from engine.models.families.llada2 import Config, destinations
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from tests.golden import llada2 as golden
 from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine import DiffusionParams, InvalidRequest, ModelSpec, SamplingParams, Submission
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from tests.engine.toys import FULL_ATTENTION_CACHES
 
 FULL = ModelSpec(family="llada", vocab_size=300, mask_id=256, eos_ids=frozenset(), max_model_len=200)

@@ -14,7 +14,7 @@ from engine.core.requests.request import Request
 from engine.core.requests.submission import Submission
 from engine.core.steps.plan import StepPlan
 from engine.core.steps.scores import Scores
-from engine.scheduling.checks import check
+from engine.scheduling.checks.submission import check
 from engine.scoring.bans import bans, hold_back
 from engine.unmask.policies import effective, select
 from tests.engine.toys import FULL_ATTENTION_UNMASKS
