@@ -69,7 +69,7 @@ def application(settings: Settings) -> Application:
         ray_actor_options={"num_cpus": ray_config.ray_cpus, "num_gpus": gpus},
         max_ongoing_requests=config.max_running_requests + config.max_queued_requests + BESIDE,
         max_queued_requests=config.max_queued_requests,
-        request_router_config=RequestRouterConfig(request_router_class="server.ray.router:AffinityRouter"),
+        request_router_config=RequestRouterConfig(request_router_class="server.ray.routing.router:AffinityRouter"),
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=drain,
         graceful_shutdown_wait_loop_s=1.0,

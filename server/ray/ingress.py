@@ -17,7 +17,8 @@ from engine import EngineUnavailable, QueueFull
 from server.http.app import guard
 from server.observe import logs
 from server.page.files import PageFiles
-from server.ray.relay import Relay, ReplicaDied, ReplicaState
+from server.ray.relay.fleet import ReplicaDied, ReplicaState
+from server.ray.relay.relay import Relay
 from server.settings.tree import ServerConfig
 
 GONE = (RayActorError, OutOfMemoryError, ObjectLostError, NodeDiedError, WorkerCrashedError)
@@ -76,7 +77,7 @@ class _ServeFleet:
     async def answer(
         self, key: str | None, tried: Sequence[str], scope: Mapping[str, Any], body: bytes
     ) -> AsyncIterator[MutableMapping[str, Any]]:
-        """See `server.ray.relay.Fleet`."""
+        """See `server.ray.relay.fleet.Fleet`."""
         response = self._answering.remote(key=key, tried=tried, scope=scope, body=body)
         try:
             async for message in response:
@@ -91,7 +92,7 @@ class _ServeFleet:
             response.cancel()  # has no effect on one that has ended
 
     async def states(self, *, with_metrics: bool) -> Sequence[ReplicaState]:
-        """See `server.ray.relay.Fleet`. One replica whose event loop hangs hides all, until Serve ends it."""
+        """See `server.ray.relay.fleet.Fleet`. One replica whose event loop hangs hides all, until Serve ends it."""
         try:
             asked = self._handle.broadcast("state", with_metrics=with_metrics)
             told = await asked.results_async(timeout_s=STATE_SECONDS, return_exceptions=True)

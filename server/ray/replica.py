@@ -16,7 +16,7 @@ from server.http.app import create_app
 from server.observe import logs
 from server.observe.observability import tracer_of
 from server.ray.exchange import exchange
-from server.ray.relay import ReplicaState
+from server.ray.relay.fleet import ReplicaState
 from server.ray.scaling import Load
 from server.settings.tree import Settings
 from server.text.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ class EngineReplica:
     ) -> AsyncIterator[dict[str, Any]]:
         """The app's messages for one request. If Ray cancels it, the app hears of a client that has hung up.
 
-        `key`, `tried`: read by `server.ray.router`, before the request gets here.
+        `key`, `tried`: read by `server.ray.routing.router`, before the request gets here.
         """
         async with aclosing(exchange(self._app, scope, body)) as messages:
             async for message in messages:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.ray.affinity import OPENING, affinity
+from server.ray.routing.affinity import OPENING, affinity
 
 USER, ANSWER, AGAIN = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}, {"role": "user"})
 

@@ -6,7 +6,7 @@ from ray.serve.exceptions import BackPressureError
 
 from engine import QueueFull
 from server.ray.ingress import _ServeFleet
-from server.ray.relay import ReplicaDied
+from server.ray.relay.fleet import ReplicaDied
 
 
 class Handle:

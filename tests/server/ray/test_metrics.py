@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.ray.metrics import LABEL, merged
+from server.ray.relay.metrics import LABEL, merged
 
 
 def page(value):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.ray.placement import EXCESS, SLACK, order
+from server.ray.routing.placement import EXCESS, SLACK, order
 
 LOADS = st.dictionaries(st.text(min_size=1, max_size=4), st.integers(0, 50), max_size=8)
 KEYS = st.none() | st.text(max_size=4)

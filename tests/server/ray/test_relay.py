@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 from engine import QueueFull
 from server.http.app import create_app, guard
 from server.ray.exchange import exchange
-from server.ray.relay import ATTEMPTS, Relay, ReplicaDied, ReplicaState
+from server.ray.relay.fleet import ReplicaDied, ReplicaState
+from server.ray.relay.relay import ATTEMPTS, Relay
 from server.settings.tree import build
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"

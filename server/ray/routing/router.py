@@ -1,10 +1,10 @@
-"""Ray Serve's choice of a replica, made by `server.ray.placement`. Ray makes one in every process that has a handle."""
+"""Ray Serve's choice of a replica, made by `placement`. Ray makes one in every process that has a handle."""
 
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
-from server.ray.placement import order
+from server.ray.routing.placement import order
 
 
 class AffinityRouter(RequestRouter):
