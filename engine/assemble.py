@@ -15,14 +15,7 @@ from engine.core.params import DiffusionParams, SamplingParams
 from engine.core.requests.submission import Submission
 from engine.engine import Engine, EngineInfo
 from engine.execution.build import get_ready, make_runner, pages_of
-from engine.execution.graphs import shapes_of
-from engine.execution.isolate import is_memory_short
-from engine.execution.ranks.group import Group
-from engine.execution.ranks.processes import start_processes
-from engine.execution.ranks.runner import RankedRunner
-from engine.execution.relay import can_relay
-from engine.execution.runner import (
-    Runner,
+from engine.execution.choices import (
     check_attention,
     choose_device,
     choose_dtype,
@@ -30,6 +23,13 @@ from engine.execution.runner import (
     choose_max_model_len,
     enter_device,
 )
+from engine.execution.graphs import shapes_of
+from engine.execution.isolate import is_memory_short
+from engine.execution.ranks.group import Group
+from engine.execution.ranks.processes import start_processes
+from engine.execution.ranks.runner import RankedRunner
+from engine.execution.relay import can_relay
+from engine.execution.runner import Runner
 from engine.execution.warmup import warm_up
 from engine.kernels.attention import attend_spans
 from engine.kernels.compiled import check_compiler, find_code_folder

@@ -20,9 +20,10 @@ from engine.core.requests.submission import Submission
 from engine.core.steps.choice import Choice
 from engine.core.steps.plan import StepPlan
 from engine.core.steps.scores import Scores
+from engine.execution.choices import enter_device
 from engine.execution.isolate import choose, in_halves
 from engine.execution.relay import carry_out
-from engine.execution.runner import Runner, enter_device
+from engine.execution.runner import Runner
 from engine.execution.step import prepare
 from engine.scheduling.checks.submission import check
 from engine.scheduling.faults import report

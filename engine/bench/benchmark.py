@@ -14,7 +14,7 @@ from engine.bench.method import BASELINE, METHODS, REFERENCE_DUAL, Method
 from engine.bench.timed_run import Turn, Workload, take_turn
 from engine.core.config import EngineConfig
 from engine.engine import Engine
-from engine.execution.runner import choose_device, choose_dtype, enter_device
+from engine.execution.choices import choose_device, choose_dtype, enter_device
 from engine.models.synthetic import SIZES, random_model
 
 MODEL_SIZES = tuple(SIZES)

@@ -6,15 +6,14 @@ import torch
 
 from engine.core.config import EngineConfig, ModelSpec
 from engine.execution.budget import kv_pool_pages
-from engine.execution.runner import (
-    Runner,
+from engine.execution.choices import (
     choose_kernel,
     choose_max_batch_rows,
     choose_max_model_len,
-    make_pool,
     set_threads,
     warn_of_slow_experts,
 )
+from engine.execution.runner import Runner, make_pool
 from engine.kernels import native, proposals
 from engine.kernels.attention import Kernel
 from engine.kernels.compiled import check_compiler

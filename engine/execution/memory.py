@@ -11,7 +11,7 @@ import torch
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.params import DiffusionParams, block_length, resolved
 from engine.execution.budget import kv_bytes_per_token, step_bytes
-from engine.execution.runner import DTYPES, choose_max_batch_rows, choose_max_model_len
+from engine.execution.choices import DTYPES, choose_max_batch_rows, choose_max_model_len
 from engine.kernels.kv.formats import stored_dtype
 from engine.models import decoded_bytes, find, weight_bytes
 from engine.models.quantised.schemes import SCHEMES

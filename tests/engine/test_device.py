@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine import ConfigError, EngineConfig, EngineLoop, plan_memory
-from engine.execution.runner import choose_device, enter_device
+from engine.execution.choices import choose_device, enter_device
 
 
 @pytest.fixture

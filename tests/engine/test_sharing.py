@@ -10,7 +10,7 @@ from engine import DiffusionParams, EngineConfig, ModelSpec, SamplingParams, Sub
 from engine.core.requests.request import Request
 from engine.core.steps.choice import Choice
 from engine.core.steps.scores import Scores
-from engine.execution.runner import choose_max_batch_rows
+from engine.execution.choices import choose_max_batch_rows
 from engine.scheduling.pages import PagePool
 from engine.scheduling.scheduler import Scheduler
 from engine.unmask.policies import select

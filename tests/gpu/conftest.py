@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.execution.runner import enter_device
+from engine.execution.choices import enter_device
 
 
 @pytest.fixture(scope="session")

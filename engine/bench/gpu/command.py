@@ -16,7 +16,7 @@ from engine.bench.gpu.report import Outcome, Report, Verdict
 from engine.bench.hardware import HARDWARE, Hardware
 from engine.bench.roofline import geometry_of
 from engine.core.errors import ConfigError
-from engine.execution.runner import enter_device
+from engine.execution.choices import enter_device
 from engine.models.synthetic import SIZES
 
 MODELS = ("llada-8b", "dream-7b", "sdar-8b")

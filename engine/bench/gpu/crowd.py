@@ -13,7 +13,7 @@ from engine.bench.roofline import Step
 from engine.bench.timed_run import Workload, now, random_prompts, submission_of
 from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError
-from engine.execution.runner import choose_dtype
+from engine.execution.choices import choose_dtype
 from engine.models.synthetic import random_model
 
 

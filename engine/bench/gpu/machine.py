@@ -12,7 +12,7 @@ import torch
 from engine.bench.hardware import HARDWARE, Hardware
 from engine.core.config import EngineConfig
 from engine.core.errors import ConfigError
-from engine.execution.runner import choose_device
+from engine.execution.choices import choose_device
 
 _PACKAGES = ("torch", "triton", "transformers", "safetensors", "numpy")
 _ASKED = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")

@@ -5,7 +5,7 @@ from engine.bench.simulate.replica import Limits
 from engine.bench.simulate.work import Decoding
 from engine.core.config import EngineConfig, ModelSpec
 from engine.core.errors import ConfigError
-from engine.execution.runner import choose_max_batch_rows
+from engine.execution.choices import choose_max_batch_rows
 
 
 def decoding_of(

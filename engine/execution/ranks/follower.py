@@ -14,10 +14,10 @@ import torch
 from engine.core.config import EngineConfig
 from engine.core.errors import DeviceLost, UnmaskError
 from engine.execution.build import get_ready, make_runner, pages_of
+from engine.execution.choices import choose_device, choose_dtype, enter_device
 from engine.execution.isolate import is_device_lost, is_memory_short
 from engine.execution.ranks.group import Group
 from engine.execution.ranks.runner import Call, RankedRunner
-from engine.execution.runner import choose_device, choose_dtype, enter_device
 from engine.models import describe, load_model
 from engine.models.ranks.cut import Rank
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engine import ConfigError, EngineConfig
-from engine.execution import runner
-from engine.execution.runner import choose_kernel
+from engine.execution import choices
+from engine.execution.choices import choose_kernel
 from engine.kernels.attention import Heads, attend_spans
 from engine.kernels.triton_available import has_triton
 from engine.models import describe
@@ -30,7 +30,7 @@ def agrees(monkeypatch):
                 raise said
             return said
 
-        monkeypatch.setattr(runner, "agrees", told)
+        monkeypatch.setattr(choices, "agrees", told)
         return asked
 
     return tell

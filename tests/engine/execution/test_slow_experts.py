@@ -7,7 +7,7 @@ import torch
 
 from engine import EngineConfig, load
 from engine.execution import build
-from engine.execution.runner import warn_of_slow_experts
+from engine.execution.choices import warn_of_slow_experts
 from tests.engine.toys import TOY, TOY_MOE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
