@@ -8,16 +8,9 @@ from engine.bench.gpu.command import run as bench_gpu
 from engine.bench.hardware import HARDWARE, Hardware, measure_hardware, with_fp8, with_graphs, with_ranks
 from engine.bench.host import HOST_PARTS, HostFigures, bench_host
 from engine.bench.method import METHODS, Method
-from engine.bench.roofline import (
-    GEOMETRIES,
-    Cost,
-    Prediction,
-    Step,
-    forward_cost,
-    geometry_of,
-    predict,
-    steps,
-)
+from engine.bench.roofline.operators import Cost
+from engine.bench.roofline.prediction import GEOMETRIES, Prediction, forward_cost, geometry_of, predict
+from engine.bench.roofline.steps import Step, steps
 from engine.bench.simulate.arrivals import Arrival, Lengths, Traffic
 from engine.bench.simulate.figures import FleetFigures, Goal, Waits
 from engine.bench.simulate.fleet import Scaling

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from engine import BASIC_TASKS, BUNDLED, DEMO_TASKS
-from server.eval.answers import Options
-from server.eval.local import running
+from server.eval.answerers.answers import Options
+from server.eval.answerers.local import running
 from server.eval.policy import KVFormat, PolicyPair, exact
 from server.eval.questions import from_tasks
 from server.eval.run import evaluate

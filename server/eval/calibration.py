@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from engine import ConfigError
-from server.eval.answers import Answerer
+from server.eval.answerers.answers import Answerer
 from server.eval.questions import Question
 from server.eval.run import ask_all
 

@@ -17,7 +17,7 @@ from engine import ConfigError
 from server.decisions.labels import MOST_LEVELS
 from server.decisions.questions import Option, predicate
 from server.decisions.questions import Question as Decision
-from server.eval.answers import Answerer
+from server.eval.answerers.answers import Answerer
 from server.eval.calibration import figures
 from server.eval.questions import Question
 

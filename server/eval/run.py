@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from engine import Quantization, UnmaskError
-from server.eval.answers import Answerer, EvalAnswer
+from server.eval.answerers.answers import Answerer, EvalAnswer
 from server.eval.policy import KVFormat, PolicyPair
 from server.eval.questions import Question
 from server.eval.score import Row, make_row

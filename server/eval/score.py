@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
-from server.eval.answers import EvalAnswer
+from server.eval.answerers.answers import EvalAnswer
 from server.eval.policy import WINDOW, PolicyPair
 from server.eval.questions import Question
 from server.remote import sum_reported

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import DiffusionParams, ModelSpec, SamplingParams, Submission
-from engine.bench.roofline import MOE_LAUNCHES, QK_NORM_LAUNCHES
+from engine.bench.roofline.operators import MOE_LAUNCHES, QK_NORM_LAUNCHES
 from engine.execution.graphs import Replay
 from engine.kernels.attention import attend_spans
 from engine.kernels.kv.formats import stored_dtype

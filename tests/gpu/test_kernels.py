@@ -6,7 +6,7 @@ import torch
 from engine.bench.gpu.command import MODELS
 from engine.bench.gpu.kernels import FORMATS, check, check_scoring, kernels_on
 from engine.bench.gpu.report import Verdict
-from engine.bench.roofline import geometry_of
+from engine.bench.roofline.prediction import geometry_of
 from engine.kernels.kv import cuda
 
 pytestmark = pytest.mark.gpu

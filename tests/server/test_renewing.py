@@ -10,7 +10,7 @@ import pytest
 from server.cli import main
 from server.commands import run_batch
 from server.commands import serve as serve_command
-from server.eval import local
+from server.eval.answerers import local
 
 SETTINGS = ("--max-model-len", "128", "--diffusion.unmask", "renoise", "--diffusion.max_denoising_steps", "4")
 

@@ -14,7 +14,7 @@ from engine.bench.gpu import golden, kernels, machine, speed, waits
 from engine.bench.gpu.prediction import METHODS, table
 from engine.bench.gpu.report import Outcome, Report, Verdict
 from engine.bench.hardware import HARDWARE, Hardware
-from engine.bench.roofline import geometry_of
+from engine.bench.roofline.prediction import geometry_of
 from engine.core.errors import ConfigError
 from engine.execution.choices import enter_device
 from engine.models.synthetic import SIZES

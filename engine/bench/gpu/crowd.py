@@ -9,7 +9,7 @@ import torch
 from engine.assemble import assemble
 from engine.bench.gpu.prediction import sample
 from engine.bench.method import Method
-from engine.bench.roofline import Step
+from engine.bench.roofline.steps import Step
 from engine.bench.timed_run import Workload, now, random_prompts, submission_of
 from engine.core.config import EngineConfig
 from engine.core.errors import CapacityError

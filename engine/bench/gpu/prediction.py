@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from engine.bench.hardware import Hardware, with_graphs
-from engine.bench.roofline import Cost, Step, forward_cost, geometry_of, steps
+from engine.bench.roofline.operators import Cost
+from engine.bench.roofline.prediction import forward_cost, geometry_of
+from engine.bench.roofline.steps import Step, steps
 from engine.bench.timed_run import Workload
 from engine.execution.graphs import MOST_ROWS
 from engine.models.synthetic import SHIFTS

@@ -9,7 +9,7 @@ from engine.bench.gpu.crowd import Crowd
 from engine.bench.gpu.prediction import METHODS
 from engine.bench.gpu.report import Outcome, Verdict
 from engine.bench.gpu.watch import Profile, profile_of, waits
-from engine.bench.roofline import launches
+from engine.bench.roofline.operators import launches
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import attend_spans
 from engine.models.layers import TransformerConfig

@@ -11,16 +11,16 @@ from typing import Protocol
 import torch
 
 from engine.bench.hardware import HARDWARE, Hardware, with_ranks
-from engine.bench.roofline import (
+from engine.bench.roofline.operators import (
     Cost,
     Load,
     attention_operators,
     elementwise_operators,
-    geometry_of,
     head_operators,
     launches,
     product_operators,
 )
+from engine.bench.roofline.prediction import geometry_of
 from engine.core.errors import ConfigError
 from engine.execution.budget import kv_bytes_per_token, step_bytes
 from engine.execution.graphs import MOST_ROWS
@@ -40,7 +40,7 @@ class Timer(Protocol):
     """How long a forward takes."""
 
     def seconds(self, rows: int, scored: int, read: int, pairs: int) -> float:
-        """As in `engine.bench.roofline.Load`."""
+        """As in `engine.bench.roofline.operators.Load`."""
         ...
 
 

@@ -1,7 +1,8 @@
 """What a request asks of each forward, by how its model attends: rows, and what they see.
 
-Where rows see the whole canvas, the steps are those of `engine.bench.roofline`, which are held against the engine's.
-Block-causal models compute a prompt once, in parts if need be, and each finished block with the next one's first step.
+Where rows see the whole canvas, the steps are those of `engine.bench.roofline.steps`, which are held against the
+engine's. Block-causal models compute a prompt once, in parts if need be, and each finished block with the next one's
+first step.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from engine.bench.method import Method
-from engine.bench.roofline import steps
+from engine.bench.roofline.steps import steps
 from engine.bench.timed_run import Workload
 from engine.core.errors import ConfigError
 

@@ -17,7 +17,7 @@ from engine.bench.gpu.report import Outcome, Report, Verdict
 from engine.bench.gpu.watch import Event, Profile
 from engine.bench.gpu.watch import waits as watched
 from engine.bench.hardware import HARDWARE
-from engine.bench.roofline import geometry_of
+from engine.bench.roofline.prediction import geometry_of
 from engine.bench.timed_run import Workload
 from engine.kernels.attention import Layout, Span, attend_rows, attend_spans
 from engine.kernels.kv.formats import Quantised

@@ -10,8 +10,8 @@ import torch
 
 from engine import BASIC_TASKS, BUNDLED
 from engine.kernels import attention
-from server.eval.answers import Options
-from server.eval.local import running
+from server.eval.answerers.answers import Options
+from server.eval.answerers.local import running
 from server.eval.policy import KVFormat, PolicyPair
 from server.eval.questions import from_tasks
 from server.eval.run import ask_all

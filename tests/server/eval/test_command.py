@@ -8,7 +8,7 @@ import pytest
 
 from engine import DiffusionParams
 from server.cli import main
-from server.eval import local
+from server.eval.answerers import local
 
 FIELDS = {
     "task", "cache", "unmask", "n", "accuracy", "accuracy_low", "accuracy_high", "agreement",

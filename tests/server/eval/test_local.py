@@ -10,8 +10,8 @@ import pytest
 from engine import DEMO_MODEL, ConfigError
 from server.constraints import MAX_RUNNING
 from server.eval import questions
-from server.eval.answers import Options
-from server.eval.local import running
+from server.eval.answerers.answers import Options
+from server.eval.answerers.local import running
 from server.eval.policy import PolicyPair
 
 

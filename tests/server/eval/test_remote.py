@@ -7,9 +7,9 @@ import pytest
 
 from engine import ConfigError
 from server.eval import questions
-from server.eval.answers import Options
+from server.eval.answerers.answers import Options
+from server.eval.answerers.remote import RemoteModel
 from server.eval.policy import PolicyPair
-from server.eval.remote import RemoteModel
 
 CALL = {"function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>'

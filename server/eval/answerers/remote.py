@@ -13,7 +13,7 @@ import httpx
 
 from engine import MAX_LOGPROBS, ConfigError, demo_calls
 from server.decisions.questions import Question as Decision
-from server.eval.answers import EvalAnswer, Options
+from server.eval.answerers.answers import EvalAnswer, Options
 from server.eval.policy import PolicyPair
 from server.eval.questions import Question
 from server.remote import call, connect, first_model

@@ -24,7 +24,7 @@ from engine import (
 from server.constraints import MAX_RUNNING, Constraints
 from server.decisions.decider import Decider
 from server.decisions.questions import Question as Decision
-from server.eval.answers import EvalAnswer, Options
+from server.eval.answerers.answers import EvalAnswer, Options
 from server.eval.policy import AS_COMPUTED, KVFormat, PolicyPair
 from server.eval.questions import Question
 from server.observe.observer import Observers, Siblings

@@ -1,0 +1,1 @@
+"""The least cost of decoding, by the roofline model. Measures nothing."""
