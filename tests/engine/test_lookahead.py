@@ -8,7 +8,7 @@ import pytest
 
 from engine import EngineConfig, load
 from engine.bench.reference import fixed, threshold
-from engine.core.request import Block
+from engine.core.requests.block import Block
 from tests.engine.toys import EACH_POLICY, EVERY_PAIR, FULL_ATTENTION_CACHES
 
 from .visible_twin import decode

@@ -27,7 +27,7 @@ from engine import (
     with_ranks,
 )
 from engine.bench import hardware
-from engine.bench.roofline import MOE_LAUNCHES
+from engine.bench.roofline.operators import MOE_LAUNCHES
 from engine.models.experts import MoEConfig
 from engine.models.families import dream, llada2
 from tests.engine.toys import FULL_ATTENTION_CACHES, TOY
