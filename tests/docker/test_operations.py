@@ -26,6 +26,7 @@ def table(title):
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
+@pytest.mark.slow
 def test_the_table_of_metrics_is_what_a_server_shows(golden_server):
     text = httpx.get(f"{golden_server}/metrics").text
     shown = {}

@@ -112,6 +112,7 @@ def test_golden_rows_alone(family, folder, few, spec):
     assert differences([family.expected(row, spec) for row in rows], made) == []
 
 
+@pytest.mark.slow
 @of(*PAGED)
 def test_golden_rows_whose_prompts_are_computed_in_parts(family, folder):
     longest = sorted(rows_of(family, folder), key=lambda row: len(row["prompt"]))[-6:]
@@ -139,6 +140,7 @@ def test_what_a_free_page_holds_reaches_nobody(family, folder, crowd):
     among_nan(family, folder, crowd)
 
 
+@pytest.mark.slow
 @of(*PAGED)
 def test_what_a_free_page_holds_reaches_nobody_by_torchs_kernels(family, folder, crowd, monkeypatch):
     monkeypatch.setattr(native, "kernel", lambda: None)
@@ -282,6 +284,7 @@ def test_a_request_at_fault_takes_no_page_from_those_that_share_it(sdar_tiny, ru
     assert again[0] == expected
 
 
+@pytest.mark.slow
 @of(*PAGED)
 def test_answers_do_not_depend_on_the_order_of_pages(family, folder, crowd, monkeypatch):
     """Pages of five tokens, which lie across blocks, and too few for all."""

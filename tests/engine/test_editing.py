@@ -94,6 +94,7 @@ CROWD = [
 ]
 
 
+@pytest.mark.slow
 def test_a_request_gets_in_company_what_it_gets_alone(llada2_tiny):
     engine = engine_of(llada2_tiny)
     whole = outputs(engine, *CROWD)

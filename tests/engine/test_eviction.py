@@ -132,6 +132,7 @@ def folder(request):
 SETTINGS = {"page_size": 5, "max_model_len": 128, "max_batch_rows": 640, "max_running_requests": 8}
 
 
+@pytest.mark.slow
 def test_each_request_gets_in_company_what_it_gets_alone(folder, submission):
     """In a pool that is too small for all: block-causal requests give way, and read again what they had read."""
     kv_dtype = "int8" if folder.name == "sdar-tiny" else "auto"

@@ -88,6 +88,7 @@ def test_small_steps_of_every_unmask_policy_and_edit_through_graphs(cuda, submis
         assert not [output for output in outputs if output.finish_reason == "error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shift", "capture"), [(0, None), (1, rerun)])
 def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capture):
     """Prompts in parts, finished blocks, first tokens from the row before the block, sub-blocks, every policy."""
@@ -106,6 +107,7 @@ def test_steps_of_block_causal_models_with_and_without_targets(cuda, shift, capt
     assert 0 < stats.denoising_steps < stats.batch_requests.total, "some computed part of a prompt alone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "kv_dtype"), [((8, 0), "auto"), ((9, 0), "int8"), ((9, 0), "fp8")])
 def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capability, kv_dtype):
     """Windows, heads of two sizes, rows that carry vectors, samples, and rows of which each sees something else."""
@@ -152,6 +154,7 @@ def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
     assert engine.stats().decoding.tokens_edited > len(edits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", [None, rerun])
 def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, monkeypatch, capture):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -167,6 +170,7 @@ def test_steps_that_move_tokens_of_rows_that_are_routed_by_blocks(cuda, monkeypa
     steps_of(engine, cuda, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_steps_that_evict(cuda, attention):
     """They copy once more: where what stays moves to."""
@@ -208,6 +212,7 @@ def test_a_step_that_takes_over_what_an_answer_left(cuda):
     assert engine.stats().relay_tokens["adopted"] >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", [None, rerun])
 def test_steps_that_draft_through_an_adapter_beside_steps_that_verify(cuda, capture):
     spec = replace(SPEC, max_model_len=128, attention="block_causal", commit="causal", says_next=True, block_length=8)
@@ -271,6 +276,7 @@ def test_launches_do_not_grow_with_the_number_of_requests(cuda):
     assert one == many
 
 
+@pytest.mark.slow
 def test_sampling_launches_more_for_each_256_targets_only(cuda):
     """Sorting and its like take memory for each logit: 16 requests have 448 targets, 32 have 896."""
     drawn = {"temperature": 0.8, "top_p": 0.9}

@@ -111,6 +111,7 @@ CROWD = [
 ]
 
 
+@pytest.mark.slow
 def test_a_request_gets_in_company_what_it_gets_alone(llada22_tiny, engine):
     whole = outputs(engine_of(llada22_tiny, max_model_len=128), *CROWD)
     for one in CROWD:
@@ -154,10 +155,16 @@ def test_all_that_is_told_moves_with_its_token(engine):
         ({"threshold": 0.0, "editing_threshold": 0.0, "max_post_steps": 0}, {}),
         ({"threshold": 1.0, "editing_threshold": 1.0, "max_post_steps": 1}, {}),
         ({"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((260, 100.0),)}),
-        ({"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((261, 100.0),)}),
-        ({"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((256, 100.0),)}),
+        pytest.param(
+            {"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((261, 100.0),)}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"editing_threshold": 0.0, "max_post_steps": 20}, {"logit_bias": ((256, 100.0),)}, marks=pytest.mark.slow
+        ),
         ({"editing_threshold": 0.0, "max_post_steps": 20}, {"allowed_ids": frozenset({5, 6, 260, 261})}),
-        ({"editing_threshold": 0.0, "max_post_steps": 20}, {"allowed_ids": frozenset({5})}),
+        pytest.param(
+            {"editing_threshold": 0.0, "max_post_steps": 20}, {"allowed_ids": frozenset({5})}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_every_block_ends(engine, diffusion, sampling):

@@ -24,6 +24,7 @@ def engine_of(folder, kv_dtype, **settings):
     return load(EngineConfig(model=str(folder), device="cpu", kv_dtype=kv_dtype, **settings))
 
 
+@pytest.mark.slow
 @FORMATS
 def test_each_policy_gives_a_request_in_company_what_it_gives_it_alone(llada_tiny, everybody, kv_dtype):
     """All caches and unmask policies side by side, and a pool in which their slots lie anywhere."""

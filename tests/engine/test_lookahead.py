@@ -141,6 +141,7 @@ def test_d2_looks_no_farther_and_computes_what_becomes_visible(engine, submissio
     assert seen == 67
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", FULL_ATTENTION_CACHES)
 def test_text_behind_a_hole_is_always_visible(engine, submission, run, cache):
     """Holes before known text see all of the canvas; a hole at its end is an answer like any other."""

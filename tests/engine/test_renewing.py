@@ -108,6 +108,7 @@ def whole(diffusion_gemma_tiny):
     return outputs(engine_for(diffusion_gemma_tiny), *CROWD)
 
 
+@pytest.mark.slow
 def test_a_request_gets_in_company_what_it_gets_alone(diffusion_gemma_tiny, whole):
     engine = engine_for(diffusion_gemma_tiny)
     for one in CROWD:

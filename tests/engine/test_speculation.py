@@ -129,6 +129,7 @@ def test_an_end_in_a_draft_ends_nothing(nemotron_tiny, run):
     assert run(engine, replace(one, sampling=replace(one.sampling, stop_ids=everything)))["r"][0] == answer
 
 
+@pytest.mark.slow
 def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(nemotron_spec_tiny, prompt):
     crowd = [
         asked(
@@ -155,6 +156,7 @@ def test_a_request_gets_in_company_and_when_it_is_preempted_what_it_gets_alone(n
     assert engine.stats().preemptions
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_drawn_from_the_autoregressive_distribution(nemotron_tiny, run):
     """The second of two tokens, of which a draft is offered: as often as the model says."""
     engine, count = engine_of(nemotron_tiny, max_running_requests=250, max_batch_rows=4096), 1500

@@ -59,11 +59,11 @@ async def test_an_error_names_its_field(decide):
     assert error.value.param == "questions.0.choices"
 
 
-@pytest.mark.filterwarnings("ignore:.*is in beta")
 def test_langchain(demo_server):
     from langchain_openai.decisions import Choice, OpenAIDecisions, Predicate, Score  # a second
 
-    decisions = OpenAIDecisions(model="demo", base_url=f"{demo_server}/v1", api_key="none")
+    with pytest.warns(match="is in beta"):
+        decisions = OpenAIDecisions(model="demo", base_url=f"{demo_server}/v1", api_key="none")
     answer = decisions.invoke(
         {
             "input": {"box": {"colour": "red"}},

@@ -131,6 +131,7 @@ def evaluated(diffusion_gemma_tiny, capsys, tmp_path):
     return row
 
 
+@pytest.mark.slow
 def test_eval_compares_it_to_nothing(evaluated):
     row = evaluated()
     assert (row["cache"], row["unmask"], row["block_length"], row["n"]) == ("block", "renoise", 16, 1)

@@ -159,6 +159,7 @@ def test_a_small_forward_reads_the_weights_and_a_large_one_multiplies_them():
     assert many.seconds == pytest.approx(1920 * 2 * 6.98e9 / 989.4e12, rel=0.3)
 
 
+@pytest.mark.slow
 def test_rows_and_forwards_are_those_of_the_engine():
     """Of every method but d2, whose rows are the model's to say, and as many scored rows as the engine plans."""
     bounded = [

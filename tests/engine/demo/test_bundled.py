@@ -11,6 +11,7 @@ from engine.demo.chat import TEMPLATE
 MOST_BYTES = 12 * 10**6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_tokenizer_is_that_of_the_families(name):
     read = json.loads((FOLDERS[name] / "tokenizer.json").read_text())

@@ -193,14 +193,12 @@ def alone(llada22_tiny):
     return asked, {one.request_id: told(apart, [one])[one.request_id] for one in asked}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
         {"page_size": 5, "kv_cache_tokens": 160, "max_model_len": 128},
-        pytest.param(
-            {"page_size": 8, "max_running_requests": 2, "max_batch_rows": 128, "max_model_len": 128},
-            marks=pytest.mark.slow,
-        ),
+        {"page_size": 8, "max_running_requests": 2, "max_batch_rows": 128, "max_model_len": 128},
     ],
 )
 def test_a_request_gets_in_company_what_it_gets_alone(alone, llada22_tiny, monkeypatch, settings):

@@ -48,6 +48,7 @@ def test_formats_are_methods(capsys):
     assert "…" not in out
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_every_methods(graphs, capsys):
     assert main([*TINY, "--compile", "--gen", "16", "--methods", "reference/dual", "engine/dual"]) == 0
     assert "tiny (compiled)" in capsys.readouterr().out

@@ -23,6 +23,7 @@ def cells(line):
     return [cell.strip() for cell in line.strip("|\n").split("|")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "shown"), GENERATED.findall(PAGE.read_text()))
 def test_the_page_shows_what_the_command_prints(capsys, command, shown):
     assert main(shlex.split(command)) == 0

@@ -277,6 +277,7 @@ def test_a_bad_line_is_named(capsys, tmp_path, line):
     assert "holds no prompts" in fails(capsys, "--prompts", str(path))
 
 
+@pytest.mark.slow
 def test_ctrl_c_gives_the_table_of_what_was_done(tmp_path):
     fake = Fake(["a", "b"], delay=0.02, usage={"prompt_tokens": 1, "completion_tokens": 2})
     with fake.running() as url:

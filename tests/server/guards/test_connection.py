@@ -31,6 +31,7 @@ async def test_a_client_that_does_not_read_is_cut_off(connect, engine, tokenizer
                 await asyncio.sleep(0.001)
 
 
+@pytest.mark.slow
 async def test_a_slow_client_that_does_read_gets_everything(connect, engine, tokenizer, listening):
     num_blocks = 200
     engine.script = lambda _: ["x" * 20_000] * num_blocks

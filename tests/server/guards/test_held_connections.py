@@ -45,6 +45,7 @@ async def until_closed(reader):
     return bytes(received)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "status", "settings"),
     [

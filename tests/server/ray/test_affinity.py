@@ -65,6 +65,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["messages", "input", "prompt", "system", "prompt_cache_key"]), JSON))
 @settings(max_examples=40)
 def test_any_body_is_read(fields):

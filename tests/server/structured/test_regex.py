@@ -62,6 +62,7 @@ looking = st.lists(
 looking = st.tuples(st.sampled_from(["", "^"]), looking, st.sampled_from(["", "$"])).map("".join)
 
 
+@pytest.mark.slow
 @given(looking, st.lists(TEXTS, min_size=1, max_size=12), st.booleans())
 @settings(max_examples=30, deadline=None)
 def test_look_aheads_mean_what_they_mean_in_python(pattern, texts, is_search):

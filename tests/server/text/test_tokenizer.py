@@ -40,6 +40,7 @@ def cut(stops, pieces):
     return text, False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trims", [True, False])
 async def test_a_token_begins_with_its_space(trims):
     """As in an answer, whose tokens are located by what they write; GPT-2's and Llama's files leave the space out."""
@@ -158,6 +159,7 @@ def test_a_broken_tokenizer_is_a_load_error(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.slow
 async def test_a_folder_with_vocabulary_and_merges_alone(tmp_path):
     """How Dream's checkpoints come: Qwen2's two files, and special tokens in `tokenizer_config.json`."""
     (tmp_path / "vocab.json").write_text(json.dumps({"h": 0, "i": 1, "Ġ": 2, "hi": 3, "Ġhi": 4}))

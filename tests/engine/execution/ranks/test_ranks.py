@@ -195,6 +195,7 @@ def processes(llada_tiny, monkeypatch):
     started[0].close()
 
 
+@pytest.mark.slow
 def test_a_follower_that_is_killed(processes, crowd):
     """No call succeeds any more, and an idle engine knows it too: its thread ends, and with it the server."""
     engine, followers = processes

@@ -84,6 +84,7 @@ def test_scores_are_of_the_posterior(name, fixed, room, seed, scale):
     np.testing.assert_allclose(scores.logprobs.proposed, expected[np.arange(len(raw)), scores.tokens], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fixed", "room", "temperature"),
     [
