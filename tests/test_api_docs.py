@@ -68,6 +68,7 @@ def test_the_table_of_a_field():
     )
 
 
+@pytest.mark.slow
 def test_the_examples_in_python_run(demo_server, capsys):
     scope = {}
     for source in examples("python"):

@@ -144,6 +144,7 @@ def health_probe(url):
         latencies += map(float, probe.stdout.read().splitlines())
 
 
+@pytest.mark.slow
 async def test_sixty_four_clients(golden_server, golden):
     """Mixed policies and lengths, random hang-ups, a queue that overflows: survivors' answers are the golden ones."""
     rng = random.Random(64)

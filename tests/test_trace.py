@@ -221,6 +221,7 @@ def test_a_long_prompt_is_spelled_in_a_thread():
 EXAMPLES = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", EXAMPLES)
 def test_the_examples_of_the_page_run(demo_server, tmp_path, source):
     paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

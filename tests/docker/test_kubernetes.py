@@ -50,6 +50,7 @@ def test_kustomize_builds_from_every_file_here():
     assert KUSTOMIZATION["kind"] == "Kustomization"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
 def test_it_is_valid(path):
     module = [sys.executable, "-m", "kubernetes_validate", "--strict", "--quiet", str(path)]

@@ -189,7 +189,6 @@ class Forgetful(BlockCache):
 @pytest.mark.parametrize(
     ("folder", "count"),
     [
-        ("sdar_tiny", 24),
         ("fast_dllm_tiny", 24),
         *(pytest.param(name, 70, marks=pytest.mark.slow) for name in (*PAGED, "llada2_tiny")),
     ],

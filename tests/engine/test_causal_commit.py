@@ -34,6 +34,7 @@ def apart(nemotron_tiny, run):
     return {mode: run(engine, asked(mode, **diffusion))[mode][0] for mode, diffusion in MODES.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", MODES)
 def test_equal_beginnings_are_shared_between_modes_and_block_lengths(nemotron_tiny, run, apart, first):
     engine = engine_of(nemotron_tiny, page_size=16)

@@ -119,6 +119,7 @@ def test_answers_of_a_model_that_attends_in_both_directions(llada_tiny, run, cou
     check_crowd(llada_tiny, run, 260, [257], FULL, count)
 
 
+@pytest.mark.slow
 def test_answers_of_a_model_with_shifted_logits(dream_tiny, run):
     spec = load(EngineConfig(model=str(dream_tiny))).info.spec
     check_crowd(dream_tiny, run, spec.vocab_size, sorted(spec.eos_ids), FULL, 15)

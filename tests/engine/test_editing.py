@@ -62,6 +62,7 @@ def test_golden_rows_in_one_batch(llada2_tiny, rows, settings, most):
     assert engine.stats().decoding.tokens_edited > len(rows)
 
 
+@pytest.mark.slow
 def test_golden_rows_alone(engine, rows):
     some = [row for row in rows if not {257, 258} & {*row["output"]} and 9 <= row["nfe"] <= 32]
     for row in some[::4]:

@@ -27,6 +27,7 @@ def prompt_of(length, seed=0):
     return [rng.randrange(5, 250) for _ in range(length)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "score"), [*product(["dream_tiny"], SCORES), ("llada_tiny", "rkv")])
 def test_a_plain_loop_that_attends_in_both_directions(request, submission, family, score):
     engine = load(EngineConfig(model=str(request.getfixturevalue(family)), page_size=5))
@@ -147,6 +148,7 @@ def test_each_request_gets_in_company_what_it_gets_alone(folder, submission):
     assert engine.stats().kv_pages_used == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [16, 40])
 def test_what_is_left_of_a_budget_of_rows_takes_a_part_of_a_plan(sdar_tiny, submission, rows):
     """Such a part may end where an eviction is due, with the open block left out."""
@@ -184,6 +186,7 @@ def test_what_is_evicted_is_read_by_nobody(folder, submission):
     assert spoilt > 0
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_memory_is_room_for_more_than_twice_as_many(sdar_tiny, submission):
     """Requests of a block-causal model whose budget, buffer and block are a fourth of their canvas."""
     settings = {"page_size": 4, "kv_cache_tokens": 256, "max_model_len": 128, "max_running_requests": 32}

@@ -138,6 +138,7 @@ def test_steps_of_a_noised_block_behind_prompts_in_parts(cuda, monkeypatch, capa
     assert engine.stats().decoding.blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture", [None, rerun])
 def test_steps_that_replace_tokens_with_every_edit(cuda, capture):
     """Tokens that stand at targets have edits of their own."""
@@ -297,6 +298,7 @@ def test_norms_of_queries_and_keys_launch_what_the_roofline_counts(cuda):
     assert normed - plain == 2 * QK_NORM_LAUNCHES
 
 
+@pytest.mark.slow
 def test_experts_launch_what_the_roofline_counts_whatever_their_number(cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     moe = MoEConfig(num_experts=8, experts_per_token=2, ff_dim=64, is_normalised=True)

@@ -128,6 +128,7 @@ def test_dreams_sampler_fills_as_its_plain_loop_does(engines, submission, run, f
     assert run(engine, submission(cache="none", unmask="dream", steps=steps, alg=alg, **row))["r"][0] == expected.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(row=canvases(), unmask=st.sampled_from(FULL_ATTENTION_UNMASKS), temperature=st.sampled_from([0.0, 1.0]))

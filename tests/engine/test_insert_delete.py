@@ -73,6 +73,7 @@ def canvas_end(row):
     return -(-(len(row["prompt"]) + row["gen_length"]) // length) * length
 
 
+@pytest.mark.slow
 def test_golden_rows_alone(engine, rows):
     for row in rows[::13]:
         before = engine.stats().decoding

@@ -36,6 +36,7 @@ def test_each_policy_gives_a_request_in_company_what_it_gives_it_alone(llada_tin
     assert outputs(engine, *reversed(everybody)) == alone, "slots that others have written before"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kv_dtype"),
     [("sdar_tiny", "int8"), ("fast_dllm_tiny", "fp8"), ("nemotron_tiny", "fp8"), ("diffusion_gemma_tiny", "int8")],

@@ -154,6 +154,7 @@ def test_text_behind_a_hole_is_always_visible(engine, submission, run, cache):
     assert cache == "d2" or cost.rows_computed < whole.rows_computed
 
 
+@pytest.mark.slow
 def test_mixed_lookaheads_on_a_pool_of_two_canvases(dream_tiny, submission, run):
     """Everybody gets what it gets alone, everybody ends, all pages come back, and more run than canvases fit."""
     rng, tiny = random.Random(5), load(EngineConfig(model=str(dream_tiny), page_size=16))

@@ -50,18 +50,18 @@ def engine_for(folder, **settings):
     return engine_of(folder, **{"max_model_len": 256, **settings})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        ({}, 8),
+        ({}, 10**9),
         (ROOM_FOR_TWO, 12),
         ({"prefix_caching": False, "page_size": 5}, 6),
-        pytest.param({}, 10**9, marks=pytest.mark.slow),
-        pytest.param(CRAMPED, 24, marks=pytest.mark.slow),
+        (CRAMPED, 24),
     ],
 )
 def test_golden_rows_in_one_batch(diffusion_gemma_tiny, rows, settings, most):
-    """Published draws, with the engine's hash replaced by theirs. In slow tests all."""
+    """Published draws, with the engine's hash replaced by theirs."""
     room = settings.get("max_model_len", 256)
     rows = [row for row in rows if row["nfe"] <= most and len(row["prompt"]) + len(row["output"]) <= room]
     engine = engine_for(diffusion_gemma_tiny, **settings)
@@ -145,6 +145,7 @@ def test_min_tokens_keep_ends_away(diffusion_gemma_tiny):
     assert free_length < 10 <= held_length
 
 
+@pytest.mark.slow
 def test_requests_share_what_they_begin_with(diffusion_gemma_tiny):
     """Keys and values of the context alone: a canvas is shared once it is an answer that has been read."""
     engine = engine_for(diffusion_gemma_tiny, page_size=8)
@@ -181,6 +182,7 @@ def test_a_trace_tells_each_token_once(diffusion_gemma_tiny):
     assert engine.stats().decoding.tokens_decoded == 32
 
 
+@pytest.mark.slow
 def test_a_step_that_is_computed_again_gives_the_same(diffusion_gemma_tiny, monkeypatch):
     """What the model remembers of a canvas is not read from where the step writes it."""
     [undisturbed] = outputs(engine_for(diffusion_gemma_tiny), asked()).values()

@@ -123,6 +123,7 @@ def holds(submission, tokens, word):
     return any(tuple(canvas[start : start + length]) == word for start in starts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["none", "d2"])
 def test_bad_words_never_appear(engine, cache):
     """Of twelve tokens, drawn many at once by every policy: without the ban about half of the answers hold one."""

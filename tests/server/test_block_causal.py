@@ -98,6 +98,7 @@ def refusal(url, **body):
     return error["param"], error["message"]
 
 
+@pytest.mark.slow
 async def test_golden_rows_come_out_in_one_running_batch(sdar_server, sdar_tiny):
     rows = rows_of(sdar_tiny)[::4]
     assert len({row["strategy"] for row in rows}) == 4
@@ -232,6 +233,7 @@ async def test_metrics_tell_what_was_found(sdar):
     assert (labels["default_cache"], labels["default_lookahead"], labels["prefix_caching"]) == ("block", "0", "true")
 
 
+@pytest.mark.slow
 async def test_a_full_pool_preempts_and_says_so(sdar):
     """Four answers outgrow a pool in which their prompts have room; each gets what it gets alone."""
     prompts = [[number, *LONG[:30]] for number in range(1, 5)]
@@ -297,6 +299,7 @@ def test_the_plan_of_memory_knows_the_models_block(sdar_tiny, capsys):
     assert "blocks of 4 see nothing behind them" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_eval_measures_it_against_its_own_exact_decode(sdar_tiny, capsys):
     asked = ["eval", "--model", str(sdar_tiny), "--tasks", "facts", "--limit", "2", "--max-tokens", "8", "--json"]
     assert main([*asked, "--unmask", "fixed,low_confidence_dynamic"]) == 0

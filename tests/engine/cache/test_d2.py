@@ -183,6 +183,7 @@ def test_a_new_block_has_a_candidate_even_if_others_are_surer():
     assert CACHES["d2"].plan(request).num_open >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada-tiny", "dream-tiny"])
 def test_with_everything_selected_it_is_no_cache_at_all(family, llada_tiny, submission, run):
     """Exact for both families: the shifted one reads a token's logits one row before it."""

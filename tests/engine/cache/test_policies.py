@@ -113,6 +113,7 @@ def test_a_huge_window_is_dual(fixture, request, submission, run):
     assert run(engine, *(submission(number, **huge, **row) for number, row in enumerate(rows))) == dual
 
 
+@pytest.mark.slow
 def test_window_beside_others_is_window_alone(engine, submission, run):
     """With gaps between its rows, too."""
     rng = random.Random(4)

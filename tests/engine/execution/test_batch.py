@@ -56,6 +56,7 @@ def test_pages_out_of_order_whose_ends_are_in_order_change_no_token(llada_tiny, 
     assert run(engine, asked) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows_of", "some"),
     [(lambda rows: rows + 1, slice(0, None, 12)), (lambda rows: -(-rows // 64) * 64, slice(3, None, 12))],

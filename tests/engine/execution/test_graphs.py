@@ -223,6 +223,7 @@ def graphed(llada_tiny, monkeypatch):
     return engine, replays
 
 
+@pytest.mark.slow
 def test_golden_rows_in_one_batch_whose_small_steps_take_graphs(graphed, golden, submission, run):
     engine, replays = graphed
     rows = golden[::20]

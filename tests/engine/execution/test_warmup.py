@@ -66,7 +66,8 @@ def test_block_causal_models_are_tried_with_as_many_requests(graphs, forwards, s
     assert [line.split(maxsplit=1)[0] for line in lines] == ["compiling;", "compiled"], "no progress is shown"
 
 
-@pytest.mark.parametrize("limits", [LIMITS[0], *(pytest.param(one, marks=pytest.mark.slow) for one in LIMITS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", LIMITS)
 def test_all_is_compiled_before_the_first_request(graphs, forwards, llada_tiny, caplog, limits):
     caplog.set_level(logging.INFO)
     told = []

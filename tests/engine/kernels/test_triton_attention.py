@@ -117,6 +117,7 @@ def test_each_row_sees_what_is_below_its_horizon(seed, dtype, page_size, kv_head
     check(seed, dtype, page_size, kv_heads, group, head_dim, kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head_dim", "dtype"),
     [(8, torch.float32), (64, torch.float16), (96, torch.float32), (128, torch.float16), (256, torch.float32)],
@@ -126,6 +127,7 @@ def test_head_sizes(head_dim, dtype):
     check(head_dim, dtype, 16, 2, 2, head_dim, ["block-causal", "all"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.float32, 80), (torch.float16, 64)])
 @pytest.mark.parametrize("stored", LARGEST)
 def test_codes(stored, dtype, head_dim):
@@ -133,6 +135,7 @@ def test_codes(stored, dtype, head_dim):
     check(head_dim, dtype, 5, 2, 2, head_dim, ["block-causal", "all", "any", "padded"], stored=stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [7, 16])
 def test_groups(group):
     check(group, torch.float32, 5, 1, group, 32, ["causal", "all", "padded"])

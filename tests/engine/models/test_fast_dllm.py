@@ -87,6 +87,7 @@ def test_logits_of_the_published_code(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 
 
+@pytest.mark.slow
 def test_logits_of_transformers_qwen2(fast_dllm_tiny):
     tensors = load_file(fast_dllm_tiny / "logits.safetensors")
     for number in range(len(tensors) // 3):

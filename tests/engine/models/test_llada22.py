@@ -152,6 +152,7 @@ def test_logits_of_the_formula(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 
 
+@pytest.mark.slow
 def test_the_plain_loop_decodes_as_sglang(checkpoint):
     rows = read_rows(checkpoint.folder / "generations.json")
     assert len(rows) == 40

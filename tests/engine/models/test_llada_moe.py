@@ -95,6 +95,7 @@ def test_logits_of_the_published_code(checkpoint):
     assert max(distances(checkpoint)) < LARGEST_DISTANCE
 
 
+@pytest.mark.slow
 def test_the_plain_loop_decodes_as_the_published_samplers(checkpoint):
     rows = rather_short(rows_of(checkpoint), lambda row: (row["rule"], row.get("cfg_scale", 0) > 0))
     assert {row["rule"] for row in rows} == {"llada", "fast", "dinfer"}

@@ -123,6 +123,7 @@ def test_logits_under_the_config_of_the_base_models(copied):
         torch.testing.assert_close(logits, tensors[f"base_config_causal_{number}"], atol=LARGEST_DISTANCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nemotron_tiny", "nemotron_spec_tiny"])
 def test_the_plain_loops_decode_as_the_published_samplers(request, name):
     """One of each mode, with and without an adapter, and two whose context is not causal, which the engine lacks."""

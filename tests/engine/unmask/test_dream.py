@@ -44,6 +44,7 @@ def test_golden_rows_alone(dream, golden_rows, submission, run, stride):
         assert reason is FinishReason.LENGTH
 
 
+@pytest.mark.slow
 def test_every_golden_row_among_the_other_policies(dream, golden_rows, submission, run):
     """All at once, beside threshold, fixed and factor rows with every cache, whose answers are the plain loops'."""
     rng = random.Random(20261122)
@@ -77,6 +78,7 @@ def test_the_reference_loop_is_the_published_sampler(dream, golden_rows):
         assert decoded.forwards == row["steps"]
 
 
+@pytest.mark.slow
 def test_random_requests_with_top_p_and_top_k(dream, submission, run):
     """12 at once, each with values of its own: read one row's for another's and the orders differ."""
     rng = random.Random(9)

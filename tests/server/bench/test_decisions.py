@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from server.cli import main
 
 
+@pytest.mark.slow
 def test_every_way(demo_server, capsys):
     few = ("bench", "decisions", "--base-url", demo_server, "--questions", "9", "--rounds", "1", "--joint", "4")
     assert main([*few, "--json"]) == 0

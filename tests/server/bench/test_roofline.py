@@ -68,6 +68,7 @@ def test_json(capsys):
     assert rows[0]["cost"]["flops"] > 0
 
 
+@pytest.mark.slow
 def test_a_picture(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     printed(capsys, "--plot", str(tmp_path / "roofline.png"))

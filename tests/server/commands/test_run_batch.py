@@ -37,6 +37,7 @@ def batch(tmp_path, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_every_route(batch):
     code, answers, told = batch(
         line("chat"),

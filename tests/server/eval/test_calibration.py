@@ -32,6 +32,7 @@ def test_yes_is_weighed_against_no_alone():
     assert calibration.yes({"Maybe": 1.0}) == 0.5
 
 
+@pytest.mark.slow
 def test_calibration_is_told_in_json_and_markdown(capsys):
     flags = ["--tasks", "yesno", "--limit", "4", "--calibration"]
     assert main(["eval", *flags, "--json"]) == 0

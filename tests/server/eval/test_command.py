@@ -54,6 +54,7 @@ def test_json_has_a_row_for_each_task_and_policy(capsys):
     assert rows[5]["rows_per_token"] < first["rows_per_token"]
 
 
+@pytest.mark.slow
 def test_the_table_fits_a_terminal(capsys):
     assert main(["eval", "--tasks", "facts,reverse", "--limit", "2", "--max-tokens", "16"]) == 0
     out = capsys.readouterr().out
@@ -62,6 +63,7 @@ def test_the_table_fits_a_terminal(capsys):
     assert [line.split()[0] for line in out.splitlines() if "dual" in line] == ["reverse", "facts", "all"]
 
 
+@pytest.mark.slow
 def test_markdown_and_picture(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     picture = tmp_path / "quality.png"

@@ -69,6 +69,7 @@ async def test_the_figures_by_hand():
     assert row.calibration_error == pytest.approx((0.3 + 0.6 + 0.1) / 3)
 
 
+@pytest.mark.slow
 def test_a_model_and_its_server_say_the_same(capsys, demo_server):
     flags = ["eval", "--tasks", "yesno,choice,score", "--limit", "6", "--decisions", "--json"]
     assert main(flags) == 0

@@ -14,6 +14,7 @@ REQUEST = (
 )
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_is_cut_off(connect, engine, tokenizer, listening):
     engine.script = None
     async with listening(engine, tokenizer, write_timeout=0.3) as (url, _):

@@ -161,6 +161,7 @@ WEATHER = {
 }
 
 
+@pytest.mark.slow
 def test_what_a_constraint_lets_through_is_read_whole():
     """Of every answer that the automaton accepts, its calls are those that were written, whatever stands before."""
     called = [CallableFunction("get_weather", WEATHER), CallableFunction("now")]

@@ -34,6 +34,7 @@ def test_which_texts_are_accepted(text, yes, no):
     assert [one for one in no if found.matches(one)] == []
 
 
+@pytest.mark.slow
 def test_what_grows_with_its_depth_is_nested_as_deeply_as_there_is_room():
     sums = 'start: e\ne: e "+" e | e "*" e | "(" e ")" | NUMBER\nNUMBER: /[0-9]+/\n%ignore " "'
     found = grammar.automaton(sums, Budget(nodes=20_000, states=2_000))

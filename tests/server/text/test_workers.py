@@ -94,6 +94,7 @@ async def test_one_that_outgrows_its_memory_is_refused(hostile, mischief):
     assert await say(hostile, "hi") == b"hi"
 
 
+@pytest.mark.slow
 async def test_one_that_hangs_while_it_is_compiled(tokenizer_folder):
     """Jinja computes what is constant."""
     with closing(tokenizer_of(tokenizer_folder, "{{ 9 ** (9 ** 9) }}")) as tokenizer:
@@ -113,6 +114,7 @@ async def test_texts_are_read_while_a_conversation_hangs(hostile, monkeypatch):
         await hanging
 
 
+@pytest.mark.slow
 async def test_a_pattern_that_hangs_is_ended(hostile, monkeypatch):
     with pytest.raises(InvalidRequest, match="tokenizer takes too long") as told:
         await hostile.encode([("a" * 18 + " ") * 3000], param="suffix")

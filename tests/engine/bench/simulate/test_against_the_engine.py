@@ -99,6 +99,7 @@ def test_models_that_attend_in_both_directions(llada_tiny, cache, max_batch_rows
     assert simulated(CROWD, decoding, limits) == decoded(llada_tiny, CROWD, limits, diffusion)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_batch_rows", [512, 64])
 def test_block_causal_models(sdar_tiny, max_batch_rows):
     """A budget for prompts at once, and one in which they are computed in parts. Answers end with a block."""
