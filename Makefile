@@ -47,13 +47,13 @@ SLOW ?=
 # At one go: collecting the tests takes half a minute, and towards the end a core waits for the other.
 MARKED = $(if $(SLOW),-m 'not containers and not browser and not gpu')
 
-test: setup $(if $(SLOW),tools)  ## the tests, about a quarter of an hour on two cores; FILE="tests/test_tiny.py" runs these alone, SLOW=yes also those of test-slow
+test: setup $(if $(SLOW),tools)  ## the tests, about five minutes on two cores; FILE="tests/test_tiny.py" runs these alone, SLOW=yes also those of test-slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(MARKED) $(SPREAD) $(FILE)
 
 tools:  ## Prometheus, nginx, clients in JavaScript and a linter for compose files in .tools, for what follows
 	PYTHON=$(PYTHON) .ci/tools
 
-test-slow: setup tools  ## the tests that take minutes alone, with real Prometheus, nginx and Node.js
+test-slow: setup tools  ## what is thorough or waits: all golden rows, crowds, compilers, clusters, real Prometheus, nginx and Node.js
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --numprocesses auto --maxprocesses 2 --dist worksteal
 
 test-golden: setup  ## all rows of all published samplers one by one, in a batch, and by plain loops: ten minutes; the tests take a part alone

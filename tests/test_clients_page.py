@@ -24,18 +24,9 @@ def test_it_names_tests_that_there_are():
     assert all((ROOT / name).exists() for name in named)
 
 
-SLOW = ("LangChain",)
-"""Clients that take longer to import than everything that they ask here."""
-
-
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("client", "source"),
-    [
-        pytest.param(client, source, id=client, marks=[pytest.mark.slow] if client in SLOW else [])
-        for client, source in RECIPES
-    ],
-)
+@pytest.mark.parametrize(("client", "source"), RECIPES, ids=[client for client, _ in RECIPES])
 def test_a_recipe(demo_server, capsys, client, source):
     exec(compile(source.replace("http://127.0.0.1:8000", demo_server), client, "exec"), {"__name__": "recipe"})
     assert capsys.readouterr().out.strip()

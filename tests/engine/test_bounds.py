@@ -236,7 +236,7 @@ def plain(traced):
 
 
 CASES = [
-    pytest.param(name, value, where, id=f"{name}-{number}")
+    pytest.param(name, value, where, id=f"{name}-{number}", marks=[pytest.mark.slow] if value != values[-1] else [])
     for where, table in enumerate((SAMPLING, DIFFUSION))
     for name, values in table.items()
     for number, value in enumerate(values)
