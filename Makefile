@@ -79,7 +79,8 @@ test-wheel: setup  ## the wheel, where no developers' tools are: whether it answ
 NEWEST ?= $(shell for python in python3.14 python3.13 python3.12; do \
 	$$python -c "" 2>/dev/null && echo $$python && break; done)
 FAST := tests/test_tiny.py tests/test_architecture.py tests/engine/test_golden.py tests/engine/scheduling \
-	tests/engine/cache tests/engine/unmask tests/server/settings tests/server/test_completions.py tests/server/test_chat.py
+	tests/engine/cache tests/engine/unmask tests/server/settings tests/server/test_completions.py tests/server/test_chat.py \
+	tests/test_end_to_end.py
 
 test-newest:  ## a fast part of the tests on the newest Python at hand, or on NEWEST=python3.13; left out where there is none
 ifeq ($(NEWEST),)

@@ -64,8 +64,10 @@ def main(argv):
 def faulty_server(model, log, *flags, program=__name__):
     """(url, process) of a server on a free port; what it says goes to the file `log`. `server.cli` has no faults."""
     with Forked(program, "serve", str(model), "--port", "0", *flags, log=log) as process:
+        ends = time.monotonic() + 60
         while not (found := re.search(r"curl -N (http://[^/]+)", log.read_text())):
             assert process.poll() is None, log.read_text()
+            assert time.monotonic() < ends, log.read_text()
             time.sleep(0.01)
         wait_until_ready(process, f"{found[1]}/ready", log, 60)
         yield found[1], process

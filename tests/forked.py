@@ -3,7 +3,7 @@
 What a command line starts is for the tests that start one: tests/server/commands/test_serve.py.
 """
 
-import gc
+import atexit
 import os
 import signal
 import subprocess
@@ -35,7 +35,8 @@ class Running(Protocol):
 class Forked:
     """A process that runs `main(arguments)` of the module `program`, and writes to the file `log`.
 
-    It has this process' environment but for settings of `unmask`, and subprocess.Popen's methods.
+    It has this process' environment but for settings of `unmask`, and subprocess.Popen's methods. What libraries read
+    from the environment when they are imported is as it was for the first such process. It is killed when Python ends.
     """
 
     def __init__(self, program: str, *arguments: str, log: Path) -> None:
@@ -43,6 +44,7 @@ class Forked:
         log.touch()
         self._process = _CONTEXT.Process(target=_run, args=(program, arguments, environ, str(log)))
         self._process.start()
+        atexit.register(self.kill)  # runs before multiprocessing's own, which waits for it without limit
 
     @property
     def pid(self) -> int:
@@ -61,7 +63,8 @@ class Forked:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -85,9 +88,7 @@ def _run(program: str, arguments: tuple[str, ...], environ: dict[str, str], log:
     with Path(log).open("a") as file:
         for standard in (1, 2):
             os.dup2(file.fileno(), standard)
-    code = import_module(program).main(list(arguments))
-    gc.freeze()  # as `server.cli.run` does
-    sys.exit(code)
+    sys.exit(import_module(program).main(list(arguments)))
 
 
 def wait_until_ready(process: Running, url: str, log: Path, seconds: float) -> None:

@@ -173,10 +173,25 @@ def test_the_command_says_so_and_ends(checkpoint, capsys):
 NASTY = [None, True, False, -1, 0, 1, 2, 3, 7, 2**31, 2**63, 10**30, 0.5, 1e308, "", "x", "1", [], [1], [None], {}]
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_it_is_refused_in_a_line_or_served(llada_tiny, tmp_path, run, submission, name, data):
+    refused_or_served(llada_tiny, tmp_path, run, submission, name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_it_is_refused_in_a_line_or_served_whatever_it_is(llada_tiny, tmp_path, run, submission, name, data):
+    refused_or_served(llada_tiny, tmp_path, run, submission, name, data)
+
+
+def refused_or_served(llada_tiny, tmp_path, run, submission, name, data):
     """One key of a file has some other value: nothing else happens at the start, or to the first request."""
     folder = tmp_path / "any"
     shutil.copytree(llada_tiny, folder, dirs_exist_ok=True)

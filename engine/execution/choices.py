@@ -1,4 +1,7 @@
-"""What is chosen once, at start-up: device, dtype, attention kernel, threads, and the bounds of a step's rows."""
+"""What a configuration comes to on this machine: device, dtype, attention kernel, threads, and bounds of rows.
+
+Chosen once, when an engine is built. Knows no requests and no policies.
+"""
 
 import logging
 import os

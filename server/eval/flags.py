@@ -17,7 +17,7 @@ has six rows for each task. With --base-url, policies that are not named are lef
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Ends the process with a line and a usage text on flags that are wrong by themselves."""
+    """The flags by name. Ends the process with a line and a usage text if one is wrong by itself."""
     defaults = DiffusionParams()
     parser = Parser(
         prog="unmask eval",

@@ -150,7 +150,7 @@ def test_what_a_free_page_holds_reaches_nobody_by_torchs_kernels(family, folder,
 
 
 @pytest.mark.slow
-@of(*PAGED)
+@of(*PAGED, "sdar_moe_tiny")
 def test_all_golden_rows_where_there_is_room_for_one(family, folder):
     among_nan(family, folder, rows_of(family, folder))
 

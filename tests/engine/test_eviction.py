@@ -27,8 +27,14 @@ def prompt_of(length, seed=0):
     return [rng.randrange(5, 250) for _ in range(length)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "score"), [*product(["dream_tiny"], SCORES), ("llada_tiny", "rkv")])
+@pytest.mark.parametrize(
+    ("family", "score"),
+    [
+        ("dream_tiny", "rkv"),
+        *(pytest.param("dream_tiny", score, marks=pytest.mark.slow) for score in SCORES if score != "rkv"),
+        pytest.param("llada_tiny", "rkv", marks=pytest.mark.slow),
+    ],
+)
 def test_a_plain_loop_that_attends_in_both_directions(request, submission, family, score):
     engine = load(EngineConfig(model=str(request.getfixturevalue(family)), page_size=5))
     for seed, length in enumerate((37, 60)):

@@ -50,14 +50,13 @@ def engine_for(folder, **settings):
     return engine_of(folder, **{"max_model_len": 256, **settings})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        ({}, 10**9),
-        (ROOM_FOR_TWO, 12),
-        ({"prefix_caching": False, "page_size": 5}, 6),
-        (CRAMPED, 24),
+        (ROOM_FOR_TWO, 8),
+        pytest.param({}, 10**9, marks=pytest.mark.slow),
+        pytest.param({"prefix_caching": False, "page_size": 5}, 6, marks=pytest.mark.slow),
+        pytest.param(CRAMPED, 24, marks=pytest.mark.slow),
     ],
 )
 def test_golden_rows_in_one_batch(diffusion_gemma_tiny, rows, settings, most):

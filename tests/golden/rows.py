@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def rather_short(rows: Iterable[Row], kind: Callable[[Row], Hashable]) -> list[Row]:
-    """A row of each kind, with an output as long as a quarter of that kind's at most have.
+    """Of each kind the row whose output is longer than those of a quarter of its kind.
 
     For tests that cannot wait for all; `python -m tests.golden` decodes them.
     """

@@ -1,1 +1,1 @@
-"""Who is asked: a model in this process, or a server."""
+"""Who is asked: a model in this process, or a server. Judges no answer."""

@@ -1,1 +1,1 @@
-"""Which replica a request goes to."""
+"""Which replica a request goes to, by its key and by how many each has. Asks no replica."""

@@ -85,6 +85,7 @@ def test_linear_has_a_gradient_where_one_is_wanted():
         torch.testing.assert_close(linear(x, weight, bias), expected.float())
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_part_of_the_slots_costs_no_more_than_a_copy_of_it():
     """oneDNN takes some layouts by a plain loop, a thousand times slower than its kernels."""

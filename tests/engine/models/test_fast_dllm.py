@@ -16,7 +16,6 @@ from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
 from tests.golden.rows import differences, rather_short, read_rows
 
-"""Every sixth of the rows meets both samplers with and without block cache, stopped and not."""
 SPECIAL = {"<|im_end|>": 151645, "|<MASK>|": 151665}
 
 

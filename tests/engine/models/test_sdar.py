@@ -16,8 +16,6 @@ from tests.golden.checkpoint import Checkpoint
 from tests.golden.logits import LARGEST_DISTANCE, distances
 from tests.golden.rows import differences, rather_short, read_rows
 
-"""Every seventh of the rows meets each strategy, with and without a tail of the prompt in its first block."""
-
 
 @pytest.fixture(scope="module")
 def checkpoint(sdar_tiny):

@@ -1,5 +1,6 @@
 """Growth, sharing and preemption under random use: what a row sees is what its request's own tokens say, always."""
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -112,3 +113,11 @@ class Crowd(RuleBasedStateMachine):
 
 TestCrowd = Crowd.TestCase
 TestCrowd.settings = settings(max_examples=8, stateful_step_count=30, deadline=None)
+
+
+class LargeCrowd(Crowd):
+    """The same, longer and more often."""
+
+
+TestLargeCrowd = pytest.mark.slow(LargeCrowd.TestCase)
+TestLargeCrowd.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -152,6 +152,14 @@ TestTraffic = Traffic.TestCase
 TestTraffic.settings = settings(max_examples=20, stateful_step_count=30, deadline=None)
 
 
+class LongTraffic(Traffic):
+    """The same, longer and more often."""
+
+
+TestLongTraffic = pytest.mark.slow(LongTraffic.TestCase)
+TestLongTraffic.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
 def test_a_short_request_rides_beside_long_refreshes():
     """Eight canvases that fill the budget keep refreshing; a short one's first block may lose two steps to them."""
     rng = np.random.default_rng(0)

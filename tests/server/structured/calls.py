@@ -1,4 +1,7 @@
-"""A clock that counts calls of functions, for bounds on time: the same on every machine, however busy."""
+"""A clock that counts calls of functions, for bounds on time: with one Python the same on every machine, however busy.
+
+What one call of numpy does is one call, whatever it costs: sizes of arrays have bounds of their own (`Budget`).
+"""
 
 import sys
 from collections.abc import Iterator
