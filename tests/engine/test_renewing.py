@@ -53,7 +53,7 @@ def engine_for(folder, **settings):
 @pytest.mark.parametrize(
     ("settings", "most"),
     [
-        (ROOM_FOR_TWO, 8),
+        (ROOM_FOR_TWO, 12),
         pytest.param({}, 10**9, marks=pytest.mark.slow),
         pytest.param({"prefix_caching": False, "page_size": 5}, 6, marks=pytest.mark.slow),
         pytest.param(CRAMPED, 24, marks=pytest.mark.slow),
