@@ -47,7 +47,7 @@ SLOW ?=
 # At one go: collecting the tests takes half a minute, and towards the end a core waits for the other.
 MARKED = $(if $(SLOW),-m 'not containers and not browser and not gpu')
 
-test: setup $(if $(SLOW),tools)  ## the tests, about five minutes on two cores; FILE="tests/test_tiny.py" runs these alone, SLOW=yes also those of test-slow
+test: setup $(if $(SLOW),tools)  ## the tests, five to six minutes on two cores; FILE="tests/test_tiny.py" runs these alone, SLOW=yes also those of test-slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(MARKED) $(SPREAD) $(FILE)
 
 tools:  ## Prometheus, nginx, clients in JavaScript and a linter for compose files in .tools, for what follows
