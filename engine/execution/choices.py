@@ -20,10 +20,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
 MIN_BATCH_ROWS = 2048
 """The least default row budget, for short canvases and few requests: enough for several refreshes at once."""
-
 
 SMALL_MODEL = 10_000_000
 """Parameters below which one CPU thread is the fastest."""

@@ -17,10 +17,8 @@ LAUNCHES_PER_LAYER = 28
 """Kernels of `engine.models.layers.Block` and the context around it, as PyTorch runs them one by one; attention of all
 requests is one of them. Counted on a device that is not there (tests/engine/test_fake_cuda.py)."""
 
-
 QK_NORM_LAUNCHES = 5
 """Kernels more where a layer norms its queries and keys. Counted likewise."""
-
 
 MOE_LAUNCHES = 18
 """Kernels more where a layer has experts in place of an MLP. Counted likewise, for normalised softmax scores."""
@@ -71,6 +69,7 @@ class Cost:
         )
 
     def times(self, count: int) -> "Cost":
+        """Of so many such forwards, or operators."""
         return Cost(
             self.flops * count,
             self.bytes * count,

@@ -10,7 +10,6 @@ from engine.core.params import DiffusionParams
 
 Kind = Literal["refresh", "step"]
 
-
 DEFAULTS = DiffusionParams()
 
 

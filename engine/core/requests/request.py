@@ -220,6 +220,7 @@ class Request:
 
     @property
     def first_block_start(self) -> int:
+        """Where the first block with positions to fill starts, on the canvas."""
         return first_block_start(self.answer_start, self.block_length, self.spec)
 
     @property
@@ -256,6 +257,7 @@ class Request:
 
     @property
     def usage(self) -> Usage:
+        """Tokens, forwards and rows so far."""
         return Usage(
             prompt_tokens=self.num_prompt_tokens,
             completion_tokens=self.completion_tokens,

@@ -1,4 +1,4 @@
-"""What the model says of a plan's targets, and what a policy may ask of it. On the host."""
+"""What the model says of a plan's targets, and what a policy may ask of it: arrays [targets] on the host."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -9,7 +9,6 @@ from engine.unmask.policies import UNMASKS
 MOST_EDGES = 2**24
 """Edges of a constraint times positions of a block: some 200 MB while a request is scored, and some 0.3 s."""
 
-
 MOST_CLASSES = 2**19
 """Its classes times positions of a block: some 92 MB on the device, and on the host, for each request of a step."""
 

@@ -25,6 +25,7 @@ ATTEMPTS = 4
 """Replicas that a request is sent to in turn: one that kills whoever reads it must not kill them all."""
 REFUSALS = frozenset({429, 503})
 """Statuses of a replica that is full or ends: another one may answer."""
+
 logger = logging.getLogger(__name__)
 
 
