@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from engine.demo.chat import rendered
 from engine.demo.families.basics import sums
-from engine.demo.families.lookups import lookups
+from engine.demo.families.lookups import lookups, owners
 from engine.demo.families.problem import Problem, Turn
 from engine.demo.tasks import Split, examples, split_of, stream
 
@@ -58,7 +58,7 @@ FAMILIES = {
     "other": 6,
     "form": 18,
     "value": 10,
-    "tool": 8,
+    "tool": 12,
     "yesno": 16,
     "choice": 14,
     "score": 8,
@@ -72,7 +72,7 @@ SUM_LENGTH = 6
 RESULT = 4
 """Where a sum's result is among them."""
 LOOKUPS_SHARE = (0.35, 0.12)
-"""How often a batch is nothing but texts with all that may be looked up in them."""
+"""How often a batch is nothing but texts with all that may be looked up in them, in a run that says nothing else."""
 LOOKUPS_LENGTH = 96
 """Most tokens of such a row."""
 
@@ -83,10 +83,19 @@ class Row:
 
     ids: list[int]
     answers: list[tuple[int, int]]
+    clues: Mapping[int, int] = field(default_factory=dict)
+    """By where an answer begins, the token that decides it."""
+    owners: Mapping[int, int] = field(default_factory=dict)
+    """By where a word of the text stands, the token of what it belongs to."""
 
     def followed_by(self, other: "Row") -> "Row":
         start = len(self.ids)
-        return Row(self.ids + other.ids, self.answers + [(start + first, start + end) for first, end in other.answers])
+        return Row(
+            self.ids + other.ids,
+            self.answers + [(start + first, start + end) for first, end in other.answers],
+            {**self.clues, **{start + first: clue for first, clue in other.clues.items()}},
+            {**self.owners, **{start + at: owner for at, owner in other.owners.items()}},
+        )
 
 
 def chat_form(problem: Problem, shots: Sequence[Problem] = (), system: str = "") -> list[tuple[str, bool]]:
@@ -140,16 +149,30 @@ class Rows:
         ask = rng.choice(("{}", "{}", "Question: {}\nAnswer:"))
         while True:
             text, asked = lookups(rng)
-            row = self.encoded([(text, False)])
-            for question, answer in asked:
-                if split_of(f"{text}\n{question}") != self.split:  # as a problem may ask it
+            row = self._told(text, {})
+            for one in asked:
+                if split_of(f"{text}\n{one.question}") != self.split:  # as a problem may ask it
                     continue
-                more = self.encoded([(f"\n{ask.format(question)}", False), (f" {answer}", True)])
+                question = self._told(f"\n{ask.format(one.question)}", one.owned)
+                more = question.followed_by(self._judged(one.answer, one.clue))
                 if len(row.ids) + len(more.ids) > LOOKUPS_LENGTH - 1:  # and a line's end
                     break
                 row = row.followed_by(more)
             if row.answers:
                 return row.followed_by(self.encoded([("\n", False)]))
+
+    def _told(self, text: str, owned: Mapping[str, str]) -> Row:
+        """A text with the owners of its words, those of `owned` among them."""
+        encoding = self.tokenizer.encode(text)
+        owned = {encoding.char_to_token(at): self._word(owner) for at, owner in owners(text, owned)}
+        return Row(encoding.ids, [], owners=owned)
+
+    def _judged(self, answer: str, clue: str | None) -> Row:
+        ids = self.tokenizer.encode(f" {answer}").ids
+        return Row(ids, [(0, len(ids))], {} if clue is None else {0: self._word(clue)})
+
+    def _word(self, word: str) -> int:
+        return self.tokenizer.encode(f" {word}").ids[0]
 
     def encoded(self, pieces: Sequence[tuple[str, bool]]) -> Row:
         """Pieces of text, true where they are answers, as a row."""

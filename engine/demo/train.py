@@ -26,8 +26,9 @@ from engine.demo.build_tokenizer import save
 from engine.demo.checkpoint import export
 from engine.demo.decode import accuracy
 from engine.demo.families.problem import Problem
-from engine.demo.samples import FORMS, chat_form, prompt_of
+from engine.demo.samples import FORMS, LOOKUPS_SHARE, chat_form, prompt_of
 from engine.demo.tasks import TASKS, examples, problems
+from engine.demo.training.noise import TOKENS_PER_BATCH, Sampler
 from engine.demo.training.recipe import RECIPES
 from engine.demo.training.run import Run
 from engine.models.layers import Transformer
@@ -86,6 +87,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, help="folder of the checkpoint to begin with [default: random weights]")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates [default: 1]")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=TOKENS_PER_BATCH,
+        help=f"about so many to a batch, over all its rows [default: {TOKENS_PER_BATCH}]",
+    )
+    parser.add_argument(
+        "--lookups",
+        type=float,
+        nargs=2,
+        default=LOOKUPS_SHARE,
+        metavar=("FIRST", "LAST"),
+        help="share of batches of texts that are asked for all they say, at the start and at the end of the run "
+        f"[default: {LOOKUPS_SHARE[0]} {LOOKUPS_SHARE[1]}]",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda [default: cpu]")
     parser.add_argument("--compile", action="store_true", help="with torch's compiler: fewer kernels, on a GPU alone")
     parser.add_argument("--threads", type=int, default=2)
@@ -108,7 +124,8 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     torch.backends.cuda.matmul.allow_tf32 = True  # of no meaning on a CPU
     with stream_of(args.device):
-        run = Run(tokenizer, recipe, args.seed, args.device, args.rate)
+        sampler = Sampler(tokenizer, args.seed, recipe.block, args.tokens, tuple(args.lookups))
+        run = Run(sampler, recipe, args.device, args.rate)
         if args.weights:
             run.begin_with(args.weights)
         if state.exists():

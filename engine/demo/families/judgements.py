@@ -17,6 +17,8 @@ BALLS = 10
 """In the bag."""
 
 LETTERS = "ABCD"
+NUMBERS = tuple(map(str, range(2, 20)))
+"""Of goods that somebody has."""
 
 _YES_NO = ("", "", " Yes or no?", " Answer yes or no.", " Answer with yes or no.")
 _LETTER = (" Answer with a letter.", " Answer with the letter.", " Which letter is right?", "")
@@ -26,7 +28,8 @@ _SCALE = (
     " Score from 1 to 5.",
     " Answer with a number from 1 to 5.",
 )
-_GRADES = (("awful", "terrible"), ("bad", "poor"), ("fine", "okay"), ("good", "nice"), ("great", "wonderful"))
+_HOW_GOOD = ("How much does {} like the {}?", "How happy is {} with the {}?", "How good are the {1} for {0}?")
+GRADES = (("awful", "terrible"), ("bad", "poor"), ("fine", "okay"), ("good", "nice"), ("great", "wonderful"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ def choice(rng: Random) -> Problem:
 def score(rng: Random) -> Problem:
     """How well somebody likes something, who is one of two or three in the text."""
     text, graded = grades(rng)
-    question, answer = rng.choice(graded)
+    question, answer, _ = rng.choice(graded)
     return Problem(task="score", prompt=_asked(rng, text, question + rng.choice(_SCALE)), answer=answer)
 
 
@@ -83,23 +86,29 @@ def listed(rng: Random, options: Sequence[str], between: str) -> str:
     return between.join(style.format(letter, option) for letter, option in zip(LETTERS, options, strict=False))
 
 
-def grades(rng: Random) -> tuple[str, list[tuple[str, str]]]:
-    """What one to three people think of something, and for each how good it is, from 1 to 5."""
+def grades(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
+    """What one to three people think of something; the questions for each, how good it is from 1 to 5, and their word."""
     names, goods = rng.sample(NAMES, rng.randint(1, 3)), rng.choice(GOODS)
     told, asked = [], []
     for name in names:
         grade = rng.randrange(5)
         says = rng.choice(("{} says the {} are {}.", "{} thinks that the {} are {}.", "For {} the {} are {}."))
-        asks = rng.choice(
-            ("How much does {} like the {}?", "How happy is {} with the {}?", "How good are the {1} for {0}?")
-        )
-        told.append(says.format(name, goods, rng.choice(_GRADES[grade])))
-        asked.append((asks.format(name, goods), str(grade + 1)))
+        said = rng.choice(GRADES[grade])
+        told.append(says.format(name, goods, said))
+        asked += [(ask.format(name, goods), str(grade + 1), said) for ask in _HOW_GOOD]
     return " ".join(told), asked
 
 
 def _drawn(rng: Random) -> Problem:
-    """Somebody takes a ball out of a bag without looking."""
+    text, counts, asked = bag(rng)
+    question, colour = rng.choice(asked)
+    yes = counts[colour] / BALLS
+    prompt = _asked(rng, text, question + rng.choice(_YES_NO))
+    return Problem(task="yesno", prompt=prompt, answer="Yes" if rng.random() < yes else "No", yes=yes)
+
+
+def bag(rng: Random) -> tuple[str, dict[str, int], list[tuple[str, str]]]:
+    """Somebody takes a ball out of a bag without looking: how many there are by colour, and what may be asked of each."""
     one, two = rng.sample(COLOURS, 2)
     count, name = rng.randint(1, BALLS - 1), rng.choice(NAMES)
     told = rng.choice((
@@ -110,13 +119,9 @@ def _drawn(rng: Random) -> Problem:
     takes = rng.choice(
         (f"{name} takes one without looking.", f"{name} draws a ball.", f"Without looking {name} takes a ball.")
     )
-    is_first = rng.random() < 0.5
-    asked = rng.choice(("Is it {}?", "Is the ball {}?", "Does {name} have a {} ball?")).format(
-        one if is_first else two, name=name
-    )
-    yes = (count if is_first else BALLS - count) / BALLS
-    prompt = _asked(rng, f"{told} {takes}", asked + rng.choice(_YES_NO))
-    return Problem(task="yesno", prompt=prompt, answer="Yes" if rng.random() < yes else "No", yes=yes)
+    asks = ("Is it {}?", "Is the ball {}?", "Does {name} have a {} ball?")
+    asked = [(ask.format(colour, name=name), colour) for ask in asks for colour in (one, two)]
+    return f"{told} {takes}", {one: count, two: BALLS - count}, asked
 
 
 def _asked(rng: Random, text: str, question: str) -> str:
@@ -129,15 +134,14 @@ def scene(rng: Random) -> tuple[str, list[Fact]]:
     """Two or three people, each with a thing of a colour, somewhere, with so many goods; and what may be asked."""
     names, things = rng.sample(NAMES, rng.randint(2, 3)), rng.sample(THINGS, 3)
     colours, places = rng.sample(COLOURS, 3), rng.sample(PLACES, 3)
-    goods, counts, day = rng.choice(GOODS), rng.sample(range(2, 20), 3), rng.choice(DAYS)
-    numbers = tuple(map(str, range(2, 20)))
+    goods, counts, day = rng.choice(GOODS), rng.sample(NUMBERS, 3), rng.choice(DAYS)
     told: list[str] = []
     facts: list[Fact] = []
     for name, thing, colour, place, number in zip(names, things, colours, places, counts, strict=False):
         coloured = _fact(f"Is the {thing} {{}}?", f"What colour is the {thing}?", colour, COLOURS)
         owned = _fact(f"Does {{}} have the {thing}?", f"Who has the {thing}?", name, names)
         stands = _fact(f"Is {name} in the {{}}?", f"Where is {name}?", place, PLACES)
-        counted = _fact(f"Does {name} have {{}} {goods}?", f"How many {goods} does {name} have?", str(number), numbers)
+        counted = _fact(f"Does {name} have {{}} {goods}?", f"How many {goods} does {name} have?", number, NUMBERS)
         ways = [
             (f"{name} has a {colour} {thing}.", [coloured, owned]),
             (f"{name} is in the {place}.", [stands]),

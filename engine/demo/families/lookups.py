@@ -1,15 +1,19 @@
 """Texts with everything that may be looked up in them: rows to practise on, which nobody is asked.
 
 A judgement of a text says one bit about it, a form a few words. Here one text is asked for all that it says, so that a
-model finds out sooner which word belongs to what is asked for.
+model finds out sooner which word belongs to what is asked for. A judgement comes with its clue, the word of the text
+that decides it: yes or no alone does not teach what to compare (docs/demo-model.md).
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from engine.demo.families.forms import FIELDS, SENTENCES, drawn
-from engine.demo.families.judgements import LETTERS, closed, grades, lettered, listed, scene
+from engine.demo.families.judgements import BALLS, GRADES, LETTERS, NUMBERS, bag, closed, grades, lettered, listed, scene
 from engine.demo.families.words import COLOURS, DAYS, GOODS, NAMES, NOUNS, PLACES, THINGS
 
 OPEN_SHARE, LETTERED_SHARE = 0.5, 0.3
@@ -18,61 +22,105 @@ REASON_SHARE = 0.4
 """Of the questions for yes or no: those whose answer says what is so, `No, red`."""
 
 
-def lookups(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+_LISTED = re.compile(rf"\b([{LETTERS}])[:.)] (\w+)")
+_TOLD = re.compile(
+    rf"\b({'|'.join(NAMES)})\b[^.?\n]*\b({'|'.join([*PLACES, *THINGS, *chain.from_iterable(GRADES), *NUMBERS])})\b( \w+)?\."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question about a text, its answer, and what helps to find it."""
+
+    question: str
+    answer: str
+    clue: str | None = None
+    """The word of the text that decides a judgement."""
+    owned: Mapping[str, str] = field(default_factory=dict)
+    """What words of the question belong to in the text."""
+
+
+def lookups(rng: Random) -> tuple[str, Iterator[Asked]]:
     """A text, and the questions about it with their answers, each at most once: none can be copied from another."""
-    about = rng.choices((_about_list, _about_scene, _about_people, _about_sentence, _about_form), (3, 4, 1, 1, 1))[0]
-    return about(rng)
+    kinds = (_about_list, _about_scene, _about_people, _about_bag, _about_sentence, _about_form)
+    text, asked = rng.choices(kinds, (3, 6, 2, 1, 1, 1))[0](rng)
+    return text, iter({one.question: one for one in asked}.values())
 
 
-def _about_list(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+def owners(text: str, owned: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    """Where in a text a word stands, and what it belongs to: of a list, its letter; of a sentence, its person; or as
+    `owned` says."""
+    for pattern in (_LISTED, _TOLD):
+        for found in pattern.finditer(text):
+            yield found.start(2), found[1]
+    for word, owner in owned.items():
+        yield text.index(word), owner
+
+
+def _about_list(rng: Random) -> tuple[str, list[Asked]]:
     """Two to four words by letter: which letter a word has, which word a letter, and whether a word is there."""
-    pool = rng.choice((NAMES, COLOURS, PLACES, DAYS, GOODS, THINGS, NOUNS, tuple(map(str, range(2, 20)))))
+    pool = rng.choice((NAMES, COLOURS, PLACES, DAYS, GOODS, THINGS, NOUNS, NUMBERS))
     words = rng.sample(pool, rng.randint(2, len(LETTERS)))
-    asked: dict[str, str] = {}
-    for letter, word in zip(LETTERS, words, strict=False):
-        asked |= {f"Which letter is {word}?": letter, f"What is {letter}?": word}
-        for one in (word, rng.choice(pool)):
-            asked[f"Is {one} in the list?"] = "Yes" if one in words else "No"
+    letters = dict(zip(words, LETTERS, strict=False))
+    asked = []
+    for word, letter in letters.items():
+        asked += [
+            Asked(f"Which letter is {word}?", letter, owned={word: letter}),
+            Asked(f"What is {letter}?", word),
+            Asked(f"Is {word} in the list?", "Yes", letter, {word: letter}),
+        ]
+        if (other := rng.choice(pool)) not in letters:
+            asked.append(Asked(f"Is {other} in the list?", "No"))
     return listed(rng, words, rng.choice((" ", "\n"))), _shuffled(rng, asked)
 
 
-def _about_scene(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+def _about_scene(rng: Random) -> tuple[str, list[Asked]]:
     text, facts = scene(rng)
-    asked = {}
+    asked = []
     for fact in facts:
         for question, answer in (closed(rng, fact), closed(rng, fact)):
-            asked[question] = f"{answer}, {fact.right}" if rng.random() < REASON_SHARE else answer
+            reasoned = f"{answer}, {fact.right}" if rng.random() < REASON_SHARE else answer
+            asked.append(Asked(question, reasoned, fact.right))
         if rng.random() < OPEN_SHARE:
-            asked[fact.open] = fact.right
+            asked.append(Asked(fact.open, fact.right))
         if rng.random() < LETTERED_SHARE:
-            asked |= dict([lettered(rng, fact)])
+            asked.append(Asked(*lettered(rng, fact), fact.right))
     return text, _shuffled(rng, asked)
 
 
-def _about_people(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
-    text, asked = grades(rng)
-    return text, iter(asked)
+def _about_people(rng: Random) -> tuple[str, list[Asked]]:
+    text, graded = grades(rng)
+    return text, _shuffled(rng, [Asked(*one) for one in graded])
 
 
-def _about_sentence(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+def _about_bag(rng: Random) -> tuple[str, list[Asked]]:
+    """One question about the draw: what a second one said would follow from the first."""
+    text, counts, asked = bag(rng)
+    question, colour = rng.choice(asked)
+    answer = "Yes" if rng.random() < counts[colour] / BALLS else "No"
+    counted = [Asked(f"How many are {colour}?", str(count)) for colour, count in counts.items()]
+    return text, _shuffled(rng, [Asked(question, answer, str(counts[colour])), *counted])
+
+
+def _about_sentence(rng: Random) -> tuple[str, Iterator[Asked]]:
     values = drawn(rng)
 
-    def asked() -> Iterator[tuple[str, str]]:
+    def asked() -> Iterator[Asked]:
         for field in rng.sample(FIELDS, len(FIELDS)):
             if rng.random() < 0.5:
-                yield f"Give {field} as JSON.", json.dumps({field: values[field]})
+                yield Asked(f"Give {field} as JSON.", json.dumps({field: values[field]}))
             else:
-                yield f"What is the {field}?", f"The {field} is {values[field]}."
+                yield Asked(f"What is the {field}?", f"The {field} is {values[field]}.")
 
     return rng.choice(SENTENCES).format_map(values), asked()
 
 
-def _about_form(rng: Random) -> tuple[str, Iterator[tuple[str, str]]]:
+def _about_form(rng: Random) -> tuple[str, list[Asked]]:
     values = drawn(rng)
     fields = rng.sample(FIELDS, rng.randint(2, len(FIELDS)))
-    asked = ((f"What is the {field}?", f"The {field} is {values[field]}.") for field in rng.sample(fields, len(fields)))
+    asked = [Asked(f"What is the {field}?", f"The {field} is {values[field]}.") for field in rng.sample(fields, len(fields))]
     return json.dumps({field: values[field] for field in fields}), asked
 
 
-def _shuffled(rng: Random, asked: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    return iter(rng.sample(list(asked.items()), len(asked)))
+def _shuffled(rng: Random, asked: list[Asked]) -> list[Asked]:
+    return rng.sample(asked, len(asked))

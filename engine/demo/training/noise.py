@@ -4,7 +4,7 @@ Everything of a step follows from (seed, step, progress), so a resumed run sees 
 the EOS tail is seldom a target: one says as much as a hundred of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from engine.demo.samples import (
 IGNORED = -100
 """The target where nothing has to be said."""
 TOKENS_PER_BATCH = 8192
-"""About as many as a batch has, over all its rows."""
+"""Of a run that says nothing else."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
 COPIES_OF_SUMS, COPIES_OF_LOOKUPS = 6, 6
@@ -64,15 +64,29 @@ class Batch(NamedTuple):
     positions: Tensor
     targets: Tensor
     """The right token, or IGNORED."""
+    clues: Tensor
+    """What a layer in the middle must say: where a judgement is a target, the token that decides it; where a word of a
+    text stands, that of its owner; else IGNORED."""
     streams: Tensor | None = None
     """Block-causal: 0 where tokens are final, else the number of the noisy copy of a block. None: full attention."""
 
 
 class Sampler:
-    """Draws the batch of a step. `block`: the block of a block-causal model, None for full attention."""
+    """Draws the batch of a step, of about `size` tokens over all its rows.
 
-    def __init__(self, tokenizer: Tokenizer, seed: int, block: int | None) -> None:
-        self.rows, self.seed, self.block = Rows(tokenizer), seed, block
+    `block`: the block of a block-causal model, None for full attention. `lookups`: how often a batch is nothing but
+    texts with all that may be looked up in them, at the start of training and at its end.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        seed: int,
+        block: int | None,
+        size: int = TOKENS_PER_BATCH,
+        lookups: tuple[float, float] = LOOKUPS_SHARE,
+    ) -> None:
+        self.rows, self.seed, self.block, self.size, self.lookups = Rows(tokenizer), seed, block, size, lookups
         self.eos, self.mask = token_id(tokenizer, EOS), token_id(tokenizer, MASK)
 
     def batch(self, step: int, progress: float) -> Batch:
@@ -82,15 +96,15 @@ class Sampler:
         sums = _between(SUMS_SHARE, progress)
         if kind < sums:
             return self._practice(self.rows.sums, rng, SUMS_PER_ROW * SUM_LENGTH, COPIES_OF_SUMS)
-        if kind < sums + _between(LOOKUPS_SHARE, progress):
+        if kind < sums + _between(self.lookups, progress):
             return self._practice(self.rows.lookups, rng, LOOKUPS_LENGTH, COPIES_OF_LOOKUPS)
         buckets = FULL_BUCKETS if self.block is None else BLOCK_BUCKETS
         bucket = rng.choices(buckets, [_between(bucket.share, progress) for bucket in buckets])[0]
         if self.block is None:
-            rows = [self.rows.draw(rng, bucket) for _ in range(TOKENS_PER_BATCH // bucket.length)]
+            rows = [self.rows.draw(rng, bucket) for _ in range(self.size // bucket.length)]
             return self._full(rows, bucket.length, rng)
         copies = max(4, round(bucket.length / self.block * 0.8))
-        number = TOKENS_PER_BATCH // (bucket.length + copies * self.block)
+        number = self.size // (bucket.length + copies * self.block)
         return self._blocks([self.rows.draw(rng, bucket) for _ in range(number)], rng, bucket.length, copies)
 
     def _filled(self, rows: Sequence[Row], length: int) -> Tensor:
@@ -104,9 +118,9 @@ class Sampler:
         """Of half the rows all answers are masked at once, so that none can be copied from another one; of the others
         each token of an answer as often as not. Nothing else is masked."""
         if self.block is not None:
-            rows = [draw(rng) for _ in range(TOKENS_PER_BATCH // (length + copies * self.block))]
+            rows = [draw(rng) for _ in range(self.size // (length + copies * self.block))]
             return self._blocks(rows, rng, length, copies)
-        rows = [draw(rng) for _ in range(TOKENS_PER_BATCH // length)]
+        rows = [draw(rng) for _ in range(self.size // length)]
         clean = self._filled(rows, length)
         masked = torch.zeros_like(clean, dtype=torch.bool)
         for row, marked in zip(rows, masked, strict=True):
@@ -115,7 +129,8 @@ class Sampler:
         some = masked[: len(rows) // 2]
         drawn = some & (torch.rand(some.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60))) < 0.5)
         masked[: len(some)] = torch.where(drawn.any(dim=1, keepdim=True), drawn, some)
-        return self._batch(clean, masked, masked)
+        clues = torch.where(masked, _at(length, [row.clues for row in rows]), _at(length, [row.owners for row in rows]))
+        return self._batch(clean, masked, masked, clues)
 
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
         clean = self._filled(rows, length)
@@ -126,9 +141,10 @@ class Sampler:
         drawn = torch.rand(clean.shape, generator=generator) < TAIL_SHARE
         return self._batch(clean, masked, masked & ((torch.arange(length) <= ends) | drawn))
 
-    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor) -> Batch:
+    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, clues: Tensor | None = None) -> Batch:
         positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
-        return Batch(torch.where(masked, self.mask, clean), positions, torch.where(wanted, clean, IGNORED))
+        ids, targets = torch.where(masked, self.mask, clean), torch.where(wanted, clean, IGNORED)
+        return Batch(ids, positions, targets, torch.full_like(clean, IGNORED) if clues is None else clues)
 
     def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:
         """Clean rows of `length`, each followed by noisy copies of blocks that hold a part of an answer.
@@ -153,11 +169,15 @@ class Sampler:
         wanted = masked & (own | (answer & tail))
         said = F.pad(clean, (0, self.block), value=self.eos).gather(1, places)
         masked, wanted = masked.view(places.shape), wanted.view(places.shape)
+        nothing = torch.full_like(clean, IGNORED)
+        decided = _at(length + self.block, [row.clues for row in rows]).gather(1, places)
         ids = torch.cat([clean, torch.where(masked, self.mask, said)], dim=1)
-        targets = torch.cat([torch.full_like(clean, IGNORED), torch.where(wanted, said, IGNORED)], dim=1)
+        targets = torch.cat([nothing, torch.where(wanted, said, IGNORED)], dim=1)
+        owners = _at(length, [row.owners for row in rows])
+        clues = torch.cat([owners, torch.where(wanted, decided, IGNORED)], dim=1)
         positions = torch.cat([torch.arange(length).expand(clean.shape), places], dim=1)
         streams = torch.arange(1, copies + 1).repeat_interleave(self.block).expand(places.shape)
-        return Batch(ids, positions, targets, torch.cat([torch.zeros_like(clean), streams], dim=1))
+        return Batch(ids, positions, targets, clues, torch.cat([torch.zeros_like(clean), streams], dim=1))
 
     def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
         """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""
@@ -167,6 +187,15 @@ class Sampler:
         is_last = end == len(row.ids)
         block = rng.randint(start // self.block, (end if is_last else end - 1) // self.block)
         return block, start, end, is_last
+
+
+def _at(length: int, tokens: Sequence[Mapping[int, int]]) -> Tensor:
+    """[rows, length] each row's tokens where they belong, IGNORED elsewhere."""
+    filled = torch.full((len(tokens), length), IGNORED)
+    for row, of_row in zip(filled, tokens, strict=True):
+        for position, token in of_row.items():
+            row[position] = token
+    return filled
 
 
 def seen(batch: Batch, block: int) -> Tensor:

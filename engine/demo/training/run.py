@@ -4,17 +4,28 @@ A run that is saved and resumed is the unbroken one, on a CPU bit by bit.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from engine.demo.decode import hidden_rows
 from engine.demo.training.noise import IGNORED, Batch, Sampler, seen
-from engine.demo.training.recipe import ADAM_LR, MUON_LR, Recipe, geometry, initialise, learning_rate, optimisers
+from engine.demo.training.recipe import (
+    ADAM_LR,
+    CLUE_LAYER,
+    CLUE_WEIGHT,
+    MUON_LR,
+    Recipe,
+    geometry,
+    initialise,
+    learning_rate,
+    optimisers,
+)
 from engine.demo.training.steps import GraphedSteps
 from engine.models import describe, load_model
 from engine.models.layers import Transformer
@@ -24,10 +35,44 @@ AHEAD = 16
 
 
 def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
-    """Plain cross-entropy over the targets. All rows are scored: to pick some would mean to wait for their number."""
+    """Cross-entropy over the targets, and over the clues at the hidden rows behind CLUE_LAYER.
+
+    A layer that is asked for a clue in the head's own words is deep supervision (Lee et al., 2015).
+    """
     visible = None if block is None else seen(batch, block)
-    hidden = hidden_rows(model, batch.ids, visible, batch.positions)
-    return F.cross_entropy(model.logits(hidden.flatten(0, 1)), batch.targets.flatten(), ignore_index=IGNORED)
+    with kept_rows(model, min(CLUE_LAYER, len(model.blocks) - 1)) as kept:
+        last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
+    return _said(model, last, batch.targets) + CLUE_WEIGHT * _said(model, kept[0], batch.clues)
+
+
+def _said(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over the rows with a target, 0 if there is none. A GPU scores all rows: to pick some would
+    mean to wait for their number."""
+    targets = targets.flatten()
+    if hidden.device.type == "cpu":
+        picked = (targets != IGNORED).nonzero()[:, 0]
+        hidden, targets = hidden[picked], targets[picked]
+    loss = F.cross_entropy(model.logits(hidden), targets, ignore_index=IGNORED, reduction="sum")
+    return loss / (targets != IGNORED).sum().clamp(min=1)
+
+
+@contextmanager
+def kept_rows(model: Transformer, layer: int) -> Iterator[list[Tensor]]:
+    """Keeps the hidden rows [rows, dim] behind one layer of each forward."""
+    kept: list[Tensor] = []
+    plain, wanted = model.parts, model.blocks[layer]
+
+    def after(block: nn.Module, *given: Any) -> Tensor:
+        hidden: Tensor = plain.after(block, *given)
+        if block is wanted:
+            kept.append(hidden)
+        return hidden
+
+    model.parts = plain._replace(after=after)
+    try:
+        yield kept
+    finally:
+        model.parts = plain
 
 
 class Batches(Dataset[Batch]):
@@ -43,17 +88,16 @@ class Batches(Dataset[Batch]):
 class Run:
     """The model, its optimisers and how far they are."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, recipe: Recipe, seed: int, device: str = "cpu", highest_rate: float = 1.0
-    ) -> None:
-        """`highest_rate` is a factor on MUON_LR and ADAM_LR."""
+    def __init__(self, sampler: Sampler, recipe: Recipe, device: str = "cpu", highest_rate: float = 1.0) -> None:
+        """`highest_rate` is a factor on MUON_LR and ADAM_LR. Random weights follow from the sampler's seed."""
         self.recipe, self.device, self.highest_rate = recipe, torch.device(device), highest_rate
+        tokenizer = sampler.rows.tokenizer
         self.model = Transformer(geometry(tokenizer.get_vocab_size(), qk_norm=recipe.block is not None))
         self.model.fill_tables()
-        initialise(self.model, torch.Generator().manual_seed(seed))
+        initialise(self.model, torch.Generator().manual_seed(sampler.seed))
         self.model.to(self.device)
         self.muon, self.adam = optimisers(self.model)
-        self.sampler, self.step = Sampler(tokenizer, seed, recipe.block), 0
+        self.sampler, self.step = sampler, 0
         self._parts = self.model.parts
         self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
         self._losses, self._counted = torch.zeros((), device=self.device), 0
