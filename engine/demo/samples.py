@@ -164,8 +164,8 @@ class Rows:
     def _told(self, text: str, owned: Mapping[str, str]) -> Row:
         """A text with the owners of its words, those of `owned` among them."""
         encoding = self.tokenizer.encode(text)
-        owned = {encoding.char_to_token(at): self._word(owner) for at, owner in owners(text, owned)}
-        return Row(encoding.ids, [], owners=owned)
+        places = ((encoding.char_to_token(at), owner) for at, owner in owners(text, owned))
+        return Row(encoding.ids, [], owners={at: self._word(owner) for at, owner in places if at is not None})
 
     def _judged(self, answer: str, clue: str | None) -> Row:
         ids = self.tokenizer.encode(f" {answer}").ids

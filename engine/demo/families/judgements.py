@@ -87,7 +87,7 @@ def listed(rng: Random, options: Sequence[str], between: str) -> str:
 
 
 def grades(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
-    """What one to three people think of something; the questions for each, how good it is from 1 to 5, and their word."""
+    """What one to three people think of something; questions, how good it is from 1 to 5, and what they called it."""
     names, goods = rng.sample(NAMES, rng.randint(1, 3)), rng.choice(GOODS)
     told, asked = [], []
     for name in names:
@@ -108,7 +108,7 @@ def _drawn(rng: Random) -> Problem:
 
 
 def bag(rng: Random) -> tuple[str, dict[str, int], list[tuple[str, str]]]:
-    """Somebody takes a ball out of a bag without looking: how many there are by colour, and what may be asked of each."""
+    """Somebody takes a ball out of a bag without looking: how many there are of each colour, and questions about it."""
     one, two = rng.sample(COLOURS, 2)
     count, name = rng.randint(1, BALLS - 1), rng.choice(NAMES)
     told = rng.choice((

@@ -13,7 +13,18 @@ from itertools import chain
 from random import Random
 
 from engine.demo.families.forms import FIELDS, SENTENCES, drawn
-from engine.demo.families.judgements import BALLS, GRADES, LETTERS, NUMBERS, bag, closed, grades, lettered, listed, scene
+from engine.demo.families.judgements import (
+    BALLS,
+    GRADES,
+    LETTERS,
+    NUMBERS,
+    bag,
+    closed,
+    grades,
+    lettered,
+    listed,
+    scene,
+)
 from engine.demo.families.words import COLOURS, DAYS, GOODS, NAMES, NOUNS, PLACES, THINGS
 
 OPEN_SHARE, LETTERED_SHARE = 0.5, 0.3
@@ -22,10 +33,9 @@ REASON_SHARE = 0.4
 """Of the questions for yes or no: those whose answer says what is so, `No, red`."""
 
 
-_LISTED = re.compile(rf"\b([{LETTERS}])[:.)] (\w+)")
-_TOLD = re.compile(
-    rf"\b({'|'.join(NAMES)})\b[^.?\n]*\b({'|'.join([*PLACES, *THINGS, *chain.from_iterable(GRADES), *NUMBERS])})\b( \w+)?\."
-)
+_TOLD = (*PLACES, *THINGS, *NUMBERS, *chain.from_iterable(GRADES))
+_OF_LETTERS = re.compile(rf"\b([{LETTERS}])[:.)] (\w+)")
+_OF_PEOPLE = re.compile(rf"\b({'|'.join(NAMES)})\b[^.?\n]*\b({'|'.join(_TOLD)})\b( \w+)?\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +60,7 @@ def lookups(rng: Random) -> tuple[str, Iterator[Asked]]:
 def owners(text: str, owned: Mapping[str, str]) -> Iterator[tuple[int, str]]:
     """Where in a text a word stands, and what it belongs to: of a list, its letter; of a sentence, its person; or as
     `owned` says."""
-    for pattern in (_LISTED, _TOLD):
+    for pattern in (_OF_LETTERS, _OF_PEOPLE):
         for found in pattern.finditer(text):
             yield found.start(2), found[1]
     for word, owner in owned.items():
@@ -106,20 +116,20 @@ def _about_sentence(rng: Random) -> tuple[str, Iterator[Asked]]:
     values = drawn(rng)
 
     def asked() -> Iterator[Asked]:
-        for field in rng.sample(FIELDS, len(FIELDS)):
+        for name in rng.sample(FIELDS, len(FIELDS)):
             if rng.random() < 0.5:
-                yield Asked(f"Give {field} as JSON.", json.dumps({field: values[field]}))
+                yield Asked(f"Give {name} as JSON.", json.dumps({name: values[name]}))
             else:
-                yield Asked(f"What is the {field}?", f"The {field} is {values[field]}.")
+                yield Asked(f"What is the {name}?", f"The {name} is {values[name]}.")
 
     return rng.choice(SENTENCES).format_map(values), asked()
 
 
 def _about_form(rng: Random) -> tuple[str, list[Asked]]:
     values = drawn(rng)
-    fields = rng.sample(FIELDS, rng.randint(2, len(FIELDS)))
-    asked = [Asked(f"What is the {field}?", f"The {field} is {values[field]}.") for field in rng.sample(fields, len(fields))]
-    return json.dumps({field: values[field] for field in fields}), asked
+    names = rng.sample(FIELDS, rng.randint(2, len(FIELDS)))
+    asked = [Asked(f"What is the {name}?", f"The {name} is {values[name]}.") for name in names]
+    return json.dumps({name: values[name] for name in names}), _shuffled(rng, asked)
 
 
 def _shuffled(rng: Random, asked: list[Asked]) -> list[Asked]:

@@ -13,7 +13,7 @@ DECAY_FROM = 0.55
 """The share of a run after which the learning rate falls, on a line, to FINAL_LR of what it was."""
 
 CLUE_LAYER, CLUE_WEIGHT = 4, 0.5
-"""The layer behind which clues are asked for, counted from 0, and their share of the loss beside that of the targets."""
+"""The layer behind which clues are asked for, counted from 0, and what their loss counts beside that of the targets."""
 
 
 @dataclass(frozen=True, slots=True)

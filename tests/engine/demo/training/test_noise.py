@@ -49,6 +49,40 @@ def test_a_step_is_the_same_whoever_asks(tokenizer, block):
     assert not torch.equal(one.ids, Sampler(tokenizer, 4, block).batch(7, 0.25).ids)
 
 
+@pytest.mark.parametrize("block", [None, BLOCK])
+def test_a_clue_is_asked_for_where_its_judgement_is_a_target_and_nowhere_else(tokenizer, block):
+    """Of the words of a text the owners are asked for, which are clean."""
+    mask = token_id(tokenizer, MASK)
+    said, graded = (
+        {tokenizer.encode(f" {word}").ids[0] for word in words} for words in (("Yes", "No", *"ABCD"), "12345")
+    )
+    sampler = Sampler(tokenizer, 3, block, 2048, lookups=(1, 1))
+    met = set()
+    for step in STEPS:
+        batch = sampler.batch(step, 0.0)
+        asked = batch.clues != IGNORED
+        masked = batch.ids == mask
+        assert (batch.targets[asked & masked] != IGNORED).all()
+        assert set(batch.targets[asked & masked].tolist()) <= said | graded
+        assert not said & set(batch.ids[asked & ~masked].tolist())
+        met |= {bool(one) for one in masked[asked]}
+    assert met == {True, False}
+
+
+@pytest.mark.parametrize("block", [None, BLOCK])
+def test_other_batches_have_no_clues(tokenizer, block):
+    sampler = Sampler(tokenizer, 3, block, 2048, lookups=(0, 0))
+    for step in STEPS:
+        assert (sampler.batch(step, 0.0).clues == IGNORED).all()
+
+
+@pytest.mark.parametrize("size", [1300, 4096])
+def test_a_batch_is_of_about_the_size_that_was_asked_for(tokenizer, size):
+    for block in (None, BLOCK):
+        for step in STEPS:
+            assert size / 3 < Sampler(tokenizer, 3, block, size).batch(step, 0.0).ids.numel() <= size
+
+
 def test_the_tail_of_a_long_canvas_is_seldom_a_target(tokenizer):
     eos = token_id(tokenizer, EOS)
     tails = [batch for batch in batches(tokenizer, None) if batch.ids.shape[1] > 200]

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch.nn.functional import cross_entropy
 
 from engine import DiffusionParams, EngineConfig, SamplingParams, Submission, load
 from engine.demo.build_tokenizer import save, token_id
@@ -14,10 +15,10 @@ from engine.demo.chat import EOT
 from engine.demo.checkpoint import export
 from engine.demo.decode import decode, hidden_rows
 from engine.demo.tasks import TASKS
-from engine.demo.training import noise
 from engine.demo.training import run as runs
-from engine.demo.training.recipe import FINAL_LR, RECIPES, geometry, learning_rate
-from engine.demo.training.run import Run
+from engine.demo.training.noise import IGNORED, Sampler, seen
+from engine.demo.training.recipe import CLUE_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
+from engine.demo.training.run import Run, kept_rows, loss_of
 from engine.models import describe, load_model
 
 pytestmark = pytest.mark.slow
@@ -36,13 +37,17 @@ def folder(tmp_path_factory):
 def make(folder, monkeypatch):
     """`make(name)`: a run of a smaller model on smaller batches."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    monkeypatch.setattr(noise, "TOKENS_PER_BATCH", 1300)
 
     def small(vocab_size, *, qk_norm):
         return replace(geometry(vocab_size, qk_norm=qk_norm), dim=64, head_dim=16, num_layers=2)
 
     monkeypatch.setattr(runs, "geometry", small)
-    return lambda name: Run(tokenizer, replace(RECIPES[name], steps=STEPS), seed=5)
+
+    def run(name):
+        recipe = replace(RECIPES[name], steps=STEPS)
+        return Run(Sampler(tokenizer, 5, recipe.block, 1300), recipe)
+
+    return run
 
 
 def advanced(run, steps, workers=0):
@@ -119,6 +124,39 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
             said[output.request_id] += output.token_ids
     assert [tokenizer.decode(ids) for ids in said.values()] == plain
     assert any(plain)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_loss_is_that_of_all_rows_with_the_clues_beside_it(make, name):
+    """Against torch's own mean over all rows, at the last layer and at a layer's hidden rows."""
+    run = make(name)
+    for parameter in run.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    met = set()
+    for step in range(12):
+        batch = run.sampler.batch(step, 0.0)
+        visible = None if run.recipe.block is None else seen(batch, run.recipe.block)
+        with torch.no_grad(), kept_rows(run.model, 1) as kept:
+            hidden = hidden_rows(run.model, batch.ids, visible, batch.positions)
+            expected = cross_entropy(run.model.logits(hidden.flatten(0, 1)), batch.targets.flatten())
+            if has_clues := bool((batch.clues != IGNORED).any()):
+                clues = cross_entropy(run.model.logits(kept[0]), batch.clues.flatten(), ignore_index=IGNORED)
+                expected = expected + CLUE_WEIGHT * clues
+            torch.testing.assert_close(loss_of(run.model, batch, run.recipe.block), expected)
+        met.add(has_clues)
+    assert met == {True, False}
+
+
+def test_rows_are_kept_behind_the_layer_that_was_named_and_only_meanwhile(make):
+    run = make("demo")
+    for parameter in run.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    ids, parts = torch.arange(12)[None], run.model.parts
+    with torch.inference_mode(), kept_rows(run.model, 0) as first, kept_rows(run.model, 1) as last:
+        hidden = hidden_rows(run.model, ids)
+        assert torch.equal(last[0], hidden[0])
+        assert not torch.equal(first[0], last[0])
+    assert run.model.parts is parts
 
 
 def test_the_mean_loss_is_of_all_steps_since_it_began_anew(make):
