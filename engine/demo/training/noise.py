@@ -32,8 +32,6 @@ TOKENS_PER_BATCH = 8192
 """Of a run that says nothing else."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
-COPIES_OF_SUMS, COPIES_OF_LOOKUPS = 6, 6
-"""Noisy copies of blocks that follow a row of sums, and of a text with all that may be looked up in it."""
 BLOCK = 32
 """The block that masks imitate where attention is full; decoding goes by the same."""
 
@@ -68,7 +66,7 @@ class Batch(NamedTuple):
     """What a layer in the middle must say: where a judgement is a target, the token that decides it; where a word of a
     text stands, that of its owner; else IGNORED."""
     streams: Tensor | None = None
-    """Block-causal: 0 where tokens are final, else the number of the noisy copy of a block. None: full attention."""
+    """Block-causal: 0 in a row itself, else the number of the noisy copy of a block. None: full attention."""
 
 
 class Sampler:
@@ -95,9 +93,9 @@ class Sampler:
         kind = rng.random()
         sums = _between(SUMS_SHARE, progress)
         if kind < sums:
-            return self._practice(self.rows.sums, rng, SUMS_PER_ROW * SUM_LENGTH, COPIES_OF_SUMS)
+            return self._practice(self.rows.sums, rng, SUMS_PER_ROW * SUM_LENGTH)
         if kind < sums + _between(self.lookups, progress):
-            return self._practice(self.rows.lookups, rng, LOOKUPS_LENGTH, COPIES_OF_LOOKUPS)
+            return self._practice(self.rows.lookups, rng, LOOKUPS_LENGTH)
         buckets = FULL_BUCKETS if self.block is None else BLOCK_BUCKETS
         bucket = rng.choices(buckets, [_between(bucket.share, progress) for bucket in buckets])[0]
         if self.block is None:
@@ -114,12 +112,12 @@ class Sampler:
             filled[: len(row.ids)] = torch.tensor(row.ids)
         return ids
 
-    def _practice(self, draw: Callable[[Random], Row], rng: Random, length: int, copies: int) -> Batch:
+    def _practice(self, draw: Callable[[Random], Row], rng: Random, length: int) -> Batch:
         """Of half the rows all answers are masked at once, so that none can be copied from another one; of the others
-        each token of an answer as often as not. Nothing else is masked."""
-        if self.block is not None:
-            rows = [draw(rng) for _ in range(self.size // (length + copies * self.block))]
-            return self._blocks(rows, rng, length, copies)
+        each token of an answer as often as not. Nothing else is masked.
+
+        Of a block-causal model too, in one stream: twice as many answers to a token as in copies of their blocks.
+        """
         rows = [draw(rng) for _ in range(self.size // length)]
         clean = self._filled(rows, length)
         masked = torch.zeros_like(clean, dtype=torch.bool)
@@ -144,7 +142,8 @@ class Sampler:
     def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, clues: Tensor | None = None) -> Batch:
         positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
         ids, targets = torch.where(masked, self.mask, clean), torch.where(wanted, clean, IGNORED)
-        return Batch(ids, positions, targets, torch.full_like(clean, IGNORED) if clues is None else clues)
+        clues = torch.full_like(clean, IGNORED) if clues is None else clues
+        return Batch(ids, positions, targets, clues, None if self.block is None else torch.zeros_like(clean))
 
     def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:
         """Clean rows of `length`, each followed by noisy copies of blocks that hold a part of an answer.
@@ -169,15 +168,12 @@ class Sampler:
         wanted = masked & (own | (answer & tail))
         said = F.pad(clean, (0, self.block), value=self.eos).gather(1, places)
         masked, wanted = masked.view(places.shape), wanted.view(places.shape)
-        nothing = torch.full_like(clean, IGNORED)
-        decided = _at(length + self.block, [row.clues for row in rows]).gather(1, places)
         ids = torch.cat([clean, torch.where(masked, self.mask, said)], dim=1)
-        targets = torch.cat([nothing, torch.where(wanted, said, IGNORED)], dim=1)
-        owners = _at(length, [row.owners for row in rows])
-        clues = torch.cat([owners, torch.where(wanted, decided, IGNORED)], dim=1)
+        targets = torch.cat([torch.full_like(clean, IGNORED), torch.where(wanted, said, IGNORED)], dim=1)
         positions = torch.cat([torch.arange(length).expand(clean.shape), places], dim=1)
         streams = torch.arange(1, copies + 1).repeat_interleave(self.block).expand(places.shape)
-        return Batch(ids, positions, targets, clues, torch.cat([torch.zeros_like(clean), streams], dim=1))
+        streams = torch.cat([torch.zeros_like(clean), streams], dim=1)
+        return Batch(ids, positions, targets, torch.full_like(ids, IGNORED), streams)
 
     def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
         """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""
@@ -199,7 +195,7 @@ def _at(length: int, tokens: Sequence[Mapping[int, int]]) -> Tensor:
 
 
 def seen(batch: Batch, block: int) -> Tensor:
-    """bool [rows, length, length]: a token sees its own block in its stream, and the clean blocks before it."""
+    """bool [rows, length, length]: a token sees its own block in its stream, and the row's blocks before it."""
     assert batch.streams is not None
     blocks = batch.positions // block
     own = (blocks[:, :, None] == blocks[:, None]) & (batch.streams[:, :, None] == batch.streams[:, None])
