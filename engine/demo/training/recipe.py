@@ -60,14 +60,14 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
             nn.init.normal_(parameter, std=std, generator=generator)
 
 
-def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors."""
+def optimisers(model: Transformer, probe: nn.Parameter) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the layers, AdamW for embedding, head, norms and probe. Their rates are tensors."""
     parts = {"qkv": 3, "gate_up": 2}
     named = {
         name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
     }
     matrices = [(parameter, parts.get(name.split(".")[-2], 1)) for name, parameter in named.items()]
-    others = [parameter for name, parameter in model.named_parameters() if name not in named]
+    others = [probe, *(parameter for name, parameter in model.named_parameters() if name not in named)]
     device = model.embed.device
     muon = Muon(matrices, torch.tensor(MUON_LR, device=device))
     adam = torch.optim.AdamW(

@@ -3,7 +3,7 @@
 A run that is saved and resumed is the unbroken one, on a CPU bit by bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,25 +34,26 @@ AHEAD = 16
 """Batches that each process draws ahead."""
 
 
-def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
-    """Cross-entropy over the targets, and over the clues at the hidden rows behind CLUE_LAYER.
-
-    A layer that is asked for a clue in the head's own words is deep supervision (Lee et al., 2015).
-    """
+def loss_of(model: Transformer, batch: Batch, block: int | None, probe: Tensor | None = None) -> Tensor:
+    """Cross-entropy over the targets, and with a `probe` [vocab_size, dim] over the clues at the hidden rows behind
+    CLUE_LAYER, read by it: deep supervision (Lee et al., 2015)."""
     visible = None if block is None else seen(batch, block)
     with kept_rows(model, min(CLUE_LAYER, len(model.blocks) - 1)) as kept:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
-    return _said(model, last, batch.targets) + CLUE_WEIGHT * _said(model, kept[0], batch.clues)
+    loss = _mean_loss(model.logits, last, batch.targets)
+    if probe is None:
+        return loss
+    return loss + CLUE_WEIGHT * _mean_loss(lambda hidden: F.rms_norm(hidden, probe.shape[1:]) @ probe.T, kept[0], batch.clues)
 
 
-def _said(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+def _mean_loss(score: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over the rows with a target, 0 if there is none. A GPU scores all rows: to pick some would
     mean to wait for their number."""
     targets = targets.flatten()
     if hidden.device.type == "cpu":
         picked = (targets != IGNORED).nonzero()[:, 0]
         hidden, targets = hidden[picked], targets[picked]
-    loss = F.cross_entropy(model.logits(hidden), targets, ignore_index=IGNORED, reduction="sum")
+    loss = F.cross_entropy(score(hidden), targets, ignore_index=IGNORED, reduction="sum")
     return loss / (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -96,7 +97,9 @@ class Run:
         self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(sampler.seed))
         self.model.to(self.device)
-        self.muon, self.adam = optimisers(self.model)
+        # Of zeros, so that it first learns to read what is there, and only then changes it.
+        self.probe = nn.Parameter(torch.zeros_like(self.model.embed))
+        self.muon, self.adam = optimisers(self.model, self.probe)
         self.sampler, self.step = sampler, 0
         self._parts = self.model.parts
         self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
@@ -147,7 +150,7 @@ class Run:
     def save(self, path: Path) -> None:
         """Writes what `resume` reads; the file arrives whole."""
         part = path.with_suffix(".part")
-        states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        states = {"model": self.model.state_dict(), "probe": self.probe.detach(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(states | {"step": self.step}, part)
         part.replace(path)
 
@@ -155,13 +158,14 @@ class Run:
         """Goes on where a run of the same recipe was saved. Raises RuntimeError if its geometry is another."""
         state = torch.load(path, map_location=self.device)
         self.model.load_state_dict(state["model"])
+        self.probe.data.copy_(state["probe"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step = state["step"]
 
     def _learnt(self, batch: Batch) -> None:
         plain, self.model.parts = self.model.parts, self._parts  # compiled ones, if any, are for training alone
-        loss = loss_of(self.model, batch, self.recipe.block)
+        loss = loss_of(self.model, batch, self.recipe.block, self.probe)
         self.model.parts = plain
         torch.autograd.backward(loss)
         for optimiser in (self.muon, self.adam):
