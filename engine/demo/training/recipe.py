@@ -61,18 +61,18 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
 
 
 def optimisers(model: Transformer, probe: nn.Parameter) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head, norms and probe. Their rates are tensors."""
+    """Muon for the matrices of the layers, AdamW for embedding, head and norms, and in a group of its own, at the highest
+    rate throughout, for the probe, which is always new. Their rates are tensors."""
     parts = {"qkv": 3, "gate_up": 2}
     named = {
         name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
     }
     matrices = [(parameter, parts.get(name.split(".")[-2], 1)) for name, parameter in named.items()]
-    others = [probe, *(parameter for name, parameter in model.named_parameters() if name not in named)]
+    others = [parameter for name, parameter in model.named_parameters() if name not in named]
     device = model.embed.device
     muon = Muon(matrices, torch.tensor(MUON_LR, device=device))
     adam = torch.optim.AdamW(
-        others,
-        torch.tensor(ADAM_LR, device=device),
+        [{"params": params, "lr": torch.tensor(ADAM_LR, device=device)} for params in (others, [probe])],
         betas=(0.9, 0.98),
         weight_decay=0.0,
         fused=True,

@@ -43,7 +43,9 @@ def loss_of(model: Transformer, batch: Batch, block: int | None, probe: Tensor |
     loss = _mean_loss(model.logits, last, batch.targets)
     if probe is None:
         return loss
-    return loss + CLUE_WEIGHT * _mean_loss(lambda hidden: F.rms_norm(hidden, probe.shape[1:]) @ probe.T, kept[0], batch.clues)
+    return loss + CLUE_WEIGHT * _mean_loss(
+        lambda hidden: F.rms_norm(hidden, probe.shape[1:]) @ probe.T, kept[0], batch.clues
+    )
 
 
 def _mean_loss(score: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
@@ -150,7 +152,12 @@ class Run:
     def save(self, path: Path) -> None:
         """Writes what `resume` reads; the file arrives whole."""
         part = path.with_suffix(".part")
-        states = {"model": self.model.state_dict(), "probe": self.probe.detach(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+        states = {
+            "model": self.model.state_dict(),
+            "probe": self.probe.detach(),
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+        }
         torch.save(states | {"step": self.step}, part)
         part.replace(path)
 
