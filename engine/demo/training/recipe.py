@@ -61,8 +61,10 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
 
 
 def optimisers(model: Transformer, probe: nn.Parameter) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head and norms, and in a group of its own, at the highest
-    rate throughout, for the probe, which is always new. Their rates are tensors."""
+    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors.
+
+    AdamW has the probe in its second group: it is always new, and learns at the highest rate throughout.
+    """
     parts = {"qkv": 3, "gate_up": 2}
     named = {
         name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
