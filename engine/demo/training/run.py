@@ -34,18 +34,17 @@ AHEAD = 16
 """Batches that each process draws ahead."""
 
 
-def loss_of(model: Transformer, batch: Batch, block: int | None, probe: Tensor | None = None) -> Tensor:
-    """Cross-entropy over the targets, and with a `probe` [vocab_size, dim] over the clues at the hidden rows behind
-    CLUE_LAYER, read by it: deep supervision (Lee et al., 2015)."""
+def loss_of(model: Transformer, batch: Batch, block: int | None, probe: Tensor) -> Tensor:
+    """Cross-entropy over the targets, and over the clues, which the probe [vocab_size, dim] reads off the hidden rows
+    behind CLUE_LAYER: deep supervision (Lee et al., 2015)."""
     visible = None if block is None else seen(batch, block)
     with kept_rows(model, min(CLUE_LAYER, len(model.blocks) - 1)) as kept:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
-    loss = _mean_loss(model.logits, last, batch.targets)
-    if probe is None:
-        return loss
-    return loss + CLUE_WEIGHT * _mean_loss(
-        lambda hidden: F.rms_norm(hidden, probe.shape[1:]) @ probe.T, kept[0], batch.clues
-    )
+
+    def read(hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, probe.shape[1:]) @ probe.T
+
+    return _mean_loss(model.logits, last, batch.targets) + CLUE_WEIGHT * _mean_loss(read, kept[0], batch.clues)
 
 
 def _mean_loss(score: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from engine.demo.build_tokenizer import save, token_id
 from engine.demo.chat import EOT
 from engine.demo.checkpoint import export
 from engine.demo.decode import decode, hidden_rows
+from engine.demo.samples import LOOKUPS_SHARE
 from engine.demo.tasks import TASKS
 from engine.demo.training import run as runs
 from engine.demo.training.noise import IGNORED, Sampler, seen
@@ -43,9 +44,9 @@ def make(folder, monkeypatch):
 
     monkeypatch.setattr(runs, "geometry", small)
 
-    def run(name):
+    def run(name, lookups=LOOKUPS_SHARE):
         recipe = replace(RECIPES[name], steps=STEPS)
-        return Run(Sampler(tokenizer, 5, recipe.block, 1300), recipe)
+        return Run(Sampler(tokenizer, 5, recipe.block, 1300, lookups), recipe)
 
     return run
 
@@ -62,7 +63,7 @@ def advanced(run, steps, workers=0):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resumed_run_is_the_unbroken_one(make, name, tmp_path):
-    unbroken, first, second = make(name), make(name), make(name)
+    unbroken, first, second = (make(name, (0.5, 0.5)) for _ in range(3))
     losses = advanced(unbroken, STEPS)
     halves = advanced(first, STEPS // 2)
     first.save(tmp_path / "state.pt")
@@ -71,6 +72,8 @@ def test_a_resumed_run_is_the_unbroken_one(make, name, tmp_path):
     assert halves == losses
     for one, other in zip(unbroken.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert torch.equal(unbroken.probe, second.probe)
+    assert unbroken.probe.any()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -132,6 +135,7 @@ def test_the_loss_is_that_of_all_rows_with_the_clues_beside_it(make, name):
     run = make(name)
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    probe = torch.randn(run.probe.shape, generator=torch.Generator().manual_seed(2))
     met = set()
     for step in range(12):
         batch = run.sampler.batch(step, 0.0)
@@ -140,9 +144,12 @@ def test_the_loss_is_that_of_all_rows_with_the_clues_beside_it(make, name):
             hidden = hidden_rows(run.model, batch.ids, visible, batch.positions)
             expected = cross_entropy(run.model.logits(hidden.flatten(0, 1)), batch.targets.flatten())
             if has_clues := bool((batch.clues != IGNORED).any()):
-                clues = cross_entropy(run.model.logits(kept[0]), batch.clues.flatten(), ignore_index=IGNORED)
+                normed = kept[0] * (kept[0].square().mean(dim=1, keepdim=True)) ** -0.5
+                clues = cross_entropy(normed @ probe.T, batch.clues.flatten(), ignore_index=IGNORED)
                 expected = expected + CLUE_WEIGHT * clues
-            torch.testing.assert_close(loss_of(run.model, batch, run.recipe.block), expected)
+            torch.testing.assert_close(
+                loss_of(run.model, batch, run.recipe.block, probe), expected, rtol=1e-5, atol=1e-5
+            )
         met.add(has_clues)
     assert met == {True, False}
 
