@@ -63,7 +63,7 @@ def advanced(run, steps, workers=0):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_resumed_run_is_the_unbroken_one(make, name, tmp_path):
-    unbroken, first, second = (make(name, (0.5, 0.5)) for _ in range(3))
+    unbroken, first, second = (make(name, (0.6, 0.6)) for _ in range(3))
     losses = advanced(unbroken, STEPS)
     halves = advanced(first, STEPS // 2)
     first.save(tmp_path / "state.pt")
