@@ -15,7 +15,7 @@ from engine.models.weights import Destinations
 
 
 def export(model: Transformer, tokenizer: Tokenizer, folder: Path, block: int | None) -> None:
-    """Replaces the checkpoint in `folder`; the weights arrive whole, a reader never sees half a file.
+    """Replaces the checkpoint in `folder`, with weights in float16; they arrive whole, a reader never sees half a file.
 
     `block`: of a block-causal model, written in SDAR's layout; None writes LLaDA's.
     """
@@ -31,7 +31,8 @@ def export(model: Transformer, tokenizer: Tokenizer, folder: Path, block: int | 
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     part = folder / "model.safetensors.part"
     layout = llada.destinations if block is None else sdar.destinations
-    save_file(published_tensors(model, layout(model.config)), part, metadata={"format": "pt"})
+    tensors = published_tensors(model, layout(model.config))
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, part, metadata={"format": "pt"})
     part.chmod(0o644)
     part.replace(folder / "model.safetensors")
 
@@ -65,7 +66,7 @@ def sdar_config(config: TransformerConfig, tokenizer: Tokenizer, block: int) -> 
         "rope_scaling": None,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_head,
-        "torch_dtype": "float32",
+        "torch_dtype": "float16",
         "use_sliding_window": False,
         "vocab_size": config.vocab_size,
     }
@@ -116,7 +117,7 @@ def llada_config(config: TransformerConfig, tokenizer: Tokenizer) -> dict[str, o
         "rope_full_precision": True,
         "rope_theta": config.rope_theta,
         "scale_logits": False,
-        "torch_dtype": "float32",
+        "torch_dtype": "float16",
         "train_max_sequence_length": config.max_positions,
         "use_cache": False,
         "vocab_size": config.vocab_size,

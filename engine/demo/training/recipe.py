@@ -12,7 +12,7 @@ MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.02, 100
 DECAY_FROM = 0.55
 """The share of a run after which the learning rate falls, on a line, to FINAL_LR of what it was."""
 
-CLUE_LAYER, CLUE_WEIGHT = 4, 0.5
+CLUE_LAYER, CLUE_WEIGHT = 9, 0.5
 """The layer behind which clues are asked for, counted from 0, and what their loss counts beside that of the targets."""
 
 
@@ -29,10 +29,10 @@ RECIPES = {"demo": Recipe(block=None, steps=28000), "demo-block": Recipe(block=1
 
 
 def geometry(vocab_size: int, *, qk_norm: bool) -> TransformerConfig:
-    """About 2.5 million parameters."""
+    """About 3.3 million parameters."""
     return TransformerConfig(
         dim=128,
-        num_layers=8,
+        num_layers=11,
         num_heads=4,
         num_kv_heads=4,
         head_dim=32,
@@ -60,11 +60,8 @@ def initialise(model: Transformer, generator: torch.Generator) -> None:
             nn.init.normal_(parameter, std=std, generator=generator)
 
 
-def optimisers(model: Transformer, probe: nn.Parameter) -> tuple[Muon, torch.optim.AdamW]:
-    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors.
-
-    AdamW has the probe in its second group: it is always new, and learns at the highest rate throughout.
-    """
+def optimisers(model: Transformer) -> tuple[Muon, torch.optim.AdamW]:
+    """Muon for the matrices of the layers, AdamW for embedding, head and norms. Their rates are tensors."""
     parts = {"qkv": 3, "gate_up": 2}
     named = {
         name: parameter for name, parameter in model.named_parameters() if "blocks" in name and parameter.ndim == 2
@@ -74,7 +71,8 @@ def optimisers(model: Transformer, probe: nn.Parameter) -> tuple[Muon, torch.opt
     device = model.embed.device
     muon = Muon(matrices, torch.tensor(MUON_LR, device=device))
     adam = torch.optim.AdamW(
-        [{"params": params, "lr": torch.tensor(ADAM_LR, device=device)} for params in (others, [probe])],
+        others,
+        torch.tensor(ADAM_LR, device=device),
         betas=(0.9, 0.98),
         weight_decay=0.0,
         fused=True,

@@ -3,7 +3,7 @@
 A run that is saved and resumed is the unbroken one, on a CPU bit by bit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,27 +34,23 @@ AHEAD = 16
 """Batches that each process draws ahead."""
 
 
-def loss_of(model: Transformer, batch: Batch, block: int | None, probe: Tensor) -> Tensor:
-    """Cross-entropy over the targets, and over the clues, which the probe [vocab_size, dim] reads off the hidden rows
-    behind CLUE_LAYER: deep supervision (Lee et al., 2015)."""
+def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
+    """Cross-entropy over the targets, and over the clues, which the head reads off the hidden rows behind CLUE_LAYER:
+    deep supervision (Lee et al., 2015)."""
     visible = None if block is None else seen(batch, block)
     with kept_rows(model, min(CLUE_LAYER, len(model.blocks) - 1)) as kept:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
-
-    def read(hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, probe.shape[1:]) @ probe.T
-
-    return _mean_loss(model.logits, last, batch.targets) + CLUE_WEIGHT * _mean_loss(read, kept[0], batch.clues)
+    return _mean_loss(model, last, batch.targets) + CLUE_WEIGHT * _mean_loss(model, kept[0], batch.clues)
 
 
-def _mean_loss(score: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+def _mean_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over the rows with a target, 0 if there is none. A GPU scores all rows: to pick some would
     mean to wait for their number."""
     targets = targets.flatten()
     if hidden.device.type == "cpu":
         picked = (targets != IGNORED).nonzero()[:, 0]
         hidden, targets = hidden[picked], targets[picked]
-    loss = F.cross_entropy(score(hidden), targets, ignore_index=IGNORED, reduction="sum")
+    loss = F.cross_entropy(model.logits(hidden), targets, ignore_index=IGNORED, reduction="sum")
     return loss / (targets != IGNORED).sum().clamp(min=1)
 
 
@@ -98,18 +94,23 @@ class Run:
         self.model.fill_tables()
         initialise(self.model, torch.Generator().manual_seed(sampler.seed))
         self.model.to(self.device)
-        # Of zeros, so that it first learns to read what is there, and only then changes it.
-        self.probe = nn.Parameter(torch.zeros_like(self.model.embed))
-        self.muon, self.adam = optimisers(self.model, self.probe)
+        self.muon, self.adam = optimisers(self.model)
         self.sampler, self.step = sampler, 0
         self._parts = self.model.parts
         self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
         self._losses, self._counted = torch.zeros((), device=self.device), 0
 
-    def begin_with(self, folder: Path) -> None:
-        """Takes a checkpoint's weights in place of random ones. Raises LoadError if there is none."""
+    def begin_with(self, folder: Path, *, keep: bool = False) -> None:
+        """Takes a checkpoint's weights in place of random ones; layers that it lacks stay as they are, the identity.
+
+        keep: nothing that the checkpoint has is trained. Raises LoadError if there is none, RuntimeError if it has
+        layers more.
+        """
         begun = load_model(folder, describe(folder), torch.float32, self.device)
-        self.model.load_state_dict(begun.state_dict())
+        if extra := self.model.load_state_dict(begun.state_dict(), strict=False).unexpected_keys:
+            raise RuntimeError(f"{folder} has weights that the recipe's geometry has no place for: {extra[0]}")
+        for name, _ in begun.named_parameters():
+            self.model.get_parameter(name).requires_grad_(not keep)
 
     def compile(self) -> None:
         """Has steps use torch's compiler for what a layer does beside attention. For a GPU."""
@@ -151,12 +152,7 @@ class Run:
     def save(self, path: Path) -> None:
         """Writes what `resume` reads; the file arrives whole."""
         part = path.with_suffix(".part")
-        states = {
-            "model": self.model.state_dict(),
-            "probe": self.probe.detach(),
-            "muon": self.muon.state_dict(),
-            "adam": self.adam.state_dict(),
-        }
+        states = {"model": self.model.state_dict(), "muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
         torch.save(states | {"step": self.step}, part)
         part.replace(path)
 
@@ -164,14 +160,13 @@ class Run:
         """Goes on where a run of the same recipe was saved. Raises RuntimeError if its geometry is another."""
         state = torch.load(path, map_location=self.device)
         self.model.load_state_dict(state["model"])
-        self.probe.data.copy_(state["probe"])
         self.muon.load_state_dict(state["muon"])
         self.adam.load_state_dict(state["adam"])
         self.step = state["step"]
 
     def _learnt(self, batch: Batch) -> None:
         plain, self.model.parts = self.model.parts, self._parts  # compiled ones, if any, are for training alone
-        loss = loss_of(self.model, batch, self.recipe.block, self.probe)
+        loss = loss_of(self.model, batch, self.recipe.block)
         self.model.parts = plain
         torch.autograd.backward(loss)
         for optimiser in (self.muon, self.adam):
