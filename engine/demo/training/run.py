@@ -104,11 +104,14 @@ class Run:
         """Takes a checkpoint's weights in place of random ones; layers that it lacks stay as they are, the identity.
 
         keep: nothing that the checkpoint has is trained. Raises LoadError if there is none, RuntimeError if it has
-        layers more.
+        layers more, or with `keep` as many.
         """
         begun = load_model(folder, describe(folder), torch.float32, self.device)
-        if extra := self.model.load_state_dict(begun.state_dict(), strict=False).unexpected_keys:
+        lacking, extra = self.model.load_state_dict(begun.state_dict(), strict=False)
+        if extra:
             raise RuntimeError(f"{folder} has weights that the recipe's geometry has no place for: {extra[0]}")
+        if keep and not lacking:
+            raise RuntimeError(f"{folder} has every layer: there is nothing to train beside what is kept")
         for name, _ in begun.named_parameters():
             self.model.get_parameter(name).requires_grad_(not keep)
 

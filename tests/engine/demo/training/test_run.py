@@ -79,6 +79,7 @@ def test_a_checkpoint_is_read_as_it_was_written(make, name, tmp_path):
     run = make(name)
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        parameter.data = parameter.data.half().float()
     export(run.model, run.sampler.rows.tokenizer, tmp_path, run.recipe.block)
     read = describe(tmp_path)
     assert read.spec.attention == ("full" if run.recipe.block is None else "block_causal")
@@ -91,6 +92,38 @@ def test_a_checkpoint_is_read_as_it_was_written(make, name, tmp_path):
     ids = torch.arange(40)[None]
     with torch.inference_mode():
         torch.testing.assert_close(hidden_rows(model, ids), hidden_rows(run.model, ids))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_kept_stays_while_layers_behind_it_learn(make, name, tmp_path, monkeypatch):
+    """They begin as the identity: until they learn, the model says what the checkpoint says."""
+    small, run = runs.geometry, make(name)
+    monkeypatch.setattr(runs, "geometry", lambda *args, **kwargs: replace(small(*args, **kwargs), num_layers=1))
+    kept = make(name)
+    monkeypatch.setattr(runs, "geometry", small)
+    for parameter in kept.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        parameter.data = parameter.data.half().float()
+    export(kept.model, kept.sampler.rows.tokenizer, tmp_path, kept.recipe.block)
+    run.begin_with(tmp_path, keep=True)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(hidden_rows(run.model, ids), hidden_rows(kept.model, ids))
+    before = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    advanced(run, STEPS)
+    changed = {name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == before.keys() - dict(kept.model.named_parameters()).keys()
+
+
+def test_a_checkpoint_with_every_layer_leaves_nothing_to_train_and_with_more_has_no_place(make, tmp_path, monkeypatch):
+    run = make("demo")
+    export(run.model, run.sampler.rows.tokenizer, tmp_path, None)
+    with pytest.raises(RuntimeError, match="nothing to train"):
+        make("demo").begin_with(tmp_path, keep=True)
+    small = runs.geometry
+    monkeypatch.setattr(runs, "geometry", lambda *args, **kwargs: replace(small(*args, **kwargs), num_layers=1))
+    with pytest.raises(RuntimeError, match=r"no place for: blocks\.1"):
+        make("demo").begin_with(tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)
