@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from engine.demo.chat import rendered
 from engine.demo.families.basics import sums
-from engine.demo.families.lookups import lookups, owners
+from engine.demo.families.lookups import Asked, lookups, owners
 from engine.demo.families.problem import Problem, Turn
 from engine.demo.tasks import Split, examples, split_of, stream
 
@@ -73,7 +73,7 @@ RESULT = 4
 """Where a sum's result is among them."""
 LOOKUPS_SHARE = (0.35, 0.12)
 """How often a batch is nothing but texts with all that may be looked up in them, in a run that says nothing else."""
-LOOKUPS_LENGTH = 96
+LOOKUPS_LENGTH = 128
 """Most tokens of such a row."""
 
 
@@ -145,21 +145,21 @@ class Rows:
         return Row(ids, [(i + RESULT, i + RESULT + 1) for i in range(0, len(ids), SUM_LENGTH)])
 
     def lookups(self, rng: Random) -> Row:
-        """A text and as many questions of this split about it as there is room for; each answer is one."""
-        ask = rng.choice(("{}", "{}", "Question: {}\nAnswer:"))
-        while True:
-            text, asked = lookups(rng)
-            row = self._told(text, {})
-            for one in asked:
-                if split_of(f"{text}\n{one.question}") != self.split:  # as a problem may ask it
-                    continue
-                question = self._told(f"\n{ask.format(one.question)}", one.owned)
-                more = question.followed_by(self._judged(one.answer, one.clue))
-                if len(row.ids) + len(more.ids) > LOOKUPS_LENGTH - 1:  # and a line's end
+        """A text, and about it as many questions of this split as there is room for: a conversation, each of whose
+        answers is one."""
+        form = rng.choices(FORMS, FORM_WEIGHTS)[0]
+        row = Row([], [])
+        while not row.answers:
+            text, all_asked = lookups(rng)
+            # as a problem may ask it
+            asked = [one for one in all_asked if split_of(f"{text}\n{one.question}") == self.split]
+            pieces = form(_conversation(text, asked)) if asked else []
+            for (told, _), (answer, _), one in zip(pieces[::2], pieces[1::2], asked, strict=True):
+                more = self._told(told, one.owned).followed_by(self._judged(answer, one.clue))
+                if len(row.ids) + len(more.ids) >= LOOKUPS_LENGTH:
                     break
                 row = row.followed_by(more)
-            if row.answers:
-                return row.followed_by(self.encoded([("\n", False)]))
+        return row
 
     def _told(self, text: str, owned: Mapping[str, str]) -> Row:
         """A text with the owners of its words, those of `owned` among them."""
@@ -168,7 +168,7 @@ class Rows:
         return Row(encoding.ids, [], owners={at: self._word(owner) for at, owner in places if at is not None})
 
     def _judged(self, answer: str, clue: str | None) -> Row:
-        ids = self.tokenizer.encode(f" {answer}").ids
+        ids = self.tokenizer.encode(answer).ids
         return Row(ids, [(0, len(ids))], {} if clue is None else {0: self._word(clue)})
 
     def _word(self, word: str) -> int:
@@ -185,6 +185,14 @@ class Rows:
                 answers.append((len(ids), len(ids) + len(encoding.ids)))
             ids += encoding.ids
         return Row(ids, answers)
+
+
+def _conversation(text: str, asked: Sequence[Asked]) -> Problem:
+    """The text and the first question are what the first turn says."""
+    turns = [turn for one in asked for turn in (Turn("user", one.question), Turn("assistant", one.answer))]
+    turns[0] = Turn("user", f"{text}\n{asked[0].question}")
+    *before, last, answer = turns
+    return Problem(task="lookups", prompt=last.content, answer=answer.content, before=tuple(before))
 
 
 def prompt_of(pieces: Sequence[tuple[str, bool]]) -> str:

@@ -58,13 +58,13 @@ def lookups(rng: Random) -> tuple[str, Iterator[Asked]]:
 
 
 def owners(text: str, owned: Mapping[str, str]) -> Iterator[tuple[int, str]]:
-    """Where in a text a word stands, and what it belongs to: of a list, its letter; of a sentence, its person; or as
-    `owned` says."""
+    """Where in a text a word stands, and what it belongs to: of a list, its letter; of a sentence, its person. The last
+    of each word of `owned` belongs to what is said there."""
     for pattern in (_OF_LETTERS, _OF_PEOPLE):
         for found in pattern.finditer(text):
             yield found.start(2), found[1]
     for word, owner in owned.items():
-        yield text.index(word), owner
+        yield text.rindex(word), owner
 
 
 def _about_list(rng: Random) -> tuple[str, list[Asked]]:
