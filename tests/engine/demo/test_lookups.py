@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from engine.demo import FOLDERS
+from engine.demo.chat import BOS
 from engine.demo.families.lookups import Asked, lookups, owners
 from engine.demo.families.words import COLOURS, NAMES, PLACES, THINGS
 from engine.demo.samples import LOOKUPS_LENGTH, Rows
@@ -162,14 +163,16 @@ def tokenizer():
 
 
 def test_a_row_has_room_and_its_answers_are_marked(tokenizer):
-    rows, rng = Rows(tokenizer), Random(5)
+    rows, rng, forms = Rows(tokenizer), Random(5), set()
     for _ in range(TEXTS):
         row = rows.lookups(rng)
         assert len(row.ids) <= LOOKUPS_LENGTH
         ends = list(chain.from_iterable(row.answers))
         assert ends == sorted(ends)
-        assert row.answers
+        assert ends[-1] == len(row.ids)
+        forms.add(tokenizer.decode(row.ids[:1], skip_special_tokens=False) in (BOS, "Question"))
         assert row.clues.keys() <= {start for start, _ in row.answers}
+    assert forms == {True, False}
 
 
 def test_clues_and_owners_are_where_their_words_are(tokenizer):
@@ -198,9 +201,9 @@ def test_what_is_held_out_is_not_practised(tokenizer):
     for split, drawn_rows in rows.items():
         for _ in range(TEXTS // 4):
             row = drawn_rows.lookups(rng)
-            text, *asked = tokenizer.decode(row.ids, skip_special_tokens=False).split("\n")
-            for line in asked:
-                if whose := re.match(r"Does \w+ have the \w+\?", line):
-                    assert split_of(f"{text}\n{whose[0]}") == split
-                    seen.add(split)
+            said = tokenizer.decode(row.ids, skip_special_tokens=False)
+            for question in re.findall(r"Does \w+ have the \w+\?", said):
+                [text] = re.findall(r"\A(?:.*user<\|end_header_id\|>\n\n|Question: )?([^\n?|]+\.)\n", said)
+                assert split_of(f"{text}\n{question}") == split
+                seen.add(split)
     assert seen == {"train", "held_out"}

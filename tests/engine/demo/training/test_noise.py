@@ -54,7 +54,8 @@ def test_a_clue_is_asked_for_where_its_judgement_is_a_target_and_nowhere_else(to
     """Of the words of a text the owners are asked for, which are clean."""
     mask = token_id(tokenizer, MASK)
     said, graded = (
-        {tokenizer.encode(f" {word}").ids[0] for word in words} for words in (("Yes", "No", *"ABCD"), "12345")
+        {tokenizer.encode(f"{space}{word}").ids[0] for word in words for space in ("", " ")}
+        for words in (("Yes", "No", *"ABCD"), "12345")
     )
     sampler = Sampler(tokenizer, 3, block, 2048, lookups=(1, 1))
     met = set()
