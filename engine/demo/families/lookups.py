@@ -53,7 +53,7 @@ class Asked:
 def lookups(rng: Random) -> tuple[str, Iterator[Asked]]:
     """A text, and the questions about it with their answers, each at most once: none can be copied from another."""
     kinds = (_about_list, _about_scene, _about_people, _about_bag, _about_sentence, _about_form)
-    text, asked = rng.choices(kinds, (6, 20, 4, 2, 1, 1))[0](rng)
+    text, asked = rng.choices(kinds, (6, 18, 6, 4, 1, 1))[0](rng)
     return text, iter({one.question: one for one in asked}.values())
 
 
