@@ -12,8 +12,10 @@ MUON_LR, ADAM_LR, FINAL_LR, WARMUP = 0.02, 2e-3, 0.02, 100
 DECAY_FROM = 0.55
 """The share of a run after which the learning rate falls, on a line, to FINAL_LR of what it was."""
 
-CLUE_LAYER, CLUE_WEIGHT = 9, 0.5
-"""The layer behind which clues are asked for, counted from 0, and what their loss counts beside that of the targets."""
+OWNER_LAYER, CLUE_LAYER = 8, 9
+"""The layers behind which owners and clues are asked for, counted from 0: a clue is found by its owner."""
+CLUE_WEIGHT = 0.5
+"""What the losses of both count beside that of the targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,10 @@ RECIPES = {"demo": Recipe(block=None, steps=28000), "demo-block": Recipe(block=1
 
 
 def geometry(vocab_size: int, *, qk_norm: bool) -> TransformerConfig:
-    """About 3.3 million parameters."""
+    """About 3.6 million parameters."""
     return TransformerConfig(
         dim=128,
-        num_layers=11,
+        num_layers=12,
         num_heads=4,
         num_kv_heads=4,
         head_dim=32,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,6 +20,7 @@ from engine.demo.training.recipe import (
     CLUE_LAYER,
     CLUE_WEIGHT,
     MUON_LR,
+    OWNER_LAYER,
     Recipe,
     geometry,
     initialise,
@@ -35,12 +36,15 @@ AHEAD = 16
 
 
 def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
-    """Cross-entropy over the targets, and over the clues, which the head reads off the hidden rows behind CLUE_LAYER:
-    deep supervision (Lee et al., 2015)."""
+    """Cross-entropy over the targets, and over the owners and clues, which the head reads off the hidden rows behind
+    OWNER_LAYER and CLUE_LAYER: deep supervision (Lee et al., 2015)."""
     visible = None if block is None else seen(batch, block)
-    with kept_rows(model, min(CLUE_LAYER, len(model.blocks) - 1)) as kept:
+    with kept_rows(model) as kept:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
-    return _mean_loss(model, last, batch.targets) + CLUE_WEIGHT * _mean_loss(model, kept[0], batch.clues)
+    is_judged = batch.targets != IGNORED
+    clues, owners = (torch.where(chosen, batch.clues, IGNORED) for chosen in (is_judged, ~is_judged))
+    helps = _mean_loss(model, kept[CLUE_LAYER], clues) + _mean_loss(model, kept[OWNER_LAYER], owners)
+    return _mean_loss(model, last, batch.targets) + CLUE_WEIGHT * helps
 
 
 def _mean_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -55,16 +59,14 @@ def _mean_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 @contextmanager
-def kept_rows(model: Transformer, layer: int) -> Iterator[list[Tensor]]:
-    """Keeps the hidden rows [rows, dim] behind one layer of each forward."""
+def kept_rows(model: Transformer) -> Iterator[list[Tensor]]:
+    """Keeps the hidden rows [rows, dim] behind each layer of a forward."""
     kept: list[Tensor] = []
-    plain, wanted = model.parts, model.blocks[layer]
+    plain = model.parts
 
-    def after(block: nn.Module, *given: Any) -> Tensor:
-        hidden: Tensor = plain.after(block, *given)
-        if block is wanted:
-            kept.append(hidden)
-        return hidden
+    def after(*given: Any) -> Tensor:
+        kept.append(plain.after(*given))
+        return kept[-1]
 
     model.parts = plain._replace(after=after)
     try:
