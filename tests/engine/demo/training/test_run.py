@@ -43,6 +43,8 @@ def make(folder, monkeypatch):
         return replace(geometry(vocab_size, qk_norm=qk_norm), dim=64, head_dim=16, num_layers=2)
 
     monkeypatch.setattr(runs, "geometry", small)
+    monkeypatch.setattr(runs, "OWNER_LAYER", 0)
+    monkeypatch.setattr(runs, "CLUE_LAYER", 1)
 
     def run(name, lookups=LOOKUPS_SHARE):
         recipe = replace(RECIPES[name], steps=STEPS)
@@ -161,8 +163,8 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_loss_is_that_of_all_rows_with_the_clues_beside_it(make, name):
-    """Against torch's own mean over all rows, at the last layer and at a layer's hidden rows."""
+def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name):
+    """Against torch's own mean over all rows, at the last layer and at the layers that are asked for a help."""
     run = make(name)
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -170,26 +172,30 @@ def test_the_loss_is_that_of_all_rows_with_the_clues_beside_it(make, name):
     for step in range(12):
         batch = run.sampler.batch(step, 0.0)
         visible = None if run.recipe.block is None else seen(batch, run.recipe.block)
-        with torch.no_grad(), kept_rows(run.model, 1) as kept:
+        clues, targets = batch.clues.flatten(), batch.targets.flatten()
+        with torch.no_grad(), kept_rows(run.model) as kept:
             hidden = hidden_rows(run.model, batch.ids, visible, batch.positions)
-            expected = cross_entropy(run.model.logits(hidden.flatten(0, 1)), batch.targets.flatten())
-            if has_clues := bool((batch.clues != IGNORED).any()):
-                clues = cross_entropy(run.model.logits(kept[0]), batch.clues.flatten(), ignore_index=IGNORED)
-                expected = expected + CLUE_WEIGHT * clues
-            torch.testing.assert_close(loss_of(run.model, batch, run.recipe.block), expected, rtol=1e-5, atol=1e-5)
-        met.add(has_clues)
-    assert met == {True, False}
+            expected = cross_entropy(run.model.logits(hidden.flatten(0, 1)), targets)
+            for layer, rows in ((0, targets == IGNORED), (1, targets != IGNORED)):
+                if (asked := rows & (clues != IGNORED)).any():
+                    said = run.model.logits(kept[layer][asked])
+                    expected = expected + CLUE_WEIGHT * cross_entropy(said, clues[asked])
+                    met.add(layer)
+            loss = loss_of(run.model, batch, run.recipe.block)
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert met == {0, 1}
 
 
-def test_rows_are_kept_behind_the_layer_that_was_named_and_only_meanwhile(make):
+def test_rows_are_kept_behind_each_layer_and_only_meanwhile(make):
     run = make("demo")
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
     ids, parts = torch.arange(12)[None], run.model.parts
-    with torch.inference_mode(), kept_rows(run.model, 0) as first, kept_rows(run.model, 1) as last:
+    with torch.inference_mode(), kept_rows(run.model) as kept:
         hidden = hidden_rows(run.model, ids)
-        assert torch.equal(last[0], hidden[0])
-        assert not torch.equal(first[0], last[0])
+        assert torch.equal(kept[1], hidden[0])
+        assert not torch.equal(kept[0], kept[1])
+    assert len(kept) == len(run.model.blocks)
     assert run.model.parts is parts
 
 
