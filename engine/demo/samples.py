@@ -151,7 +151,7 @@ class Rows:
         row = Row([], [])
         while not row.answers:
             text, all_asked = lookups(rng)
-            # as a problem may ask it
+            # The key of the problem that would ask it.
             asked = [one for one in all_asked if split_of(f"{text}\n{one.question}") == self.split]
             pieces = form(_conversation(text, asked)) if asked else []
             for (told, _), (answer, _), one in zip(pieces[::2], pieces[1::2], asked, strict=True):

@@ -61,7 +61,7 @@ def choice(rng: Random) -> Problem:
 def score(rng: Random) -> Problem:
     """How well somebody likes something, who is one of two or three in the text."""
     text, graded = grades(rng)
-    question, answer, _ = rng.choice(graded)
+    (question, *_), answer, _ = rng.choice(graded)
     return Problem(task="score", prompt=_asked(rng, text, question + rng.choice(_SCALE)), answer=answer)
 
 
@@ -86,29 +86,31 @@ def listed(rng: Random, options: Sequence[str], between: str) -> str:
     return between.join(style.format(letter, option) for letter, option in zip(LETTERS, options, strict=False))
 
 
-def grades(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
-    """What one to three people think of something; questions, how good it is from 1 to 5, and what they called it."""
+def grades(rng: Random) -> tuple[str, list[tuple[list[str], str, str]]]:
+    """What one to three people think of something; of each, the questions for it, any of which is first, how good it is
+    from 1 to 5, and what they called it."""
     names, goods = rng.sample(NAMES, rng.randint(1, 3)), rng.choice(GOODS)
     told, asked = [], []
     for name in names:
         grade = rng.randrange(5)
         says = rng.choice(("{} says the {} are {}.", "{} thinks that the {} are {}.", "For {} the {} are {}."))
+        first = rng.choice(_HOW_GOOD)
         said = rng.choice(GRADES[grade])
         told.append(says.format(name, goods, said))
-        asked += [(ask.format(name, goods), str(grade + 1), said) for ask in _HOW_GOOD]
+        ways = [first, *(way for way in _HOW_GOOD if way != first)]
+        asked.append(([way.format(name, goods) for way in ways], str(grade + 1), said))
     return " ".join(told), asked
 
 
 def _drawn(rng: Random) -> Problem:
-    text, counts, asked = bag(rng)
-    question, colour = rng.choice(asked)
+    text, counts, question, colour = bag(rng)
     yes = counts[colour] / BALLS
     prompt = _asked(rng, text, question + rng.choice(_YES_NO))
     return Problem(task="yesno", prompt=prompt, answer="Yes" if rng.random() < yes else "No", yes=yes)
 
 
-def bag(rng: Random) -> tuple[str, dict[str, int], list[tuple[str, str]]]:
-    """Somebody takes a ball out of a bag without looking: how many there are of each colour, and questions about it."""
+def bag(rng: Random) -> tuple[str, dict[str, int], str, str]:
+    """Somebody takes a ball out of a bag: how many there are of each colour, a question, and the colour it is about."""
     one, two = rng.sample(COLOURS, 2)
     count, name = rng.randint(1, BALLS - 1), rng.choice(NAMES)
     told = rng.choice((
@@ -119,9 +121,9 @@ def bag(rng: Random) -> tuple[str, dict[str, int], list[tuple[str, str]]]:
     takes = rng.choice(
         (f"{name} takes one without looking.", f"{name} draws a ball.", f"Without looking {name} takes a ball.")
     )
-    asks = ("Is it {}?", "Is the ball {}?", "Does {name} have a {} ball?")
-    asked = [(ask.format(colour, name=name), colour) for ask in asks for colour in (one, two)]
-    return f"{told} {takes}", {one: count, two: BALLS - count}, asked
+    colour = one if rng.random() < 0.5 else two
+    question = rng.choice(("Is it {}?", "Is the ball {}?", "Does {name} have a {} ball?")).format(colour, name=name)
+    return f"{told} {takes}", {one: count, two: BALLS - count}, question, colour
 
 
 def _asked(rng: Random, text: str, question: str) -> str:

@@ -32,7 +32,6 @@ OPEN_SHARE, LETTERED_SHARE = 0.5, 0.3
 REASON_SHARE = 0.4
 """Of the questions for yes or no: those whose answer says what is so, `No, red`."""
 
-
 _TOLD = (*PLACES, *THINGS, *NUMBERS, *chain.from_iterable(GRADES))
 _OF_LETTERS = re.compile(rf"\b([{LETTERS}])[:.)] (\w+)")
 _OF_PEOPLE = re.compile(rf"\b({'|'.join(NAMES)})\b[^.?\n]*\b({'|'.join(_TOLD)})\b( \w+)?\.")
@@ -50,11 +49,11 @@ class Asked:
     """What words of the question belong to in the text."""
 
 
-def lookups(rng: Random) -> tuple[str, Iterator[Asked]]:
+def lookups(rng: Random) -> tuple[str, list[Asked]]:
     """A text, and the questions about it with their answers, each at most once: none can be copied from another."""
     kinds = (_about_list, _about_scene, _about_people, _about_bag, _about_sentence, _about_form)
     text, asked = rng.choices(kinds, (6, 18, 6, 4, 1, 1))[0](rng)
-    return text, iter({one.question: one for one in asked}.values())
+    return text, list({one.question: one for one in asked}.values())
 
 
 def owners(text: str, owned: Mapping[str, str]) -> Iterator[tuple[int, str]]:
@@ -100,29 +99,26 @@ def _about_scene(rng: Random) -> tuple[str, list[Asked]]:
 
 def _about_people(rng: Random) -> tuple[str, list[Asked]]:
     text, graded = grades(rng)
-    return text, _shuffled(rng, [Asked(*one) for one in graded])
+    return text, _shuffled(rng, [Asked(question, answer, said) for asked, answer, said in graded for question in asked])
 
 
 def _about_bag(rng: Random) -> tuple[str, list[Asked]]:
     """One question about the draw: what a second one said would follow from the first."""
-    text, counts, asked = bag(rng)
-    question, colour = rng.choice(asked)
+    text, counts, question, colour = bag(rng)
     answer = "Yes" if rng.random() < counts[colour] / BALLS else "No"
     counted = [Asked(f"How many are {colour}?", str(count)) for colour, count in counts.items()]
     return text, _shuffled(rng, [Asked(question, answer, str(counts[colour])), *counted])
 
 
-def _about_sentence(rng: Random) -> tuple[str, Iterator[Asked]]:
+def _about_sentence(rng: Random) -> tuple[str, list[Asked]]:
     values = drawn(rng)
-
-    def asked() -> Iterator[Asked]:
-        for name in rng.sample(FIELDS, len(FIELDS)):
-            if rng.random() < 0.5:
-                yield Asked(f"Give {name} as JSON.", json.dumps({name: values[name]}))
-            else:
-                yield Asked(f"What is the {name}?", f"The {name} is {values[name]}.")
-
-    return rng.choice(SENTENCES).format_map(values), asked()
+    asked = []
+    for name in FIELDS:
+        if rng.random() < 0.5:
+            asked.append(Asked(f"Give {name} as JSON.", json.dumps({name: values[name]})))
+        else:
+            asked.append(Asked(f"What is the {name}?", f"The {name} is {values[name]}."))
+    return rng.choice(SENTENCES).format_map(values), _shuffled(rng, asked)
 
 
 def _about_form(rng: Random) -> tuple[str, list[Asked]]:

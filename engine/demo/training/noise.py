@@ -63,8 +63,8 @@ class Batch(NamedTuple):
     targets: Tensor
     """The right token, or IGNORED."""
     clues: Tensor
-    """What a layer in the middle must say: where a judgement is a target, the token that decides it; where a word of a
-    text stands, that of its owner; else IGNORED."""
+    """What layers before the last must say: where a judgement is a target, the token that decides it, its clue; where a
+    word of a text stands, that of its owner; else IGNORED."""
     streams: Tensor | None = None
     """Block-causal: 0 in a row itself, else the number of the noisy copy of a block. None: full attention."""
 
@@ -178,8 +178,7 @@ class Sampler:
     def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
         """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""
         assert self.block is not None
-        ends_row = row.answers[-1][1] == len(row.ids)
-        start, end = row.answers[-1] if ends_row and rng.random() < 0.5 else rng.choice(row.answers)
+        start, end = row.answers[-1] if rng.random() < 0.5 else rng.choice(row.answers)
         is_last = end == len(row.ids)
         block = rng.randint(start // self.block, (end if is_last else end - 1) // self.block)
         return block, start, end, is_last

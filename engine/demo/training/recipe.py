@@ -14,8 +14,8 @@ DECAY_FROM = 0.55
 
 OWNER_LAYER, CLUE_LAYER = 8, 9
 """The layers behind which owners and clues are asked for, counted from 0: a clue is found by its owner."""
-CLUE_WEIGHT = 0.5
-"""What the losses of both count beside that of the targets."""
+AUXILIARY_WEIGHT = 0.5
+"""What the losses of owners and of clues count beside that of the targets."""
 
 
 @dataclass(frozen=True, slots=True)

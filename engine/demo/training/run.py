@@ -17,8 +17,8 @@ from engine.demo.decode import hidden_rows
 from engine.demo.training.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.training.recipe import (
     ADAM_LR,
+    AUXILIARY_WEIGHT,
     CLUE_LAYER,
-    CLUE_WEIGHT,
     MUON_LR,
     OWNER_LAYER,
     Recipe,
@@ -43,8 +43,8 @@ def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
     is_judged = batch.targets != IGNORED
     clues, owners = (torch.where(chosen, batch.clues, IGNORED) for chosen in (is_judged, ~is_judged))
-    helps = _mean_loss(model, kept[CLUE_LAYER], clues) + _mean_loss(model, kept[OWNER_LAYER], owners)
-    return _mean_loss(model, last, batch.targets) + CLUE_WEIGHT * helps
+    auxiliary = _mean_loss(model, kept[CLUE_LAYER], clues) + _mean_loss(model, kept[OWNER_LAYER], owners)
+    return _mean_loss(model, last, batch.targets) + AUXILIARY_WEIGHT * auxiliary
 
 
 def _mean_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from engine.demo.samples import LOOKUPS_SHARE
 from engine.demo.tasks import TASKS
 from engine.demo.training import run as runs
 from engine.demo.training.noise import IGNORED, Sampler, seen
-from engine.demo.training.recipe import CLUE_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
+from engine.demo.training.recipe import AUXILIARY_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
 from engine.demo.training.run import Run, kept_rows, loss_of
 from engine.models import describe, load_model
 
@@ -164,7 +164,7 @@ def test_the_plain_decoder_says_what_the_engine_says(make, name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name):
-    """Against torch's own mean over all rows, at the last layer and at the layers that are asked for a help."""
+    """Against torch's own mean over all rows, at the last layer and at those that are asked for owners and clues."""
     run = make(name)
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
@@ -179,7 +179,7 @@ def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name
             for layer, rows in ((0, targets == IGNORED), (1, targets != IGNORED)):
                 if (asked := rows & (clues != IGNORED)).any():
                     said = run.model.logits(kept[layer][asked])
-                    expected = expected + CLUE_WEIGHT * cross_entropy(said, clues[asked])
+                    expected = expected + AUXILIARY_WEIGHT * cross_entropy(said, clues[asked])
                     met.add(layer)
             loss = loss_of(run.model, batch, run.recipe.block)
             torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
