@@ -57,7 +57,8 @@ def quantised(rows: Tensor, dtype: torch.dtype, prune: float = 0.0) -> Quantised
     rows, largest = rows.float(), LARGEST[dtype]
     peaks = rows.abs().amax(dim=-1)
     is_finite = peaks.isfinite()
-    scales = torch.where(is_finite, peaks / largest, torch.nan)
+    # By a tensor: on CUDA torch multiplies with the reciprocal of a number, which gives other bits.
+    scales = torch.where(is_finite, peaks / torch.full_like(peaks, largest), torch.nan)
     has_codes = is_finite & (scales > 0)
     divisors = torch.where(has_codes, scales, 1.0).unsqueeze(-1)
     is_coded = has_codes.unsqueeze(-1) & (rows.abs() >= (peaks * prune).unsqueeze(-1))
