@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from engine.core.errors import LoadError
 from engine.demo import FOLDERS
 from engine.demo.build_tokenizer import save
 from engine.demo.checkpoint import export
@@ -85,8 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="length of the run, learning rate and all [default: the recipe's]")
     parser.add_argument("--hours", type=float, default=float("inf"), help="stop after so many, to be resumed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--weights", type=Path, help="folder of the checkpoint to begin with [default: random weights]")
-    parser.add_argument("--keep", action="store_true", help="train only the layers that the checkpoint lacks")
+    parser.add_argument("--weights", type=Path, help="checkpoint to begin with [default: random weights]")
     parser.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates [default: 1]")
     parser.add_argument(
         "--tokens",
@@ -115,9 +115,6 @@ def main() -> None:
     )
     parser.add_argument("--export", type=Path, help="folder of the checkpoint [default: the bundled one]")
     args = parser.parse_args()
-    if args.keep and not args.weights:
-        parser.error("--keep needs --weights: of random weights there is nothing to keep")
-
     torch.set_num_threads(args.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # of texts this short, threads cost more than they gain
     recipe = RECIPES[args.name] if args.steps is None else replace(RECIPES[args.name], steps=args.steps)
@@ -130,7 +127,10 @@ def main() -> None:
         sampler = Sampler(tokenizer, args.seed, recipe.block, args.tokens, tuple(args.lookups))
         run = Run(sampler, recipe, args.device, args.rate)
         if args.weights:
-            run.begin_with(args.weights, keep=args.keep)
+            try:
+                run.begin_with(args.weights)
+            except LoadError as error:
+                parser.error(f"--weights: {error}")
         if state.exists():
             run.resume(state)
         else:

@@ -62,9 +62,10 @@ class Batch(NamedTuple):
     positions: Tensor
     targets: Tensor
     """The right token, or IGNORED."""
+    owners: Tensor
+    """What a layer before the last must say: where a word of a text stands, the token of its owner; else IGNORED."""
     clues: Tensor
-    """What layers before the last must say: where a judgement is a target, the token that decides it, its clue; where a
-    word of a text stands, that of its owner; else IGNORED."""
+    """Likewise, where a judgement is a target: the token that decides it."""
     streams: Tensor | None = None
     """Block-causal: 0 in a row itself, else the number of the noisy copy of a block. None: full attention."""
 
@@ -127,8 +128,8 @@ class Sampler:
         some = masked[: len(rows) // 2]
         drawn = some & (torch.rand(some.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60))) < 0.5)
         masked[: len(some)] = torch.where(drawn.any(dim=1, keepdim=True), drawn, some)
-        clues = torch.where(masked, _at(length, [row.clues for row in rows]), _at(length, [row.owners for row in rows]))
-        return self._batch(clean, masked, masked, clues)
+        owners, clues = (_at(length, given) for given in ([row.owners for row in rows], [row.clues for row in rows]))
+        return self._batch(clean, masked, masked, owners, torch.where(masked, clues, IGNORED))
 
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
         clean = self._filled(rows, length)
@@ -139,11 +140,12 @@ class Sampler:
         drawn = torch.rand(clean.shape, generator=generator) < TAIL_SHARE
         return self._batch(clean, masked, masked & ((torch.arange(length) <= ends) | drawn))
 
-    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, clues: Tensor | None = None) -> Batch:
+    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, *auxiliary: Tensor) -> Batch:
+        """`auxiliary`: owners and clues, if there are any."""
         positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
         ids, targets = torch.where(masked, self.mask, clean), torch.where(wanted, clean, IGNORED)
-        clues = torch.full_like(clean, IGNORED) if clues is None else clues
-        return Batch(ids, positions, targets, clues, None if self.block is None else torch.zeros_like(clean))
+        owners, clues = auxiliary or torch.full((2, *clean.shape), IGNORED)
+        return Batch(ids, positions, targets, owners, clues, None if self.block is None else torch.zeros_like(clean))
 
     def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:
         """Clean rows of `length`, each followed by noisy copies of blocks that hold a part of an answer.
@@ -173,7 +175,8 @@ class Sampler:
         positions = torch.cat([torch.arange(length).expand(clean.shape), places], dim=1)
         streams = torch.arange(1, copies + 1).repeat_interleave(self.block).expand(places.shape)
         streams = torch.cat([torch.zeros_like(clean), streams], dim=1)
-        return Batch(ids, positions, targets, torch.full_like(ids, IGNORED), streams)
+        owners, clues = torch.full((2, *ids.shape), IGNORED)
+        return Batch(ids, positions, targets, owners, clues, streams)
 
     def _copy(self, row: Row, rng: Random) -> tuple[int, int, int, bool]:
         """A block, the answer [start, end) whose part in it is noisy, and whether it is the last, which EOS follows."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from engine.core.errors import LoadError
 from engine.demo.decode import hidden_rows
 from engine.demo.training.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.training.recipe import (
@@ -41,9 +42,7 @@ def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
     visible = None if block is None else seen(batch, block)
     with kept_rows(model) as kept:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
-    is_judged = batch.targets != IGNORED
-    clues, owners = (torch.where(chosen, batch.clues, IGNORED) for chosen in (is_judged, ~is_judged))
-    auxiliary = _mean_loss(model, kept[CLUE_LAYER], clues) + _mean_loss(model, kept[OWNER_LAYER], owners)
+    auxiliary = _mean_loss(model, kept[OWNER_LAYER], batch.owners) + _mean_loss(model, kept[CLUE_LAYER], batch.clues)
     return _mean_loss(model, last, batch.targets) + AUXILIARY_WEIGHT * auxiliary
 
 
@@ -102,20 +101,15 @@ class Run:
         self._learn = GraphedSteps(self._learnt) if self.device.type == "cuda" else self._learnt
         self._losses, self._counted = torch.zeros((), device=self.device), 0
 
-    def begin_with(self, folder: Path, *, keep: bool = False) -> None:
+    def begin_with(self, folder: Path) -> None:
         """Takes a checkpoint's weights in place of random ones; layers that it lacks stay as they are, the identity.
 
-        keep: nothing that the checkpoint has is trained. Raises LoadError if there is none, RuntimeError if it has
-        layers more, or with `keep` as many.
+        Raises LoadError if there is none, or if it has layers more.
         """
         begun = load_model(folder, describe(folder), torch.float32, self.device)
-        lacking, extra = self.model.load_state_dict(begun.state_dict(), strict=False)
+        _, extra = self.model.load_state_dict(begun.state_dict(), strict=False)
         if extra:
-            raise RuntimeError(f"{folder} has weights that the recipe's geometry has no place for: {extra[0]}")
-        if keep and not lacking:
-            raise RuntimeError(f"{folder} has every layer: there is nothing to train beside what is kept")
-        for name, _ in begun.named_parameters():
-            self.model.get_parameter(name).requires_grad_(not keep)
+            raise LoadError(f"{folder} has weights that the recipe's geometry has no place for: {extra[0]}")
 
     def compile(self) -> None:
         """Has steps use torch's compiler for what a layer does beside attention. For a GPU."""

@@ -51,30 +51,33 @@ def test_a_step_is_the_same_whoever_asks(tokenizer, block):
 
 @pytest.mark.parametrize("block", [None, BLOCK])
 def test_a_clue_is_asked_for_where_its_judgement_is_a_target_and_nowhere_else(tokenizer, block):
-    """Of the words of a text the owners are asked for, which are clean."""
+    """Owners are asked for where a text has its words, which are clean."""
     mask = token_id(tokenizer, MASK)
     said, graded = (
         {tokenizer.encode(f"{space}{word}").ids[0] for word in words for space in ("", " ")}
         for words in (("Yes", "No", *"ABCD"), "12345")
     )
     sampler = Sampler(tokenizer, 3, block, 2048, lookups=(1, 1))
-    met = set()
+    clues = owners = 0
     for step in STEPS:
         batch = sampler.batch(step, 0.0)
-        asked = batch.clues != IGNORED
-        masked = batch.ids == mask
-        assert (batch.targets[asked & masked] != IGNORED).all()
-        assert set(batch.targets[asked & masked].tolist()) <= said | graded
-        assert not said & set(batch.ids[asked & ~masked].tolist())
-        met |= {bool(one) for one in masked[asked]}
-    assert met == {True, False}
+        decided, owned, masked = batch.clues != IGNORED, batch.owners != IGNORED, batch.ids == mask
+        assert masked[decided].all()
+        assert set(batch.targets[decided].tolist()) <= said | graded
+        assert not masked[owned].any()
+        assert not said & set(batch.ids[owned].tolist())
+        clues, owners = clues + int(decided.sum()), owners + int(owned.sum())
+    assert clues
+    assert owners
 
 
 @pytest.mark.parametrize("block", [None, BLOCK])
-def test_other_batches_have_no_clues(tokenizer, block):
+def test_other_batches_have_neither_owners_nor_clues(tokenizer, block):
     sampler = Sampler(tokenizer, 3, block, 2048, lookups=(0, 0))
     for step in STEPS:
-        assert (sampler.batch(step, 0.0).clues == IGNORED).all()
+        batch = sampler.batch(step, 0.0)
+        assert (batch.owners == IGNORED).all()
+        assert (batch.clues == IGNORED).all()
 
 
 @pytest.mark.parametrize("size", [1300, 4096])

@@ -59,6 +59,6 @@ def test_every_batch_is_learnt_once_and_in_order(pools):
     wanted = [((2, 4), 1), ((1, 8), 2), ((2, 4), 3), ((2, 4), 4), ((1, 8), 5), ((1, 8), 6), ((2, 4), 7)]
     for shape, number in wanted:
         ids = torch.full(shape, number)
-        step(Batch(ids, ids, ids, ids))
+        step(Batch(ids, ids, ids, ids, ids))
     assert learnt == wanted
     assert pools == [None, "pool"], "a graph for each shape, in one pool"

@@ -1,4 +1,4 @@
-"""The command that trains: what it refuses before anything is written."""
+"""The command that trains: what it refuses before a step."""
 
 import sys
 
@@ -7,8 +7,13 @@ import pytest
 from engine.demo.train import main
 
 
-def test_to_keep_weights_some_must_be_given(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train", "demo", "--keep"])
+def test_what_it_begins_with_must_be_a_checkpoint(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "nothing"
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["train", "demo", "--weights", str(folder), "--export", str(tmp_path), "--state", str(tmp_path / "s")],
+    )
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "--keep needs --weights" in capsys.readouterr().err
+    assert f"--weights: {folder}" in capsys.readouterr().err
