@@ -22,7 +22,7 @@ ENGINE = {  # a room, and the rooms that it may import from
     "assemble": f"{BELOW_THE_STEP} engine",
     "loop": "core engine",
     "bench": f"{BELOW_THE_STEP} engine assemble",
-    "demo": "models",  # data and the scripts that make it
+    "demo": "core models",  # data and the scripts that make it
 }
 SERVER = {  # all of them may import from `engine`, its public face, and from nothing within
     "units": "",
