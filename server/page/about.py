@@ -81,8 +81,8 @@ _GAP = {"name": "A gap to fill", "state": {"prompt": "What is the capital of Fra
 _TOY: Mapping[str, Any] = {
     "summary": "a tiny toy model that comes with the server",
     "limits": "It works out small sums and short word problems, sorts three to six numbers up to 20, reverses a few "
-    "words, knows 155 facts (capitals, opposites, colours, animals, days), tells stories, makes forms of sentences and "
-    "calls two small tools. It knows nothing else, and says so; whether a statement is true it cannot tell.",
+    "words, knows 155 facts (capitals, opposites, colours, animals, days), tells stories, makes forms of sentences, "
+    "calls two small tools, and answers questions about a short text. It knows nothing else, and says so.",
     "examples": [
         {
             "name": "A word problem",
@@ -94,6 +94,10 @@ _TOY: Mapping[str, Any] = {
         {"name": "A capital", "state": {"prompt": "What is the capital of Norway?"}},
         {"name": "An opposite", "state": {"prompt": "What is the opposite of hot?"}},
         {"name": "Sorting", "state": {"prompt": "Sort these numbers: 14 3 9 20."}},
+        {
+            "name": "Yes or no",
+            "state": {"prompt": "Leo has a white lamp. Lucy is in the park. Does Lucy have the lamp? Yes or no?"},
+        },
         {"name": "What it can do", "state": {"prompt": "What can you do?"}},
         _GAP,
         {

@@ -9,6 +9,7 @@ RIGHT = {
     "A capital": "Oslo",
     "An opposite": "cold",
     "Sorting": "3 9 14 20",
+    "Yes or no": "No",
     "What it can do": "I can work out small sums",
     "A gap to fill": "The answer is Paris.",
     "JSON": '{"name": "Tom", "count": 3}',

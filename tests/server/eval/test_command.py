@@ -199,12 +199,12 @@ def test_formats_are_swept_and_compared_to_the_same_policy(capsys, monkeypatch):
     """One engine at a time; the first is asked for what the others are compared to, and never the exact decode."""
     opened, running = [], local.running
     monkeypatch.setattr(local, "running", lambda *asked: opened.append(asked[-2]) or running(*asked))
-    flags = ["--tasks", "sort,facts", "--limit", "2", "--max-tokens", "16", "--kv-dtype", "int8,fp8/0.01"]
+    flags = ["--tasks", "reverse,facts", "--limit", "2", "--max-tokens", "16", "--kv-dtype", "int8,fp8/0.01"]
     rows = rows_of(capsys, *flags, "--unmask", "threshold,fixed", "--tokens-per-step", "4")
     assert opened == [("auto", 0.0), ("int8", 0.0), ("fp8", 0.01)]
     assert [(row["task"], row["kv_dtype"], row["kv_prune"], row["unmask"]) for row in rows] == [
         (task, kv_dtype, kv_prune, unmask)
-        for task in ("sort", "facts")
+        for task in ("reverse", "facts")
         for unmask in ("threshold", "fixed")
         for kv_dtype, kv_prune in opened[1:]
     ]
