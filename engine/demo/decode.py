@@ -19,7 +19,7 @@ from engine.demo.training.noise import BLOCK
 from engine.models.layers import Transformer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DenseContext:
     """Attention within each of `rows` sequences: keys where `seen` [rows, 1, queries or 1, keys] is true, or all."""
 
@@ -33,11 +33,14 @@ class DenseContext:
 
 def hidden_rows(model: Transformer, ids: Tensor, seen: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
     """ids [rows, length] -> hidden [rows, length, dim]. `seen`: [rows or 1, queries or 1, keys]."""
-    rows, length = ids.shape
-    positions = torch.arange(length, device=ids.device).expand(ids.shape) if positions is None else positions
-    context = DenseContext(rows, None if seen is None else seen[:, None])
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape) if positions is None else positions
+    return rows_through(model, ids, positions, DenseContext(len(ids), None if seen is None else seen[:, None]))
+
+
+def rows_through(model: Transformer, ids: Tensor, positions: Tensor, context: DenseContext) -> Tensor:
+    """ids and positions [rows, length] -> hidden [rows, length, dim]."""
     hidden: Tensor = model(ids.flatten(), positions.flatten(), context)
-    return hidden.view(rows, length, -1)
+    return hidden.view(*ids.shape, -1)
 
 
 def decode(

@@ -34,6 +34,8 @@ TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
 BLOCK = 32
 """The block that masks imitate where attention is full; decoding goes by the same."""
+CACHED_SHARE = 0.5
+"""How often a batch of problems is computed as the cache `dual` does, where attention is full."""
 
 _WITH_TOOLS = {"tool": 7, "tale": 2}
 FULL_BUCKETS = (
@@ -68,6 +70,11 @@ class Batch(NamedTuple):
     """Likewise, where a judgement is a target: the token that decides it."""
     streams: Tensor | None = None
     """Block-causal: 0 in a row itself, else the number of the noisy copy of a block. None: full attention."""
+    opening: Tensor | None = None
+    """Rows as the cache `dual` sees them: the ids when their block opened, which was all masks. Keys and values of
+    everything outside of the block are still of then."""
+    opened: Tensor | None = None
+    """bool: the places of that block."""
 
 
 class Sampler:
@@ -134,11 +141,17 @@ class Sampler:
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
         clean = self._filled(rows, length)
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        starts = torch.tensor([row.answers[-1][0] for row in rows])
-        ends = torch.tensor([len(row.ids) for row in rows])[:, None]
-        masked = full_masks(starts[:, None], ends, length, generator)
-        drawn = torch.rand(clean.shape, generator=generator) < TAIL_SHARE
-        return self._batch(clean, masked, masked & ((torch.arange(length) <= ends) | drawn))
+        starts, ends = (
+            torch.tensor(column)[:, None]
+            for column in ([row.answers[-1][0] for row in rows], [len(row.ids) for row in rows])
+        )
+        told = (torch.arange(length) <= ends) | (torch.rand(clean.shape, generator=generator) < TAIL_SHARE)
+        if rng.random() < CACHED_SHARE:
+            masked, opened = block_masks(starts, ends, length, generator)
+            batch = self._batch(clean, masked, masked & opened & told)
+            return batch._replace(opening=torch.where(opened, self.mask, batch.ids), opened=opened)
+        masked = full_masks(starts, ends, length, generator)
+        return self._batch(clean, masked, masked & told)
 
     def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, *auxiliary: Tensor) -> Batch:
         """`auxiliary`: owners and clues, if there are any."""
@@ -230,6 +243,23 @@ def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Gener
         below += share
     own = in_answer & (place <= ends - starts)
     return masked | (own & ~(masked & own).any(dim=1, keepdim=True))
+
+
+def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which positions [rows, length] are masked, and which are those of the open block.
+
+    That is one of an answer's [start, end), or the EOS behind it. It is masked at a uniform ratio, at least one of its
+    own; before it all is clean, behind it all is masked.
+    """
+    ratio, opened = torch.rand(2, len(starts), 1, generator=generator)
+    place = torch.arange(length) - starts
+    block = place.div(BLOCK, rounding_mode="floor")
+    open_block = (opened * ((ends - starts) // BLOCK + 1)).long()
+    is_open = block == open_block
+    drawn = is_open & (torch.rand(is_open.shape, generator=generator) < ratio)
+    own = is_open & (place <= ends - starts)
+    drawn |= own & ~(drawn & own).any(dim=1, keepdim=True)
+    return drawn | (block > open_block), is_open
 
 
 def _between(shares: tuple[float, float], progress: float) -> float:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from engine.demo.training.noise import Batch
 
+Shape = tuple[torch.Size, tuple[bool, ...]]
+"""Of a batch: that of its ids, and which of its tensors it has not."""
+
 
 class GraphedSteps:
     """Runs `step` on batches on the current stream, which must not be the default one.
@@ -21,12 +24,12 @@ class GraphedSteps:
 
     def __init__(self, step: Callable[[Batch], None]) -> None:
         self.step = step
-        self._met: set[torch.Size] = set()
-        self._graphs: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Batch]] = {}
+        self._met: set[Shape] = set()
+        self._graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, Batch]] = {}
 
     def __call__(self, batch: Batch) -> None:
         """`batch` may be in pinned memory of the host."""
-        shape = batch.ids.shape
+        shape = batch.ids.shape, tuple(one is None for one in batch)
         if shape not in self._met:
             self._met.add(shape)
             self.step(moved(batch))

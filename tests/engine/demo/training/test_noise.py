@@ -12,6 +12,7 @@ from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
 from engine.demo.decode import hidden_rows
 from engine.demo.samples import Row
+from engine.demo.training.noise import BLOCK as FULL_BLOCK
 from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import geometry, initialise
 from engine.models.layers import Transformer
@@ -69,6 +70,30 @@ def test_a_clue_is_asked_for_where_its_judgement_is_a_target_and_nowhere_else(to
         clues, owners = clues + int(decided.sum()), owners + int(owned.sum())
     assert clues
     assert owners
+
+
+def test_an_open_block_is_learnt_beside_what_was_seen_when_it_opened(tokenizer):
+    mask = token_id(tokenizer, MASK)
+    sampler = Sampler(tokenizer, 3, None, 2048, lookups=(0, 0))
+    later = met = 0
+    for step in range(20):
+        batch = sampler.batch(step, 0.0)
+        if batch.opening is None:
+            assert batch.opened is None
+            continue
+        met += 1
+        assert (batch.opening[batch.opened] == mask).all()
+        assert torch.equal(batch.opening[~batch.opened], batch.ids[~batch.opened])
+        assert batch.opened[batch.targets != IGNORED].all()
+        assert (batch.targets != IGNORED).any(dim=1).all()
+        places = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape)
+        first = torch.where(batch.opened, places, places.shape[1]).amin(dim=1, keepdim=True)
+        assert (batch.opened.sum(dim=1) <= FULL_BLOCK).all()
+        assert (batch.ids[places < first] != mask).all(), "what stands before it is there"
+        assert (batch.ids[places >= first + FULL_BLOCK] == mask).all(), "nothing behind it is"
+        later += int((batch.ids[batch.opened] != mask).sum())
+    assert met > 2
+    assert later, "some of a block is there when the rest of it is asked for"
 
 
 @pytest.mark.parametrize("block", [None, BLOCK])

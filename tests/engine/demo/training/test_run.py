@@ -20,7 +20,7 @@ from engine.demo.tasks import TASKS
 from engine.demo.training import run as runs
 from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import AUXILIARY_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
-from engine.demo.training.run import Run, kept_rows, loss_of
+from engine.demo.training.run import Run, cached_rows, kept_rows, loss_of
 from engine.models import describe, load_model
 
 pytestmark = pytest.mark.slow
@@ -166,7 +166,10 @@ def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name
         batch = run.sampler.batch(step, 0.0)
         visible = None if run.recipe.block is None else seen(batch, run.recipe.block)
         with torch.no_grad(), kept_rows(run.model) as kept:
-            hidden = hidden_rows(run.model, batch.ids, visible, batch.positions)
+            if batch.opening is None:
+                hidden = hidden_rows(run.model, batch.ids, visible, batch.positions)
+            else:
+                hidden = cached_rows(run.model, batch)
             expected = cross_entropy(run.model.logits(hidden.flatten(0, 1)), batch.targets.flatten())
             for layer, wanted in enumerate((batch.owners.flatten(), batch.clues.flatten())):
                 if (asked := wanted != IGNORED).any():
@@ -176,6 +179,28 @@ def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name
             loss = loss_of(run.model, batch, run.recipe.block)
             torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert met == {0, 1}
+
+
+def test_an_open_block_sees_the_rest_as_it_was_when_the_block_opened(make):
+    run = make("demo")
+    for parameter in run.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    steps = (run.sampler.batch(step, 0.0) for step in itertools.count())
+    batch = next(batch for batch in steps if batch.opening is not None)
+
+    def block_rows(**changed):
+        with torch.no_grad():
+            return cached_rows(run.model, batch._replace(**changed))[batch.opened]
+
+    now = block_rows()
+    at_first = block_rows(ids=batch.opening)
+    with torch.no_grad():
+        torch.testing.assert_close(at_first, hidden_rows(run.model, batch.opening)[batch.opened])
+        assert not torch.allclose(now, hidden_rows(run.model, batch.ids)[batch.opened], atol=1e-3)
+    assert not torch.allclose(now, at_first, atol=1e-3), "the block's own tokens are seen"
+    elsewhere = torch.where(batch.opened, batch.ids, 7)
+    assert torch.equal(block_rows(ids=elsewhere), now), "outside of it nothing is computed anew"
+    assert not torch.allclose(block_rows(opening=torch.where(batch.opened, batch.opening, 7)), now, atol=1e-3)
 
 
 def test_rows_are_kept_behind_each_layer_and_only_meanwhile(make):
