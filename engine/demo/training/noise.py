@@ -141,10 +141,8 @@ class Sampler:
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
         clean = self._filled(rows, length)
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        starts, ends = (
-            torch.tensor(column)[:, None]
-            for column in ([row.answers[-1][0] for row in rows], [len(row.ids) for row in rows])
-        )
+        starts = torch.tensor([row.answers[-1][0] for row in rows])[:, None]
+        ends = torch.tensor([len(row.ids) for row in rows])[:, None]
         told = (torch.arange(length) <= ends) | (torch.rand(clean.shape, generator=generator) < TAIL_SHARE)
         if rng.random() < CACHED_SHARE:
             masked, opened = block_masks(starts, ends, length, generator)

@@ -3,9 +3,8 @@
 A run that is saved and resumed is the unbroken one, on a CPU bit by bit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from engine.core.errors import LoadError
-from engine.demo.decode import DenseContext, hidden_rows, rows_through
+from engine.demo.decode import hidden_rows
+from engine.demo.training.cached import cached_rows
 from engine.demo.training.noise import IGNORED, Batch, Sampler, seen
 from engine.demo.training.recipe import (
     ADAM_LR,
@@ -47,42 +47,6 @@ def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
         last = hidden_rows(model, batch.ids, visible, batch.positions).flatten(0, 1)
     auxiliary = _mean_loss(model, kept[OWNER_LAYER], batch.owners) + _mean_loss(model, kept[CLUE_LAYER], batch.clues)
     return _mean_loss(model, last, batch.targets) + AUXILIARY_WEIGHT * auxiliary
-
-
-def cached_rows(model: Transformer, batch: Batch) -> Tensor:
-    """The hidden rows [rows, length, dim] of an open block, as the cache `dual` computes it; those outside of it mean
-    nothing. What the block saw when it opened is learnt from other batches: no gradient goes there."""
-    assert batch.opening is not None
-    assert batch.opened is not None
-    opening = Opening(len(batch.ids))
-    with torch.no_grad():
-        rows_through(model, batch.opening, batch.positions, opening)
-    context = OpenBlock(len(batch.ids), opened=batch.opened, kept=opening.kept)
-    return rows_through(model, batch.ids, batch.positions, context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening(DenseContext):
-    """Keeps each layer's keys and values."""
-
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.kept.append((k, v))
-        return super().attend(layer, q, k, v)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenBlock(DenseContext):
-    """Keys and values of the places `opened` [rows, length] are computed; all others are those that were kept."""
-
-    opened: Tensor
-    kept: Sequence[tuple[Tensor, Tensor]]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        is_new = self.opened.flatten()[:, None, None]
-        k, v = (torch.where(is_new, new, old) for new, old in zip((k, v), self.kept[layer], strict=True))
-        return super().attend(layer, q, k, v)
 
 
 def _mean_loss(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from engine.demo.decode import decode, hidden_rows
 from engine.demo.samples import LOOKUPS_SHARE
 from engine.demo.tasks import TASKS
 from engine.demo.training import run as runs
+from engine.demo.training.cached import cached_rows
 from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import AUXILIARY_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
-from engine.demo.training.run import Run, cached_rows, kept_rows, loss_of
+from engine.demo.training.run import Run, kept_rows, loss_of
 from engine.models import describe, load_model
 
 pytestmark = pytest.mark.slow
