@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
 from engine.demo.families.problem import Problem
-from engine.demo.training.noise import BLOCK
+from engine.demo.training.masks import BLOCK
 from engine.models.layers import Transformer
 
 

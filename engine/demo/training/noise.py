@@ -25,6 +25,7 @@ from engine.demo.samples import (
     Row,
     Rows,
 )
+from engine.demo.training.masks import block_masks, full_masks
 
 IGNORED = -100
 """The target where nothing has to be said."""
@@ -32,8 +33,6 @@ TOKENS_PER_BATCH = 8192
 """Of a run that says nothing else."""
 TAIL_SHARE = 0.08
 """How often a masked token behind the first EOS is a target."""
-BLOCK = 32
-"""The block that masks imitate where attention is full; decoding goes by the same."""
 CACHED_SHARE = 0.5
 """How often a batch of problems is computed as the cache `dual` does, where attention is full."""
 
@@ -136,7 +135,7 @@ class Sampler:
         drawn = some & (torch.rand(some.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60))) < 0.5)
         masked[: len(some)] = torch.where(drawn.any(dim=1, keepdim=True), drawn, some)
         owners, clues = (_at(length, given) for given in ([row.owners for row in rows], [row.clues for row in rows]))
-        return self._batch(clean, masked, masked, owners, torch.where(masked, clues, IGNORED))
+        return self._batch(clean, masked, masked)._replace(owners=owners, clues=torch.where(masked, clues, IGNORED))
 
     def _full(self, rows: Sequence[Row], length: int, rng: Random) -> Batch:
         clean = self._filled(rows, length)
@@ -151,12 +150,12 @@ class Sampler:
         masked = full_masks(starts, ends, length, generator)
         return self._batch(clean, masked, masked & told)
 
-    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor, *auxiliary: Tensor) -> Batch:
-        """`auxiliary`: owners and clues, if there are any."""
+    def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor) -> Batch:
+        """Without owners or clues."""
         positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
         ids, targets = torch.where(masked, self.mask, clean), torch.where(wanted, clean, IGNORED)
-        owners, clues = auxiliary or torch.full((2, *clean.shape), IGNORED)
-        return Batch(ids, positions, targets, owners, clues, None if self.block is None else torch.zeros_like(clean))
+        nothing = torch.full_like(clean, IGNORED)
+        return Batch(ids, positions, targets, nothing, nothing, None if self.block is None else torch.zeros_like(clean))
 
     def _blocks(self, rows: Sequence[Row], rng: Random, length: int, copies: int) -> Batch:
         """Clean rows of `length`, each followed by noisy copies of blocks that hold a part of an answer.
@@ -213,51 +212,6 @@ def seen(batch: Batch, block: int) -> Tensor:
     blocks = batch.positions // block
     own = (blocks[:, :, None] == blocks[:, None]) & (batch.streams[:, :, None] == batch.streams[:, None])
     return own | ((batch.streams == 0)[:, None] & (blocks[:, None] < blocks[:, :, None]))
-
-
-def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> Tensor:
-    """Which positions [rows, length] are masked, of each answer [start, end) or the EOS behind it at least one.
-
-    Each row is masked in one of four ways: its answer at a uniform ratio, as LLaDA is tuned; all of it at a uniform
-    ratio, which teaches copying; its answer from some word on, which teaches working step by step with nothing ahead to
-    copy from; or as block decoding leaves it, clean before the open block and all masks after.
-    """
-    rows = len(starts)
-    ratio, way, cut, opened = torch.rand(4, rows, 1, generator=generator)
-    drawn = torch.rand(rows, length, generator=generator) < ratio
-    place = torch.arange(length) - starts  # negative in the prompt
-    in_answer = place >= 0
-    block = place.div(BLOCK, rounding_mode="floor")
-    open_block = (opened * ((ends - starts) // BLOCK + 1)).long()
-    ways = (
-        (0.35, in_answer & drawn),
-        (0.20, drawn),
-        (0.25, place >= (cut * (ends - starts + 1)).long()),
-        (0.20, (in_answer & (block == open_block) & drawn) | (block > open_block)),
-    )
-    masked, below = torch.zeros_like(drawn), 0.0
-    for share, ones in ways:
-        masked |= ones & (way >= below) & (way < below + share)
-        below += share
-    own = in_answer & (place <= ends - starts)
-    return masked | (own & ~(masked & own).any(dim=1, keepdim=True))
-
-
-def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which positions [rows, length] are masked, and which are those of the open block.
-
-    That is one of an answer's [start, end), or the EOS behind it. It is masked at a uniform ratio, at least one of its
-    own; before it all is clean, behind it all is masked.
-    """
-    ratio, opened = torch.rand(2, len(starts), 1, generator=generator)
-    place = torch.arange(length) - starts
-    block = place.div(BLOCK, rounding_mode="floor")
-    open_block = (opened * ((ends - starts) // BLOCK + 1)).long()
-    is_open = block == open_block
-    drawn = is_open & (torch.rand(is_open.shape, generator=generator) < ratio)
-    own = is_open & (place <= ends - starts)
-    drawn |= own & ~(drawn & own).any(dim=1, keepdim=True)
-    return drawn | (block > open_block), is_open
 
 
 def _between(shares: tuple[float, float], progress: float) -> float:

@@ -12,7 +12,7 @@ from engine.demo.build_tokenizer import token_id
 from engine.demo.chat import EOS, MASK
 from engine.demo.decode import hidden_rows
 from engine.demo.samples import Row
-from engine.demo.training.noise import BLOCK as FULL_BLOCK
+from engine.demo.training.masks import BLOCK as FULL_BLOCK
 from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import geometry, initialise
 from engine.models.layers import Transformer

@@ -1,0 +1,62 @@
+"""Which tokens of rows are masked, where attention is full: of each answer [start, end) or the EOS behind it at least
+one.
+
+`starts` and `ends` are [rows, 1]; masks are bool [rows, length].
+"""
+
+import torch
+from torch import Tensor
+
+BLOCK = 32
+"""The block that masks imitate; decoding goes by the same."""
+ENDED_SHARE = 0.4
+"""How much of open blocks shows nothing but the EOS at its end. Decode of the surest token first writes them before
+anything else; a model that never met them takes the answer to be as long as they leave room for."""
+
+
+def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Each row is masked in one of four ways: its answer at a uniform ratio, as LLaDA is tuned; all of it at a uniform
+    ratio, which teaches copying; its answer from some word on, which teaches working step by step with nothing ahead to
+    copy from; or as block decoding leaves it.
+    """
+    rows = len(starts)
+    ratio, way, cut = torch.rand(3, rows, 1, generator=generator)
+    drawn = torch.rand(rows, length, generator=generator) < ratio
+    place = torch.arange(length) - starts  # negative in the prompt
+    in_answer = place >= 0
+    decoded, _ = block_masks(starts, ends, length, generator)
+    ways = (
+        (0.30, in_answer & drawn),
+        (0.17, drawn),
+        (0.19, place >= (cut * (ends - starts + 1)).long()),
+        (0.34, decoded),
+    )
+    masked, below = torch.zeros_like(drawn), 0.0
+    for share, ones in ways:
+        masked |= ones & (way >= below) & (way < below + share)
+        below += share
+    return _with_one_at_least(masked, in_answer & (place <= ends - starts), masked)
+
+
+def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What is masked, and the positions of the open block, one of those that the answer or the EOS behind it is in.
+
+    Before that block all is clean, behind it all is masked. In it each token is masked as often as a ratio says that
+    is drawn for the row, or all of them are but some EOS at its end.
+    """
+    rows = len(starts)
+    ratio, opened, ended, cut = torch.rand(4, rows, 1, generator=generator)
+    place, lengths = torch.arange(length) - starts, ends - starts
+    block = place.div(BLOCK, rounding_mode="floor")
+    number = (opened * (lengths // BLOCK + 1)).long()
+    is_open = block == number
+    first_eos, behind = torch.maximum(lengths + 1, number * BLOCK), (number + 1) * BLOCK
+    known_from = first_eos + (cut * (behind + 1 - first_eos).clamp(min=0)).long()
+    drawn = torch.rand(rows, length, generator=generator) < ratio
+    masked = is_open & torch.where(ended < ENDED_SHARE, place < known_from, drawn)
+    return _with_one_at_least(masked, is_open & (place <= lengths), masked | (block > number)), is_open
+
+
+def _with_one_at_least(masked: Tensor, own: Tensor, wanted: Tensor) -> Tensor:
+    """`wanted`, and all of `own` in rows of which `masked` has none of them."""
+    return wanted | (own & ~(masked & own).any(dim=1, keepdim=True))
