@@ -1,19 +1,27 @@
 """What agents are written with, over a real socket, with the bundled model: /v1/messages by Anthropic's SDK."""
 
 from importlib import import_module
+from typing import Literal
 
 import httpx
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from tests.replays import claude_code
-from tests.test_responses_clients import FUNCTIONS, Sum
+from tests.test_responses_clients import FUNCTIONS
 from tests.test_tool_clients import ADD, QUESTION, SCHEMAS
 
 TOOLS = [
     {"name": "add", "description": "Adds.", "input_schema": ADD},
     {"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}},
 ]
+
+
+class Verdict(BaseModel):
+    """Without bounds: the client keeps those of a number to itself, and then refuses what the model says."""
+
+    verdict: Literal["right", "wrong"]
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +79,14 @@ async def test_async(anthropic, demo_server, claude):
         assert [event.type async for event in raw][-1] == "message_stop"
         counted = await other.messages.count_tokens(model="demo", messages=QUESTION, system="Be brief.")
         assert counted.input_tokens == streamed.usage.input_tokens
-        parsed = await other.messages.parse(model="demo", messages=QUESTION, max_tokens=60, output_format=Sum)
-        assert isinstance(parsed.parsed_output, Sum)
+        parsed = await other.messages.parse(model="demo", messages=QUESTION, max_tokens=60, output_format=Verdict)
+        assert isinstance(parsed.parsed_output, Verdict)
 
 
 def test_the_helpers_for_pydantic_classes(claude):
-    parsed = claude.messages.parse(model="demo", messages=QUESTION, max_tokens=60, output_format=Sum)
-    assert isinstance(parsed.parsed_output, Sum)
-    with claude.messages.stream(model="demo", messages=QUESTION, max_tokens=60, output_format=Sum) as events:
+    parsed = claude.messages.parse(model="demo", messages=QUESTION, max_tokens=60, output_format=Verdict)
+    assert isinstance(parsed.parsed_output, Verdict)
+    with claude.messages.stream(model="demo", messages=QUESTION, max_tokens=60, output_format=Verdict) as events:
         assert events.get_final_message().parsed_output == parsed.parsed_output
 
 
