@@ -16,7 +16,7 @@ from server.eval.score import pooled
 SEED, FEW, MANY = 7, 3, 20
 """Questions of a family: by default, and in the slow tests."""
 CACHES = [("demo", "dual"), ("demo-block", "block")]
-REACHED = {"basic": 0.97, "others": 0.96}
+REACHED = {"basic": 0.98, "others": 0.97}
 """Accuracy over the first five families, and over the others, when the models were bundled (docs/demo-model.md)."""
 
 
@@ -115,6 +115,6 @@ def test_an_answer_does_not_depend_on_the_room_that_was_asked_for(model):
         pooled(answered(model, list(BASIC_TASKS), PolicyPair(), limit=10, max_tokens=room)) for room in (64, 512)
     )
     for row in (short, long):
-        assert row.accuracy > REACHED["basic"] - 0.05
+        assert row.accuracy > 0.95
     assert abs(long.accuracy - short.accuracy) <= 0.01
     assert long.forwards < 1.05 * short.forwards
