@@ -19,7 +19,7 @@ from engine.demo.training.masks import BLOCK
 from engine.models.layers import Transformer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class DenseContext:
     """Attention within each of `rows` sequences: keys where `seen` [rows, 1, queries or 1, keys] is true, or all."""
 

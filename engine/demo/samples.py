@@ -1,6 +1,6 @@
 """Training rows: problems in chat, question and bare form, solved examples before some of them, EOS to the end.
 
-Which tokens of a row are masked, and why, is for `engine.demo.training` to say.
+`engine.demo.training.noise` and `.masks` say which tokens of a row are masked, and why.
 """
 
 from collections.abc import Mapping, Sequence

@@ -59,6 +59,7 @@ def test_tokens_are_the_answers_own_at_every_step(desk):
     answer = desk.whole(body)
     trace, [[start, end]] = answer["trace"], answer["choices"][0]["shown"]
     assert len(trace) > 4
+    assert any(at >= end for told in trace for at in told["positions"])
     for step in (1, len(trace) // 2, len(trace) - 1, len(trace)):
         desk.goto(step)
         count = sum(start <= at < end for told in trace[:step] for at in told["positions"])

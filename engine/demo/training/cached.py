@@ -12,8 +12,8 @@ from engine.models.layers import Transformer
 
 
 def cached_rows(model: Transformer, batch: Batch) -> Tensor:
-    """The hidden rows [rows, length, dim] of an open block, as the cache `dual` computes it; those outside of it mean
-    nothing. What the block saw when it opened is learnt from other batches: no gradient goes there."""
+    """The hidden rows [rows, length, dim] of an open block, as the cache `dual` computes it. Rows outside of the
+    block are undefined. No gradient flows into the keys and values that were kept: other batches teach those."""
     assert batch.opening is not None
     assert batch.opened is not None
     opening = Opening(len(batch.ids))

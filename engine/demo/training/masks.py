@@ -1,5 +1,4 @@
-"""Which tokens of rows are masked, where attention is full: of each answer [start, end) or the EOS behind it at least
-one.
+"""Masks of rows under full attention. Each row has a masked token in its answer [start, end) or in the EOS behind it.
 
 `starts` and `ends` are [rows, 1]; masks are bool [rows, length].
 """
@@ -10,8 +9,8 @@ from torch import Tensor
 BLOCK = 32
 """The block that masks imitate; decoding goes by the same."""
 ENDED_SHARE = 0.4
-"""How much of open blocks shows nothing but the EOS at its end. Decode of the surest token first writes them before
-anything else; a model that never met them takes the answer to be as long as they leave room for."""
+"""The share of rows whose open block shows at most EOS at its end. Decode of the surest token first writes these EOS
+before anything else. A model that has not met such blocks takes the answer to be as long as there is room for."""
 
 
 def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> Tensor:
@@ -41,8 +40,8 @@ def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Gener
 def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """What is masked, and the positions of the open block, one of those that the answer or the EOS behind it is in.
 
-    Before that block all is clean, behind it all is masked. In it each token is masked as often as a ratio says that
-    is drawn for the row, or all of them are but some EOS at its end.
+    Before that block all is clean, behind it all is masked. In it each token is masked at a ratio drawn for the row, or
+    all are masked but some EOS at the end; the EOS that ends the answer is masked with it.
     """
     rows = len(starts)
     ratio, opened, ended, cut = torch.rand(4, rows, 1, generator=generator)
@@ -50,8 +49,8 @@ def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Gene
     block = place.div(BLOCK, rounding_mode="floor")
     number = (opened * (lengths // BLOCK + 1)).long()
     is_open = block == number
-    first_eos, behind = torch.maximum(lengths + 1, number * BLOCK), (number + 1) * BLOCK
-    known_from = first_eos + (cut * (behind + 1 - first_eos).clamp(min=0)).long()
+    tail = lengths + 1
+    known_from = tail + (cut * ((number + 1) * BLOCK + 1 - tail).clamp(min=0)).long()
     drawn = torch.rand(rows, length, generator=generator) < ratio
     masked = is_open & torch.where(ended < ENDED_SHARE, place < known_from, drawn)
     return _with_one_at_least(masked, is_open & (place <= lengths), masked | (block > number)), is_open

@@ -70,8 +70,8 @@ class Batch(NamedTuple):
     streams: Tensor | None = None
     """Block-causal: 0 in a row itself, else the number of the noisy copy of a block. None: full attention."""
     opening: Tensor | None = None
-    """Rows as the cache `dual` sees them: the ids when their block opened, which was all masks. Keys and values of
-    everything outside of the block are still of then."""
+    """Rows as the cache `dual` sees them: the ids when their block opened, with all of the block masked. Keys and
+    values outside of the block are computed from these."""
     opened: Tensor | None = None
     """bool: the places of that block."""
 
@@ -151,7 +151,7 @@ class Sampler:
         return self._batch(clean, masked, masked & told)
 
     def _batch(self, clean: Tensor, masked: Tensor, wanted: Tensor) -> Batch:
-        """Without owners or clues."""
+        """A batch without owners and clues; `_practice` sets them."""
         positions = torch.arange(clean.shape[1]).repeat(len(clean), 1)
         ids, targets = torch.where(masked, self.mask, clean), torch.where(wanted, clean, IGNORED)
         nothing = torch.full_like(clean, IGNORED)

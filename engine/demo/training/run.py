@@ -39,7 +39,7 @@ AHEAD = 16
 
 def loss_of(model: Transformer, batch: Batch, block: int | None) -> Tensor:
     """Cross-entropy over the targets, and over the owners and clues, which the head reads off the hidden rows behind
-    OWNER_LAYER and CLUE_LAYER: deep supervision (Lee et al., 2015)."""
+    OWNER_LAYER and CLUE_LAYER: deep supervision (Lee et al., 2015). A batch with `opening` has only targets."""
     if batch.opening is not None:
         return _mean_loss(model, cached_rows(model, batch).flatten(0, 1), batch.targets)
     visible = None if block is None else seen(batch, block)

@@ -1,4 +1,4 @@
-"""Training steps by CUDA graphs: one for each shape of batch.
+"""Training steps by CUDA graphs: one for each shape and kind of batch.
 
 A step of a small model is a thousand small kernels, which a GPU computes faster than a host launches them.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.demo.training.noise import Batch
 
 Shape = tuple[torch.Size, tuple[bool, ...]]
-"""Of a batch: that of its ids, and which of its tensors it has not."""
+"""Of a batch: that of its ids, and which of its tensors are None."""
 
 
 class GraphedSteps:

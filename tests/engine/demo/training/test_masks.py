@@ -6,7 +6,7 @@ import torch
 from engine.demo.training import masks
 from engine.demo.training.masks import BLOCK, block_masks, full_masks
 
-ROWS, LENGTH, START = 400, 120, 10
+ROWS, LENGTH, START = 2000, 120, 10
 
 
 def answers(length):
@@ -23,9 +23,25 @@ def generator():
 def test_each_row_has_some_of_its_answer_or_of_the_end_behind_it_to_say(length):
     starts, ends = answers(length)
     masked = full_masks(starts, ends, LENGTH, generator())
-    assert masked[:, START : START + length + 1].any(dim=1).all()
-    assert masked[:, :START].any(), "one way masks prompts too"
-    assert not masked.all(dim=1).all()
+    own = masked[:, START : START + length + 1]
+    assert own.any(dim=1).all()
+
+
+def test_each_way_occurs_as_often_as_it_should():
+    """Rows are told apart by what they leave; where two ways may leave the same, bounds are wider."""
+    starts, ends = answers(40)
+    masked = full_masks(starts, ends, LENGTH, generator())
+    has_prompt = masked[:, :START].any(dim=1)
+    closed = masked[:, START + 2 * BLOCK :].all(dim=1)  # behind the last block that may be open
+    from_somewhere_on = (masked.int().diff(dim=1) >= 0).all(dim=1)
+
+    def share(rows):
+        return rows.float().mean().item()
+
+    assert 0.13 < share(has_prompt & ~from_somewhere_on) < 0.19
+    assert 0.25 < share(~has_prompt & ~closed) < 0.34
+    assert 0.18 < share(~has_prompt & from_somewhere_on) < 0.30
+    assert 0.22 < share(~has_prompt & closed & ~from_somewhere_on) < 0.35
 
 
 @pytest.mark.parametrize("length", [1, 5, 31, 32, 33, 70])
@@ -46,7 +62,7 @@ def test_an_open_block_is_between_clean_ones_and_masks(length):
 
 @pytest.mark.parametrize("length", [1, 5, 31, 32, 33, 70])
 def test_ends_may_be_known_before_anything_else(length, monkeypatch):
-    """From every place behind the answer's own end on; of a block that has none of it, nothing is known."""
+    """EOS may be known from any place behind the EOS that ends the answer. In earlier blocks nothing is known."""
     monkeypatch.setattr(masks, "ENDED_SHARE", 1.0)
     masked, is_open = block_masks(*answers(length), LENGTH, generator())
     known = {}

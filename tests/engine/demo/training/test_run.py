@@ -18,7 +18,7 @@ from engine.demo.decode import decode, hidden_rows
 from engine.demo.samples import LOOKUPS_SHARE
 from engine.demo.tasks import TASKS
 from engine.demo.training import run as runs
-from engine.demo.training.cached import cached_rows
+from engine.demo.training.cached import Opening, cached_rows
 from engine.demo.training.noise import IGNORED, Sampler, seen
 from engine.demo.training.recipe import AUXILIARY_WEIGHT, FINAL_LR, RECIPES, geometry, learning_rate
 from engine.demo.training.run import Run, kept_rows, loss_of
@@ -162,9 +162,10 @@ def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name
     run = make(name)
     for parameter in run.model.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
-    met = set()
+    met, cached = set(), set()
     for step in range(12):
         batch = run.sampler.batch(step, 0.0)
+        cached.add(batch.opening is not None)
         visible = None if run.recipe.block is None else seen(batch, run.recipe.block)
         with torch.no_grad(), kept_rows(run.model) as kept:
             if batch.opening is None:
@@ -180,6 +181,7 @@ def test_the_loss_is_that_of_all_rows_with_owners_and_clues_beside_it(make, name
             loss = loss_of(run.model, batch, run.recipe.block)
             torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     assert met == {0, 1}
+    assert cached == ({False, True} if run.recipe.block is None else {False})
 
 
 def test_an_open_block_sees_the_rest_as_it_was_when_the_block_opened(make):
@@ -202,6 +204,24 @@ def test_an_open_block_sees_the_rest_as_it_was_when_the_block_opened(make):
     elsewhere = torch.where(batch.opened, batch.ids, 7)
     assert torch.equal(block_rows(ids=elsewhere), now), "outside of it nothing is computed anew"
     assert not torch.allclose(block_rows(opening=torch.where(batch.opened, batch.opening, 7)), now, atol=1e-3)
+
+
+def test_nothing_is_learnt_through_what_was_kept(make, monkeypatch):
+    run, kept, attend = make("demo"), [], Opening.attend
+    for parameter in run.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+    steps = (run.sampler.batch(step, 0.0) for step in itertools.count())
+    batch = next(batch for batch in steps if batch.opening is not None)
+
+    def watched(context, layer, q, k, v):
+        kept.extend((k, v))
+        return attend(context, layer, q, k, v)
+
+    monkeypatch.setattr(Opening, "attend", watched)
+    torch.autograd.backward(loss_of(run.model, batch, None))
+    assert kept
+    assert not any(tensor.requires_grad for tensor in kept)
+    assert all(parameter.grad is not None for parameter in run.model.parameters())
 
 
 def test_rows_are_kept_behind_each_layer_and_only_meanwhile(make):

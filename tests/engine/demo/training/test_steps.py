@@ -51,14 +51,19 @@ def test_every_batch_is_learnt_once_and_in_order(pools):
 
     def learn(batch):
         def now():
-            learnt.append((tuple(batch.ids.shape), int(batch.ids[0, 0])))
+            kept = None if batch.opening is None else int(batch.opening[0, 0])
+            learnt.append((tuple(batch.ids.shape), int(batch.ids[0, 0]), kept))
 
         now() if Graph.recording is None else Graph.recording.append(now)
 
     step = GraphedSteps(learn)
-    wanted = [((2, 4), 1), ((1, 8), 2), ((2, 4), 3), ((2, 4), 4), ((1, 8), 5), ((1, 8), 6), ((2, 4), 7)]
-    for shape, number in wanted:
+    shapes = [(2, 4), (1, 8), (2, 4), (2, 4), (1, 8), (1, 8), (2, 4)]
+    plain = [(shape, number, None) for number, shape in enumerate(shapes)]
+    cached = [(shape, number + 20, number + 40) for shape, number, _ in plain if shape == (2, 4)]
+    wanted = [*plain, *cached, *plain]
+    for shape, number, kept in wanted:
         ids = torch.full(shape, number)
-        step(Batch(ids, ids, ids, ids, ids))
+        opening = None if kept is None else torch.full(shape, kept)
+        step(Batch(ids, ids, ids, ids, ids, opening=opening, opened=opening))
     assert learnt == wanted
-    assert pools == [None, "pool"], "a graph for each shape, in one pool"
+    assert pools == [None, "pool", "pool"], "a graph for each shape and kind, in one pool"
