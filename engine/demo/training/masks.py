@@ -34,7 +34,7 @@ def full_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Gener
     for share, ones in ways:
         masked |= ones & (way >= below) & (way < below + share)
         below += share
-    return _with_one_at_least(masked, in_answer & (place <= ends - starts), masked)
+    return _with_one_at_least(masked, in_answer & (place <= ends - starts))
 
 
 def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -52,10 +52,10 @@ def block_masks(starts: Tensor, ends: Tensor, length: int, generator: torch.Gene
     tail = lengths + 1
     known_from = tail + (cut * ((number + 1) * BLOCK + 1 - tail).clamp(min=0)).long()
     drawn = torch.rand(rows, length, generator=generator) < ratio
-    masked = is_open & torch.where(ended < ENDED_SHARE, place < known_from, drawn)
-    return _with_one_at_least(masked, is_open & (place <= lengths), masked | (block > number)), is_open
+    masked = (is_open & torch.where(ended < ENDED_SHARE, place < known_from, drawn)) | (block > number)
+    return _with_one_at_least(masked, is_open & (place <= lengths)), is_open
 
 
-def _with_one_at_least(masked: Tensor, own: Tensor, wanted: Tensor) -> Tensor:
-    """`wanted`, and all of `own` in rows of which `masked` has none of them."""
-    return wanted | (own & ~(masked & own).any(dim=1, keepdim=True))
+def _with_one_at_least(masked: Tensor, own: Tensor) -> Tensor:
+    """`masked`, and all of `own` in rows of which it has none of them."""
+    return masked | (own & ~(masked & own).any(dim=1, keepdim=True))
