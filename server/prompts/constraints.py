@@ -68,7 +68,7 @@ async def compiled_chat(
         content_param, make = said
         with _naming(content_param):
             content = make()
-        if content.kind != "schema" and _may_answer_with_text(body):
+        if content.kind != "schema" and not body.must_call:
             raise InvalidRequest(
                 f"`{content_param}` cannot stand beside `tools`; leave one of them out.", content_param
             )
@@ -78,8 +78,8 @@ async def compiled_chat(
 
 def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace, is_strict: bool) -> Spec:
     """A named tool is required, as the only one, and not in parallel."""
-    choice = body.tool_choice or "auto"
-    functions = [tool.function for tool in body.tools]
+    choice = body.tool_choice
+    functions = [tool.function for tool in body.shown_tools]
     if isinstance(choice, NamedTool):
         functions = [function for function in functions if function.name == choice.function.name]
     return spec.of_tools(
@@ -87,15 +87,11 @@ def _of_tools(body: ChatRequest, content: Spec | None, whitespace: Whitespace, i
             CallableFunction(function.name, _of_object(function.parameters), is_strict or function.strict is True)
             for function in functions
         ],
-        "auto" if _may_answer_with_text(body) else "required",
+        "required" if body.must_call else "auto",
         content.whitespace if content else whitespace,
         is_parallel=body.parallel_tool_calls and not isinstance(choice, NamedTool),
-        content=json.loads(content.source) if content and _may_answer_with_text(body) else None,
+        content=json.loads(content.source) if content and not body.must_call else None,
     )
-
-
-def _may_answer_with_text(body: ChatRequest) -> bool:
-    return body.tool_choice in (None, "auto")
 
 
 def _of_object(parameters: dict[str, Any]) -> dict[str, Any] | None:

@@ -244,7 +244,7 @@ async def conversation(body: ChatRequest, service: Service) -> Prompt:
 
 def _may_reason(body: ChatRequest) -> bool:
     """Whether the answer may begin with reasoning: what an answer must be is said of all of it."""
-    return not is_constrained(body) and (not body.shown_tools or body.tool_choice in (None, "auto"))
+    return not is_constrained(body) and not body.must_call
 
 
 def _begun(body: ChatRequest) -> str:

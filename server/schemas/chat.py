@@ -9,7 +9,15 @@ from engine import MAX_LOGPROBS, Range
 from server.schemas.logprobs import ChatLogprobs
 from server.schemas.sampling import SamplingRequest
 from server.schemas.template import Messages, TemplateRequest
-from server.schemas.tools import AnyToolChoice, CalledTool, CalledToolDelta, Tool, ToolChoice, check_choice
+from server.schemas.tools import (
+    AllowedTools,
+    AnyToolChoice,
+    CalledTool,
+    CalledToolDelta,
+    Tool,
+    ToolChoice,
+    check_choice,
+)
 from server.schemas.trace import TraceStep
 from server.schemas.usage import CompletionUsage
 from server.schemas.wire import INT64, IdsIfAsked, IfGiven, check_unicode, spelled_off
@@ -49,7 +57,8 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     """With `logprobs`: also those of this many of the most probable tokens."""
     tool_choice: AnyToolChoice | None = None
     """Whether tools are called: `auto` leaves it to the model, `required` is one call or more, `none` is no call, and
-    then the model does not see `tools`. The name of a function calls this one, once. Absent is `auto` with `tools`."""
+    then the model does not see `tools`. The name of a function calls this one, once. `allowed_tools` is `auto` or
+    `required` with some of `tools`, and the model sees no others. Absent is `auto` with `tools`."""
     parallel_tool_calls: bool = True
     """Whether the answer may hold more than one call."""
     include_reasoning: bool = True
@@ -64,7 +73,24 @@ class ChatRequest(SamplingRequest, TemplateRequest):
     @property
     def shown_tools(self) -> list[Tool]:
         """The tools that the model sees."""
-        return [] if self.tool_choice == "none" else self.tools
+        match self.tool_choice:
+            case "none":
+                return []
+            case AllowedTools(allowed_tools=allowed):
+                return [tool for tool in self.tools if tool.function.name in allowed.names]
+            case _:
+                return self.tools
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call at least, and no text."""
+        match self.tool_choice:
+            case None | "none" | "auto":
+                return False
+            case AllowedTools(allowed_tools=allowed):
+                return allowed.mode == "required"
+            case _:
+                return True
 
     @field_validator("tool_choice")
     @classmethod

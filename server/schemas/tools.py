@@ -99,7 +99,26 @@ class NamedTool(WireRequest):
     function: NamedFunction
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class AllowedFunctions(WireRequest):
+    """Which tools may be called, and whether one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+    @property
+    def names(self) -> set[str]:
+        """Of the functions."""
+        return {tool.function.name for tool in self.tools}
+
+
+class AllowedTools(WireRequest):
+    """Those of `tools` that may be called, each as the one that is named."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
 
 
 def _read_choice(value: Any) -> ToolChoice:
@@ -109,8 +128,10 @@ def _read_choice(value: Any) -> ToolChoice:
             return value  # type: ignore[no-any-return]
         case {"type": "function", "function": {"name": str()}}:
             return NamedTool.model_validate(value)
+        case {"type": "allowed_tools"}:
+            return AllowedTools.model_validate(value)
     form = '{"type": "function", "function": {"name": "..."}}'
-    raise PydanticCustomError("tool_choice", f"must be `none`, `auto`, `required`, or {form}")
+    raise PydanticCustomError("tool_choice", f"must be `none`, `auto`, `required`, `allowed_tools`, or {form}")
 
 
 AnyToolChoice = Annotated[ToolChoice, PlainValidator(_read_choice, json_schema_input_type=ToolChoice)]
@@ -118,9 +139,17 @@ AnyToolChoice = Annotated[ToolChoice, PlainValidator(_read_choice, json_schema_i
 
 def check_choice(choice: ToolChoice | None, tools: Sequence[Tool]) -> None:
     """Raises PydanticCustomError for a choice that needs a tool that is not there."""
-    if choice == "required" and not tools:
-        raise PydanticCustomError("tool_choice", "is `required`, but there are no `tools`")
-    if isinstance(choice, NamedTool) and choice.function.name not in [tool.function.name for tool in tools]:
+    named: set[str] = set()
+    match choice:
+        case "required" if not tools:
+            raise PydanticCustomError("tool_choice", "is `required`, but there are no `tools`")
+        case NamedTool(function=function):
+            named = {function.name}
+        case AllowedTools(allowed_tools=allowed):
+            if allowed.mode == "required" and not allowed.tools:
+                raise PydanticCustomError("tool_choice", "requires a call, but allows no function")
+            named = allowed.names
+    if not named <= {tool.function.name for tool in tools}:
         raise PydanticCustomError("tool_choice", "names a function that is none of `tools`")
 
 

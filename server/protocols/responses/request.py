@@ -142,15 +142,12 @@ def _messages(body: ResponsesRequest, unsupported: UnsupportedFields, names: dic
 
 
 def _tools(body: ResponsesRequest, unsupported: UnsupportedFields, names: dict[str, str]) -> list[dict[str, Any]]:
-    """The functions; of those that are allowed, where `tool_choice` says so."""
-    allowed = None
-    if isinstance(body.tool_choice, AllowedTools):
-        allowed = {tool.name for tool in body.tool_choice.tools if tool.type == "function"}
+    """The functions."""
     tools: list[dict[str, Any]] = []
     for index, tool in enumerate(body.tools):
         if not isinstance(tool, FunctionTool):
             unsupported.log(tool.type, "tools of the type")
-        elif allowed is None or tool.name in allowed:
+        else:
             names[f"tools.{len(tools)}"] = f"tools.{index}"
             names[f"tools.{len(tools)}.function"] = f"tools.{index}"
             said = {
@@ -167,8 +164,11 @@ def _choice(body: ResponsesRequest) -> str | dict[str, Any] | None:
     match body.tool_choice:
         case NamedFunctionTool(name=name):
             return {"type": "function", "function": {"name": name}}
-        case AllowedTools(mode=mode):
-            return mode
+        case AllowedTools(mode=mode, tools=tools):
+            functions = [
+                {"type": "function", "function": {"name": tool.name}} for tool in tools if tool.type == "function"
+            ]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": functions}}
         case choice:
             return choice
 

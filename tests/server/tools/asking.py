@@ -6,6 +6,14 @@ TOOLS = [
     {"type": "function", "function": {"name": "now"}},
 ]
 NAMED = {"type": "function", "function": {"name": "look"}}
+
+
+def allowed(mode, *names):
+    """The choice of those of the tools."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 NOW = '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 LOOK = '<tool_call>\n{"name": "look", "arguments": {"place": "Rome"}}\n</tool_call>'
 USER = {"role": "user", "content": "hi"}

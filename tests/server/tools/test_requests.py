@@ -10,7 +10,7 @@ from server.http.app import create_app
 from server.schemas import ChatRequest
 from server.settings.tree import build
 
-from .asking import LOOK, NAMED, NOW, TOOLS, USER, ask, function
+from .asking import LOOK, NAMED, NOW, TOOLS, USER, allowed, ask, function
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,38 @@ async def test_the_choice_becomes_a_constraint(api, engine, body, accepted, acce
     if "response_format" not in body and "Hello" in accepted:
         accepted += "|{}"  # it is a text as any other
     assert found == accepted.split("|")
+
+
+@pytest.mark.parametrize(
+    ("choice", "shown", "accepted"),
+    [
+        (allowed("auto", "now"), "now ", ["Hello", "NOW"]),
+        (allowed("required", "now"), "now ", ["NOW"]),
+        (allowed("required", "now", "look"), "look now ", ["NOW", "LOOK", "NOW LOOK"]),
+        (allowed("required", "look", "look"), "look ", ["LOOK"]),
+    ],
+)
+async def test_some_of_the_tools_are_allowed(api, engine, choice, shown, accepted, accepts):
+    await ask(api, tool_choice=choice)
+    [submission] = engine.submissions
+    assert bytes(submission.prompt_ids).decode() == f"{shown}<u>hi"
+    texts = {"Hello": "Hello", "NOW": NOW, "LOOK": LOOK, "NOW LOOK": f"{NOW}\n{LOOK}"}
+    assert [name for name, text in texts.items() if accepts(submission.sampling.constraint, text)] == accepted
+
+
+async def test_no_tool_is_allowed(api, engine):
+    await ask(api, tool_choice=allowed("auto"))
+    [submission] = engine.submissions
+    assert bytes(submission.prompt_ids) == b"<u>hi"
+    assert submission.sampling.constraint is None
+
+
+async def test_what_is_refused_of_an_allowed_tool_names_its_place(api, engine):
+    """Among all tools; nothing is compiled of the others."""
+    told = [*TOOLS, function(name="a", parameters={"if": {}})]
+    response = await api.chat(tools=told, tool_choice=allowed("auto", "a"))
+    assert api.error_of(response, 400)["param"] == "tools.2.function.parameters"
+    await ask(api, tools=told, tool_choice=allowed("auto", "now"))
 
 
 async def test_arguments_are_an_object(api, engine, accepts):
@@ -168,6 +200,12 @@ async def test_what_clients_send_is_taken(api, engine, body):
         ({"tool_choice": {"type": "function", "function": {"name": "a b"}}}, "tool_choice", "none of `tools`"),
         ({"tool_choice": "required", "tools": None}, "tool_choice", "no `tools`"),
         ({"tool_choice": NAMED, "tools": []}, "tool_choice", "none of `tools`"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools", "provide"),
+        ({"tool_choice": allowed("none", "now")}, "tool_choice.allowed_tools.mode", "'auto' or 'required'"),
+        ({"tool_choice": allowed("auto", 5)}, "tool_choice.allowed_tools.tools.0.function.name", "string"),
+        ({"tool_choice": allowed("auto", "now", "f")}, "tool_choice", "none of `tools`"),
+        ({"tool_choice": allowed("required")}, "tool_choice", "allows no function"),
+        ({"tool_choice": allowed("auto", "now"), "tools": []}, "tool_choice", "none of `tools`"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "boolean"),
         ({"tools": None, "functions": [{"name": "f"}]}, "functions", "`tools`"),
         ({"tools": None, "function_call": {"name": "f"}}, "function_call", "`tool_choice`"),

@@ -61,6 +61,11 @@ def output(said):
         ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice", "no `tools`"),
         ({"tool_choice": {"type": "web_search"}, "tools": TOOLS}, "tool_choice", "`none`, `auto`, `required`"),
         ({"tool_choice": {"type": "function", "name": "f"}, "tools": TOOLS}, "tool_choice", "none of `tools`"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "f"}]}, "tools": TOOLS},
+            "tool_choice",
+            "none of `tools`",
+        ),
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "'json_schema'"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "`schema`"),
         (

@@ -134,6 +134,7 @@ async def test_what_is_passed_by_is_logged_once(ask, caplog):
         (NAMED, "look now ", True),
         ({"type": "allowed_tools", "mode": "required", "tools": [NAMED]}, "look ", True),
         ({"type": "allowed_tools", "tools": [{"type": "function", "name": "now"}]}, "now ", True),
+        ({"type": "allowed_tools", "tools": [{"type": "web_search"}]}, "", False),
     ],
 )
 async def test_choices_of_tools(ask, engine, prompt, choice, shown, has_constraint):
