@@ -27,7 +27,7 @@ def make(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "python3").write_text(STUB)
     (tmp_path / "python3").chmod(0o755)
-    given = ("MAKE", "MFLAGS", "SLOW")  # of the make that runs these tests
+    given = ("MAKE", "MFLAGS", "SLOW", "FILE", "GPU", "TORCH_INDEX")  # of the make that runs these tests
     environ = {name: value for name, value in os.environ.items() if not name.startswith(given)}
 
     def run(*arguments):
