@@ -87,7 +87,7 @@ ifeq ($(NEWEST),)
 	@echo "No Python from 3.12 on is at hand: left out."
 else
 	$(NEWEST) -m venv .tools/newest
-	.tools/newest/bin/python -m pip $(PIP_INSTALL) --quiet -e '.[dev]'
+	.tools/newest/bin/python -m pip $(PIP_INSTALL) --quiet -e '.[test]'
 	OMP_NUM_THREADS=1 .tools/newest/bin/python -m pytest -q -p no:cacheprovider --numprocesses auto --maxprocesses 4 $(FAST)
 endif
 

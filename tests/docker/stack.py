@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 
@@ -30,7 +31,10 @@ def rendered(files, folder):
         service.pop("depends_on", None)
         service["healthcheck"].pop("start_interval", None)
         service["ports"] = [port.replace("127.0.0.1:", f"{LOOPBACK}:") for port in service["ports"]]
-        service["volumes"] = [volume.replace("./", f"{DOCKER}/", 1) for volume in service["volumes"]]
+        service["volumes"] = [
+            volume.replace("./prometheus/", f"{folder}/prometheus/").replace("./", f"{DOCKER}/", 1)
+            for volume in service["volumes"]
+        ]
         if isinstance(
             service["networks"], dict
         ):  # as Docker does: an address that comes back is the same card, which neighbours remember
@@ -38,8 +42,21 @@ def rendered(files, folder):
             inside["mac_address"] = "02:42:" + ":".join(f"{int(n):02x}" for n in inside["ipv4_address"].split("."))
         if program == "server":  # `extends` reads compose.yaml alone
             service["command"], service["deploy"] = services["server"]["command"], {}
+    hasten(folder / "prometheus")
     document["secrets"]["api-keys"]["file"] = str(folder / "api-keys")
     return document | {"name": PROJECT}
+
+
+def hasten(folder):
+    """Prometheus' configuration, whose alarms wait for seconds: promtool's tests know for how long they should."""
+    shutil.copytree(DOCKER / "prometheus", folder, dirs_exist_ok=True)
+    for path, given, hastened in (
+        ("prometheus.yml", "evaluation_interval: 15s", "evaluation_interval: 5s"),
+        ("rules/alerts.yml", "for: 1m", "for: 5s"),
+    ):
+        text = (folder / path).read_text()
+        assert given in text
+        (folder / path).write_text(text.replace(given, hastened))
 
 
 class Stack:
