@@ -77,7 +77,8 @@ class ChatRequest(SamplingRequest, TemplateRequest):
             case "none":
                 return []
             case AllowedTools(allowed_tools=allowed):
-                return [tool for tool in self.tools if tool.function.name in allowed.names]
+                names = allowed.names
+                return [tool for tool in self.tools if tool.function.name in names]
             case _:
                 return self.tools
 

@@ -103,7 +103,7 @@ class AllowedFunctions(WireRequest):
     """Which tools may be called, and whether one has to be."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool]
+    tools: Annotated[list[NamedTool], Field(max_length=MAX_TOOLS)]
 
     @property
     def names(self) -> set[str]:

@@ -54,6 +54,7 @@ _NAMES = {
     "response_format.json_schema": "text.format",
     "reasoning_effort": "reasoning.effort",
     "tool_choice.function": "tool_choice",
+    "tool_choice.allowed_tools": "tool_choice",
 }
 
 

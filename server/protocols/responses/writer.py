@@ -42,7 +42,7 @@ class ResponsesWriter:
     """Writes one answer. Holds how much of it has been written, so that it can end a stream that fails."""
 
     def __init__(self, answer: Answer, body: ResponsesRequest, tools: Sequence[Tool], temperature: float) -> None:
-        """`tools`: those that can be called. `temperature`: the effective one."""
+        """`tools`: the functions that were sent. `temperature`: the effective one."""
         self._answer = answer
         self._blocks = Blocks()
         self._num_events = 0

@@ -79,6 +79,13 @@ async def test_some_of_the_tools_are_allowed(api, engine, choice, shown, accepte
     assert [name for name, text in texts.items() if accepts(submission.sampling.constraint, text)] == accepted
 
 
+def test_as_many_are_allowed_as_there_may_be():
+    body = {"messages": [USER], "tools": TOOLS}
+    ChatRequest.model_validate({**body, "tool_choice": allowed("auto", *["now"] * 128)})
+    with pytest.raises(ValidationError, match="at most 128"):
+        ChatRequest.model_validate({**body, "tool_choice": allowed("auto", *["now"] * 129)})
+
+
 async def test_no_tool_is_allowed(api, engine):
     await ask(api, tool_choice=allowed("auto"))
     [submission] = engine.submissions
